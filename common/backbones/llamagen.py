@@ -1,0 +1,162 @@
+"""LlamaGen class-conditional transformer (arXiv 2406.06525; backbones.md section 1).
+
+Llama-style decoder over raster-ordered tokens after one class slot: RMSNorm, 2-D rotary
+positions, SwiGLU, no biases. Parameter names are the official ones.
+
+Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotary pairs.
+"""
+
+from typing import Literal, Self, cast
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from common.backbone import Backbone, BackboneConfig, DecodeState, SequenceSpec
+from common.layers import CausalAttention, KeyValueCache, RMSNorm, SwiGLU, rotary_2d
+from common.plan import DecodePlan, raster_plan
+
+SIZES = {
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1280, 36, 20),
+    "XXL": (1536, 48, 24),
+    "3B": (3200, 24, 32),
+}
+"""Published sizes: width, depth, heads (backbones.md 1.4)."""
+
+
+class Config(BackboneConfig):
+    preset: Literal["B", "L", "XL", "XXL", "3B"] | None = None
+    """A published size; sets width, depth and heads."""
+    width: PositiveInt = 128
+    """Channels of the residual stream."""
+    depth: PositiveInt = 4
+    """Transformer blocks."""
+    heads: PositiveInt = 4
+    """Attention heads; width / heads must be a multiple of 4."""
+    multiple_of: PositiveInt = 256
+    """The feed-forward width is rounded up to a multiple of this."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Token, residual and feed-forward dropout while training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: dict) -> dict:
+        preset = values.get("preset")
+        if preset not in SIZES:
+            return values
+        sizes = dict(zip(("width", "depth", "heads"), SIZES[preset], strict=True))
+        for name, size in sizes.items():
+            if values.get(name, size) != size:
+                raise ValueError(f"preset {preset} has {name} {size}, not {values[name]}; drop one")
+        return {**values, **sizes}
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads gives head width "
+                f"{self.width / self.heads:g}; 2-D rotary positions need a multiple of 4"
+            )
+        return self
+
+    def build(self, spec: SequenceSpec) -> Backbone:
+        return LlamaGen(self, spec)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(width=16, depth=2, heads=2, multiple_of=8)
+
+
+class LabelEmbedder(nn.Module):
+    """Class table whose last row is the null class; labels are dropped outside."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, class_B: Tensor) -> Tensor:
+        return self.embedding_table(class_B)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = CausalAttention(config.width, config.heads)
+        self.ffn_norm = RMSNorm(config.width)
+        self.feed_forward = SwiGLU(config.width, config.multiple_of)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BnC: Tensor, rotary_nP2: Tensor, cache: KeyValueCache | None) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BnC), rotary_nP2, cache)
+        x_BnC = x_BnC + self.dropout(attended)
+        return x_BnC + self.dropout(self.feed_forward(self.ffn_norm(x_BnC)))
+
+
+class LlamaGen(Backbone):
+    """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
+
+    def __init__(self, config: Config, spec: SequenceSpec) -> None:
+        super().__init__()
+        if spec.length != spec.grid[0] * spec.grid[1]:
+            raise ValueError(f"llamagen needs one token per grid cell, got {spec}")
+        self.spec = spec
+        self.heads = config.heads
+        self.cls_embedding = LabelEmbedder(spec.num_classes, config.width)
+        self.tok_embeddings = nn.Embedding(spec.vocab_size, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width)
+        self.output = nn.Linear(config.width, spec.vocab_size, bias=False)
+        # A plain attribute, made at first use: outside the state dict, float32 whatever the module
+        # is cast to, and real even if the module was built on the meta device.
+        self._rotary: Tensor | None = None
+        self._head_width = config.width // config.heads
+        self._initialise()
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.output
+
+    def plan(self, batch: int, generator: torch.Generator | None = None) -> DecodePlan:
+        return raster_plan(batch, self.spec.length)
+
+    def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
+        class_B1C = self.cls_embedding(class_B)[:, None]
+        x_BLC = torch.cat([class_B1C, self.tok_embeddings(token_BL[:, :-1])], dim=1)
+        return self._run(x_BLC, start=0)
+
+    def begin(
+        self, class_B: Tensor, plan: DecodePlan, *, given_BL: Tensor | None = None, step: int = 0
+    ) -> DecodeState:
+        state = super().begin(class_B, plan, given_BL=given_BL, step=step)
+        state.cache = [KeyValueCache(self.spec.length) for _ in self.layers]
+        return state
+
+    def predict(self, state: DecodeState) -> Tensor:
+        """Feed whatever is not cached yet: the class slot and prefix at first, then one token."""
+        filled, slot = state.cache[0].filled, state.slots.start
+        x_BnC = self.tok_embeddings(state.token_BL[:, max(filled - 1, 0) : slot])
+        if filled == 0:
+            x_BnC = torch.cat([self.cls_embedding(state.class_B)[:, None], x_BnC], dim=1)
+        return self.head(self._run(x_BnC, start=filled, caches=state.cache)[:, -1:])
+
+    def _run(
+        self, x_BnC: Tensor, *, start: int, caches: list[KeyValueCache] | None = None
+    ) -> Tensor:
+        x_BnC = self.dropout(x_BnC)
+        if self._rotary is None or self._rotary.device != x_BnC.device:
+            self._rotary = rotary_2d(*self.spec.grid, self._head_width).to(x_BnC.device)
+        rotary_nP2 = self._rotary[start : start + x_BnC.shape[1]]
+        for depth, block in enumerate(self.layers):
+            x_BnC = block(x_BnC, rotary_nP2, caches[depth] if caches else None)
+        return self.norm(x_BnC)
+
+    def _initialise(self) -> None:
+        """N(0, 0.02) everywhere and a zero head: a fresh model is exactly uniform."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(cast(Tensor, module.weight), std=0.02)
+        nn.init.zeros_(self.output.weight)

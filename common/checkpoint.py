@@ -1,0 +1,189 @@
+"""Files that survive: atomic writes, safetensors with a self-description, training snapshots.
+
+Nothing here unpickles a user's file: weights are safetensors, and optimizer state is read with
+`weights_only=True`.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save, save_file
+from torch import Tensor, nn
+
+from common.backbone import Backbone, BackboneConfig, SequenceSpec
+from common.errors import InputError
+from common.plugins import make
+
+FORMAT = "varkd-1"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Run `write` on a temporary neighbour, flush it to disk, then rename it to `path`.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written; `path` is as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    except SafetensorError as error:  # safetensors wraps the operating system's error
+        raise InputError(f"{path}: could not be written: {error}; free some space") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    full = error.errno == errno.ENOSPC
+    remedy = "free some space or choose another --out" if full else "choose another --out"
+    return InputError(f"{path}: could not be written: {error.strerror or error}; {remedy}")
+
+
+def write_text(path: Path, text: str) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    write_atomically(path, write)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file; metadata values are stored as JSON."""
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {"format": FORMAT, **{name: json.dumps(value) for name, value in metadata.items()}}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        InputError: the file is missing, truncated, or not one of ours.
+    """
+    try:
+        with safe_open(path, "pt") as handle:
+            header = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+    if header.pop("format", None) != FORMAT:
+        raise InputError(f"{path}: no {FORMAT} header; this file was not written by varkd")
+    return tensors, {name: json.loads(value) for name, value in header.items()}
+
+
+def save_backbone(path: Path, model: Backbone, config: BackboneConfig, **extra: Any) -> None:
+    """Weights with the config and spec that rebuild the module, and its digest."""
+    metadata = {"config": config.model_dump(mode="json"), "spec": model.spec.as_dict(), **extra}
+    save_tensors(path, model.state_dict(), metadata)
+
+
+def load_backbone(path: Path) -> tuple[Backbone, BackboneConfig]:
+    """Rebuild the module that `save_backbone` stored, in float32 on the CPU and in eval mode."""
+    tensors, metadata = load_tensors(path)
+    if "spec" not in metadata:
+        raise InputError(f"{path}: holds no backbone; expected a file such as student.safetensors")
+    config = make("common.backbones", metadata["config"])
+    with torch.device("meta"):
+        model = config.build(SequenceSpec.from_dict(metadata["spec"]))
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), config
+
+
+def load_head(path: Path) -> tuple[nn.Linear, SequenceSpec]:
+    """Only the output head of a stored backbone, and what tokens it speaks.
+
+    The other tensors are never read: a learner needs no copy of its teacher.
+    """
+    try:
+        with safe_open(path, "pt") as handle:
+            header = handle.metadata() or {}
+            if "spec" not in header:
+                raise InputError(
+                    f"{path}: holds no backbone; expected a file such as student.safetensors"
+                )
+            spec = SequenceSpec.from_dict(json.loads(header["spec"]))
+            with torch.device("meta"):
+                model = make("common.backbones", json.loads(header["config"])).build(spec)
+            name = next(name for name, module in model.named_modules() if module is model.head)
+            state = {part: handle.get_tensor(f"{name}.{part}") for part in model.head.state_dict()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+    model.head.load_state_dict(state, assign=True)
+    return model.head.requires_grad_(False), spec
+
+
+def pack(state: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
+    """A state dict as safetensors bytes in `dtype`: what travels to rollout workers."""
+    cast = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for name, value in state.items()
+    }
+    return save(cast)
+
+
+def unpack(payload: bytes) -> dict[str, Tensor]:
+    return load(payload)
+
+
+def state_digest(module: nn.Module) -> str:
+    """Sixteen hex digits of all parameters and buffers, independent of the device."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(module.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+class Snapshots:
+    """Resumable training state: one folder per step, the newest complete one wins."""
+
+    def __init__(self, root: Path, *, keep: int = 2) -> None:
+        self._root = root
+        self._keep = keep
+
+    def save(self, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Store nested tensors and JSON facts for `step`; older snapshots are pruned after."""
+        final = self._root / f"step-{step:08d}"
+        temporary = self._root / f".{final.name}.{os.getpid()}.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            torch.save(tensors, temporary / "tensors.pt")
+            (temporary / "facts.json").write_text(json.dumps(facts))
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.replace(final)
+        except OSError as error:
+            raise unwritable(final, error) from error
+        except RuntimeError as error:  # torch.save reports a failed write this way
+            raise InputError(f"{final}: could not be written: {error}; free some space") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self._complete()[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The newest (tensors, facts), or None where nothing was stored yet."""
+        complete = self._complete()
+        if not complete:
+            return None
+        folder = complete[-1]
+        tensors = torch.load(folder / "tensors.pt", map_location="cpu", weights_only=True)
+        return tensors, json.loads((folder / "facts.json").read_text())
+
+    def clear(self) -> None:
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _complete(self) -> list[Path]:
+        return sorted(self._root.glob("step-*"))

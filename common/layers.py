@@ -1,0 +1,124 @@
+"""Layers shared by the backbones, with preallocated key-value caches.
+
+Shape letters: B sequences, L slots, n new slots, S cached slots, H heads, D head width, C width.
+Source: backbones.md sections 1.1 and 1.2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm; statistics in float32, cast back before the weight is applied."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1 x) * w3 x); the inner width is 8C/3 rounded up to `multiple_of`."""
+
+    def __init__(self, width: int, multiple_of: int) -> None:
+        super().__init__()
+        inner = -(-int(2 * 4 * width / 3) // multiple_of) * multiple_of
+        self.w1 = nn.Linear(width, inner, bias=False)
+        self.w3 = nn.Linear(width, inner, bias=False)
+        self.w2 = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def rotary_2d(rows: int, cols: int, head_width: int, *, base: float = 10000.0) -> Tensor:
+    """Rotation table (1 + rows * cols, head_width / 2, 2) as (cos, sin), float32.
+
+    The first half of the adjacent channel pairs turns with the row, the second with the column.
+    Row 0 belongs to the class slot and is all zeros, *not* the identity (backbones.md 1.2).
+    """
+    quarter = head_width // 4
+    inverse = 1.0 / base ** (torch.arange(quarter).float() * 2 / (head_width // 2))
+    row_angle = torch.outer(torch.arange(rows).float(), inverse)
+    col_angle = torch.outer(torch.arange(cols).float(), inverse)
+    angle = torch.cat(
+        [
+            row_angle[:, None].expand(rows, cols, quarter),
+            col_angle[None].expand(rows, cols, quarter),
+        ],
+        dim=-1,
+    ).flatten(0, 1)
+    table = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    return torch.cat([torch.zeros_like(table[:1]), table])
+
+
+def rotate(x_BnHD: Tensor, table_nP2: Tensor) -> Tensor:
+    """Turn adjacent channel pairs by the table's angles, in float32, and cast back."""
+    pair = x_BnHD.float().unflatten(-1, (-1, 2))
+    cos, sin = table_nP2[None, :, None, :, 0], table_nP2[None, :, None, :, 1]
+    even, odd = pair[..., 0], pair[..., 1]
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(x_BnHD.dtype)
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """Keys and values of one layer, allocated once; `append` returns views, never copies."""
+
+    capacity: int
+    filled: int = 0
+    key_BHSD: Tensor | None = None
+    value_BHSD: Tensor | None = None
+
+    def append(self, key_BHnD: Tensor, value_BHnD: Tensor) -> tuple[Tensor, Tensor]:
+        if self.key_BHSD is None or self.value_BHSD is None:
+            batch, heads, _, width = key_BHnD.shape
+            self.key_BHSD = key_BHnD.new_empty((batch, heads, self.capacity, width))
+            self.value_BHSD = torch.empty_like(self.key_BHSD)
+        end = self.filled + key_BHnD.shape[2]
+        self.key_BHSD[:, :, self.filled : end] = key_BHnD
+        self.value_BHSD[:, :, self.filled : end] = value_BHnD
+        self.filled = end
+        return self.key_BHSD[:, :, :end], self.value_BHSD[:, :, :end]
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention with a fused projection ordered [q | k | v] and no biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv = nn.Linear(width, 3 * width, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x_BnC: Tensor, rotary_nP2: Tensor, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Attend from n new slots to themselves and to everything cached before."""
+        query, key, value = self.wqkv(x_BnC).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query = rotate(query, rotary_nP2).transpose(1, 2)
+        key = rotate(key, rotary_nP2).transpose(1, 2)
+        value = value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        mixed = attend(query, key, value)
+        return self.wo(mixed.transpose(1, 2).flatten(2))
+
+
+def attend(query_BHnD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
+    """Causal attention of the last n of S slots to all S."""
+    new, seen = query_BHnD.shape[2], key_BHSD.shape[2]
+    if new == 1:
+        return F.scaled_dot_product_attention(query_BHnD, key_BHSD, value_BHSD)
+    if new == seen:
+        return F.scaled_dot_product_attention(query_BHnD, key_BHSD, value_BHSD, is_causal=True)
+    visible = torch.ones(new, seen, dtype=torch.bool, device=query_BHnD.device).tril(seen - new)
+    return F.scaled_dot_product_attention(query_BHnD, key_BHSD, value_BHSD, attn_mask=visible)

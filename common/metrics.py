@@ -1,0 +1,60 @@
+"""Numbers that people look at: collected anywhere, written in one place.
+
+`MetricsHub` is a mailbox that roles post to; `MetricsLog` turns it into JSONL and TensorBoard.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+from common.errors import InputError
+
+
+class MetricsSink(Protocol):
+    def post(self, row: Mapping[str, Any]) -> None: ...
+
+
+class MetricsHub:
+    """Thread-safe mailbox of metric rows; readers keep their own cursor."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._rows: list[dict[str, Any]] = []
+
+    def post(self, row: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._rows.append(dict(row))
+
+    def since(self, cursor: int) -> list[dict[str, Any]]:
+        with self._lock:
+            return self._rows[cursor:]
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl` and to TensorBoard events in `tensorboard/`."""
+
+    def __init__(self, folder: Path, *, fresh: bool = True) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "metrics.jsonl").open("w" if fresh else "a")
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+        except OSError as error:
+            raise InputError(f"{folder}: metrics cannot be written: {error.strerror}") from error
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self._file.write(json.dumps(row) + "\n")
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, row["step"])
+        self._file.flush()
+        self.rows += rows
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()

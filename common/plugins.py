@@ -1,0 +1,58 @@
+"""The directory is the registry: `kind = "varkd"` means the file `varkd.py`."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from pydantic import BeforeValidator, computed_field
+
+from common.config import Config
+from common.errors import InputError
+
+
+class PluginConfig(Config):
+    """Base of every plug-in config."""
+
+    @computed_field
+    @property
+    def kind(self) -> str:
+        """The name of the file that defines this plug-in: said once, by the file itself."""
+        return type(self).__module__.rpartition(".")[2]
+
+
+def kinds(package: str) -> list[str]:
+    """Names of all plug-ins in `package`, found by listing its files."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path))
+
+
+def load_plugin(package: str, kind: str) -> ModuleType:
+    """Import the one file that implements `kind`.
+
+    Raises:
+        InputError: there is no such file; the message lists those that exist.
+    """
+    if kind not in kinds(package):
+        known = ", ".join(kinds(package))
+        raise InputError(f"no {package} plug-in called {kind!r}; choose one of: {known}")
+    return importlib.import_module(f"{package}.{kind}")
+
+
+def make(package: str, fields: dict[str, Any]) -> Any:
+    """Turn `{kind = ..., ...}` into that plug-in's own Config."""
+    rest = {name: value for name, value in fields.items() if name != "kind"}
+    return load_plugin(package, str(fields["kind"])).Config.model_validate(rest)
+
+
+def from_package(package: str) -> BeforeValidator:
+    """Pydantic validator that applies `make` to tables that name a kind."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "kind" not in value:
+                raise InputError(f'needs a kind: kind = "..." with one of {kinds(package)}')
+            return make(package, value)
+        return value
+
+    return BeforeValidator(resolve)

@@ -1,0 +1,1 @@
+"""One file per teacher signal; the file name is its `kind`."""

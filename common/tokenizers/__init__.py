@@ -1,0 +1,1 @@
+"""One file per image tokenizer; the file name is its `kind`."""

@@ -1,0 +1,112 @@
+"""How new student weights reach the rollout workers: immutable, versioned, digest-checked.
+
+A bundle is the bytes of a safetensors file; publisher and reader agree on it by digest. Free of
+torch, so that its process stays small.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from threading import Condition
+from typing import Protocol
+
+from common.errors import Closed
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One published policy: `version` is the number of learner steps behind it."""
+
+    version: int
+    payload: bytes
+    digest: str
+
+    @classmethod
+    def of(cls, version: int, payload: bytes) -> "Weights":
+        return cls(version, payload, _digest(payload))
+
+    def verified(self) -> bytes:
+        """The payload.
+
+        Raises:
+            ValueError: it does not match its digest, so it was damaged on the way.
+        """
+        found = _digest(self.payload)
+        if found != self.digest:
+            raise ValueError(
+                f"weights of version {self.version} arrived damaged: digest {found}, "
+                f"published {self.digest}"
+            )
+        return self.payload
+
+
+class WeightSink(Protocol):
+    def publish(self, weights: Weights) -> None: ...
+
+
+class WeightSource(Protocol):
+    def newest(self, timeout: float) -> int: ...
+    def get(self, version: int, timeout: float) -> Weights: ...
+
+
+class WeightStore:
+    """Thread-safe. Keeps the versions that a lease may still pin."""
+
+    def __init__(self, keep_behind: int) -> None:
+        self._keep_behind = keep_behind
+        self._changed = Condition()
+        self._bundles: dict[int, Weights] = {}
+        self._cause: str | None = None
+
+    def publish(self, weights: Weights) -> None:
+        """Offer a version; those more than `keep_behind` steps older are dropped.
+
+        Raises:
+            ValueError: the version is not newer than the newest one.
+        """
+        with self._changed:
+            if self._bundles and weights.version <= max(self._bundles):
+                raise ValueError(
+                    f"version {weights.version} is not newer than {max(self._bundles)}"
+                )
+            self._bundles[weights.version] = weights
+            oldest = weights.version - self._keep_behind
+            self._bundles = {v: w for v, w in self._bundles.items() if v >= oldest}
+            self._changed.notify_all()
+
+    def newest(self, timeout: float) -> int:
+        """The newest version; waits for the first one."""
+        with self._changed:
+            self._wait(lambda: bool(self._bundles), timeout, "any version")
+            return max(self._bundles)
+
+    def get(self, version: int, timeout: float) -> Weights:
+        """The bundle of `version`, once published.
+
+        Raises:
+            TimeoutError: it was not published within `timeout` seconds, or is gone already.
+            Closed: the run was ended.
+        """
+        with self._changed:
+            self._wait(lambda: version in self._bundles, timeout, f"version {version}")
+            return self._bundles[version]
+
+    def rewind(self) -> None:
+        """Forget all versions: the learner restarts from a checkpoint and publishes again."""
+        with self._changed:
+            self._bundles.clear()
+
+    def close(self, cause: str) -> None:
+        with self._changed:
+            self._cause = self._cause or cause
+            self._changed.notify_all()
+
+    def _wait(self, ready, timeout: float, what: str) -> None:
+        arrived = self._changed.wait_for(lambda: self._cause or ready(), timeout)
+        if self._cause:
+            raise Closed(self._cause)
+        if not arrived:
+            raise TimeoutError(f"{what} of the student's weights was not there in {timeout:g} s")
+
+
+def _digest(payload: bytes) -> str:
+    return hashlib.blake2b(payload, digest_size=16).hexdigest()

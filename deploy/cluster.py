@@ -1,0 +1,64 @@
+"""Starts a private local Ray cluster, or joins the one that a job was submitted to."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from deploy.config import RunConfig
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's default poll costs 2 s a report
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@contextmanager
+def cluster(config: RunConfig) -> Iterator[None]:
+    """A Ray connection for the block; a cluster that was started here is shut down after it."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    if not joined:
+        # A cluster that nobody else can see needs no token.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    if ray.is_initialized():  # somebody else's connection, e.g. a test session's
+        yield
+        return
+    if joined:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        folder = None
+    else:
+        folder = tempfile.mkdtemp(prefix="vk-", dir="/tmp" if os.path.isdir("/tmp") else None)
+        ray.init(
+            address="local",
+            num_cpus=logical_cpus(config),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=int(config.cluster.object_store_mb * 2**20),
+            _temp_dir=folder,  # sockets live below: the path must be short
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def logical_cpus(config: RunConfig) -> int:
+    """CPUs that a private cluster must offer so that every actor starts, however few there are."""
+    needed = (
+        config.rollout.workers * config.rollout.cpus
+        + config.teacher.replicas * config.teacher.cpus
+        + config.learner.ranks * config.learner.cpus
+    )
+    return max(os.cpu_count() or 1, int(needed) + 2)

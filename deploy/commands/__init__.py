@@ -1,0 +1,1 @@
+"""One file per `varkd` command; the file name is the command."""

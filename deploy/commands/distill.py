@@ -1,0 +1,41 @@
+"""Distil the student from the teacher: rollout workers, teacher server, buffer, learner.
+
+Runs on a private local Ray cluster, or on the one that RAY_ADDRESS names (`ray job submit`).
+Writes student.safetensors, student_ema.safetensors, metrics and distill.json.
+"""
+
+import argparse
+
+from deploy.arguments import add_config, open_from
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--local", action="store_true", help="the same code in one process, no Ray")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest snapshot of this config"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check, resolve and print the run; start nothing"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config, workspace = open_from(arguments)
+    from deploy.dryrun import plan_run
+    from deploy.progress import console
+
+    target = console()
+    plan = plan_run(config, workspace)
+    if arguments.dry_run:
+        plan.show(target)
+        return 0
+    from deploy.distill import distill
+
+    facts = distill(config, workspace, target, local=arguments.local, resume=arguments.resume)
+    ending = facts["cause"] or "all steps done"
+    target.print(
+        f"{facts['steps']} steps in {facts['wall_seconds']:.1f} s, {facts['published']} versions "
+        f"published ({ending}); `varkd evaluate {workspace.root}` writes the report"
+    )
+    return 0

@@ -1,0 +1,191 @@
+"""The whole run in one validated object; every command reads the sections it needs."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import NonNegativeInt, PositiveFloat, SerializeAsAny, model_validator
+
+from common.backbone import BackboneConfig
+from common.config import Config, dump_toml, load_config
+from common.errors import InputError
+from common.images import ImagesConfig
+from common.ledger import Schedule
+from common.plugins import from_package
+from common.tokenizer import TokenizerConfig
+from learner.learner import AnyObjective, LearnerConfig
+from learner.pretrain import PretrainConfig
+from rollout.context import ContextsConfig
+from rollout.evaluate import EvaluateConfig
+from rollout.sampler import SamplingConfig
+from rollout.worker import RolloutConfig
+from teacher_server.teacher import TeacherConfig
+
+AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.backbones")]
+AnyTokenizer = Annotated[SerializeAsAny[TokenizerConfig], from_package("common.tokenizers")]
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class ModelsConfig(Config):
+    """Teacher and student must speak the same tokens, not the same family."""
+
+    teacher: AnyBackbone
+    """The large model."""
+    student: AnyBackbone
+    """The small one."""
+
+
+class PretrainsConfig(Config):
+    teacher: PretrainConfig = PretrainConfig()
+    """Maximum likelihood of the teacher."""
+    student: PretrainConfig = PretrainConfig()
+    """Maximum likelihood of the student, before distillation."""
+
+
+class BufferConfig(Config):
+    max_mb: PositiveFloat = 2048.0
+    """Scored records held before rollout has to wait."""
+
+
+class SampleConfig(Config):
+    per_class: NonNegativeInt = 8
+    """Images per class."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How they are drawn."""
+
+
+class ClusterConfig(Config):
+    memory_gb: PositiveFloat | None = None
+    """Refuse runs that need more; by default the memory that is free on this machine."""
+    object_store_mb: PositiveFloat = 512.0
+    """Shared memory of a Ray cluster that the command starts itself."""
+
+
+class RunConfig(Config):
+    seed: NonNegativeInt = 0
+    """Everything random in a run is a function of this."""
+    out: Path | None = None
+    """Run folder; by default runs/<name of the config file>."""
+    images: ImagesConfig = ImagesConfig()
+    """Where real images come from."""
+    tokenizer: AnyTokenizer
+    """How images become codes."""
+    models: ModelsConfig
+    """Sizes of teacher and student."""
+    pretrain: PretrainsConfig = PretrainsConfig()
+    """Stage 0: maximum likelihood."""
+    contexts: ContextsConfig
+    """Which prefixes the student is trained on."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling workers."""
+    teacher: TeacherConfig = TeacherConfig()
+    """Teacher servers."""
+    buffer: BufferConfig = BufferConfig()
+    """Between teacher and learner."""
+    objective: AnyObjective
+    """The loss."""
+    learner: LearnerConfig = LearnerConfig()
+    """Optimisation, publishing, staleness."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Metrics."""
+    sample: SampleConfig = SampleConfig()
+    """Grids of `varkd sample`."""
+    cluster: ClusterConfig = ClusterConfig()
+    """The machine."""
+
+    def schedule(self) -> Schedule:
+        return Schedule(
+            steps=self.learner.steps,
+            images_per_step=self.learner.images_per_step,
+            lease_size=self.rollout.batch_size,
+            max_lag=self.learner.max_lag,
+            publish_every=self.learner.publish_every,
+            ordered=self.learner.ordered,
+        )
+
+    @model_validator(mode="after")
+    def _leases_fill_a_step(self) -> Self:
+        images, lease = self.learner.images_per_step, self.rollout.batch_size
+        if images % (lease * self.learner.ranks):
+            raise ValueError(
+                f"learner.images_per_step is {images}, but must be a multiple of "
+                f"rollout.batch_size {lease} times learner.ranks {self.learner.ranks}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _publishing_meets_the_bound(self) -> Self:
+        every, lag = self.learner.publish_every, self.learner.max_lag
+        if every - 1 > lag:
+            raise ValueError(
+                f"learner.publish_every is {every}, so weights get up to {every - 1} steps old, "
+                f"but learner.max_lag allows {lag}; publish more often or raise max_lag"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_workers(self) -> Self:
+        if self.rollout.min_workers > self.rollout.workers:
+            raise ValueError(
+                f"rollout.min_workers is {self.rollout.min_workers}, but rollout.workers is "
+                f"{self.rollout.workers}"
+            )
+        return self
+
+
+class Workspace:
+    """Names of a run's files, all in one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.tokenizer = root / "tokenizer.safetensors"
+        self.train_tokens = root / "tokens" / "train.parquet"
+        self.test_tokens = root / "tokens" / "test.parquet"
+        self.teacher = root / "teacher.safetensors"
+        self.student_before = root / "student_before.safetensors"
+        self.student = root / "student.safetensors"
+        self.student_ema = root / "student_ema.safetensors"
+        self.classifier = root / "features.safetensors"
+        self.clusters = root / "clusters.safetensors"
+        self.snapshots = root / "snapshots"
+
+    def teacher_of(self, config: RunConfig) -> Path:
+        return self._existing(config.teacher.weights or self.teacher, "pretrain --model teacher")
+
+    def student_of(self, config: RunConfig) -> Path:
+        given = config.learner.weights or self.student_before
+        return self._existing(given, "pretrain --model student")
+
+    def existing_tokens(self) -> Path:
+        return self._existing(self.train_tokens, "tokenize")
+
+    def existing_tokenizer(self) -> Path:
+        return self._existing(self.tokenizer, "tokenize")
+
+    @staticmethod
+    def _existing(path: Path, command: str) -> Path:
+        if not path.exists():
+            raise InputError(f"{path}: no such file; make it with `varkd {command}`")
+        return path
+
+
+def open_run(
+    source: Path, overrides: list[str], out: Path | None = None
+) -> tuple[RunConfig, Workspace]:
+    """Load a config from a TOML file, a run folder, or the name of a shipped config.
+
+    The run folder is --out, else the config's `out`, else the folder of a run's own config.toml,
+    else runs/<name>.
+    """
+    path = source / "config.toml" if source.is_dir() else source
+    shipped = CONFIGS / f"{source.name}.toml"
+    if not path.exists() and not source.suffix and shipped.exists():
+        path = shipped
+    config = load_config(RunConfig, path, overrides)
+    own = path.parent if path.name == "config.toml" else Path("runs") / path.stem
+    return config, Workspace((out or config.out or own).resolve())
+
+
+def resolved_toml(config: RunConfig) -> str:
+    """The resolved config without `out`, so that a run folder can be moved."""
+    return dump_toml(config.model_copy(update={"out": None}))

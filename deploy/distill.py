@@ -1,0 +1,191 @@
+"""One distillation run from files to files: check, start, watch, store the student."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from common.backbone import require_same_spec
+from common.checkpoint import load_backbone, load_head, save_backbone, write_text
+from common.config import digest
+from common.errors import RunFailed
+from common.metrics import MetricsHub, MetricsLog
+from common.tokens import TokenDataset, load_tokens
+from deploy.cluster import cluster
+from deploy.config import RunConfig, Workspace, resolved_toml
+from deploy.learning import learn, run_snapshots
+from deploy.pipeline import Here, Services, run_here, wire
+from deploy.progress import Bar
+from learner.learner import Solo
+from learner.train import Outcome
+
+POLL_SECONDS = 0.2
+SHOWN = {
+    "loss": "loss",
+    "img/s": "images_per_second",
+    "version": "version",
+    "lag": "lag_mean",
+    "buffer": "buffer/fill",
+}
+
+
+@dataclass
+class Watch:
+    """Moves metric rows from the hub to disk and to the screen."""
+
+    hub: MetricsHub
+    log: MetricsLog
+    bar: Bar
+    cursor: int = 0
+    recent: list[tuple[float, int]] = field(default_factory=list)
+
+    def poll(self) -> None:
+        rows = self.hub.since(self.cursor)
+        self.cursor += len(rows)
+        for row in rows:
+            self.recent = [*self.recent[-19:], (row["time"], int(row["images_total"]))]
+            (first, before), (last, after) = self.recent[0], self.recent[-1]
+            row["images_per_second"] = (after - before) / (last - first) if last > first else 0.0
+        if rows:
+            self.log.write(rows)
+            newest = rows[-1]
+            numbers = {name: newest[key] for name, key in SHOWN.items() if key in newest}
+            self.bar.show(newest["step"], numbers)
+
+
+def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
+    """Load the tokens and refuse models that do not speak them, before anything is started.
+
+    Raises:
+        InputError: a file is missing, or vocabulary, grid or classes differ.
+    """
+    tokens = workspace.existing_tokens()
+    data = load_tokens(tokens)
+    for role, path in (
+        ("student", workspace.student_of(config)),
+        ("teacher", workspace.teacher_of(config)),
+    ):
+        _, spec = load_head(path)
+        require_same_spec(data.spec, spec, us=f"the token dataset {tokens}", them=f"{role} {path}")
+    return data
+
+
+def distill(
+    config: RunConfig, workspace: Workspace, target: Console, *, local: bool, resume: bool
+) -> dict[str, Any]:
+    """Run to the end (or to SIGTERM) and write the student; returns the facts of the run.
+
+    Raises:
+        InputError: something in the user's files.
+        RunFailed: workers or the learner failed for good; finished steps are in the snapshots.
+    """
+    data = preflight(config, workspace)
+    snapshots = run_snapshots(config, workspace)
+    resuming = resume and snapshots.latest() is not None
+    if not resuming:
+        snapshots.clear()
+    write_text(workspace.config, resolved_toml(config))
+    log = MetricsLog(workspace.root, fresh=not resuming)
+    started = time.monotonic()
+    try:
+        with Bar(target, "distill", config.learner.steps) as bar:
+            runner = _run_local if local else _run_on_ray
+            outcome, gauges = runner(config, workspace, data, log, bar)
+    finally:
+        log.close()
+    store_student(config, workspace)
+    facts = {
+        **outcome.as_dict(),
+        "wall_seconds": time.monotonic() - started,
+        "resumed": resuming,
+        "local": local,
+        **gauges,
+    }
+    write_text(workspace.root / "distill.json", json.dumps(facts, indent=2))
+    return facts
+
+
+def _run_local(
+    config: RunConfig, workspace: Workspace, data: TokenDataset, log: MetricsLog, bar: Bar
+) -> tuple[Outcome, dict[str, Any]]:
+    services = wire(config, data, workspace.teacher_of(config), Here())
+    watch = Watch(services.hub, log, bar)
+
+    def train(services: Services, sample: Callable[[], object]) -> Outcome:
+        def while_waiting() -> None:
+            watch.poll()
+            sample()
+
+        return learn(config, workspace.root, services, Solo(), while_waiting)
+
+    with _stop_on_sigterm(services):
+        outcome = run_here(services, train)
+    watch.poll()
+    return outcome, _gauges(services, deaths={})
+
+
+def _run_on_ray(
+    config: RunConfig, workspace: Workspace, data: TokenDataset, log: MetricsLog, bar: Bar
+) -> tuple[Outcome, dict[str, Any]]:
+    with cluster(config):
+        from deploy.crew import Crew
+        from deploy.ddp import TrainJob
+        from deploy.remote import OnRay
+
+        place = OnRay()
+        try:
+            services = wire(config, data, workspace.teacher_of(config), place)
+            place.wait_ready()
+            watch = Watch(services.hub, log, bar)
+            job = TrainJob(config, workspace.root, services)
+            crew = Crew(services, min_workers=config.rollout.min_workers)
+            with _stop_on_sigterm(services):
+                while job.running():
+                    crew.check()
+                    watch.poll()
+                    time.sleep(POLL_SECONDS)
+            watch.poll()
+            services.ledger.close("the run is over")
+            crew.dismiss()
+            outcome = job.result()
+            if crew.failure is not None:
+                raise RunFailed(crew.failure)
+            return outcome, _gauges(services, crew.deaths)
+        finally:
+            place.shutdown()
+
+
+def _gauges(services: Services, deaths: dict[str, str]) -> dict[str, Any]:
+    return {**services.buffer.gauges(), **services.ledger.gauges(), "deaths": deaths}
+
+
+@contextmanager
+def _stop_on_sigterm(services: Services) -> Iterator[None]:
+    """SIGTERM ends the run in order: no more leases, a snapshot, exit code 0."""
+
+    def stop(number: int, frame: object) -> None:
+        services.close("stopped by SIGTERM; run again with --resume to go on")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def store_student(config: RunConfig, workspace: Workspace) -> None:
+    """Write the newest snapshot's student and its average as files that can be sampled."""
+    found = run_snapshots(config, workspace).latest()
+    if found is None:
+        raise RunFailed("the learner ended without a snapshot")
+    tensors, facts = found
+    model, _ = load_backbone(workspace.student_of(config))
+    steps = facts["ledger"]["step"]
+    for name, path in (("student", workspace.student), ("ema", workspace.student_ema)):
+        model.load_state_dict(tensors[name])
+        save_backbone(path, model, config.models.student, steps=steps, config_digest=digest(config))

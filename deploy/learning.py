@@ -1,0 +1,91 @@
+"""Builds one learner rank from a config and files; the same for one process and for Ray Train."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from common.backbone import build_seeded, require_same_spec
+from common.checkpoint import Snapshots, load_backbone, load_head, save_tensors, state_digest
+from common.config import digest
+from common.errors import InputError
+from common.ledger import derive_seed
+from common.tokenizer import load_tokenizer
+from deploy.config import RunConfig, Workspace
+from deploy.pipeline import Services
+from learner.learner import Learner, Ranks, TeacherView
+from learner.relaxation import ClusterMap, cluster_codebook
+from learner.train import Outcome, Trainer
+
+
+def learn(
+    config: RunConfig,
+    root: Path,
+    services: Services,
+    ranks: Ranks,
+    while_waiting: Callable[[], object] | None = None,
+) -> Outcome:
+    """Train one rank to the end of the schedule, resuming from snapshots in the run folder."""
+    workspace = Workspace(root)
+    trainer = Trainer(
+        build_learner(config, workspace, ranks),
+        config.schedule(),
+        buffer=services.buffer,
+        weights=services.weights,
+        ledger=services.ledger,
+        metrics=services.hub,
+        snapshots=run_snapshots(config, workspace),
+        ranks=ranks,
+        weights_dtype=config.rollout.dtype,
+        snapshot_every=config.learner.snapshot_every,
+        stall_seconds=config.learner.stall_seconds,
+        while_waiting=while_waiting,
+    )
+    return trainer.run()
+
+
+def run_snapshots(config: RunConfig, workspace: Workspace) -> Snapshots:
+    """Snapshots of exactly this config: another config never resumes from them."""
+    return Snapshots(workspace.snapshots / digest(config))
+
+
+def build_learner(config: RunConfig, workspace: Workspace, ranks: Ranks) -> Learner:
+    """Student, objective, cluster map and the teacher's head, all checked against each other."""
+    seed = derive_seed(config.seed, "learner")
+    source = workspace.student_of(config)
+    stored, architecture = load_backbone(source)
+    if architecture.model_dump(exclude={"dropout"}) != config.models.student.model_dump(
+        exclude={"dropout"}
+    ):
+        raise InputError(
+            f"{source} holds a student with {architecture.model_dump()}, but models.student is "
+            f"{config.models.student.model_dump()}; make them equal or pretrain again"
+        )
+    student = build_seeded(config.models.student, stored.spec, seed)
+    student.load_state_dict(stored.state_dict())
+    teacher_file = workspace.teacher_of(config)
+    head, spec = load_head(teacher_file)
+    require_same_spec(stored.spec, spec, us=f"student {source}", them=f"teacher {teacher_file}")
+    return Learner(
+        config.learner,
+        config.objective,
+        student,
+        seed=seed,
+        contexts=tuple(sorted(config.contexts.sources)),
+        teacher=TeacherView(config.teacher.signal, head, state_digest(head)),
+        clusters=cluster_map(config, workspace, ranks),
+        ranks=ranks,
+    )
+
+
+def cluster_map(config: RunConfig, workspace: Workspace, ranks: Ranks) -> ClusterMap | None:
+    """The objective's codebook clusters; saved with the run by rank 0."""
+    relaxation = config.objective.relaxation_config()
+    if relaxation is None:
+        return None
+    tokenizer = load_tokenizer(workspace.existing_tokenizer())
+    clusters = cluster_codebook(tokenizer.codebook_VD, relaxation)
+    if clusters is not None and ranks.rank == 0:
+        facts = {"relaxation": relaxation.model_dump(), "digest": clusters.digest}
+        save_tensors(workspace.clusters, {"cluster_V": clusters.cluster_V.to(torch.int32)}, facts)
+    return clusters

@@ -1,0 +1,117 @@
+"""Pictures for people: sample grids and training curves."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from common.checkpoint import write_atomically
+from rollout.features import as_rgb
+
+CELL_PIXELS = 48
+GAP = 2
+LABEL_HEIGHT = 18
+
+
+def grid(pixel_NCHW: Tensor, columns: int) -> Image.Image:
+    """Images in rows of `columns`, small ones enlarged without smoothing, on white."""
+    rgb = as_rgb(pixel_NCHW)
+    side = rgb.shape[-1]
+    scale = max(1, CELL_PIXELS // side)
+    cell = side * scale
+    rows = -(-len(rgb) // columns)
+    size = columns * (cell + GAP) + GAP, rows * (cell + GAP) + GAP
+    sheet = Image.new("RGB", size, "white")
+    for index, pixel_3HW in enumerate(rgb):
+        tile = Image.fromarray(pixel_3HW.permute(1, 2, 0).contiguous().numpy())
+        row, column = divmod(index, columns)
+        corner = GAP + column * (cell + GAP), GAP + row * (cell + GAP)
+        sheet.paste(tile.resize((cell, cell), Image.Resampling.BICUBIC), corner)
+    return sheet
+
+
+def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
+    """Titled panels next to each other."""
+    gap = 14
+    width = sum(panel.width for panel in panels.values()) + gap * (len(panels) - 1)
+    height = max(panel.height for panel in panels.values()) + LABEL_HEIGHT
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    left = 0
+    for title, panel in panels.items():
+        pen.text((left + 2, 3), title, fill="black")
+        sheet.paste(panel, (left, LABEL_HEIGHT))
+        left += panel.width + gap
+    return sheet
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data.getvalue())
+
+    write_atomically(path, write)
+
+
+def save_npz(path: Path, pixel_NCHW: Tensor) -> None:
+    """arr_0: uint8 (N, H, W, 3), the layout of the ADM evaluator (backbones.md 6)."""
+    import numpy as np
+
+    array = as_rgb(pixel_NCHW).permute(0, 2, 3, 1).contiguous().numpy()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            np.savez_compressed(handle, arr_0=array)
+
+    write_atomically(path, write)
+
+
+def save_curves(path: Path, rows: Sequence[Mapping[str, Any]], fid: Mapping[str, float]) -> None:
+    """Loss, survival and confidence, staleness and buffer, and FID before and after."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
+    panels = [
+        (axes[0, 0], "divergence per token (nats)", ("divergence/data", "divergence/student")),
+        (axes[0, 1], "gate on student rollouts", ("survival/student", "weight/student")),
+        (axes[1, 0], "staleness (steps) and waiting (s)", ("lag_mean", "lag_max", "seconds/wait")),
+    ]
+    for axis, title, names in panels:
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, _smooth(values), label=name, linewidth=1.2)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("learner step")
+        axis.legend(fontsize=8)
+    bars = axes[1, 1].bar(list(fid), list(fid.values()), color="0.6")
+    axes[1, 1].bar_label(bars, fmt="%.3g", fontsize=8)
+    axes[1, 1].set_title("FID (lower is better)", fontsize=10)
+    axes[1, 1].tick_params(axis="x", labelsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=90)
+    pyplot.close(figure)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data.getvalue())
+
+    write_atomically(path, write)
+
+
+def _smooth(values: Sequence[float], window: int = 5) -> list[float]:
+    """Trailing mean, so that single batches do not hide the course."""
+    series = torch.tensor(values, dtype=torch.double)
+    total = torch.cat([torch.zeros(1, dtype=torch.double), series.cumsum(0)])
+    ends = torch.arange(1, len(series) + 1)
+    starts = (ends - window).clamp_min(0)
+    return ((total[ends] - total[starts]) / (ends - starts)).tolist()

@@ -1,0 +1,124 @@
+"""Who talks to whom: the whole system on one page. Read this file first.
+
+    ledger -- leases --> workers -- records --> teacher -- scored records --> buffer --> learner
+       ^                    ^                                                              |
+       |                    +---------------------- weights <------------------------------+
+       +----------------------------- trained leases <-------------------------------------+
+
+Every box is a plain class that is handed its neighbours; a `Place` decides whether it lives in
+this process (`place_here`) or in a Ray actor (deploy/remote.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from common.buffer import Buffer
+from common.ledger import Draws, Ledger, derive_seed
+from common.metrics import MetricsHub
+from common.tokens import TokenDataset
+from common.weights import WeightStore
+from deploy.config import RunConfig
+from learner.train import Outcome
+from rollout.worker import RolloutWorker
+from teacher_server.teacher import Teacher
+
+T = TypeVar("T")
+
+
+class Place(Protocol):
+    """Creates `cls(*args, **kwargs)` somewhere and returns what behaves like it."""
+
+    def __call__(
+        self, cls: type[T], *args: Any, site: "Site | None" = None, **kwargs: Any
+    ) -> T: ...
+    def any_of(self, replicas: list[T]) -> T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What an actor needs: a name to read in logs, threads for its callers, CPUs and GPUs."""
+
+    name: str
+    threads: int = 16
+    cpus: float = 0
+    gpus: float = 0
+
+
+class Here:
+    """This process: callers bring their own threads, and one replica is as good as many."""
+
+    def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T:
+        return cls(*args, **kwargs)
+
+    def any_of(self, replicas: list[T]) -> T:
+        return replicas[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything but the learner."""
+
+    ledger: Ledger
+    buffer: Buffer
+    weights: WeightStore
+    hub: MetricsHub
+    workers: dict[str, RolloutWorker]
+
+    def close(self, cause: str) -> None:
+        """End the run for everybody; whoever waits learns the cause."""
+        for service in (self.ledger, self.buffer, self.weights):
+            service.close(cause)
+
+
+def wire(config: RunConfig, data: TokenDataset, teacher_file: Path, place: Place) -> Services:
+    """Create every service and hand each the ones it talks to."""
+    schedule = config.schedule()
+    calls = 4 + 2 * config.rollout.workers * (1 + config.rollout.in_flight)
+    ledger = place(Ledger, schedule, site=Site("ledger", calls))
+    max_bytes = int(config.buffer.max_mb * 2**20)
+    site = Site("buffer", calls)
+    buffer = place(Buffer, schedule, max_bytes=max_bytes, ledger=ledger, site=site)
+    keep = schedule.max_lag + schedule.publish_every
+    weights = place(WeightStore, keep, site=Site("weights", calls))
+    hub = place(MetricsHub, site=Site("metrics"))
+    teachers = [
+        place(
+            Teacher,
+            config.teacher,
+            teacher_file,
+            spec=data.spec,
+            coalesce=not config.learner.ordered,
+            buffer=buffer,
+            site=Site(f"teacher-{index}", calls, config.teacher.cpus, config.teacher.gpus),
+        )
+        for index in range(config.teacher.replicas)
+    ]
+    workers = {
+        name: place(
+            RolloutWorker,
+            config.rollout,
+            config.contexts,
+            config.models.student,
+            name=name,
+            schedule=schedule,
+            draws=Draws(derive_seed(config.seed, "distill"), len(data)),
+            data=data,
+            teacher=place.any_of(teachers),
+            weights=weights,
+            ledger=ledger,
+            site=Site(name, 4, config.rollout.cpus, config.rollout.gpus),
+        )
+        for name in (f"worker-{index}" for index in range(config.rollout.workers))
+    }
+    return Services(ledger, buffer, weights, hub, workers)
+
+
+def run_here(
+    services: Services, train: Callable[[Services, Callable[[], object]], Outcome]
+) -> Outcome:
+    """Everything in this thread: whenever the learner waits, the next worker samples a lease."""
+    turns = cycle(services.workers.values())
+    return train(services, lambda: next(turns).produce())

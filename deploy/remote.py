@@ -1,0 +1,140 @@
+"""Make plain objects live in Ray actors and still look like themselves."""
+
+import sys
+from typing import Any, TypeVar, cast
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from common.weights import Weights
+from deploy.layout import check_layout
+from deploy.pipeline import Site
+
+T = TypeVar("T")
+
+
+class Host:
+    """The one actor class: holds an object, forwards calls, computes with one thread.
+
+    Two busy processes with two OpenMP threads each are several times slower than with one
+    (practicals.md 0.1), so every actor is pinned explicitly.
+    """
+
+    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
+        check_layout()
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        self._object = cls(*args, **kwargs)
+
+    def ready(self) -> bool:
+        return True
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._object, name)(*args, **kwargs)
+
+
+class Remote:
+    """Forwards every public method to an actor and waits; errors arrive as themselves."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: _result(self._actor.call.remote(name, *args, **kwargs))
+
+
+class AnyRemote:
+    """Replicas of one service: calls go round, a replica that died is left out.
+
+    Only for calls that may be repeated, such as scoring: the buffer discards duplicates.
+    """
+
+    def __init__(self, replicas: list[Remote], first: int) -> None:
+        self._replicas = replicas[first:] + replicas[:first]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            while True:
+                chosen = self._replicas[0]
+                try:
+                    return getattr(chosen, name)(*args, **kwargs)
+                except RayActorError:
+                    rest = [replica for replica in self._replicas if replica is not chosen]
+                    if not rest:
+                        raise
+                    self._replicas = rest
+
+        return call
+
+
+class SharedWeights(Remote):
+    """The weight store, with payloads in the object store: one transfer per node.
+
+    The publishing learner may die, so the store's process puts the payload and owns it.
+    """
+
+    def publish(self, weights: Weights) -> None:
+        _result(self._actor.publish.remote(weights))
+
+    def get(self, version: int, timeout: float) -> Weights:
+        bundle: Weights = _result(self._actor.call.remote("get", version, timeout))
+        (reference,) = cast(Any, bundle.payload)
+        return Weights(bundle.version, ray.get(reference), bundle.digest)
+
+
+class WeightHost(Host):
+    """Hosts the weight store; bundles hold a reference in place of their bytes."""
+
+    def publish(self, weights: Weights) -> None:
+        reference = [ray.put(weights.payload)]
+        self._object.publish(Weights(weights.version, cast(bytes, reference), weights.digest))
+
+
+class OnRay:
+    """A `Place`: every object becomes an actor of its own."""
+
+    def __init__(self) -> None:
+        self._actors: list[Any] = []
+        self._turn = 0
+
+    def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T:
+        site = site or Site(cls.__name__)
+        weights = cls.__name__ == "WeightStore"
+        host = ray.remote(WeightHost if weights else Host)
+        actor = host.options(
+            name=None,
+            max_concurrency=site.threads,
+            num_cpus=site.cpus,
+            num_gpus=site.gpus,
+        ).remote(cls, args, kwargs)
+        self._actors.append(actor)
+        return cast(T, SharedWeights(actor) if weights else Remote(actor))
+
+    def any_of(self, replicas: list[T]) -> T:
+        """A view of all replicas that starts at another one for every caller."""
+        self._turn += 1
+        return cast(T, AnyRemote(cast(list[Remote], replicas), self._turn % len(replicas)))
+
+    def wait_ready(self) -> None:
+        """Block until every actor is up; a constructor's error is raised here, as itself."""
+        for actor in self._actors:
+            _result(actor.ready.remote())
+
+    def shutdown(self) -> None:
+        """End every actor that was placed."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        raise

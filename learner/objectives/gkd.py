@@ -1,0 +1,17 @@
+"""Generalised knowledge distillation (arXiv 2306.13649): one divergence on every context.
+
+The mixture of data and student contexts is `contexts.sources`; lambda is the student's share.
+"""
+
+from torch import Tensor
+
+from learner.divergence import Divergence
+from learner.objective import ObjectiveConfig, TokenChunk
+
+
+class Config(ObjectiveConfig):
+    divergence: Divergence = Divergence(name="jsd", beta=0.5)
+    """VarKD runs its GKD baseline with jsd, beta 0.5."""
+
+    def __call__(self, chunk: TokenChunk) -> Tensor:
+        return self.divergence(chunk.student_NV, chunk.required_teacher_NV)

@@ -1,0 +1,70 @@
+"""AdamW with decay groups, warm-up and clipping, and an exponential moving average."""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import Tensor, nn
+
+from common.config import Config
+
+
+class OptimizerConfig(Config):
+    learning_rate: PositiveFloat = 1e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging coefficients."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decay of tensors with two or more dimensions (LlamaGen's groups)."""
+    warmup: NonNegativeInt = 0
+    """Steps of linear warm-up from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after warm-up; cosine ends at 0."""
+    clip: PositiveFloat = 1.0
+    """Largest norm of the whole gradient."""
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the averaged student; ramped up as (1 + t) / (10 + t). 0 keeps no average."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of the 0-based `step` out of `steps`."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+
+
+class Average:
+    """Exponential moving average of a module's floating-point state."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self._decay, (1 + step) / (10 + step))
+        current = module.state_dict()
+        averaged: list[Tensor] = []
+        latest: list[Tensor] = []
+        for name, value in self.state.items():
+            if value.is_floating_point():
+                averaged.append(value)
+                latest.append(current[name].detach())
+            else:
+                value.copy_(current[name])
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            averaged, latest, 1 - decay
+        )

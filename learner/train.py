@@ -1,0 +1,177 @@
+"""The loop around the learner: take, step, publish, commit, snapshot; until done or stopped."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from common.buffer import Share, TrajectorySource
+from common.checkpoint import Snapshots
+from common.errors import Closed
+from common.ledger import Schedule
+from common.metrics import MetricsSink
+from common.trajectory import concatenate, from_arrow
+from common.weights import Weights
+from learner.learner import Learner, Ranks
+
+TAKE_SECONDS = 0.5
+
+
+class Book(Protocol):
+    """The part of the ledger that the learner talks to."""
+
+    def commit(self, step: int, numbers: list[int]) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> int: ...
+    def describe(self) -> str: ...
+
+
+class RewindableBuffer(TrajectorySource, Protocol):
+    def clear(self) -> None: ...
+    def gauges(self) -> dict[str, float]: ...
+
+
+class RewindableWeights(Protocol):
+    def publish(self, weights: Weights) -> None: ...
+    def rewind(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run of `train` ended; `cause` is None when all steps were done."""
+
+    steps: int
+    published: int
+    seconds: float
+    cause: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Trainer:
+    """One rank's view of a run. Rank 0 publishes, commits, reports and writes snapshots."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        schedule: Schedule,
+        *,
+        buffer: RewindableBuffer,
+        weights: RewindableWeights,
+        ledger: Book,
+        metrics: MetricsSink,
+        snapshots: Snapshots,
+        ranks: Ranks,
+        weights_dtype: str,
+        snapshot_every: int,
+        stall_seconds: float,
+        while_waiting: Callable[[], object] | None = None,
+    ) -> None:
+        self._learner = learner
+        self._schedule = schedule
+        self._buffer = buffer
+        self._weights = weights
+        self._ledger = ledger
+        self._metrics = metrics
+        self._snapshots = snapshots
+        self._ranks = ranks
+        self._weights_dtype = weights_dtype
+        self._snapshot_every = snapshot_every
+        self._stall_seconds = stall_seconds
+        self._while_waiting = while_waiting
+        self._published = 0
+        self._version = 0
+
+    def run(self) -> Outcome:
+        """Train until the schedule is done, resuming from the newest snapshot."""
+        started = time.monotonic()
+        self._resume()
+        cause = None
+        try:
+            while self._learner.steps_done < self._schedule.steps:
+                self._step()
+        except Closed as closed:
+            cause = str(closed)
+        self._snapshot(force=True)
+        return Outcome(self._learner.steps_done, self._published, time.monotonic() - started, cause)
+
+    def _resume(self) -> None:
+        """All ranks load the same snapshot; rank 0 takes the services back to it."""
+        found = self._snapshots.latest()
+        state = {"step": 0, "frontier": 0, "beyond": []}
+        if found is not None:
+            tensors, facts = found
+            state = facts["ledger"]
+            self._learner.restore(tensors, state["step"])
+        self._ranks.barrier()
+        if self._ranks.rank == 0:
+            self._buffer.clear()
+            self._weights.rewind()
+            self._publish()
+            self._ledger.restore(state)
+        self._ranks.barrier()
+
+    def _step(self) -> None:
+        asked = time.monotonic()
+        share = self._take()
+        taken = time.monotonic()
+        batches = [from_arrow(record) for record in share.records]
+        metrics = self._learner.step(concatenate(batches))
+        if self._ranks.rank != 0:
+            return
+        step = self._learner.steps_done
+        if self._schedule.is_published(step) or step == self._schedule.steps:
+            self._publish()
+        self._ledger.commit(step, share.leases)
+        done = time.monotonic()
+        seconds = {"wait": taken - asked, "step": done - taken, "rollout": 0.0, "teacher": 0.0}
+        for batch in batches:
+            seconds["rollout"] += float(batch.facts["rollout_seconds"])
+            seconds["teacher"] += float(batch.facts["teacher_seconds"])
+        row = {"step": step, "time": time.time(), "version": self._version}
+        row |= {"images_total": step * self._schedule.images_per_step}
+        row |= {**metrics, **self._buffer.gauges()}
+        row |= {f"seconds/{name}": value for name, value in seconds.items()}
+        self._metrics.post(row)
+        self._snapshot()
+
+    def _take(self) -> Share:
+        """This rank's share of the next step.
+
+        Raises:
+            Closed: the run was ended.
+            TimeoutError: nothing came for `stall_seconds`; the message says who holds what.
+        """
+        waiting_since = time.monotonic()
+        # With somebody to do the work in this process, waiting on the buffer would be idle time.
+        timeout = 0.0 if self._while_waiting else TAKE_SECONDS
+        while True:
+            share = self._buffer.take(
+                self._learner.steps_done,
+                shard=self._ranks.rank,
+                shards=self._ranks.world,
+                timeout=timeout,
+            )
+            if share is not None:
+                return share
+            if self._while_waiting is not None:
+                self._while_waiting()
+            if time.monotonic() - waiting_since > self._stall_seconds:
+                raise TimeoutError(
+                    f"no batch for step {self._learner.steps_done} in {self._stall_seconds:g} s: "
+                    f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
+                )
+
+    def _publish(self) -> None:
+        weights = self._learner.published(self._weights_dtype)
+        self._weights.publish(weights)
+        self._version = weights.version
+        self._published += 1
+
+    def _snapshot(self, *, force: bool = False) -> None:
+        if self._ranks.rank != 0:
+            return
+        step = self._learner.steps_done
+        if force or (self._snapshot_every and step % self._snapshot_every == 0):
+            self._snapshots.save(step, self._learner.snapshot(), {"ledger": self._ledger.state()})

@@ -1,0 +1,3 @@
+"""Turns labels and image prefixes into token sequences of the current student."""
+
+DISTRIBUTION = "varkd"

@@ -1,0 +1,1 @@
+"""One file per context source; the file name is its `kind`."""

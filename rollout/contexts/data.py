@@ -1,0 +1,9 @@
+"""Ground-truth sequences, k = T: teacher-forced distillation (VarKD eq. 2)."""
+
+from common.ledger import Draws
+from rollout.context import ContextConfig
+
+
+class Config(ContextConfig):
+    def prefix(self, index: int, draws: Draws, *, length: int, step: int) -> int:
+        return length

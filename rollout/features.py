@@ -1,0 +1,112 @@
+"""A feature extractor for small-image metrics: a classifier trained on the user's own images.
+
+Inception features say little about 8x8 digits and need a download; the penultimate layer of a
+small convolutional classifier is the usual stand-in. Its numbers compare runs that share the
+classifier (its digest is reported), and nothing else.
+
+Shape letters: B batch, C channels, H height, W width, K classes.
+"""
+
+from pathlib import Path
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.checkpoint import load_tensors, save_tensors, state_digest
+from common.config import Config
+
+
+class ClassifierConfig(Config):
+    width: PositiveInt = 32
+    """Channels of the first convolution; features have twice as many."""
+    steps: PositiveInt = 400
+    """Optimiser steps of training."""
+    batch_size: PositiveInt = 128
+    """Images per step."""
+    learning_rate: PositiveFloat = 2e-3
+    """Adam's peak learning rate (cosine to 0)."""
+
+
+class Classifier(nn.Module):
+    """Three convolutions, global mean and max pooling, one linear layer."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+        )
+        self.squeeze = nn.Linear(4 * width, 2 * width)
+        self.output = nn.Linear(2 * width, num_classes)
+
+    def features(self, pixel_BCHW: Tensor) -> Tensor:
+        """uint8 images of 1 or 3 channels to (B, 2 * width)."""
+        image = as_rgb(pixel_BCHW).float() / 127.5 - 1
+        map_BCHW = self.body(image)
+        pooled = torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], dim=1)
+        return torch.tanh(self.squeeze(pooled))
+
+    def forward(self, pixel_BCHW: Tensor) -> Tensor:
+        return self.output(self.features(pixel_BCHW))
+
+
+def as_rgb(pixel_BCHW: Tensor) -> Tensor:
+    return pixel_BCHW.expand(-1, 3, -1, -1) if pixel_BCHW.shape[1] == 1 else pixel_BCHW
+
+
+def train_classifier(
+    config: ClassifierConfig,
+    pixel_NCHW: Tensor,
+    label_N: Tensor,
+    *,
+    num_classes: int,
+    generator: torch.Generator,
+) -> Classifier:
+    """Cross-entropy on random crops (one pixel of shift), seeded by `generator`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        model = Classifier(config.width, num_classes)
+    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    side = pixel_NCHW.shape[-1]
+    for _ in range(config.steps):
+        chosen_B = torch.randint(len(pixel_NCHW), (config.batch_size,), generator=generator)
+        top, left = torch.randint(3, (2,), generator=generator).tolist()
+        shifted = F.pad(pixel_NCHW[chosen_B], (1, 1, 1, 1))[
+            ..., top : top + side, left : left + side
+        ]
+        loss = F.cross_entropy(model(shifted), label_N[chosen_B])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, pixel_NCHW: Tensor, label_N: Tensor) -> float:
+    """Fraction of images whose class the classifier finds."""
+    parts = [model(part).argmax(1) for part in pixel_NCHW.split(512)]
+    return float((torch.cat(parts) == label_N).double().mean())
+
+
+def save_classifier(path: Path, model: Classifier, facts: dict) -> None:
+    shape = {"width": model.body[0].out_channels, "num_classes": model.output.out_features}
+    save_tensors(path, model.state_dict(), {"classifier": shape, "facts": facts})
+
+
+def load_classifier(path: Path) -> tuple[Classifier, dict]:
+    """The module and what was written beside it."""
+    tensors, metadata = load_tensors(path)
+    model = Classifier(**metadata["classifier"])
+    model.load_state_dict(tensors)
+    return model.eval(), metadata["facts"] | {"digest": state_digest(model)}

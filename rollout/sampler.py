@@ -1,0 +1,125 @@
+"""Decode a batch with a backbone: pure functions, no processes.
+
+Every slot of every image has its own uniform, so a sequence depends on its noise and on the
+weights alone, not on who shares the batch; and the same noise under two decoders is comparable.
+
+Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import Tensor
+
+from common.backbone import Backbone
+from common.config import Config
+from common.guidance import guide
+from common.plan import DecodePlan
+
+
+class SamplingConfig(Config):
+    """LlamaGen's order: guidance, temperature, top-k (keeps ties), top-p (backbones.md 1.6)."""
+
+    guidance: NonNegativeFloat = 1.0
+    """Classifier-free guidance scale; 1 runs the conditional model alone."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits."""
+    top_k: NonNegativeInt = 0
+    """Keep the k largest logits and their ties; 0 keeps all."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Drop tokens whose cumulative probability before them exceeds p; 1 keeps all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """token_BL and the log-probability of each draw (0 on given slots)."""
+
+    plan: DecodePlan
+    token_BL: Tensor
+    logprob_BL: Tensor
+
+
+def noise(seeds: Sequence[int], length: int, device: torch.device | str = "cpu") -> Tensor:
+    """float64 uniforms noise_BL in [0, 1), one CPU generator per image."""
+    generator = torch.Generator()
+    rows = [
+        torch.rand(length, generator=generator.manual_seed(seed), dtype=torch.float64)
+        for seed in seeds
+    ]
+    return torch.stack(rows).to(device)
+
+
+@torch.no_grad()  # not inference_mode: the learner differentiates through these tensors
+def decode(
+    backbone: Backbone,
+    class_B: Tensor,
+    *,
+    sampling: SamplingConfig,
+    noise_BL: Tensor,
+    plan: DecodePlan,
+    given_BL: Tensor | None = None,
+    prefix_B: Tensor | None = None,
+) -> Decoded:
+    """Sample one sequence per label; the first prefix_B slots are copied from given_BL.
+
+    Decoding starts at the shortest prefix of the batch, in one prefill pass; sequences with a
+    longer one keep their given tokens until it ends (method.md 2.1).
+    """
+    batch, length = noise_BL.shape
+    if given_BL is None or prefix_B is None:
+        given_BL = torch.zeros_like(noise_BL, dtype=torch.long)
+        prefix_B = torch.zeros_like(class_B)
+    first = plan.step_of(int(prefix_B.min()))
+    guided = sampling.guidance != 1
+    asked_B = class_B.repeat(2) if guided else class_B
+    if guided:
+        asked_B[batch:] = backbone.spec.null_class
+    twice = _doubled(plan) if guided else plan
+    given = given_BL.repeat(2, 1) if guided else given_BL
+    state = backbone.begin(asked_B, twice, given_BL=given, step=first)
+    logprob_BL = torch.zeros(batch, length, device=class_B.device)
+    slot_L = torch.arange(length, device=class_B.device)
+    for step in range(first, len(plan.step_sizes)):
+        slots = plan.slots(step)
+        logit_BnV = backbone.predict(state).float()
+        if guided:
+            logit_BnV = guide(*logit_BnV.chunk(2), sampling.guidance)
+        logprob_BnV = filtered_logprob(logit_BnV, sampling)
+        drawn_Bn = draw(logprob_BnV, noise_BL[:, slots])
+        is_given_Bn = slot_L[slots] < prefix_B[:, None]
+        token_Bn = torch.where(is_given_Bn, given_BL[:, slots], drawn_Bn)
+        chosen_Bn = logprob_BnV.gather(-1, token_Bn[..., None])[..., 0]
+        logprob_BL[:, slots] = torch.where(is_given_Bn, 0.0, chosen_Bn)
+        backbone.commit(state, token_Bn.repeat(2, 1) if guided else token_Bn)
+    # A batch of whole data sequences has no steps to decode.
+    token_BL = state.token_BL[:batch] if first < len(plan.step_sizes) else given_BL.clone()
+    return Decoded(plan, token_BL, logprob_BL)
+
+
+def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Normalised log-probabilities of the distribution that is drawn from; -inf where removed."""
+    logit = logit_BnV / sampling.temperature
+    if 0 < sampling.top_k < logit.shape[-1]:
+        threshold = logit.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logit = logit.masked_fill(logit < threshold, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logit.sort(dim=-1, descending=True)
+        probability = ordered.softmax(-1)
+        before = probability.cumsum(-1) - probability
+        removed = torch.zeros_like(logit, dtype=torch.bool)
+        removed.scatter_(-1, order, before > sampling.top_p)
+        logit = logit.masked_fill(removed, -torch.inf)
+    return logit.log_softmax(-1)
+
+
+def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
+    """Inverse-CDF sampling in float64: one uniform per slot, exact for large vocabularies."""
+    cdf_BnV = logprob_BnV.double().exp().cumsum(-1)
+    target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
+    return torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
+
+
+def _doubled(plan: DecodePlan) -> DecodePlan:
+    return DecodePlan(plan.order_BL.repeat(2, 1), plan.step_sizes)

@@ -1,0 +1,185 @@
+"""The rollout role: take a lease, sample it with current weights, hand it to the teacher.
+
+Shape letters: B sequences, L slots.
+"""
+
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from typing import Literal, Protocol
+
+import pyarrow as pa
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from common.backbone import BackboneConfig
+from common.checkpoint import unpack
+from common.config import Config
+from common.device import place, precision
+from common.errors import Closed
+from common.ledger import Draws, Lease, Schedule
+from common.tokens import TokenDataset
+from common.trajectory import TrajectoryBatch, to_arrow
+from common.weights import WeightSource
+from rollout.context import ContextsConfig, assign
+from rollout.sampler import SamplingConfig, decode, noise
+
+POLL_SECONDS = 1.0
+WEIGHTS_SECONDS = 60.0
+
+
+class RolloutConfig(Config):
+    workers: PositiveInt = 2
+    """Rollout worker actors; scaled independently of the learner."""
+    min_workers: PositiveInt = 1
+    """The run ends with the cause when fewer workers are left alive."""
+    batch_size: PositiveInt = 32
+    """Images per lease, decoded together; must divide learner.images_per_step."""
+    in_flight: NonNegativeInt = 1
+    """Sampled leases that may wait for the teacher while the next one is decoded."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the student draws tokens; the loss assumes the plain distribution."""
+    class_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Probability that a label becomes the null class, for rollout, student and teacher alike."""
+    keep_noise: bool = False
+    """Store the uniforms in the record (for replay and for one-step distillation)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the student samples."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of sampling and of the published weights."""
+    cpus: NonNegativeFloat = 1
+    """Logical CPUs reserved per worker on the cluster."""
+    gpus: NonNegativeFloat = 0
+    """GPUs (or a fraction) reserved per worker."""
+
+
+class Scorer(Protocol):
+    def score(self, record: pa.RecordBatch) -> bool: ...
+
+
+class LeaseSource(Protocol):
+    def lease(self, worker: str, timeout: float) -> Lease | None: ...
+
+
+class RolloutWorker:
+    """Samples leases until told to stop or until the ledger is closed."""
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        contexts: ContextsConfig,
+        student: BackboneConfig,
+        *,
+        name: str,
+        schedule: Schedule,
+        draws: Draws,
+        data: TokenDataset,
+        teacher: Scorer,
+        weights: WeightSource,
+        ledger: LeaseSource,
+    ) -> None:
+        self._config = config
+        self._contexts = contexts
+        self._device, dtype = place(config.device), precision(config.dtype)
+        self._student = student.build(data.spec).to(self._device, dtype).eval()
+        self._name = name
+        self._schedule = schedule
+        self._draws = draws
+        self._data = data
+        self._teacher = teacher
+        self._weights = weights
+        self._ledger = ledger
+        self._loaded = (-1, -1)  # generation and version of the student's weights
+        self._stopped = Event()
+
+    def run(self) -> int:
+        """Sample while earlier leases are being scored; returns the number of leases done."""
+        done = 0
+        with ThreadPoolExecutor(max(1, self._config.in_flight)) as pool:
+            pending: deque[Future[bool]] = deque()
+            while not self._stopped.is_set():
+                record = self._next_record(POLL_SECONDS)
+                if record is not None:
+                    pending.append(pool.submit(self._teacher.score, record))
+                while pending and (record is None or len(pending) > self._config.in_flight):
+                    done += self._settle(pending.popleft())
+        return done
+
+    def produce(self) -> bool:
+        """Sample and score one lease here and now; False when there was none to have."""
+        record = self._next_record(timeout=0.0)
+        return record is not None and self._teacher.score(record)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _next_record(self, timeout: float) -> pa.RecordBatch | None:
+        try:
+            lease = self._ledger.lease(self._name, timeout)
+            return None if lease is None else self.sample(lease)
+        except Closed:
+            self._stopped.set()
+            return None
+
+    def _settle(self, scored: "Future[bool]") -> bool:
+        try:
+            return scored.result()
+        except Closed:
+            self._stopped.set()
+            return False
+
+    def sample(self, lease: Lease) -> pa.RecordBatch:
+        """One unscored record, stamped with the version that really sampled it."""
+        started = time.perf_counter()
+        self._refresh(lease)
+        work = assign(
+            self._contexts,
+            lease.indices,
+            draws=self._draws,
+            schedule=self._schedule,
+            data=self._data,
+            class_dropout=self._config.class_dropout,
+        )
+        seeds = [self._draws.noise_seed(index) for index in lease.indices]
+        plan = self._student.plan(lease.size, torch.Generator().manual_seed(seeds[0]))
+        noise_BL = noise(seeds, self._data.spec.length)
+        decoded = decode(
+            self._student,
+            work.label_B.to(self._device),
+            sampling=self._config.sampling,
+            noise_BL=noise_BL.to(self._device),
+            plan=plan,
+            given_BL=work.cell_BL.gather(1, plan.order_BL).to(self._device),
+            prefix_B=work.prefix_B.to(self._device),
+        )
+        batch = TrajectoryBatch(
+            spec=self._data.spec,
+            id_B=work.id_B,
+            version_B=torch.full_like(work.id_B, self._loaded[1]),
+            label_B=work.label_B,
+            context=work.context,
+            prefix_B=work.prefix_B,
+            plan=plan,
+            token_BL=decoded.token_BL.cpu(),
+            logprob_BL=decoded.logprob_BL.cpu(),
+            noise_BL=noise_BL if self._config.keep_noise else None,
+            facts={
+                "lease": str(lease.number),
+                "generation": str(lease.generation),
+                "worker": self._name,
+                "rollout_seconds": f"{time.perf_counter() - started:.6f}",
+            },
+        )
+        return to_arrow(batch)
+
+    def _refresh(self, lease: Lease) -> None:
+        """Load the pinned version, or the newest one; skip what is loaded already."""
+        wanted = lease.version
+        if wanted is None:
+            wanted = self._weights.newest(WEIGHTS_SECONDS)
+        if (lease.generation, wanted) == self._loaded:
+            return
+        weights = self._weights.get(wanted, WEIGHTS_SECONDS)
+        self._student.load_state_dict(unpack(weights.verified()))
+        self._loaded = (lease.generation, wanted)

@@ -1,0 +1,3 @@
+"""Adds the frozen teacher's opinion to trajectories."""
+
+DISTRIBUTION = "varkd"

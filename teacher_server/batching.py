@@ -1,0 +1,73 @@
+"""Coalesce concurrent requests into one call: the micro-batcher of the teacher server."""
+
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
+from typing import Generic, TypeVar
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from common.config import Config
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class BatchingConfig(Config):
+    max_images: PositiveInt = 256
+    """Requests are joined until a forward pass has this many images."""
+    wait_ms: NonNegativeFloat = 2.0
+    """How long the first request waits for company; 0 scores every request by itself."""
+
+
+class Batcher(Generic[T, R]):
+    """One thread serves a queue; `call` blocks its caller until its own result is there.
+
+    An exception of `serve` reaches every caller of that batch. The thread is a daemon: it ends
+    with its process.
+    """
+
+    def __init__(
+        self,
+        config: BatchingConfig,
+        serve: Callable[[list[T]], list[R]],
+        *,
+        size: Callable[[T], int],
+    ) -> None:
+        self._config = config
+        self._serve = serve
+        self._size = size
+        self._queue: queue.Queue[tuple[T, Future[R]]] = queue.Queue()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="serve")
+        Thread(target=self._loop, daemon=True, name="batcher").start()
+
+    def call(self, item: T) -> R:
+        future: Future[R] = Future()
+        self._queue.put((item, future))
+        return future.result()
+
+    def _loop(self) -> None:
+        while True:
+            batch = self._collect()
+            outcome = self._pool.submit(self._serve, [item for item, _ in batch])
+            error = outcome.exception()
+            for position, (_, future) in enumerate(batch):
+                if error is not None:
+                    future.set_exception(error)  # it belongs to the callers
+                else:
+                    future.set_result(outcome.result()[position])
+
+    def _collect(self) -> list[tuple[T, "Future[R]"]]:
+        batch = [self._queue.get()]
+        images = self._size(batch[0][0])
+        deadline = time.monotonic() + self._config.wait_ms / 1000
+        while images < self._config.max_images:
+            try:
+                entry = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            batch.append(entry)
+            images += self._size(entry[0])
+        return batch

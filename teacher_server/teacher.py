@@ -1,0 +1,121 @@
+"""The teacher role: one frozen, guided forward pass per batch, written straight to the buffer.
+
+Shape letters: B sequences, L slots, C width.
+"""
+
+import copy
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pyarrow as pa
+import torch
+from pydantic import NonNegativeFloat, PositiveInt, SerializeAsAny
+from torch import Tensor
+
+from common.backbone import Backbone, SequenceSpec, require_same_spec
+from common.buffer import TrajectorySink
+from common.checkpoint import load_backbone, state_digest
+from common.config import Config
+from common.device import place, precision
+from common.guidance import guide
+from common.plugins import from_package
+from common.signal import SignalConfig, entropies
+from common.signals import guided_hidden
+from common.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow
+from teacher_server.batching import Batcher, BatchingConfig
+
+PUT_SECONDS = 5.0
+
+
+class TeacherConfig(Config):
+    weights: Path | None = None
+    """The teacher's safetensors file; by default teacher.safetensors in the run folder."""
+    guidance: NonNegativeFloat = 1.0
+    """Classifier-free guidance of the target distribution; 1 switches it off (one pass)."""
+    signal: Annotated[SerializeAsAny[SignalConfig], from_package("common.signals")] = (
+        guided_hidden.Config()
+    )
+    """What the teacher sends per token."""
+    batching: BatchingConfig = BatchingConfig()
+    """How requests are joined; `ordered` runs score every lease by itself."""
+    replicas: PositiveInt = 1
+    """Teacher server actors."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the teacher scores."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass; the entropy is always computed in float32."""
+    cpus: NonNegativeFloat = 1
+    """Logical CPUs reserved per replica on the cluster."""
+    gpus: NonNegativeFloat = 0
+    """GPUs (or a fraction) reserved per replica."""
+
+
+class Teacher:
+    """Scores records; thread-safe, so that many workers may wait on one forward pass."""
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        weights: Path,
+        *,
+        spec: SequenceSpec,
+        coalesce: bool,
+        buffer: TrajectorySink,
+    ) -> None:
+        backbone, _ = load_backbone(weights)
+        require_same_spec(spec, backbone.spec, us="the token dataset", them=f"teacher {weights}")
+        self._config = config
+        self._buffer = buffer
+        self._device = place(config.device)
+        # A float32 copy: the forward pass may run in bfloat16, the distribution may not.
+        self._head = copy.deepcopy(backbone.head).requires_grad_(False).to(self._device)
+        self._head_digest = state_digest(self._head)
+        self._backbone = backbone.to(self._device, precision(config.dtype)).requires_grad_(False)
+        batching = config.batching if coalesce else BatchingConfig(max_images=1, wait_ms=0)
+        self._batcher = Batcher(batching, self._score_all, size=len)
+
+    def score(self, record: pa.RecordBatch) -> bool:
+        """Score one record and store it; returns True once the buffer has it.
+
+        Raises:
+            Closed: the run was ended while waiting for room.
+        """
+        scored = to_arrow(self.opinion(from_arrow(record)))
+        while not self._buffer.put(scored, PUT_SECONDS):
+            pass  # backpressure; `put` raises when the run is over
+        return True
+
+    def opinion(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """`batch` with the teacher's signal, scored together with whatever else is waiting."""
+        require_same_spec(self._backbone.spec, batch.spec, us="the teacher", them="the record")
+        return self._batcher.call(batch)
+
+    @torch.no_grad()
+    def _score_all(self, batches: list[TrajectoryBatch]) -> list[TrajectoryBatch]:
+        started = time.perf_counter()
+        joined = concatenate(batches).to(self._device)
+        hidden_BLC = guided_features(self._backbone, joined, self._config.guidance).float()
+        signal = self._config.signal.encode(hidden_BLC, self._head)
+        signal["entropy"] = entropies(hidden_BLC, self._head)
+        columns = {name: value.cpu() for name, value in signal.items()}
+        seconds = (time.perf_counter() - started) * len(batches[0]) / len(joined)
+        scored, first = [], 0
+        for batch in batches:
+            rows = slice(first, first + len(batch))
+            own = {name: value[rows] for name, value in columns.items()}
+            scored.append(
+                batch.scored(own, {"head": self._head_digest, "teacher_seconds": f"{seconds:.6f}"})
+            )
+            first += len(batch)
+        return scored
+
+
+def guided_features(backbone: Backbone, batch: TrajectoryBatch, scale: float) -> Tensor:
+    """Guided post-norm h_BLC: u + s (h_c - h_u); rows with the null label are never guided."""
+    conditional = backbone.features(batch.label_B, batch.token_BL, batch.plan)
+    if scale == 1:
+        return conditional
+    null_B = torch.full_like(batch.label_B, backbone.spec.null_class)
+    # For a row whose label is the null class both passes agree, so the rule leaves it as it is.
+    return guide(conditional, backbone.features(null_B, batch.token_BL, batch.plan), scale)
