@@ -140,9 +140,9 @@ def _run_on_ray(
         place = OnRay()
         try:
             services = wire(config, data, workspace.teacher_of(config), place)
+            job = TrainJob(config, workspace.root, services)  # starts up beside the actors
             place.wait_ready()
             watch = Watch(services.hub, log, bar)
-            job = TrainJob(config, workspace.root, services)
             crew = Crew(services, min_workers=config.rollout.min_workers)
             with _stop_on_sigterm(services):
                 while job.running():

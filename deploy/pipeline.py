@@ -21,6 +21,7 @@ from common.metrics import MetricsHub
 from common.tokens import TokenDataset
 from common.weights import WeightStore
 from deploy.config import RunConfig
+from deploy.host import Site
 from learner.train import Outcome
 from rollout.worker import RolloutWorker
 from teacher_server.teacher import Teacher
@@ -31,20 +32,8 @@ T = TypeVar("T")
 class Place(Protocol):
     """Creates `cls(*args, **kwargs)` somewhere and returns what behaves like it."""
 
-    def __call__(
-        self, cls: type[T], *args: Any, site: "Site | None" = None, **kwargs: Any
-    ) -> T: ...
+    def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T: ...
     def any_of(self, replicas: list[T]) -> T: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What an actor needs: a name to read in logs, threads for its callers, CPUs and GPUs."""
-
-    name: str
-    threads: int = 16
-    cpus: float = 0
-    gpus: float = 0
 
 
 class Here:

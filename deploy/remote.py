@@ -1,36 +1,14 @@
 """Make plain objects live in Ray actors and still look like themselves."""
 
-import sys
 from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from common.weights import Weights
-from deploy.layout import check_layout
-from deploy.pipeline import Site
+from deploy.host import Host, Site, WeightHost
 
 T = TypeVar("T")
-
-
-class Host:
-    """The one actor class: holds an object, forwards calls, computes with one thread.
-
-    Two busy processes with two OpenMP threads each are several times slower than with one
-    (practicals.md 0.1), so every actor is pinned explicitly.
-    """
-
-    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
-        check_layout()
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-        self._object = cls(*args, **kwargs)
-
-    def ready(self) -> bool:
-        return True
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._object, name)(*args, **kwargs)
 
 
 class Remote:
@@ -85,14 +63,6 @@ class SharedWeights(Remote):
         bundle: Weights = _result(self._actor.call.remote("get", version, timeout))
         (reference,) = cast(Any, bundle.payload)
         return Weights(bundle.version, ray.get(reference), bundle.digest)
-
-
-class WeightHost(Host):
-    """Hosts the weight store; bundles hold a reference in place of their bytes."""
-
-    def publish(self, weights: Weights) -> None:
-        reference = [ray.put(weights.payload)]
-        self._object.publish(Weights(weights.version, cast(bytes, reference), weights.digest))
 
 
 class OnRay:

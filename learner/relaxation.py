@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import PositiveInt
-from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,6 +61,8 @@ def cluster_codebook(codebook_VD: Tensor, config: RelaxationConfig) -> ClusterMa
             f"objective.relaxation.factor is {config.factor}, but the codebook has only "
             f"{len(codebook_VD)} codes; use at most {len(codebook_VD) // 2}"
         )
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # a second of imports, for this alone
+
     points_VD = codebook_VD.detach().float().cpu()
     if config.metric == "cos":
         points_VD = F.normalize(points_VD, dim=-1)

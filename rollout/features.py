@@ -8,6 +8,7 @@ Shape letters: B batch, C channels, H height, W width, K classes.
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -70,11 +71,12 @@ def train_classifier(
     *,
     num_classes: int,
     generator: torch.Generator,
+    device: torch.device,
 ) -> Classifier:
     """Cross-entropy on random crops (one pixel of shift), seeded by `generator`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        model = Classifier(config.width, num_classes)
+        model = Classifier(config.width, num_classes).to(device)
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     side = pixel_NCHW.shape[-1]
@@ -84,12 +86,12 @@ def train_classifier(
         shifted = F.pad(pixel_NCHW[chosen_B], (1, 1, 1, 1))[
             ..., top : top + side, left : left + side
         ]
-        loss = F.cross_entropy(model(shifted), label_N[chosen_B])
+        loss = F.cross_entropy(model(shifted.to(device)), label_N[chosen_B].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return model.eval()
+    return model.cpu().eval()
 
 
 @torch.no_grad()
@@ -99,12 +101,13 @@ def accuracy(model: Classifier, pixel_NCHW: Tensor, label_N: Tensor) -> float:
     return float((torch.cat(parts) == label_N).double().mean())
 
 
-def save_classifier(path: Path, model: Classifier, facts: dict) -> None:
-    shape = {"width": model.body[0].out_channels, "num_classes": model.output.out_features}
+def save_classifier(path: Path, model: Classifier, facts: dict[str, Any]) -> None:
+    first = cast(nn.Conv2d, model.body[0])
+    shape = {"width": first.out_channels, "num_classes": model.output.out_features}
     save_tensors(path, model.state_dict(), {"classifier": shape, "facts": facts})
 
 
-def load_classifier(path: Path) -> tuple[Classifier, dict]:
+def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
     """The module and what was written beside it."""
     tensors, metadata = load_tensors(path)
     model = Classifier(**metadata["classifier"])

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from pydantic import PositiveInt
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,6 +37,8 @@ class Config(TokenizerConfig):
         return PatchKMeans(self, size=size, channels=channels)
 
     def fit(self, batches: Iterator[Tensor], *, size: int, channels: int, seed: int) -> Tokenizer:
+        from sklearn.cluster import MiniBatchKMeans  # a second of imports, for this alone
+
         tokenizer = PatchKMeans(self, size=size, channels=channels)
         patch_ND = torch.cat([tokenizer.patches(batch).flatten(0, 1) for batch in batches])
         stride = -(-len(patch_ND) // self.fit_patches)

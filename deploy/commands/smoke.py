@@ -1,0 +1,45 @@
+"""Two minutes, no network: distil a small model of handwritten digits through the whole pipeline.
+
+Tokenizer, teacher, student, distillation on Ray, evaluation, report; see deploy/configs/smoke.toml.
+"""
+
+import argparse
+from pathlib import Path
+
+from deploy.arguments import add_overrides, open_from
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_overrides(parser)
+    parser.set_defaults(config=Path("smoke"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import time
+
+    started = time.monotonic()
+    config, workspace = open_from(arguments)
+    import torch
+
+    from deploy.distill import distill
+    from deploy.progress import console
+    from deploy.report import write_report
+    from deploy.stages import pretrain_model, tokenize
+
+    torch.set_num_threads(1)
+    target = console()
+    tokenize(config, workspace, target)
+    pretrain_model(config, workspace, "teacher", target)
+    pretrain_model(config, workspace, "student", target)
+    target.print("starting Ray: ledger, buffer, weights, teacher, workers, learner")
+    facts = distill(config, workspace, target, local=False, resume=False)
+    wall = time.monotonic() - started
+    report = write_report(config, workspace, target, wall_seconds=wall)
+    total = time.monotonic() - started
+    fid = report["fid"]
+    target.print(
+        f"FID teacher {fid['teacher']:.3f}, student {fid['student_before']:.3f} -> "
+        f"{fid['student_after']:.3f} after {facts['steps']} steps; {total:.0f} s in all. "
+        f"Look at {workspace.root / 'samples.png'}"
+    )
+    return 0

@@ -1,0 +1,51 @@
+"""The actor class of every role, and what an actor needs.
+
+Imports nothing heavy: the process of a ledger or a buffer must not load torch.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+
+from common.weights import Weights
+from deploy.layout import check_layout
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What an actor needs: a name to read in logs, threads for its callers, CPUs and GPUs."""
+
+    name: str
+    threads: int = 16
+    cpus: float = 0
+    gpus: float = 0
+
+
+class Host:
+    """The one actor class: holds an object, forwards calls, computes with one thread.
+
+    Two busy processes with two OpenMP threads each are several times slower than with one
+    (practicals.md 0.1), so every actor is pinned explicitly.
+    """
+
+    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
+        check_layout()
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        self._object = cls(*args, **kwargs)
+
+    def ready(self) -> bool:
+        return True
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._object, name)(*args, **kwargs)
+
+
+class WeightHost(Host):
+    """Hosts the weight store; bundles hold a reference in place of their bytes."""
+
+    def publish(self, weights: Weights) -> None:
+        reference = [ray.put(weights.payload)]
+        self._object.publish(Weights(weights.version, cast(bytes, reference), weights.digest))

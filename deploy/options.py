@@ -1,0 +1,88 @@
+"""The config's reference, read off the models themselves."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from common.errors import InputError
+from common.plugins import kinds, load_plugin
+from deploy.config import RunConfig
+
+PLUGINS = {
+    "tokenizer": "common.tokenizers",
+    "models.teacher": "common.backbones",
+    "models.student": "common.backbones",
+    "teacher.signal": "common.signals",
+    "objective": "learner.objectives",
+    "contexts.sources": "rollout.contexts",
+}
+"""Sections whose fields depend on `kind`: the files of a folder."""
+
+
+def describe(section: str) -> list[str]:
+    """One line per field of `section` and below: key, type, default, meaning.
+
+    Raises:
+        InputError: there is no such section.
+    """
+    everything = list(_walk(RunConfig, ""))
+    chosen = [
+        line
+        for key, line in everything
+        if not section or _plain(key).startswith(f"{section}.") or _plain(key) == section
+    ]
+    if not chosen:
+        names = sorted({_plain(key).rpartition(".")[0] for key, _ in everything} - {""})
+        close = difflib.get_close_matches(section, names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(names)}"
+        raise InputError(f"no config section called {section!r}; {hint}")
+    return chosen
+
+
+def _plain(key: str) -> str:
+    """A key without the [kind] marks of plug-ins."""
+    return key.split("[")[0] + (key.split("]")[1] if "]" in key else "")
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        key = prefix + name
+        if key in PLUGINS:
+            yield key, f"{key}: {field.description or ''} Kinds: {', '.join(kinds(PLUGINS[key]))}"
+            for kind in kinds(PLUGINS[key]):
+                plugin = load_plugin(PLUGINS[key], kind).Config
+                mark = f"{key}.{kind}." if key == "contexts.sources" else f"{key}[{kind}]."
+                yield from _walk(plugin, mark)
+            continue
+        nested = _nested(field)
+        if nested is not None:
+            yield from _walk(nested, f"{key}.")
+        else:
+            yield key, f"{key} ({_type(field)}, default {_default(field)}): {field.description}"
+
+
+def _nested(field: FieldInfo) -> type[BaseModel] | None:
+    found = field.annotation
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _type(field: FieldInfo) -> str:
+    annotation: Any = field.annotation
+    if isinstance(annotation, type) and not get_args(annotation):
+        text = annotation.__name__
+    else:
+        text = str(annotation)
+        for noise in ("typing.", "pathlib._local.", "pathlib."):
+            text = text.replace(noise, "")
+    limits = [str(limit) for limit in field.metadata]
+    return " ".join([text, *limits])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    return repr(field.default)
