@@ -79,6 +79,11 @@ class Schedule:
         """Whole steps that sampling may run ahead: what `max_lag` leaves after publishing."""
         return self.max_lag - (self.publish_every - 1)
 
+    @property
+    def versions_kept(self) -> int:
+        """How many steps back a published version may still be asked for."""
+        return self.max_lag + self.publish_every
+
     def pinned_version(self, step: int) -> int:
         """The version that `ordered` mode samples `step` with; at most `max_lag` steps old."""
         return max(0, step - self.ahead) // self.publish_every * self.publish_every

@@ -48,7 +48,10 @@ def _plain(key: str) -> str:
     return key.split("[")[0] + (key.split("]")[1] if "]" in key else "")
 
 
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+def _walk(
+    model: type[BaseModel], prefix: str, defaults: BaseModel | None = None
+) -> Iterator[tuple[str, str]]:
+    """(key, line) of every field; `defaults` is what the enclosing section presets."""
     for name, field in model.model_fields.items():
         key = prefix + name
         if key in PLUGINS:
@@ -60,9 +63,11 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
             continue
         nested = _nested(field)
         if nested is not None:
-            yield from _walk(nested, f"{key}.")
+            preset = getattr(defaults, name, field.default)
+            yield from _walk(nested, f"{key}.", preset if isinstance(preset, nested) else None)
         else:
-            yield key, f"{key} ({_type(field)}, default {_default(field)}): {field.description}"
+            default = repr(getattr(defaults, name)) if defaults else _default(field)
+            yield key, f"{key} ({_type(field)}, default {default}): {field.description}"
 
 
 def _nested(field: FieldInfo) -> type[BaseModel] | None:

@@ -67,11 +67,9 @@ def wire(config: RunConfig, data: TokenDataset, teacher_file: Path, place: Place
     schedule = config.schedule()
     calls = 4 + 2 * config.rollout.workers * (1 + config.rollout.in_flight)
     ledger = place(Ledger, schedule, site=Site("ledger", calls))
-    max_bytes = int(config.buffer.max_mb * 2**20)
-    site = Site("buffer", calls)
-    buffer = place(Buffer, schedule, max_bytes=max_bytes, ledger=ledger, site=site)
-    keep = schedule.max_lag + schedule.publish_every
-    weights = place(WeightStore, keep, site=Site("weights", calls))
+    limit = int(config.buffer.max_mb * 2**20)
+    buffer = place(Buffer, schedule, max_bytes=limit, ledger=ledger, site=Site("buffer", calls))
+    weights = place(WeightStore, schedule.versions_kept, site=Site("weights", calls))
     hub = place(MetricsHub, site=Site("metrics"))
     teachers = [
         place(

@@ -49,13 +49,7 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     reference = open_images(config.images, settings.reference)
     real_NCHW = reference.pixels(settings.reference_images or None)
     label_N = balanced_labels(settings.samples, len(reference.classes))
-    models = {
-        "teacher": workspace.teacher_of(config),
-        "student_before": workspace.student_of(config),
-        "student_after": workspace.student,
-        "student_ema": workspace.student_ema,
-    }
-    present = {name: path for name, path in models.items() if path.exists()}
+    present = _models(config, workspace)
     metrics: dict[str, dict[str, float]] = {}
     samples: dict[str, Tensor] = {}
     with Bar(target, "evaluate", len(present)) as bar:
@@ -80,6 +74,17 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
         "sampling": settings.sampling.model_dump(),
     }
     return Quality(metrics, features, samples, label_N)
+
+
+def _models(config: RunConfig, workspace: Workspace) -> dict[str, Path]:
+    """Files to compare; a run that was not distilled yet has only the first two."""
+    models = {
+        "teacher": workspace.teacher_of(config),
+        "student_before": workspace.student_of(config),
+        "student_after": workspace.student,
+        "student_ema": workspace.student_ema,
+    }
+    return {name: path for name, path in models.items() if path.exists()}
 
 
 def _features(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:

@@ -67,35 +67,56 @@ def decode(
     Decoding starts at the shortest prefix of the batch, in one prefill pass; sequences with a
     longer one keep their given tokens until it ends (method.md 2.1).
     """
-    batch, length = noise_BL.shape
+    length = noise_BL.shape[1]
     if given_BL is None or prefix_B is None:
         given_BL = torch.zeros_like(noise_BL, dtype=torch.long)
         prefix_B = torch.zeros_like(class_B)
     first = plan.step_of(int(prefix_B.min()))
-    guided = sampling.guidance != 1
-    asked_B = class_B.repeat(2) if guided else class_B
-    if guided:
-        asked_B[batch:] = backbone.spec.null_class
-    twice = _doubled(plan) if guided else plan
-    given = given_BL.repeat(2, 1) if guided else given_BL
-    state = backbone.begin(asked_B, twice, given_BL=given, step=first)
-    logprob_BL = torch.zeros(batch, length, device=class_B.device)
+    token_BL = given_BL.clone()
+    logprob_BL = torch.zeros(noise_BL.shape, device=class_B.device)
     slot_L = torch.arange(length, device=class_B.device)
+    stepper = _Stepper(backbone, class_B, sampling.guidance, plan, given_BL, first)
     for step in range(first, len(plan.step_sizes)):
         slots = plan.slots(step)
-        logit_BnV = backbone.predict(state).float()
-        if guided:
-            logit_BnV = guide(*logit_BnV.chunk(2), sampling.guidance)
-        logprob_BnV = filtered_logprob(logit_BnV, sampling)
+        logprob_BnV = filtered_logprob(stepper.logits(), sampling)
         drawn_Bn = draw(logprob_BnV, noise_BL[:, slots])
         is_given_Bn = slot_L[slots] < prefix_B[:, None]
-        token_Bn = torch.where(is_given_Bn, given_BL[:, slots], drawn_Bn)
-        chosen_Bn = logprob_BnV.gather(-1, token_Bn[..., None])[..., 0]
+        token_BL[:, slots] = torch.where(is_given_Bn, given_BL[:, slots], drawn_Bn)
+        chosen_Bn = logprob_BnV.gather(-1, token_BL[:, slots, None])[..., 0]
         logprob_BL[:, slots] = torch.where(is_given_Bn, 0.0, chosen_Bn)
-        backbone.commit(state, token_Bn.repeat(2, 1) if guided else token_Bn)
-    # A batch of whole data sequences has no steps to decode.
-    token_BL = state.token_BL[:batch] if first < len(plan.step_sizes) else given_BL.clone()
+        stepper.commit(token_BL[:, slots])
     return Decoded(plan, token_BL, logprob_BL)
+
+
+class _Stepper:
+    """One decoding state; under guidance a doubled batch [labels; null] with shared tokens."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_B: Tensor,
+        scale: float,
+        plan: DecodePlan,
+        given_BL: Tensor,
+        first: int,
+    ) -> None:
+        self._backbone = backbone
+        self._scale = scale
+        if scale != 1:
+            null_B = torch.full_like(class_B, backbone.spec.null_class)
+            class_B = torch.cat([class_B, null_B])
+            plan = DecodePlan(plan.order_BL.repeat(2, 1), plan.step_sizes)
+            given_BL = given_BL.repeat(2, 1)
+        self._state = backbone.begin(class_B, plan, given_BL=given_BL, step=first)
+
+    def logits(self) -> Tensor:
+        """Guided logit_BnV of the current step, float32."""
+        logit = self._backbone.predict(self._state).float()
+        return logit if self._scale == 1 else guide(*logit.chunk(2), self._scale)
+
+    def commit(self, token_Bn: Tensor) -> None:
+        repeats = 1 if self._scale == 1 else 2
+        self._backbone.commit(self._state, token_Bn.repeat(repeats, 1))
 
 
 def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -119,7 +140,3 @@ def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
     cdf_BnV = logprob_BnV.double().exp().cumsum(-1)
     target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
     return torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
-
-
-def _doubled(plan: DecodePlan) -> DecodePlan:
-    return DecodePlan(plan.order_BL.repeat(2, 1), plan.step_sizes)

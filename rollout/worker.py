@@ -22,7 +22,7 @@ from common.ledger import Draws, Lease, Schedule
 from common.tokens import TokenDataset
 from common.trajectory import TrajectoryBatch, to_arrow
 from common.weights import WeightSource
-from rollout.context import ContextsConfig, assign
+from rollout.context import Assignment, ContextsConfig, assign
 from rollout.sampler import SamplingConfig, decode, noise
 
 POLL_SECONDS = 1.0
@@ -133,14 +133,7 @@ class RolloutWorker:
         """One unscored record, stamped with the version that really sampled it."""
         started = time.perf_counter()
         self._refresh(lease)
-        work = assign(
-            self._contexts,
-            lease.indices,
-            draws=self._draws,
-            schedule=self._schedule,
-            data=self._data,
-            class_dropout=self._config.class_dropout,
-        )
+        work = self._assignment(lease)
         seeds = [self._draws.noise_seed(index) for index in lease.indices]
         plan = self._student.plan(lease.size, torch.Generator().manual_seed(seeds[0]))
         noise_BL = noise(seeds, self._data.spec.length)
@@ -153,6 +146,12 @@ class RolloutWorker:
             given_BL=work.cell_BL.gather(1, plan.order_BL).to(self._device),
             prefix_B=work.prefix_B.to(self._device),
         )
+        facts = {
+            "lease": str(lease.number),
+            "generation": str(lease.generation),
+            "worker": self._name,
+            "rollout_seconds": f"{time.perf_counter() - started:.6f}",
+        }
         batch = TrajectoryBatch(
             spec=self._data.spec,
             id_B=work.id_B,
@@ -164,14 +163,19 @@ class RolloutWorker:
             token_BL=decoded.token_BL.cpu(),
             logprob_BL=decoded.logprob_BL.cpu(),
             noise_BL=noise_BL if self._config.keep_noise else None,
-            facts={
-                "lease": str(lease.number),
-                "generation": str(lease.generation),
-                "worker": self._name,
-                "rollout_seconds": f"{time.perf_counter() - started:.6f}",
-            },
+            facts=facts,
         )
         return to_arrow(batch)
+
+    def _assignment(self, lease: Lease) -> Assignment:
+        return assign(
+            self._contexts,
+            lease.indices,
+            draws=self._draws,
+            schedule=self._schedule,
+            data=self._data,
+            class_dropout=self._config.class_dropout,
+        )
 
     def _refresh(self, lease: Lease) -> None:
         """Load the pinned version, or the newest one; skip what is loaded already."""

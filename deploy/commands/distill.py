@@ -22,13 +22,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
+    from rich.console import Console
+
     from deploy.dryrun import plan_run
     from deploy.progress import console
 
     target = console()
     plan = plan_run(config, workspace)
     if arguments.dry_run:
-        plan.show(target)
+        plan.show(Console())
         return 0
     from deploy.distill import distill
 

@@ -1,0 +1,184 @@
+"""Builders shared by all tests; import nothing from `tests`, use these fixtures."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from common.backbone import Backbone, SequenceSpec, build_seeded
+from common.plugins import load_plugin
+from common.tokens import TokenDataset
+from common.trajectory import TrajectoryBatch
+from deploy.cluster import ENVIRONMENT
+from deploy.config import RunConfig, Workspace, open_run
+from deploy.stages import pretrain_model, tokenize
+from rollout.sampler import SamplingConfig, decode, noise
+
+torch.set_num_threads(1)
+os.environ.update(ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"})
+
+SHARED = Path(__file__).parents[2] / "shared"
+SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
+TINY = [
+    "tokenizer.vocab_size=32",
+    "models.teacher.width=32",
+    "models.teacher.depth=2",
+    "models.student.width=16",
+    "models.student.heads=2",
+    "pretrain.teacher.steps=30",
+    "pretrain.student.steps=5",
+    "rollout.batch_size=8",
+    "learner.images_per_step=16",
+    "learner.micro_batch=8",
+    "learner.steps=6",
+    "learner.stall_seconds=60",
+    "evaluate.samples=100",
+    "evaluate.classifier.steps=20",
+]
+
+
+@pytest.fixture
+def spec() -> SequenceSpec:
+    return SPEC
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Backbone]:
+    """A tiny backbone whose logits are informative (the published head starts at zero)."""
+
+    def build(kind: str, seed: int = 0, spec: SequenceSpec = SPEC) -> Backbone:
+        model = build_seeded(load_plugin("common.backbones", kind).Config.tiny(), spec, seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    noise_ = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.3 * noise_)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def sampled() -> Callable[..., TrajectoryBatch]:
+    """An unscored mixed batch: two data rows, then student rows with prefixes 0, 2 and 4."""
+
+    def build(student: Backbone, seed: int = 0) -> TrajectoryBatch:
+        spec = student.spec
+        context = ("data", "data", "student", "student", "student")
+        prefix_B = torch.tensor([spec.length, spec.length, 0, 2, 4])
+        generator = torch.Generator().manual_seed(seed)
+        given_BL = torch.randint(spec.vocab_size, (5, spec.length), generator=generator)
+        label_B = torch.tensor([0, 1, 2, 3, 0])  # 3 is the null class
+        plan = student.plan(5, generator)
+        noise_BL = noise(range(seed, seed + 5), spec.length)
+        decoded = decode(
+            student,
+            label_B,
+            sampling=SamplingConfig(),
+            noise_BL=noise_BL,
+            plan=plan,
+            given_BL=given_BL,
+            prefix_B=prefix_B,
+        )
+        return TrajectoryBatch(
+            spec=spec,
+            id_B=torch.arange(5),
+            version_B=torch.full((5,), 3),
+            label_B=label_B,
+            context=context,
+            prefix_B=prefix_B,
+            plan=plan,
+            token_BL=decoded.token_BL,
+            logprob_BL=decoded.logprob_BL,
+            noise_BL=noise_BL,
+            facts={
+                "lease": "0",
+                "generation": "1",
+                "worker": "w",
+                "rollout_seconds": "0",
+                "teacher_seconds": "0",
+            },
+        )
+
+    return build
+
+
+@pytest.fixture
+def data(spec: SequenceSpec) -> TokenDataset:
+    generator = torch.Generator().manual_seed(1)
+    return TokenDataset(
+        torch.randint(spec.vocab_size, (40, spec.length), generator=generator),
+        torch.randint(spec.num_classes, (40,), generator=generator),
+        spec,
+        ("a", "b", "c"),
+        "none",
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with tokens, teacher and student of real digits, made once."""
+    root = tmp_path_factory.mktemp("prepared")
+    config, workspace = open_run(Path("smoke"), TINY, root)
+    quiet = Console(quiet=True)
+    tokenize(config, workspace, quiet)
+    pretrain_model(config, workspace, "teacher", quiet)
+    pretrain_model(config, workspace, "student", quiet)
+    return root
+
+
+@pytest.fixture
+def run_in(prepared: Path, tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """A fresh run folder that borrows the prepared files; overrides as on the command line."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        root = tmp_path / name
+        root.mkdir(exist_ok=True)
+        for entry in prepared.iterdir():
+            if not (root / entry.name).exists():
+                (root / entry.name).symlink_to(entry)
+        (root / "config.toml").unlink(missing_ok=True)
+        return open_run(Path("smoke"), [*TINY, *overrides], root)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """One private local cluster for the whole session."""
+    import shutil
+    import tempfile
+
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="vt-", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=16,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=40,
+        object_store_memory=256 * 2**20,
+        _temp_dir=folder,
+    )
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The team's fixtures beside the checkout; tests that need them skip where they are absent."""
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is absent: the oracle and golden fixtures are not part of the repo")
+    return SHARED

@@ -1,0 +1,122 @@
+"""Every file in common/backbones must pass these, without being named here."""
+
+import pytest
+import torch
+
+from common.backbone import SequenceSpec
+from common.plugins import kinds
+from rollout.sampler import SamplingConfig, decode, noise
+
+
+@pytest.fixture(params=kinds("common.backbones"))
+def backbone(request, tiny):
+    return tiny(request.param)
+
+
+@torch.no_grad()
+def test_a_slot_never_sees_its_own_step_or_later(backbone):
+    plan = backbone.plan(2, torch.Generator().manual_seed(0))
+    class_B = torch.tensor([0, 1])
+    token_BL = torch.zeros_like(plan.order_BL)
+    before = backbone(class_B, token_BL, plan)
+    for step in range(len(plan.step_sizes)):
+        slots = plan.slots(step)
+        changed = token_BL.clone()
+        changed[:, slots.start :] = 1
+        after = backbone(class_B, changed, plan)
+        torch.testing.assert_close(
+            after[:, : slots.stop], before[:, : slots.stop], msg=f"step {step} leaks"
+        )
+        if slots.stop < plan.order_BL.shape[1]:
+            assert not torch.allclose(after[:, slots.stop :], before[:, slots.stop :])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [[0, 0, 0], [2, 2, 2], [1, 3, 6], [6, 6, 6]])
+def test_decoding_and_scoring_agree(backbone, prefix):
+    spec = backbone.spec
+    class_B, prefix_B = torch.tensor([0, 1, spec.null_class]), torch.tensor(prefix)
+    plan = backbone.plan(3, torch.Generator().manual_seed(0))
+    given_BL = torch.randint(spec.vocab_size, (3, spec.length))
+    decoded = decode(
+        backbone,
+        class_B,
+        sampling=SamplingConfig(),
+        noise_BL=noise([1, 2, 3], spec.length),
+        plan=plan,
+        given_BL=given_BL,
+        prefix_B=prefix_B,
+    )
+    is_prefix = torch.arange(spec.length)[None] < prefix_B[:, None]
+    assert torch.equal(decoded.token_BL[is_prefix], given_BL[is_prefix])
+    logprob_BLV = backbone(class_B, decoded.token_BL, plan).log_softmax(-1)
+    replayed = logprob_BLV.gather(-1, decoded.token_BL[..., None])[..., 0]
+    torch.testing.assert_close(decoded.logprob_BL[~is_prefix], replayed[~is_prefix])
+    assert (decoded.logprob_BL[is_prefix] == 0).all()
+
+
+@torch.no_grad()
+def test_a_cached_step_equals_the_uncached_contract(backbone):
+    from common.backbone import Backbone
+
+    class_B = torch.tensor([0, 2])
+    plan = backbone.plan(2, torch.Generator().manual_seed(0))
+    token_BL = torch.randint(backbone.spec.vocab_size, plan.order_BL.shape)
+    for start in (0, 3):
+        cached = backbone.begin(class_B, plan, given_BL=token_BL, step=start)
+        plain = Backbone.begin(backbone, class_B, plan, given_BL=token_BL, step=start)
+        for step in range(start, len(plan.step_sizes)):
+            torch.testing.assert_close(
+                backbone.predict(cached), Backbone.predict(backbone, plain), atol=1e-5, rtol=1e-5
+            )
+            for state in (cached, plain):
+                backbone.commit(state, token_BL[:, plan.slots(step)])
+
+
+@torch.no_grad()
+def test_a_sequence_does_not_depend_on_its_company(backbone):
+    spec = backbone.spec
+    class_B = torch.tensor([0, 1, 2])
+    plan = backbone.plan(3, torch.Generator().manual_seed(0))
+
+    def sample(rows):
+        from common.plan import DecodePlan
+
+        part = DecodePlan(plan.order_BL[rows], plan.step_sizes)
+        seeds = [10 + row for row in rows]
+        return decode(
+            backbone,
+            class_B[rows],
+            sampling=SamplingConfig(),
+            noise_BL=noise(seeds, spec.length),
+            plan=part,
+        ).token_BL
+
+    assert torch.equal(sample([0, 1, 2])[2], sample([2])[0])
+
+
+def test_a_fresh_model_is_uniform_and_seeded(backbone):
+    from common.backbone import build_seeded
+    from common.plugins import load_plugin
+
+    kind = type(backbone).__module__.rpartition(".")[2]
+    config = load_plugin("common.backbones", kind).Config.tiny()
+    one, two = (build_seeded(config, backbone.spec, 5) for _ in range(2))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+    plan = one.plan(1, torch.Generator())
+    logit = one.eval()(torch.tensor([0]), torch.zeros_like(plan.order_BL), plan)
+    assert (logit == logit[..., :1]).all()
+
+
+def test_llamagen_refuses_sizes_that_cannot_rotate():
+    from common.backbones.llamagen import Config
+
+    with pytest.raises(ValueError, match="multiple of 4"):
+        Config(width=18, heads=3)
+    with pytest.raises(ValueError, match="preset B has width 768, not 512"):
+        Config.model_validate({"preset": "B", "width": 512})
+    with torch.device("meta"):
+        spec = SequenceSpec(16384, 256, (16, 16), 1000)
+        model = Config.model_validate({"preset": "B"}).build(spec)
+    assert sum(p.numel() for p in model.parameters()) == 110_888_448
