@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import ray
 
+from common.errors import InputError
 from common.weights import Weights
 from deploy.layout import check_layout
 
@@ -34,12 +35,21 @@ class Host:
         check_layout()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-        self._object = cls(*args, **kwargs)
+        self._refusal: InputError | None = None
+        try:
+            self._object = cls(*args, **kwargs)
+        except InputError as error:
+            # Ray would report a constructor's error as the actor's death, as text only.
+            self._refusal = error
 
     def ready(self) -> bool:
+        """True once constructed; the user's mistake, if that is why it was not."""
+        if self._refusal is not None:
+            raise self._refusal
         return True
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        self.ready()
         return getattr(self._object, name)(*args, **kwargs)
 
 

@@ -93,7 +93,8 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, Any]], fid: Mapping[str,
                 axis.plot(steps, _smooth(values), label=name, linewidth=1.2)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("learner step")
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     bars = axes[1, 1].bar(list(fid), list(fid.values()), color="0.6")
     axes[1, 1].bar_label(bars, fmt="%.3g", fontsize=8)
     axes[1, 1].set_title("FID (lower is better)", fontsize=10)

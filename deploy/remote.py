@@ -70,6 +70,7 @@ class OnRay:
 
     def __init__(self) -> None:
         self._actors: list[Any] = []
+        self.names: dict[Any, str] = {}
         self._turn = 0
 
     def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T:
@@ -77,12 +78,12 @@ class OnRay:
         weights = cls.__name__ == "WeightStore"
         host = ray.remote(WeightHost if weights else Host)
         actor = host.options(
-            name=None,
             max_concurrency=site.threads,
             num_cpus=site.cpus,
             num_gpus=site.gpus,
         ).remote(cls, args, kwargs)
         self._actors.append(actor)
+        self.names[actor] = site.name
         return cast(T, SharedWeights(actor) if weights else Remote(actor))
 
     def any_of(self, replicas: list[T]) -> T:

@@ -1,5 +1,6 @@
 """The loop around the learner: take, step, publish, commit, snapshot; until done or stopped."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -129,7 +130,7 @@ class Trainer:
         for batch in batches:
             seconds["rollout"] += float(batch.facts["rollout_seconds"])
             seconds["teacher"] += float(batch.facts["teacher_seconds"])
-        row = {"step": step, "time": time.time(), "version": self._version}
+        row = {"step": step, "time": time.time(), "version": self._version, "pid": os.getpid()}
         row |= {"images_total": step * self._schedule.images_per_step}
         row |= {**metrics, **self._buffer.gauges()}
         row |= {f"seconds/{name}": value for name, value in seconds.items()}

@@ -112,7 +112,10 @@ class _Stepper:
     def logits(self) -> Tensor:
         """Guided logit_BnV of the current step, float32."""
         logit = self._backbone.predict(self._state).float()
-        return logit if self._scale == 1 else guide(*logit.chunk(2), self._scale)
+        if self._scale == 1:
+            return logit
+        conditional, unconditional = logit.chunk(2)
+        return guide(conditional, unconditional, self._scale)
 
     def commit(self, token_Bn: Tensor) -> None:
         repeats = 1 if self._scale == 1 else 2

@@ -31,6 +31,7 @@ TINY = [
     "models.student.heads=2",
     "pretrain.teacher.steps=30",
     "pretrain.student.steps=5",
+    "contexts.coin=sample",
     "rollout.batch_size=8",
     "learner.images_per_step=16",
     "learner.micro_batch=8",

@@ -1,0 +1,226 @@
+"""Whole runs in one process, on real digits: learning, order, resume, refusals."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from common.checkpoint import load_backbone, save_backbone
+from common.config import digest
+from common.errors import InputError
+from common.plugins import kinds
+from common.trajectory import from_arrow
+from deploy.distill import distill, preflight
+from deploy.report import write_report
+
+
+def rows_of(workspace):
+    return [json.loads(line) for line in (workspace.root / "metrics.jsonl").open()]
+
+
+def distill_here(run, quiet, *, resume=False):
+    config, workspace = run
+    facts = distill(config, workspace, quiet, local=True, resume=resume)
+    return facts, rows_of(workspace)
+
+
+@pytest.mark.parametrize("kind", kinds("learner.objectives"))
+def test_every_objective_runs_within_the_staleness_bound(run_in, quiet, kind):
+    config, workspace = run_in(f"objective.kind={kind}")
+    facts, rows = distill_here((config, workspace), quiet)
+    assert facts["steps"] == config.learner.steps == rows[-1]["step"]
+    assert facts["cause"] is None
+    assert max(row.get("lag_max", 0) for row in rows) <= config.learner.max_lag
+    before, _ = load_backbone(workspace.student_before)
+    after, _ = load_backbone(workspace.student)
+    assert not torch.equal(before.head.weight, after.head.weight)
+    assert list((workspace.root / "tensorboard").glob("events*"))
+
+
+def test_ordered_runs_repeat_to_the_bit(run_in, quiet):
+    losses = []
+    for name in ("one", "two"):
+        run = run_in("learner.ordered=true", "rollout.workers=3", name=name)
+        losses.append([row["loss"] for row in distill_here(run, quiet)[1]])
+    assert losses[0] == losses[1]
+    run = run_in("learner.ordered=true", "seed=1", name="three")
+    other = [row["loss"] for row in distill_here(run, quiet)[1]]
+    assert other != losses[0]
+
+
+def test_every_image_of_an_ordered_run_is_trained_once_on_pinned_weights(run_in, quiet):
+    """Records seen by the learner: ids in order, versions as the schedule says."""
+    from deploy import learning
+
+    config, workspace = run_in("learner.ordered=true", "learner.max_lag=3")
+    seen = []
+    build = learning.build_learner
+
+    def watched(*arguments):
+        learner = build(*arguments)
+        step = learner.step
+
+        def record(batch):
+            seen.append((learner.steps_done, batch))
+            return step(batch)
+
+        learner.step = record
+        return learner
+
+    learning.build_learner = watched
+    try:
+        distill_here((config, workspace), quiet)
+    finally:
+        learning.build_learner = build
+    schedule = config.schedule()
+    for step, batch in seen:
+        first = step * schedule.images_per_step
+        assert batch.id_B.tolist() == list(range(first, first + schedule.images_per_step))
+        assert set(batch.version_B.tolist()) == {schedule.pinned_version(step)}
+
+
+def test_a_run_resumes_where_its_snapshot_ends(run_in, quiet):
+    whole = run_in("learner.max_lag=1", "learner.publish_every=1", name="whole")
+    _, expected = distill_here(whole, quiet)
+    run = run_in("learner.max_lag=1", "learner.publish_every=1", name="cut")
+    stop_after(run, quiet, 3)
+    facts, rows = distill_here(run, quiet, resume=True)
+    assert facts["resumed"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert facts["steps"] == 6
+    # One process samples right before it trains, so even the numbers are the same.
+    assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
+
+
+def stop_after(run, quiet, steps):
+    """Send ourselves SIGTERM right after step `steps`; the run ends in order."""
+    config, workspace = run
+    from deploy import learning
+
+    build = learning.build_learner
+
+    def watched(*arguments):
+        learner = build(*arguments)
+        step = learner.step
+
+        def stepping(batch):
+            metrics = step(batch)
+            if learner.steps_done == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return metrics
+
+        learner.step = stepping
+        return learner
+
+    learning.build_learner = watched
+    try:
+        facts = distill(config, workspace, quiet, local=True, resume=False)
+    finally:
+        learning.build_learner = build
+    assert facts["steps"] == steps
+    assert "SIGTERM" in facts["cause"]
+
+
+def test_another_config_never_resumes_a_snapshot(run_in, quiet):
+    run = run_in()
+    stop_after(run, quiet, 2)
+    changed = run_in("learner.optimizer.learning_rate=0.5")
+    assert digest(changed[0]) != digest(run[0])
+    facts, rows = distill_here(changed, quiet, resume=True)
+    assert not facts["resumed"]
+    assert rows[0]["step"] == 1
+
+
+def test_the_report_has_every_promised_number_and_picture(run_in, quiet):
+    from PIL import Image
+
+    run = run_in()
+    distill_here(run, quiet)
+    report = write_report(*run, quiet)
+    stored = json.loads((run[1].root / "report.json").read_text())
+    assert stored == json.loads(json.dumps(report))
+    assert {"teacher", "student_before", "student_after"} <= set(stored["fid"])
+    assert {"mean", "max", "dropped"} <= set(stored["staleness"])
+    for key in (
+        "wall_seconds",
+        "steps",
+        "images_per_second",
+        "weights_published",
+        "rollout_workers",
+        "survival_rate",
+        "versions",
+        "config_digest",
+    ):
+        assert stored[key] is not None, key
+    assert "not with Inception" in stored["features"]["note"]
+    assert 0 < stored["survival_rate"] <= 1
+    for name in ("samples.png", "curves.png"):
+        with Image.open(run[1].root / name) as picture:
+            assert picture.width > 300
+            assert len(set(picture.convert("L").tobytes())) > 20
+    page = (run[1].root / "report.md").read_text()
+    assert f"{stored['fid']['student_after']:.3f}" in page
+
+
+def test_evaluation_prefers_the_teacher_and_real_images(run_in, quiet):
+    """The metric orders what it must: reals < a trained model < noise."""
+    from common.images import open_images
+    from deploy.quality import assess
+    from rollout.evaluate import measure
+
+    config, workspace = run_in("evaluate.classifier.steps=150")
+    quality = assess(config, workspace, quiet)
+    train = open_images(config.images, "train").pixels()
+    held_out = open_images(config.images, "test").pixels()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, held_out.shape, generator=generator, dtype=torch.uint8)
+    file = workspace.classifier
+    real, random = (
+        measure(config.evaluate, x, train, classifier=file)["fid"] for x in (held_out, noise)
+    )
+    assert real < quality.metrics["teacher"]["fid"] < random
+
+
+@pytest.mark.parametrize("which", ["teacher", "learner"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tokenizer.vocab_size=16", r"has vocab_size 16, but .* has vocab_size 32"),
+        ("tokenizer.patch=4", r"has length 4, but .* has length 16"),
+    ],
+)
+def test_a_model_of_other_tokens_is_refused_with_both_values(
+    run_in, quiet, tiny, which, override, message
+):
+    from dataclasses import replace
+
+    from common.backbones import llamagen
+
+    config, workspace = run_in()
+    spec = preflight(config, workspace).spec
+    if "vocab" in override:
+        other = replace(spec, vocab_size=16)
+    else:
+        other = replace(spec, grid=(2, 2), length=4)
+    path = workspace.root / "other.safetensors"
+    save_backbone(path, tiny("llamagen", spec=other), llamagen.Config.tiny())
+    config, workspace = run_in(f"{which}.weights={path}")
+    with pytest.raises(InputError, match=message):
+        distill(config, workspace, quiet, local=True, resume=False)
+    assert not workspace.student.exists()
+
+
+def test_keeping_noise_puts_it_on_the_wire(run_in):
+    from common.ledger import Lease
+    from deploy.pipeline import Here, wire
+
+    config, workspace = run_in("rollout.keep_noise=true")
+    services = wire(config, preflight(config, workspace), workspace.teacher, Here())
+    worker = services.workers["worker-0"]
+    worker._loaded = (1, 0)
+    record = worker.sample(Lease(0, 0, 8, 0, 0, 1))
+    batch = from_arrow(record)
+    assert batch.noise_BL is not None
+    assert batch.noise_BL.dtype == torch.float64
