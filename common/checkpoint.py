@@ -182,6 +182,11 @@ class Snapshots:
         tensors = torch.load(folder / "tensors.pt", map_location="cpu", weights_only=True)
         return tensors, json.loads((folder / "facts.json").read_text())
 
+    def newest_step(self) -> int | None:
+        """The step of the newest snapshot, without reading it."""
+        complete = self._complete()
+        return int(complete[-1].name.removeprefix("step-")) if complete else None
+
     def clear(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,8 +26,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if not joined:
-        # A cluster that nobody else can see needs no token.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        secure_environment()
     import ray
 
     if ray.is_initialized():  # somebody else's connection, e.g. a test session's
@@ -52,6 +52,13 @@ def cluster(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def secure_environment() -> None:
+    """Ray's servers listen on every interface: let in only who knows this run's random token."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def logical_cpus(config: RunConfig) -> int:

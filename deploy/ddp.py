@@ -2,6 +2,7 @@
 
 import logging
 import os
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from deploy.layout import check_layout
 from deploy.learning import learn
 from deploy.pipeline import Services
 from learner.train import Outcome
+
+TRAIN_STORAGE = ".ray_train"
+"""Ray Train's own bookkeeping in the run folder, removed after the run; ours is in snapshots/."""
 
 
 class TrainRanks:
@@ -66,7 +70,7 @@ class TrainJob:
             run_config=TrainRunConfig(
                 # The same name in the same storage would resume Ray Train's own state.
                 name=f"learner-{os.getpid()}-{os.urandom(4).hex()}",
-                storage_path=str(root / "ray_train"),
+                storage_path=str(root / TRAIN_STORAGE),
                 failure_config=FailureConfig(max_failures=learner.max_failures),
             ),
         )
@@ -75,6 +79,10 @@ class TrainJob:
 
     def running(self) -> bool:
         return not self._fit.done()
+
+    def wait(self, seconds: float) -> None:
+        """Block until the job ended, however it did, or `seconds` are over."""
+        futures.wait([self._fit], timeout=seconds)
 
     def result(self) -> Outcome:
         """Rank 0's outcome.

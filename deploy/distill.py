@@ -1,6 +1,7 @@
 """One distillation run from files to files: check, start, watch, store the student."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from rich.console import Console
 from common.backbone import require_same_spec
 from common.checkpoint import load_backbone, load_head, save_backbone, write_text
 from common.config import digest
-from common.errors import RunFailed
+from common.errors import InputError, RunFailed
 from common.metrics import MetricsHub, MetricsLog
 from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
@@ -25,6 +26,7 @@ from learner.learner import Solo
 from learner.train import Outcome
 
 POLL_SECONDS = 0.2
+GIVE_UP_SECONDS = 60.0
 SHOWN = {
     "loss": "loss",
     "img/s": "images_per_second",
@@ -76,7 +78,13 @@ def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
 
 
 def distill(
-    config: RunConfig, workspace: Workspace, target: Console, *, local: bool, resume: bool
+    config: RunConfig,
+    workspace: Workspace,
+    target: Console,
+    *,
+    local: bool,
+    resume: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Run to the end (or to SIGTERM) and write the student; returns the facts of the run.
 
@@ -85,11 +93,7 @@ def distill(
         RunFailed: workers or the learner failed for good; finished steps are in the snapshots.
     """
     data = preflight(config, workspace)
-    snapshots = run_snapshots(config, workspace)
-    resuming = resume and snapshots.latest() is not None
-    if not resuming:
-        snapshots.clear()
-    write_text(workspace.config, resolved_toml(config))
+    resuming = _prepare_snapshots(config, workspace, resume=resume, restart=restart)
     log = MetricsLog(workspace.root, fresh=not resuming)
     started = time.monotonic()
     try:
@@ -98,7 +102,8 @@ def distill(
             outcome, gauges = runner(config, workspace, data, log, bar)
     finally:
         log.close()
-    store_student(config, workspace)
+    if outcome.steps:  # a run that was stopped while starting up has nothing to store
+        store_student(config, workspace)
     facts = {
         **outcome.as_dict(),
         "wall_seconds": time.monotonic() - started,
@@ -110,10 +115,32 @@ def distill(
     return facts
 
 
+def _prepare_snapshots(
+    config: RunConfig, workspace: Workspace, *, resume: bool, restart: bool
+) -> bool:
+    """Whether the run goes on from a snapshot; unfinished work is never thrown away unasked.
+
+    Raises:
+        InputError: an unfinished run of this config is there, and it was not said what to do.
+    """
+    snapshots = run_snapshots(config, workspace)
+    done = snapshots.newest_step()
+    if done is None or (resume and not restart):
+        return done is not None
+    if done < config.learner.steps and not restart:
+        raise InputError(
+            f"{workspace.snapshots}: this run stopped at step {done} of {config.learner.steps}; "
+            "go on with --resume, or throw it away with --restart"
+        )
+    snapshots.clear()
+    return False
+
+
 def _run_local(
     config: RunConfig, workspace: Workspace, data: TokenDataset, log: MetricsLog, bar: Bar
 ) -> tuple[Outcome, dict[str, Any]]:
     services = wire(config, data, workspace.teacher_of(config), Here())
+    write_text(workspace.config, resolved_toml(config))  # not before every part accepted it
     watch = Watch(services.hub, log, bar)
 
     def train(services: Services, sample: Callable[[], object]) -> Outcome:
@@ -134,30 +161,35 @@ def _run_on_ray(
 ) -> tuple[Outcome, dict[str, Any]]:
     with cluster(config):
         from deploy.crew import Crew
-        from deploy.ddp import TrainJob
+        from deploy.ddp import TRAIN_STORAGE, TrainJob
         from deploy.remote import OnRay
 
         place = OnRay()
+        services = wire(config, data, workspace.teacher_of(config), place)
+        job = TrainJob(config, workspace.root, services)  # starts up beside the actors
+        crew = Crew(services, min_workers=config.rollout.min_workers)
         try:
-            services = wire(config, data, workspace.teacher_of(config), place)
-            job = TrainJob(config, workspace.root, services)  # starts up beside the actors
             place.wait_ready()
+            write_text(workspace.config, resolved_toml(config))
             watch = Watch(services.hub, log, bar)
-            crew = Crew(services, min_workers=config.rollout.min_workers)
             with _stop_on_sigterm(services):
                 while job.running():
                     crew.check()
                     watch.poll()
                     time.sleep(POLL_SECONDS)
             watch.poll()
-            services.ledger.close("the run is over")
-            crew.dismiss()
             outcome = job.result()
             if crew.failure is not None:
                 raise RunFailed(crew.failure)
             return outcome, _gauges(services, crew.deaths)
         finally:
+            if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
+                services.close("the run was given up")
+                job.wait(GIVE_UP_SECONDS)
+            services.ledger.close("the run is over")
+            crew.dismiss()
             place.shutdown()
+            shutil.rmtree(workspace.root / TRAIN_STORAGE, ignore_errors=True)
 
 
 def _gauges(services: Services, deaths: dict[str, str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from common.backbone import Backbone, BackboneConfig, SequenceSpec
 from common.config import digest
+from common.device import place
 from common.errors import InputError
 from common.images import open_images
 from common.ledger import Schedule
@@ -160,12 +161,16 @@ def _refuse(config: RunConfig, memory_mb: float, available_mb: float) -> None:
             "available; lower rollout.workers, rollout.batch_size, learner.micro_batch or "
             "learner.chunk_tokens, or set cluster.memory_gb if the cluster has more"
         )
+    if os.environ.get("RAY_ADDRESS"):
+        return  # the cluster's devices are not this machine's
+    for name in (config.learner.device, config.rollout.device, config.teacher.device):
+        place(name)
     wanted = (
         config.learner.ranks * config.learner.gpus
         + config.rollout.workers * config.rollout.gpus
         + config.teacher.replicas * config.teacher.gpus
     )
-    if wanted > torch.cuda.device_count() and not os.environ.get("RAY_ADDRESS"):
+    if wanted > torch.cuda.device_count():
         raise InputError(
             f"learner, rollout and teacher reserve {wanted:g} GPUs, but this machine has "
             f"{torch.cuda.device_count()}; lower the gpus fields or submit to a cluster"

@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any, cast
 
-import ray
-
 from common.errors import InputError
 from common.weights import Weights
 from deploy.layout import check_layout
@@ -57,5 +55,7 @@ class WeightHost(Host):
     """Hosts the weight store; bundles hold a reference in place of their bytes."""
 
     def publish(self, weights: Weights) -> None:
+        import ray  # not above: the driver sets Ray's environment before it first imports it
+
         reference = [ray.put(weights.payload)]
         self._object.publish(Weights(weights.version, cast(bytes, reference), weights.digest))

@@ -172,4 +172,6 @@ def _read_facts(path: Path) -> dict[str, Any]:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    # A learner that went on from a snapshot repeats the steps after it: the last word counts.
+    return list({row["step"]: row for row in rows}.values())

@@ -24,7 +24,7 @@ class OptimizerConfig(Config):
     clip: PositiveFloat = 1.0
     """Largest norm of the whole gradient."""
     ema: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the averaged student; ramped up as (1 + t) / (10 + t). 0 keeps no average."""
+    """Decay of the averaged student; ramped up as (1 + t) / (10 + t). 0 copies the student."""
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of the 0-based `step` out of `steps`."""

@@ -171,8 +171,8 @@ class Trainer:
         self._published += 1
 
     def _snapshot(self, *, force: bool = False) -> None:
-        if self._ranks.rank != 0:
-            return
         step = self._learner.steps_done
+        if self._ranks.rank != 0 or step == 0:
+            return
         if force or (self._snapshot_every and step % self._snapshot_every == 0):
             self._snapshots.save(step, self._learner.snapshot(), {"ledger": self._ledger.state()})

@@ -13,13 +13,14 @@ from common.backbone import Backbone, SequenceSpec, build_seeded
 from common.plugins import load_plugin
 from common.tokens import TokenDataset
 from common.trajectory import TrajectoryBatch
-from deploy.cluster import ENVIRONMENT
+from deploy.cluster import ENVIRONMENT, secure_environment
 from deploy.config import RunConfig, Workspace, open_run
 from deploy.stages import pretrain_model, tokenize
 from rollout.sampler import SamplingConfig, decode, noise
 
 torch.set_num_threads(1)
-os.environ.update(ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"})
+os.environ.update(ENVIRONMENT)
+secure_environment()
 
 SHARED = Path(__file__).parents[2] / "shared"
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)

@@ -64,6 +64,7 @@ def test_overrides_are_typed_and_stand_anywhere(capsys, tmp_path):
         ("models.student.heads=5", "head width"),
         ("learner.gpus=4", "reserve 4 GPUs"),
         ("cluster.memory_gb=0.5", "the run needs about"),
+        ("teacher.device=cuda", "torch sees no CUDA device"),
     ],
 )
 def test_bad_overrides_exit_with_a_sentence(capsys, tmp_path, override, message):

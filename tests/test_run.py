@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +122,56 @@ def stop_after(run, quiet, steps):
         learning.build_learner = build
     assert facts["steps"] == steps
     assert "SIGTERM" in facts["cause"]
+
+
+def test_unfinished_work_is_never_thrown_away_unasked(run_in, quiet):
+    run = run_in()
+    stop_after(run, quiet, 2)
+    with pytest.raises(InputError, match="stopped at step 2 of 6; go on with --resume"):
+        distill_here(run, quiet)
+    facts = distill(*run, quiet, local=True, restart=True)
+    assert (facts["resumed"], facts["steps"]) == (False, 6)
+    assert [row["step"] for row in rows_of(run[1])] == [1, 2, 3, 4, 5, 6]
+    assert distill_here(run, quiet)[0]["steps"] == 6, "a finished run may be repeated"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_half_precision_runs_and_stays_close(run_in, quiet, dtype):
+    settings = [f"{role}.dtype={dtype}" for role in ("learner", "rollout", "teacher")]
+    exact = distill_here(run_in("contexts.sources.student.ratio=0", name="exact"), quiet)[1]
+    half = distill_here(run_in("contexts.sources.student.ratio=0", *settings, name="half"), quiet)[
+        1
+    ]
+    assert half[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
+    both = distill_here(run_in(*settings, name="both"), quiet)[1]
+    assert all(0 < row["loss"] < 10 for row in both)
+
+
+def test_a_stall_names_who_holds_what():
+    from common.buffer import Buffer
+    from common.ledger import Ledger, Schedule
+    from learner.learner import Solo
+    from learner.train import Trainer
+
+    schedule = Schedule(2, 4, 2, 1, 1)
+    ledger = Ledger(schedule)
+    trainer = Trainer(
+        SimpleNamespace(steps_done=0),
+        schedule,
+        buffer=Buffer(schedule, max_bytes=9, ledger=ledger),
+        weights=None,
+        ledger=ledger,
+        metrics=None,
+        snapshots=None,
+        ranks=Solo(),
+        weights_dtype="float32",
+        snapshot_every=0,
+        stall_seconds=0.05,
+    )
+    ledger.restore({"step": 0, "frontier": 0, "beyond": []})
+    ledger.lease("worker-7", 0)
+    with pytest.raises(TimeoutError, match=r"no batch for step 0 .* worker-7 has lease 0"):
+        trainer._step()
 
 
 def test_another_config_never_resumes_a_snapshot(run_in, quiet):

@@ -16,6 +16,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on from the newest snapshot of this config"
     )
     parser.add_argument(
+        "--restart", action="store_true", help="throw an unfinished run of this config away"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check, resolve and print the run; start nothing"
     )
 
@@ -34,7 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from deploy.distill import distill
 
-    facts = distill(config, workspace, target, local=arguments.local, resume=arguments.resume)
+    facts = distill(
+        config,
+        workspace,
+        target,
+        local=arguments.local,
+        resume=arguments.resume,
+        restart=arguments.restart,
+    )
     ending = facts["cause"] or "all steps done"
     target.print(
         f"{facts['steps']} steps in {facts['wall_seconds']:.1f} s, {facts['published']} versions "

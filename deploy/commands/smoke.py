@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     pretrain_model(config, workspace, "teacher", target)
     pretrain_model(config, workspace, "student", target)
     target.print("starting Ray: ledger, buffer, weights, teacher, workers, learner")
-    facts = distill(config, workspace, target, local=False, resume=False)
+    facts = distill(config, workspace, target, local=False, restart=True)
     wall = time.monotonic() - started
     report = write_report(config, workspace, target, wall_seconds=wall)
     total = time.monotonic() - started
