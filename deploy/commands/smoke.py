@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     import torch
 
+    from deploy.cluster import cluster, warm_up
     from deploy.distill import distill
     from deploy.progress import console
     from deploy.report import write_report
@@ -28,11 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     target = console()
-    tokenize(config, workspace, target)
-    pretrain_model(config, workspace, "teacher", target)
-    pretrain_model(config, workspace, "student", target)
-    target.print("starting Ray: ledger, buffer, weights, teacher, workers, learner")
-    facts = distill(config, workspace, target, local=False, restart=True)
+    target.print("starting a private Ray cluster, which warms up while the models are trained")
+    with cluster(config):
+        warm_up(config)
+        tokenize(config, workspace, target)
+        pretrain_model(config, workspace, "teacher", target)
+        pretrain_model(config, workspace, "student", target)
+        target.print("placing ledger, buffer, weights, teacher, workers and learner")
+        facts = distill(config, workspace, target, local=False, restart=True)
     wall = time.monotonic() - started
     report = write_report(config, workspace, target, wall_seconds=wall)
     total = time.monotonic() - started
