@@ -118,10 +118,11 @@ class Buffer:
 
     def gauges(self) -> dict[str, float]:
         with self._changed:
+            images = sum(record.num_rows for record in self._records.values())
             return {
-                "buffer/images": sum(r.num_rows for r in self._records.values()),
+                "buffer/images": images,
                 "buffer/bytes": self._bytes(),
-                "buffer/fill": self._bytes() / self._max_bytes,
+                "buffer/fill": images / self._schedule.most_outstanding,
                 "buffer/dropped": self._dropped,
                 "buffer/duplicates": self._duplicates,
             }

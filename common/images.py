@@ -181,7 +181,11 @@ def decode_image(data: bytes | None, config: ImagesConfig, where: str) -> Tensor
         image = Image.open(io.BytesIO(data or b""))
         image = image.convert("L" if config.channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}: not a readable image ({error}); remove or replace it") from None
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no known image format" if unknown else error
+        raise InputError(
+            f"{where}: not a readable image ({reason}); remove or replace it"
+        ) from None
     array = np.asarray(center_crop(image, config.size))
     return torch.from_numpy(array.reshape(config.size, config.size, -1).copy()).permute(2, 0, 1)
 

@@ -80,6 +80,11 @@ class Schedule:
         return self.max_lag - (self.publish_every - 1)
 
     @property
+    def most_outstanding(self) -> int:
+        """Images that may be leased, scoring or buffered at a time."""
+        return (self.ahead + 1) * self.images_per_step
+
+    @property
     def versions_kept(self) -> int:
         """How many steps back a published version may still be asked for."""
         return self.max_lag + self.publish_every

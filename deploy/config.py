@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import NonNegativeInt, PositiveFloat, SerializeAsAny, model_validator
 
 from common.backbone import BackboneConfig
-from common.config import Config, dump_toml, load_config
+from common.config import Config, load_config
 from common.errors import InputError
 from common.images import ImagesConfig
 from common.ledger import Schedule
@@ -183,9 +183,20 @@ def open_run(
         path = shipped
     config = load_config(RunConfig, path, overrides)
     own = path.parent if path.name == "config.toml" else Path("runs") / path.stem
-    return config, Workspace((out or config.out or own).resolve())
+    return _portable(config), Workspace((out or config.out or own).resolve())
 
 
-def resolved_toml(config: RunConfig) -> str:
-    """The resolved config without `out`, so that a run folder can be moved."""
-    return dump_toml(config.model_copy(update={"out": None}))
+def _portable(config: RunConfig) -> RunConfig:
+    """Absolute paths and no `out`: the run folder's copy means the same from any directory."""
+
+    def absolute(section: Config, *names: str) -> Config:
+        given = {name: getattr(section, name) for name in names}
+        return section.model_copy(update={n: p.resolve() for n, p in given.items() if p})
+
+    sections = {
+        "images": absolute(config.images, "train", "test"),
+        "teacher": absolute(config.teacher, "weights"),
+        "learner": absolute(config.learner, "weights"),
+        "evaluate": absolute(config.evaluate, "inception_weights"),
+    }
+    return config.model_copy(update={"out": None, **sections})

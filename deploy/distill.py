@@ -13,12 +13,12 @@ from rich.console import Console
 
 from common.backbone import require_same_spec
 from common.checkpoint import load_backbone, load_head, save_backbone, write_text
-from common.config import digest
+from common.config import digest, dump_toml
 from common.errors import InputError, RunFailed
 from common.metrics import MetricsHub, MetricsLog
 from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
-from deploy.config import RunConfig, Workspace, resolved_toml
+from deploy.config import RunConfig, Workspace
 from deploy.learning import learn, run_snapshots
 from deploy.pipeline import Here, Services, run_here, wire
 from deploy.progress import Bar
@@ -45,6 +45,7 @@ class Watch:
     bar: Bar
     cursor: int = 0
     recent: list[tuple[float, int]] = field(default_factory=list)
+    shown: dict[str, float] = field(default_factory=dict)
 
     def poll(self) -> None:
         rows = self.hub.since(self.cursor)
@@ -55,9 +56,9 @@ class Watch:
             row["images_per_second"] = (after - before) / (last - first) if last > first else 0.0
         if rows:
             self.log.write(rows)
-            newest = rows[-1]
-            numbers = {name: newest[key] for name, key in SHOWN.items() if key in newest}
-            self.bar.show(newest["step"], numbers)
+            for row in rows:  # a step without student rows has no lag: show the last one
+                self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}
+            self.bar.show(rows[-1]["step"], self.shown)
 
 
 def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
@@ -140,7 +141,7 @@ def _run_local(
     config: RunConfig, workspace: Workspace, data: TokenDataset, log: MetricsLog, bar: Bar
 ) -> tuple[Outcome, dict[str, Any]]:
     services = wire(config, data, workspace.teacher_of(config), Here())
-    write_text(workspace.config, resolved_toml(config))  # not before every part accepted it
+    write_text(workspace.config, dump_toml(config))  # not before every part accepted it
     watch = Watch(services.hub, log, bar)
 
     def train(services: Services, sample: Callable[[], object]) -> Outcome:
@@ -170,7 +171,7 @@ def _run_on_ray(
         crew = Crew(services, min_workers=config.rollout.min_workers)
         try:
             place.wait_ready()
-            write_text(workspace.config, resolved_toml(config))
+            write_text(workspace.config, dump_toml(config))
             watch = Watch(services.hub, log, bar)
             with _stop_on_sigterm(services):
                 while job.running():

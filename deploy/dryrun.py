@@ -67,8 +67,7 @@ def plan_run(config: RunConfig, workspace: Workspace) -> RunPlan:
     teacher, student = (_skeleton(m, spec) for m in (config.models.teacher, config.models.student))
     schedule = config.schedule()
     row_bytes = _row_bytes(config, spec, teacher)
-    outstanding = (schedule.ahead + 1) * schedule.images_per_step
-    actors = _actors(config, spec, teacher, student, row_bytes * outstanding)
+    actors = _actors(config, spec, teacher, student, row_bytes * schedule.most_outstanding)
     memory = RAY_MB + sum(count * each for _, count, _, _, each in actors)
     available = _available_mb(config)
     _refuse(config, memory, available)
@@ -202,7 +201,7 @@ def _describe(schedule: Schedule) -> str:
     return (
         f"{schedule.steps} steps of {schedule.images_per_step} images in leases of "
         f"{schedule.lease_size}, {mode}; staleness at most {schedule.max_lag} steps, so at most "
-        f"{(schedule.ahead + 1) * schedule.images_per_step} images outstanding"
+        f"{schedule.most_outstanding} images outstanding"
     )
 
 

@@ -21,7 +21,7 @@ def grid(pixel_NCHW: Tensor, columns: int) -> Image.Image:
     """Images in rows of `columns`, small ones enlarged without smoothing, on white."""
     rgb = as_rgb(pixel_NCHW)
     side = rgb.shape[-1]
-    scale = max(1, CELL_PIXELS // side)
+    scale = max(1, round(CELL_PIXELS / side))
     cell = side * scale
     rows = -(-len(rgb) // columns)
     size = columns * (cell + GAP) + GAP, rows * (cell + GAP) + GAP

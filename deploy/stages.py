@@ -10,13 +10,13 @@ from torch import Tensor
 
 from common.backbone import Backbone, build_seeded
 from common.checkpoint import save_backbone, state_digest, write_text
-from common.config import digest
+from common.config import digest, dump_toml
 from common.device import place
 from common.images import ImageSource, Split, open_images
 from common.ledger import derive_seed
 from common.tokenizer import Tokenizer, decode_all, load_tokenizer, save_tokenizer
 from common.tokens import TokenDataset, load_tokens, save_tokens
-from deploy.config import RunConfig, Workspace, resolved_toml
+from deploy.config import RunConfig, Workspace
 from deploy.progress import Bar
 from learner.pretrain import pretrain
 from rollout.evaluate import sample_tokens
@@ -49,7 +49,7 @@ def tokenize(config: RunConfig, workspace: Workspace, target: Console) -> dict[s
     for split, path in (("train", workspace.train_tokens), ("test", workspace.test_tokens)):
         if split in encoded:
             save_tokens(path, encoded[split][0])
-    write_text(workspace.config, resolved_toml(config))
+    write_text(workspace.config, dump_toml(config))
     return {"images": len(train), "psnr": encoded["train"][1]}
 
 
@@ -97,7 +97,7 @@ def pretrain_model(
         )
     facts["parameters"] = sum(p.numel() for p in backbone.parameters())
     save_backbone(path, backbone, architecture, pretrain=facts, config_digest=digest(config))
-    write_text(workspace.config, resolved_toml(config))
+    write_text(workspace.config, dump_toml(config))
     return facts
 
 

@@ -32,6 +32,19 @@ def test_shipped_configs_are_valid_and_survive_a_round_trip(path, tmp_path):
     assert load_config(RunConfig, copy) == config
 
 
+def test_a_run_folders_own_config_is_the_same_run(tmp_path, monkeypatch):
+    """Same digest from anywhere, although paths were relative and `out` was given."""
+    monkeypatch.chdir(tmp_path)
+    first, workspace = open_run(Path("cifar10"), ["images.train=data.parquet", "out=made/here"])
+    assert workspace.root == tmp_path / "made" / "here"
+    workspace.root.mkdir(parents=True)
+    workspace.config.write_text(dump_toml(first))
+    monkeypatch.chdir("/")
+    again, same = open_run(workspace.root, [])
+    assert (again, same.root) == (first, workspace.root)
+    assert again.images.train == tmp_path / "data.parquet"
+
+
 def test_overrides_are_typed_and_stand_anywhere(capsys, tmp_path):
     config, _ = open_run(
         Path("smoke"),
