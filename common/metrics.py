@@ -40,20 +40,22 @@ class MetricsLog:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "metrics.jsonl").open("w" if fresh else "a")
+            self._path = folder / "metrics.jsonl"
+            self._file = self._path.open("w" if fresh else "a")
             self._board = SummaryWriter(str(folder / "tensorboard"))
         except OSError as error:
             raise InputError(f"{folder}: metrics cannot be written: {error.strerror}") from error
-        self.rows: list[dict[str, Any]] = []
 
     def write(self, rows: list[dict[str, Any]]) -> None:
+        try:
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be written: {error.strerror}") from error
         for row in rows:
-            self._file.write(json.dumps(row) + "\n")
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["step"])
-        self._file.flush()
-        self.rows += rows
 
     def close(self) -> None:
         self._file.close()
