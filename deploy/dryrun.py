@@ -1,7 +1,7 @@
 """What a run would do, before it does it: actors, resources, wire, memory, and refusals.
 
-Sizes are exact (models are built on the meta device); rates are estimates from this machine's
-measured matrix product and say so.
+Sizes are exact (models are built on the meta device); rates are measured on small models, and
+estimated from this machine's matrix product for large ones.
 """
 
 import math
@@ -24,11 +24,16 @@ from common.ledger import Schedule
 from common.tokens import load_tokens
 from common.trajectory import bytes_per_image
 from deploy.config import RunConfig, Workspace
+from rollout.sampler import decode, noise
 
 PROCESS_MB = 350
 """Resident memory of a Ray worker process with torch loaded, models not counted (measured)."""
-RAY_MB = 500
-"""Ray's own processes on one node (practicals.md 2)."""
+PROBE_PARAMETERS = 20_000_000
+"""Up to this size a lease is timed with real models instead of estimated."""
+RAY_MB = 1200
+"""Ray's own processes on one node and Ray Train's helper actors (measured)."""
+DRIVER_MB = 600
+"""The command itself: torch, and the metrics' libraries later (measured)."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class RunPlan:
             target.print(f"warning: {warning}", soft_wrap=True)
 
 
-def plan_run(config: RunConfig, workspace: Workspace) -> RunPlan:
-    """Resolve the run.
+def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan:
+    """Resolve the run; `timed` also estimates how fast this machine would go.
 
     Raises:
         InputError: it cannot fit into memory, or asks for GPUs that this machine does not have.
@@ -68,10 +73,10 @@ def plan_run(config: RunConfig, workspace: Workspace) -> RunPlan:
     schedule = config.schedule()
     row_bytes = _row_bytes(config, spec, teacher)
     actors = _actors(config, spec, teacher, student, row_bytes * schedule.most_outstanding)
-    memory = RAY_MB + sum(count * each for _, count, _, _, each in actors)
+    memory = RAY_MB + DRIVER_MB + sum(count * each for _, count, _, _, each in actors)
     available = _available_mb(config)
     _refuse(config, memory, available)
-    rate = _images_per_second(config, spec, teacher, student)
+    rate, source = _rate(config, spec, teacher, student) if timed else (math.nan, "not timed")
     facts = {
         "run folder": str(workspace.root),
         "config": f"digest {digest(config)}, seed {config.seed}",
@@ -83,8 +88,7 @@ def plan_run(config: RunConfig, workspace: Workspace) -> RunPlan:
         "contexts": ", ".join(f"{k} {v:.1%}" for k, v in config.contexts.shares().items()),
         "schedule": _describe(schedule),
         "wire": f"{row_bytes:,} bytes per image ({config.teacher.signal.kind})",
-        "wire rate": f"{row_bytes * rate / 1e6:.2f} MB/s at an estimated {rate:.0f} images/s "
-        "(this machine's measured matrix product, all roles in turn)",
+        "wire rate": f"{row_bytes * rate / 1e6:.2f} MB/s at {rate:.0f} images/s ({source})",
         "weights": f"{_bytes(student, config.rollout.dtype) / 1e6:.2f} MB per version and node, "
         f"every {schedule.publish_every} steps",
     }
@@ -176,19 +180,45 @@ def _refuse(config: RunConfig, memory_mb: float, available_mb: float) -> None:
         )
 
 
-def _images_per_second(
+def _rate(
     config: RunConfig, spec: SequenceSpec, teacher: Backbone, student: Backbone
-) -> float:
-    """2 flops per parameter and token forward, 6 for a training step, decoding as one forward."""
+) -> tuple[float, str]:
+    """Images per second with all roles in turn on this machine, and how that is known."""
+    if _parameters(teacher) + _parameters(student) <= PROBE_PARAMETERS:
+        return _probe(config, spec), "one lease sampled, scored and differentiated here, one thread"
     passes = 2 if config.teacher.guidance != 1 else 1
+    # 2 flops per parameter and token forward, 6 for a training step, decoding as one forward.
     per_token = 2 * passes * _parameters(teacher) + (2 + 6) * _parameters(student)
-    return _matmul_flops() / (per_token * spec.length)
+    return _matmul_flops() / (per_token * spec.length), "from this machine's matrix product"
+
+
+def _probe(config: RunConfig, spec: SequenceSpec) -> float:
+    """Sample, score and differentiate one lease with fresh models; the faster of two times."""
+    torch.set_num_threads(1)
+    student, teacher = (
+        m.build(spec).eval() for m in (config.models.student, config.models.teacher)
+    )
+    batch = config.rollout.batch_size
+    class_B = torch.zeros(batch, dtype=torch.long)
+    plan = student.plan(batch, torch.Generator())
+    noise_BL = noise(range(batch), spec.length)
+    best = math.inf
+    for _ in range(2):
+        started = time.perf_counter()
+        sampling = config.rollout.sampling
+        decoded = decode(student, class_B, sampling=sampling, noise_BL=noise_BL, plan=plan)
+        with torch.no_grad():
+            for _ in range(2 if config.teacher.guidance != 1 else 1):
+                teacher(class_B, decoded.token_BL, plan)
+        student(class_B, decoded.token_BL, plan).log_softmax(-1).mean().backward()
+        best = min(best, time.perf_counter() - started)
+    return batch / best
 
 
 def _matmul_flops() -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     a = torch.randn(512, 512, device=device)
-    best = float("inf")
+    best = math.inf
     for _ in range(5):
         started = time.perf_counter()
         (a @ a).sum().item()

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.progress import console
 
     target = console()
-    plan = plan_run(config, workspace)
+    plan = plan_run(config, workspace, timed=arguments.dry_run)
     if arguments.dry_run:
         plan.show(Console())
         return 0
