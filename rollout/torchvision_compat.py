@@ -1,6 +1,6 @@
 """Let torchvision import on a torch build that its compiled operators do not fit.
 
-PyPI's torchvision is a CUDA build. On CPU torch its extension does not load, and
+The published torchvision wheel is a CUDA build. On CPU torch its extension does not load, and
 `import torchvision` (hence torch-fidelity) dies on `operator torchvision::nms does not exist`.
 Declaring the two operators' schemas is enough: transforms and models are pure Python; calling
 `nms` itself would still raise (practicals.md section 1). Called by rollout/evaluate.py only.
