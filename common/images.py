@@ -36,6 +36,11 @@ class ImagesConfig(Config):
     channels: Literal[1, 3] = 1
     """1 converts to grey, 3 to RGB."""
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there are held-out images."""
+        return self.kind == "digits" or self.test is not None
+
 
 class ImageSource(ABC):
     """A finite, ordered set of labelled images."""

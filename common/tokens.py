@@ -71,15 +71,11 @@ def load_tokens(path: Path) -> TokenDataset:
         InputError: the file is missing, is no token dataset, or holds a token outside its
             vocabulary.
     """
+    spec, classes, tokenizer_digest = token_header(path)
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: no readable token dataset: {error}") from None
-    header = (table.schema.metadata or {}).get(b"varkd")
-    if header is None:
-        raise InputError(f"{path}: no token dataset of varkd; write it with `varkd tokenize`")
-    facts = json.loads(header)
-    spec = SequenceSpec.from_dict(facts["spec"])
     flat = table.column("token").combine_chunks().flatten().to_numpy()
     if len(flat) and not 0 <= flat.min() <= flat.max() < spec.vocab_size:
         raise InputError(
@@ -90,6 +86,22 @@ def load_tokens(path: Path) -> TokenDataset:
         torch.from_numpy(flat.astype(np.int64)).view(-1, spec.length),
         torch.from_numpy(table.column("label").to_numpy().copy()),
         spec,
-        tuple(facts["classes"]),
-        facts["tokenizer"],
+        classes,
+        tokenizer_digest,
     )
+
+
+def token_header(path: Path) -> tuple[SequenceSpec, tuple[str, ...], str]:
+    """(spec, class names, tokenizer digest) of a token dataset, without reading its rows.
+
+    Raises:
+        InputError: the file is missing or is no token dataset.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: no readable token dataset: {error}") from None
+    if b"varkd" not in metadata:
+        raise InputError(f"{path}: no token dataset of varkd; write it with `varkd tokenize`")
+    facts = json.loads(metadata[b"varkd"])
+    return SequenceSpec.from_dict(facts["spec"]), tuple(facts["classes"]), facts["tokenizer"]

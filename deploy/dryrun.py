@@ -21,7 +21,7 @@ from common.device import place
 from common.errors import InputError
 from common.images import open_images
 from common.ledger import Schedule
-from common.tokens import load_tokens
+from common.tokens import token_header
 from common.trajectory import bytes_per_image
 from deploy.config import RunConfig, Workspace
 from rollout.sampler import decode, noise
@@ -98,7 +98,7 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
 def _spec(config: RunConfig, workspace: Workspace) -> SequenceSpec:
     """From the encoded tokens where they exist, else from the config and the images."""
     if workspace.train_tokens.exists():
-        return load_tokens(workspace.train_tokens).spec
+        return token_header(workspace.train_tokens)[0]
     vocabulary, grid = config.tokenizer.describe(config.images.size)
     classes = len(open_images(config.images, "train").classes)
     return SequenceSpec(vocabulary, grid[0] * grid[1], grid, classes)

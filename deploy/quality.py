@@ -117,8 +117,7 @@ def _train_features(
         generator=torch.Generator().manual_seed(derive_seed(config.seed, "features")),
         device=place(config.learner.device),
     )
-    has_test = config.images.kind == "digits" or config.images.test is not None
-    split = "test" if has_test else "train"
+    split = "test" if config.images.has_test else "train"
     judged = open_images(config.images, split)
     found = accuracy(model, judged.pixels(), judged.label_N)
     facts = {"made_from": made_from, "accuracy": found, "accuracy_on": split}

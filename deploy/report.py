@@ -13,7 +13,7 @@ from rich.console import Console
 from common.checkpoint import write_text
 from common.config import digest
 from common.errors import InputError
-from common.tokens import load_tokens
+from common.tokens import token_header
 from deploy.config import RunConfig, Workspace
 from deploy.pictures import grid, save_curves, save_png, side_by_side
 from deploy.quality import Quality, assess
@@ -38,7 +38,7 @@ def write_report(
     report = summarise(config, facts, rows, quality)
     if wall_seconds is not None:
         report["wall_seconds"] = round(wall_seconds, 2)
-    classes = load_tokens(workspace.existing_tokens()).classes
+    _, classes, _ = token_header(workspace.existing_tokens())
     save_png(workspace.root / "samples.png", _sample_sheet(quality, len(classes)))
     save_curves(workspace.root / "curves.png", rows, report["fid"])
     write_text(workspace.root / "report.json", json.dumps(report, indent=2) + "\n")

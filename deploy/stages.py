@@ -30,8 +30,7 @@ def tokenize(config: RunConfig, workspace: Workspace, target: Console) -> dict[s
     """Fit the tokenizer on the training images and encode every split that exists."""
     images = config.images
     train = open_images(images, "train")
-    has_test = images.kind == "digits" or images.test is not None
-    test = open_images(images, "test") if has_test else None
+    test = open_images(images, "test") if images.has_test else None
     config.tokenizer.describe(images.size)  # refuse a bad patch size before reading pixels
     target.print(f"tokenizer: fitting {config.tokenizer.kind} on {len(train)} images")
     tokenizer = config.tokenizer.fit(
