@@ -43,6 +43,15 @@ TINY = [
 ]
 
 
+FACTS = {
+    "lease": "0",
+    "generation": "1",
+    "worker": "w",
+    "rollout_seconds": "0",
+    "teacher_seconds": "0",
+}
+
+
 @pytest.fixture
 def spec() -> SequenceSpec:
     return SPEC
@@ -98,13 +107,7 @@ def sampled() -> Callable[..., TrajectoryBatch]:
             token_BL=decoded.token_BL,
             logprob_BL=decoded.logprob_BL,
             noise_BL=noise_BL,
-            facts={
-                "lease": "0",
-                "generation": "1",
-                "worker": "w",
-                "rollout_seconds": "0",
-                "teacher_seconds": "0",
-            },
+            facts=FACTS,
         )
 
     return build

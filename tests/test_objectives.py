@@ -145,20 +145,25 @@ def test_gate_closes_strictly_after_the_first_hit_in_the_suffix():
     torch.testing.assert_close(uniform, torch.zeros(1, 1), atol=1e-6, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def oracle(shared):
+    """The team's reference implementation, loaded from where it lies."""
+    found = importlib.util.spec_from_file_location("oracle", shared / "design" / "varkd_math.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("reduction", ["suffix_mean", "seq_mean", "weight_norm"])
 @pytest.mark.parametrize("kind", ["rkl", "fkl", "jsd"])
-def test_loss_equals_the_oracle(shared, tiny, sampled, kind, reduction):
+def test_loss_equals_the_oracle(oracle, tiny, sampled, kind, reduction):
     """Everything at once on student rows: gate, weight, relaxation, reduction."""
     from learner.divergence import Divergence
     from learner.gate import GateConfig
     from learner.objective import coefficients
     from learner.objectives import varkd
-
-    found = importlib.util.spec_from_file_location("oracle", shared / "design" / "varkd_math.py")
-    assert found is not None
-    assert found.loader is not None
-    oracle = importlib.util.module_from_spec(found)
-    found.loader.exec_module(oracle)
 
     student, teacher = tiny("llamagen", 0), tiny("llamagen", 1)
     batch = sampled(student).rows(slice(2, 5))
