@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -62,29 +63,41 @@ def _walk(
                 yield from _walk(plugin, mark)
             continue
         nested = _nested(field)
+        if nested is None or field.default is None:
+            default = repr(getattr(defaults, name)) if defaults else _default(field)
+            meaning = " ".join((field.description or "").split())
+            yield key, f"{key} ({_type(field)}, default {default}): {meaning}"
         if nested is not None:
             preset = getattr(defaults, name, field.default)
             yield from _walk(nested, f"{key}.", preset if isinstance(preset, nested) else None)
-        else:
-            default = repr(getattr(defaults, name)) if defaults else _default(field)
-            yield key, f"{key} ({_type(field)}, default {default}): {field.description}"
 
 
 def _nested(field: FieldInfo) -> type[BaseModel] | None:
-    found = field.annotation
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+    """The section that a field holds, whether or not it may be absent."""
+    for found in (field.annotation, *get_args(field.annotation)):
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            return found
+    return None
 
 
 def _type(field: FieldInfo) -> str:
-    annotation: Any = field.annotation
-    if isinstance(annotation, type) and not get_args(annotation):
-        text = annotation.__name__
-    else:
-        text = str(annotation)
-        for noise in ("typing.", "pathlib._local.", "pathlib."):
-            text = text.replace(noise, "")
     limits = [str(limit) for limit in field.metadata]
-    return " ".join([text, *limits])
+    return " ".join([_name(field.annotation), *limits])
+
+
+def _name(annotation: Any) -> str:
+    """A type as a user would write it, with its limits."""
+    parts = get_args(annotation)
+    if hasattr(annotation, "__metadata__"):
+        return " ".join([_name(parts[0]), *map(str, annotation.__metadata__)])
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join("none" if part is type(None) else _name(part) for part in parts)
+    if isinstance(annotation, type) and not parts:
+        return annotation.__name__
+    text = str(annotation)
+    for noise in ("typing.", "pathlib._local.", "pathlib."):
+        text = text.replace(noise, "")
+    return text
 
 
 def _default(field: FieldInfo) -> str:
