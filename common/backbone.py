@@ -9,15 +9,18 @@ Shape letters: B sequences, L slots, n slots in the current step, C width, V voc
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.plan import DecodePlan
+from common.guidance import Rule
+from common.plan import DecodePlan, DecodingConfig
 from common.plugins import PluginConfig
+from common.residual import ResidualQuantizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class SequenceSpec:
     length: int
     grid: tuple[int, int]
     num_classes: int
+    scales: tuple[int, ...] = ()
+    """Sides of the token maps of a multi-scale sequence, coarse to fine; empty: one raster."""
 
     @property
     def null_class(self) -> int:
@@ -40,7 +45,8 @@ class SequenceSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SequenceSpec":
         rows, cols = values["grid"]
-        return cls(**{**values, "grid": (int(rows), int(cols))})
+        scales = tuple(int(side) for side in values.get("scales", ()))
+        return cls(**{**values, "grid": (int(rows), int(cols)), "scales": scales})
 
 
 def require_same_spec(ours: SequenceSpec, theirs: SequenceSpec, *, us: str, them: str) -> None:
@@ -58,6 +64,20 @@ def require_same_spec(ours: SequenceSpec, theirs: SequenceSpec, *, us: str, them
             )
 
 
+def require_raster(kind: str, spec: SequenceSpec) -> None:
+    """For families with one token per grid cell.
+
+    Raises:
+        InputError: the tokens are of several scales, or do not fill the grid.
+    """
+    if spec.scales or spec.length != spec.grid[0] * spec.grid[1]:
+        raise InputError(
+            f"{kind} needs one token per grid cell, but these tokens have length {spec.length}, "
+            f"grid {spec.grid[0]}x{spec.grid[1]} and scales {list(spec.scales)}; choose another "
+            "tokenizer.kind or another model"
+        )
+
+
 @dataclass(slots=True)
 class DecodeState:
     """Progress through one plan; `cache` belongs to the backbone and to nobody else."""
@@ -73,8 +93,24 @@ class DecodeState:
         return self.plan.slots(self.step)
 
 
+@dataclass(frozen=True, slots=True)
+class Official:
+    """The layout of a family's published checkpoints (backbones.md 1.5, 4.2, 5.1)."""
+
+    top_level: str | None
+    """Key of the state dict in the file; None for a bare one."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of entries that hold no weights, tolerated on reading."""
+    suffix: str = ".pt"
+
+
 class Backbone(nn.Module, ABC):
     """A network that scores and decodes; ignorant of guidance and of sampling."""
+
+    guidance_rule: ClassVar[Rule] = "llamagen"
+    """The rule that the family publishes its results with."""
+    official: ClassVar[Official]
+    """How the family's own repository stores weights; parameter names are the official ones."""
 
     spec: SequenceSpec
 
@@ -84,8 +120,27 @@ class Backbone(nn.Module, ABC):
         """Maps `features` to logits; linear in all families, as `guided_hidden` needs."""
 
     @abstractmethod
-    def plan(self, batch: int, generator: torch.Generator | None = None) -> DecodePlan:
-        """Choose the decoding order for a batch; drawn from `generator` where it is random."""
+    def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
+        """The order in which to decode one sequence per seed; random orders are drawn from it.
+
+        Raises:
+            InputError: `decoding` asks for what the family cannot do.
+        """
+
+    def training_plan(self, seeds: Sequence[int]) -> DecodePlan:
+        """The order that maximum-likelihood training uses, as published."""
+        return self.plan(seeds)
+
+    def attach(self, quantizer: ResidualQuantizer | None) -> None:
+        """Take over what the family needs of its tokenizer; most need nothing.
+
+        Raises:
+            InputError: the family needs a quantiser and got none, or one of other sizes.
+        """
+
+    def official_buffers(self) -> dict[str, Tensor]:
+        """Entries of an official file that are no parameters but are expected by its loader."""
+        return {}
 
     @abstractmethod
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
@@ -118,6 +173,16 @@ class Backbone(nn.Module, ABC):
 class BackboneConfig(PluginConfig, ABC):
     """Sizes of a backbone; what depends on the data comes as a `SequenceSpec`."""
 
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {"preset", "dropout", "drop_path", "adaln_gamma"}
+    )
+    """Fields that change how a network is trained or written down, not which function it is."""
+
+    def same_network(self, other: "BackboneConfig") -> bool:
+        """Whether weights of one fit the other."""
+        skipped = set(self.training_only)
+        return self.model_dump(exclude=skipped) == other.model_dump(exclude=skipped)
+
     @abstractmethod
     def build(self, spec: SequenceSpec) -> Backbone:
         """Construct with fresh weights drawn from torch's global generator."""
@@ -126,6 +191,25 @@ class BackboneConfig(PluginConfig, ABC):
     @abstractmethod
     def tiny(cls) -> Self:
         """The smallest useful instance; contract tests build it."""
+
+    @classmethod
+    @abstractmethod
+    def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+        """What official weights of these shapes are: names of config and spec fields with values;
+        None where they belong to another family."""
+
+
+def refuse_decoding(kind: str, decoding: DecodingConfig | None) -> None:
+    """For families whose order is fixed.
+
+    Raises:
+        InputError: somebody set a number of steps.
+    """
+    if decoding is not None and decoding.steps is not None:
+        raise InputError(
+            f"decoding.steps is {decoding.steps}, but {kind} decodes in a fixed number of steps; "
+            "leave it out"
+        )
 
 
 def build_seeded(config: BackboneConfig, spec: SequenceSpec, seed: int) -> Backbone:

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from common.backbone import Backbone, BackboneConfig, SequenceSpec
 from common.errors import InputError
+from common.official import Checkpoint, load
 from common.plugins import make
 
 FORMAT = "varkd-1"
@@ -89,52 +91,77 @@ def save_backbone(path: Path, model: Backbone, config: BackboneConfig, **extra: 
     save_tensors(path, model.state_dict(), metadata)
 
 
-def load_backbone(path: Path) -> tuple[Backbone, BackboneConfig]:
-    """Rebuild the module that `save_backbone` stored, in float32 on the CPU and in eval mode."""
-    tensors, metadata = load_tensors(path)
-    if "spec" not in metadata:
-        raise InputError(f"{path}: holds no backbone; expected a file such as student.safetensors")
-    config = make("common.backbones", metadata["config"])
-    with torch.device("meta"):
-        model = config.build(SequenceSpec.from_dict(metadata["spec"]))
-    model.load_state_dict(tensors, assign=True)
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a self-describing file of ours (else it is an official checkpoint).
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give the path of a checkpoint")
+    if path.suffix != ".safetensors":
+        return False
+    return _header(path).get("format") == FORMAT
+
+
+def load_backbone(path: Path, dtype: torch.dtype | None = None) -> tuple[Backbone, BackboneConfig]:
+    """Rebuild the module that `save_backbone` stored, on the CPU and in eval mode.
+
+    Parameters are cast to `dtype` while they are read; buffers keep their type.
+    """
+    model, config, _ = _skeleton(path)
+    load(model, Checkpoint(path), lambda name: name, dtype=dtype)
     return model.eval(), config
 
 
-def load_head(path: Path) -> tuple[nn.Linear, SequenceSpec]:
-    """Only the output head of a stored backbone, and what tokens it speaks.
+def load_head(path: Path) -> tuple[nn.Linear, SequenceSpec, BackboneConfig]:
+    """Only the output head of a stored backbone, and what it belongs to.
 
     The other tensors are never read: a learner needs no copy of its teacher.
     """
+    model, config, spec = _skeleton(path)
+    name = next(name for name, module in model.named_modules() if module is model.head)
+    names = {f"{name}.{part}": part for part in model.head.state_dict()}
+    state = {names[name]: value for name, value in Checkpoint(path).tensors(names)}
+    model.head.load_state_dict(state, assign=True)
+    return model.head.requires_grad_(False), spec, config
+
+
+def _skeleton(path: Path) -> tuple[Backbone, BackboneConfig, SequenceSpec]:
+    """A stored backbone on the meta device, from its header alone."""
+    header = _header(path)
+    if "spec" not in header:
+        raise InputError(f"{path}: holds no backbone; expected a file such as student.safetensors")
+    spec = SequenceSpec.from_dict(json.loads(header["spec"]))
+    config = make("common.backbones", json.loads(header["config"]))
+    with torch.device("meta"):
+        return config.build(spec), config, spec
+
+
+def _header(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as handle:
-            header = handle.metadata() or {}
-            if "spec" not in header:
-                raise InputError(
-                    f"{path}: holds no backbone; expected a file such as student.safetensors"
-                )
-            spec = SequenceSpec.from_dict(json.loads(header["spec"]))
-            with torch.device("meta"):
-                model = make("common.backbones", json.loads(header["config"])).build(spec)
-            name = next(name for name, module in model.named_modules() if module is model.head)
-            state = {part: handle.get_tensor(f"{name}.{part}") for part in model.head.state_dict()}
+            return handle.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from None
-    model.head.load_state_dict(state, assign=True)
-    return model.head.requires_grad_(False), spec
 
 
-def pack(state: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
-    """A state dict as safetensors bytes in `dtype`: what travels to rollout workers."""
-    cast = {
-        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-        for name, value in state.items()
-    }
-    return save(cast)
+def pack(module: nn.Module, dtype: torch.dtype) -> bytes:
+    """A module's state as safetensors bytes: what travels to rollout workers.
+
+    Parameters travel in `dtype`; buffers as they are (a quantiser must stay exact).
+    """
+    parameters = dict(module.named_parameters())
+    return save(
+        {
+            name: value.detach().to("cpu", dtype if name in parameters else None).contiguous()
+            for name, value in module.state_dict().items()
+        }
+    )
 
 
 def unpack(payload: bytes) -> dict[str, Tensor]:
-    return load(payload)
+    return load_bytes(payload)
 
 
 def state_digest(module: nn.Module) -> str:

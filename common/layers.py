@@ -60,10 +60,32 @@ def rotary_2d(rows: int, cols: int, head_width: int, *, base: float = 10000.0) -
     return torch.cat([torch.zeros_like(table[:1]), table])
 
 
+class RotaryTable:
+    """`rotary_2d` of a grid, made at first use on the device that asks.
+
+    A plain object, not a module: outside the state dict, float32 whatever the model is cast to
+    (backbones.md 7.9), and real even if the model was built on the meta device.
+    """
+
+    def __init__(self, grid: tuple[int, int], head_width: int) -> None:
+        self._grid = grid
+        self._head_width = head_width
+        self._table: Tensor | None = None
+
+    def on(self, device: torch.device) -> Tensor:
+        """The table (1 + rows * cols, head_width / 2, 2)."""
+        if self._table is None or self._table.device != device:
+            self._table = rotary_2d(*self._grid, self._head_width).to(device)
+        return self._table
+
+
 def rotate(x_BnHD: Tensor, table_nP2: Tensor) -> Tensor:
-    """Turn adjacent channel pairs by the table's angles, in float32, and cast back."""
+    """Turn adjacent channel pairs by the table's angles, in float32, and cast back.
+
+    The table may have a leading batch axis, where sequences have orders of their own.
+    """
     pair = x_BnHD.float().unflatten(-1, (-1, 2))
-    cos, sin = table_nP2[None, :, None, :, 0], table_nP2[None, :, None, :, 1]
+    cos, sin = table_nP2[..., None, :, 0], table_nP2[..., None, :, 1]
     even, odd = pair[..., 0], pair[..., 1]
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return turned.flatten(-2).to(x_BnHD.dtype)
@@ -111,6 +133,25 @@ class CausalAttention(nn.Module):
             key, value = cache.append(key, value)
         mixed = attend(query, key, value)
         return self.wo(mixed.transpose(1, 2).flatten(2))
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch per sequence while training; kept ones are scaled by 1 / keep."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self._rate = rate
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        if not self.training or self._rate == 0:
+            return x_BLC
+        keep = 1 - self._rate
+        return x_BLC * x_BLC.new_empty(len(x_BLC), 1, 1).bernoulli_(keep).div_(keep)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Linearly spaced from 0 at the first block to `last` at the last one."""
+    return torch.linspace(0, last, depth, device="cpu").tolist()
 
 
 def attend(query_BHnD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:

@@ -1,22 +1,43 @@
-"""How a grid of visual tokens is split into decoding steps.
+"""How a sequence of visual tokens is split into decoding steps.
 
 Shape letters: B sequences, L slots in a sequence, n slots in the current step.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
+
+from common.config import Config
+from common.errors import InputError
+from common.ledger import derive_seed
+
+RANDOM_ORDER_STEPS = 64
+"""ARPG's published number of steps for 256 tokens (backbones.md 5.3)."""
+
+
+class DecodingConfig(Config):
+    """What a sampler may choose about the order; raster and next-scale models have no choice."""
+
+    steps: PositiveInt | None = None
+    """Steps of a random-order model (ARPG); by default 64, or one per token where that is less."""
+    schedule: Literal["arccos", "cosine"] = "arccos"
+    """How many tokens each of those steps decodes (ARPG's names)."""
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """The order in which grid positions are filled.
+    """The order in which positions are filled.
 
-    Slot i of sequence b fills grid position order_BL[b, i]. Slots are grouped into steps; every
-    slot of a step is predicted by the same forward pass. Raster, ZipAR, next-scale and
-    random-order decoding differ only in these two fields.
+    Slot i of sequence b fills position order_BL[b, i]: a grid cell in raster order, or a place in
+    the concatenated maps of a multi-scale sequence. Slots are grouped into steps; every slot of a
+    step is predicted by the same forward pass. Raster, ZipAR, next-scale and random-order
+    decoding differ only in these two fields.
     """
 
     order_BL: Tensor
@@ -33,17 +54,71 @@ class DecodePlan:
         ends = torch.tensor((0, *self.step_sizes)).cumsum(0).tolist()
         return tuple(ends)
 
+    @cached_property
+    def step_L(self) -> Tensor:
+        """The step of every slot."""
+        sizes = torch.tensor(self.step_sizes)
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether every step decodes a single token."""
+        return len(self.step_sizes) == self.order_BL.shape[1]
+
     def slots(self, step: int) -> slice:
         return slice(self.starts[step], self.starts[step + 1])
 
     def step_of(self, slot: int) -> int:
         """The step that fills `slot`; the number of steps for `slot == L`."""
-        return next(
-            (step for step in range(len(self.step_sizes)) if self.starts[step + 1] > slot),
-            len(self.step_sizes),
-        )
+        return int(self.step_L[slot]) if slot < len(self.step_L) else len(self.step_sizes)
 
 
 def raster_plan(batch: int, length: int) -> DecodePlan:
     """One slot per step, left to right and top to bottom."""
     return DecodePlan(torch.arange(length).expand(batch, -1), (1,) * length)
+
+
+def next_scale_plan(batch: int, scales: Sequence[int]) -> DecodePlan:
+    """One token map per step, coarse to fine (VAR)."""
+    sizes = tuple(side * side for side in scales)
+    return DecodePlan(torch.arange(sum(sizes)).expand(batch, -1), sizes)
+
+
+def random_order_plan(seeds: Sequence[int], step_sizes: tuple[int, ...]) -> DecodePlan:
+    """A random order for every sequence, drawn from that sequence's own seed (ARPG).
+
+    The official sampler shares one order in a batch; here a sequence does not depend on its
+    company, as everywhere in this project.
+    """
+    length, generator = sum(step_sizes), torch.Generator()
+    rows = [
+        torch.randperm(length, generator=generator.manual_seed(derive_seed(seed, "order")))
+        for seed in seeds
+    ]
+    return DecodePlan(torch.stack(rows), step_sizes)
+
+
+def arpg_step_sizes(
+    length: int, steps: int, schedule: Literal["arccos", "cosine"]
+) -> tuple[int, ...]:
+    """Tokens per step of ARPG's parallel decoding, in float64 as published (backbones.md 5.3).
+
+    Raises:
+        InputError: more steps than tokens (the official sampler fails there, too).
+    """
+    if steps > length:
+        raise InputError(
+            f"decoding.steps is {steps}, but a sequence has only {length} tokens; use at most that"
+        )
+    sizes: list[int] = []
+    done = 0
+    for step in range(steps - 1):
+        ratio = (step + 1) / steps
+        if schedule == "arccos":
+            unknown = math.acos(ratio) / (math.pi * 0.5)
+        else:
+            unknown = math.cos(math.pi / 2 * ratio)
+        remaining = max(1, min(length - done - 1, int(length * unknown)))
+        sizes.append(length - done - remaining)
+        done = length - remaining
+    return (*sizes, length - done)

@@ -4,7 +4,9 @@ Shape letters: N images, B batch, H height, W width, L slots, V codes, D code wi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,13 +16,19 @@ from common.backbone import SequenceSpec
 from common.checkpoint import load_tensors, save_tensors
 from common.errors import InputError
 from common.plugins import PluginConfig, make
+from common.residual import ResidualQuantizer
 
 
 class Tokenizer(nn.Module, ABC):
     """Holds its codebook as buffers; saved and loaded as safetensors."""
 
-    vocab_size: int
-    grid: tuple[int, int]
+    shape: SequenceSpec
+    """Vocabulary, length, grid and scales; its class count is 0, classes are the data's."""
+
+    @property
+    def quantizer(self) -> ResidualQuantizer | None:
+        """What a next-scale transformer needs to read its own tokens; None for plain rasters."""
+        return None
 
     @property
     @abstractmethod
@@ -29,15 +37,14 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, pixel_BCHW: Tensor) -> Tensor:
-        """uint8 pixels to token_BL (int64) in raster order."""
+        """uint8 pixels to token_BL (int64), in raster order or coarse to fine."""
 
     @abstractmethod
     def decode(self, token_BL: Tensor) -> Tensor:
         """Tokens to uint8 pixel_BCHW."""
 
     def spec(self, num_classes: int) -> SequenceSpec:
-        rows, cols = self.grid
-        return SequenceSpec(self.vocab_size, rows * cols, self.grid, num_classes)
+        return replace(self.shape, num_classes=num_classes)
 
 
 class TokenizerConfig(PluginConfig, ABC):
@@ -52,8 +59,22 @@ class TokenizerConfig(PluginConfig, ABC):
         """An empty module of the right shape, to load a state dict into."""
 
     @abstractmethod
-    def describe(self, size: int) -> tuple[int, tuple[int, int]]:
-        """(vocabulary, grid) for images of side `size`, before anything is fitted."""
+    def describe(self, size: int) -> SequenceSpec:
+        """The tokens of images of side `size` (0 classes), before anything is fitted or loaded."""
+
+
+def multiscale_shape(vocab_size: int, scales: tuple[int, ...]) -> SequenceSpec:
+    """Square token maps of the sides `scales`, coarse to fine (0 classes).
+
+    Raises:
+        InputError: the sides don't grow.
+    """
+    if not scales or any(coarse >= fine for coarse, fine in pairwise(scales)):
+        raise InputError(
+            f"tokenizer.scales is {list(scales)}; each side must be larger than the one before"
+        )
+    length = sum(side**2 for side in scales)
+    return SequenceSpec(vocab_size, length, (scales[-1], scales[-1]), 0, scales)
 
 
 def save_tokenizer(
@@ -76,6 +97,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 @torch.no_grad()
-def decode_all(tokenizer: Tokenizer, token_NL: Tensor, batch_size: int = 256) -> Tensor:
-    """Decode any number of sequences in batches; returns uint8 pixel_NCHW on the CPU."""
-    return torch.cat([tokenizer.decode(part).cpu() for part in token_NL.split(batch_size)])
+def decode_all(
+    tokenizer: Tokenizer,
+    token_NL: Tensor,
+    *,
+    batch_size: int = 256,
+    finish: Callable[[Tensor], Tensor] = lambda pixel_BCHW: pixel_BCHW,
+) -> Tensor:
+    """Decode any number of sequences in batches; returns uint8 pixel_NCHW on the CPU.
+
+    `finish` is applied to every batch, so that 50,000 large images need not exist at a time.
+    """
+    device = tokenizer.codebook_VD.device
+    parts = token_NL.split(batch_size)
+    return torch.cat([finish(tokenizer.decode(part.to(device)).cpu()) for part in parts])

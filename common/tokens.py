@@ -1,30 +1,107 @@
 """Token datasets: the images of a split, encoded once, with everything needed to trust them.
 
-Shape letters: N images, L slots.
+Shape letters: N images, A variants (encoded views) of an image, L slots, B batch, n rows of a part.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from common.backbone import SequenceSpec
 from common.checkpoint import FORMAT, write_atomically
+from common.config import Config
+from common.crops import Crops
 from common.errors import InputError
 from common.ledger import Draws
+
+ROW_GROUP_TOKENS = 2**22
+"""Tokens that are in memory together while a file is written or read."""
+
+
+class TokensConfig(Config):
+    kind: Literal["images", "llamagen_codes", "arpg_codes"] = "images"
+    """images: encode `images`; llamagen_codes, arpg_codes: read published codes for training."""
+    paths: tuple[Path, ...] = ()
+    """Folders of published codes; the variants of several LlamaGen folders are joined."""
+    classes: PositiveInt | None = None
+    """Number of classes of published codes; by default one more than their largest label."""
+    crops: Crops = "center"
+    """Views of every training image: center, flip (and its mirror image) or ten_crop."""
+    crop_range: float = Field(default=1.1, ge=1)
+    """Side that ten crops are cut from, in multiples of images.size; published: 1.1 and 1.05."""
+    part_images: PositiveInt = 1024
+    """Images per part; an interrupted command goes on after its finished parts."""
+    workers: PositiveInt = 2
+    """Most encoding actors at a time; fewer start where the cluster has less room."""
+    cpus: PositiveFloat = 1
+    """Logical CPUs reserved per actor."""
+    gpus: NonNegativeFloat = 0
+    """GPUs reserved per actor; with a fraction, several actors' reading keeps one GPU busy."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where images are encoded."""
+
+    @model_validator(mode="after")
+    def _paths_are_for_codes(self) -> Self:
+        if self.kind == "images" and (self.paths or self.classes):
+            raise ValueError("paths and classes are for published codes; set kind, or drop them")
+        if self.kind != "images" and not self.paths:
+            raise ValueError(f"kind is {self.kind}, so paths must name the folders of codes")
+        if self.kind == "arpg_codes" and len(self.paths) > 1:
+            raise ValueError(f"arpg_codes are one folder, but paths has {len(self.paths)}")
+        return self
+
+
+@dataclass(frozen=True)
+class TokenHeader:
+    """What a token file says about its rows."""
+
+    spec: SequenceSpec
+    classes: tuple[str, ...]
+    tokenizer: str
+    """Digest of the tokenizer's state."""
+    variants: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The smallest type that holds every token."""
+        return torch.int16 if self.spec.vocab_size <= 2**15 else torch.int32
+
+    @property
+    def width(self) -> int:
+        """Tokens per row."""
+        return self.variants * self.spec.length
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        facts = json.loads(text)
+        return cls(
+            SequenceSpec.from_dict(facts["spec"]),
+            tuple(facts["classes"]),
+            facts["tokenizer"],
+            facts.get("variants", 1),  # files of one variant once did not say so
+            facts.get("facts", {}),
+        )
 
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """Encoded images: token_NL (int64), label_N (int64) and the spec that they obey."""
+    """Encoded images: token_NAL (any integers), label_N (int64) and the spec that they obey."""
 
-    token_NL: Tensor
+    token_NAL: Tensor
     label_N: Tensor
     spec: SequenceSpec
     classes: tuple[str, ...]
@@ -33,66 +110,145 @@ class TokenDataset:
     def __len__(self) -> int:
         return len(self.label_N)
 
+    @property
+    def variants(self) -> int:
+        return self.token_NAL.shape[1]
+
     def pick(
         self, indices: Sequence[int], draws: Draws, class_dropout: float
     ) -> tuple[Tensor, Tensor]:
         """(label_B, cell_BL) of a run's image indices; dropped labels become the null class.
 
-        Dropped once, here, so that student, teacher and rollout agree (method.md 2.6).
+        Each access draws one of the variants. Labels are dropped once, here, so that student,
+        teacher and rollout agree (method.md 2.6).
         """
         row_B = torch.tensor([draws.row(index) for index in indices])
         kept = [draws.uniform("label", index) >= class_dropout for index in indices]
         label_B = torch.where(torch.tensor(kept), self.label_N[row_B], self.spec.null_class)
-        return label_B, self.token_NL[row_B]
+        return label_B, self.token_NAL[row_B, self._variant(indices, draws)].long()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As numpy arrays, which other processes on the node can read where they lie."""
+        arrays = {"token_NAL": self.token_NAL.numpy(), "label_N": self.label_N.numpy()}
+        return {**self.__dict__, **arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            # Shared memory is read-only, and so are we; torch has no such notion and would warn.
+            warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+            arrays = {name: torch.from_numpy(state[name]) for name in ("token_NAL", "label_N")}
+        self.__dict__.update({**state, **arrays})
+
+    def _variant(self, indices: Sequence[int], draws: Draws) -> Tensor:
+        if self.variants == 1:
+            return torch.zeros(len(indices), dtype=torch.long)
+        return torch.tensor([int(draws.uniform("variant", i) * self.variants) for i in indices])
 
 
 def save_tokens(path: Path, data: TokenDataset) -> None:
-    """Parquet with columns `token` (fixed-size list of int32) and `label` (int64)."""
-    flat = pa.array(data.token_NL.flatten().numpy().astype(np.int32))
-    facts = {
-        "format": FORMAT,
-        "spec": data.spec.as_dict(),
-        "classes": data.classes,
-        "tokenizer": data.tokenizer_digest,
-    }
-    table = pa.table(
-        {
-            "token": pa.FixedSizeListArray.from_arrays(flat, data.spec.length),
-            "label": pa.array(data.label_N.numpy()),
-        }
-    ).replace_schema_metadata({"varkd": json.dumps(facts)})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    """Write a whole dataset, see `write_tokens`."""
+    header = TokenHeader(data.spec, data.classes, data.tokenizer_digest, data.variants)
+    write_tokens(path, header, [(data.token_NAL, data.label_N)])
+
+
+def write_tokens(path: Path, header: TokenHeader, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Parquet with one row per image: `token`, a fixed-size list of A * L, and `label` (int64).
+
+    `parts` are (token_nAL, label_n); only a row group of them is held at a time. Dictionary
+    encoding, Parquet's default, takes log2(V) bits per token; no codec makes that smaller.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    tokens = pa.int16() if header.dtype == torch.int16 else pa.int32()
+    schema = pa.schema(
+        [("token", pa.list_(tokens, header.width)), ("label", pa.int64())],
+        metadata={"varkd": header.to_json()},
+    )
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for token_nAL, label_n in _row_groups(parts, header.width):
+                flat = pa.array(token_nAL.to(header.dtype).flatten().numpy())
+                token = pa.FixedSizeListArray.from_arrays(flat, header.width)
+                writer.write_table(pa.table([token, pa.array(label_n.numpy())], schema=schema))
+
+    write_atomically(path, write)
+
+
+def _row_groups(
+    parts: Iterable[tuple[Tensor, Tensor]], width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, ROW_GROUP_TOKENS // width)
+    held: list[tuple[Tensor, Tensor]] = []
+    for token_nAL, label_n in parts:
+        for piece in zip(token_nAL.split(rows), label_n.split(rows), strict=True):
+            held.append(piece)
+            if sum(len(label) for _, label in held) >= rows:
+                yield _joined(held)
+                held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([token for token, _ in pieces]), torch.cat([label for _, label in pieces])
+
+
+def read_tokens(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """(token_nAL, label_n) of one row group after the other, checked against the file's header.
+
+    Raises:
+        InputError: the file is missing, is no token dataset, or holds a token or label that its
+            spec does not have.
+    """
+    header = read_header(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["token", "label"])
+                token = table.column("token").combine_chunks().flatten().to_numpy()
+                label = table.column("label").to_numpy()
+                _require_range(path, "tokens", token, header.spec.vocab_size)
+                if header.spec.num_classes:
+                    _require_range(path, "labels", label, header.spec.num_classes)
+                token_nAL = torch.tensor(token, dtype=header.dtype).view(
+                    len(label), header.variants, header.spec.length
+                )
+                yield token_nAL, torch.tensor(label)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: no readable token dataset: {error}") from None
+
+
+def _require_range(path: Path, what: str, values: np.ndarray, limit: int) -> None:
+    if len(values) and not 0 <= values.min() <= values.max() < limit:
+        kind = "vocabulary has" if what == "tokens" else "number of classes is"
+        raise InputError(
+            f"{path}: {what} run from {values.min()} to {values.max()}, but the {kind} {limit}; "
+            "encode the images again"
+        )
 
 
 def load_tokens(path: Path) -> TokenDataset:
-    """Read what `save_tokens` wrote.
+    """Read what `save_tokens` wrote; memory beside the dataset stays at one row group.
 
     Raises:
-        InputError: the file is missing, is no token dataset, or holds a token outside its
-            vocabulary.
+        InputError: see `read_tokens`.
     """
-    spec, classes, tokenizer_digest = token_header(path)
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: no readable token dataset: {error}") from None
-    flat = table.column("token").combine_chunks().flatten().to_numpy()
-    if len(flat) and not 0 <= flat.min() <= flat.max() < spec.vocab_size:
-        raise InputError(
-            f"{path}: tokens run from {flat.min()} to {flat.max()}, but the vocabulary has "
-            f"{spec.vocab_size}; encode the images again"
-        )
-    return TokenDataset(
-        torch.from_numpy(flat.astype(np.int64)).view(-1, spec.length),
-        torch.from_numpy(table.column("label").to_numpy().copy()),
-        spec,
-        classes,
-        tokenizer_digest,
-    )
+    header = read_header(path)
+    rows = pq.read_metadata(path).num_rows
+    token_NAL = torch.empty(rows, header.variants, header.spec.length, dtype=header.dtype)
+    label_N = torch.empty(rows, dtype=torch.long)
+    first = 0
+    for token_nAL, label_n in read_tokens(path):
+        stop = first + len(label_n)
+        token_NAL[first:stop], label_N[first:stop] = token_nAL, label_n
+        first = stop
+    return TokenDataset(token_NAL, label_N, header.spec, header.classes, header.tokenizer)
 
 
-def token_header(path: Path) -> tuple[SequenceSpec, tuple[str, ...], str]:
-    """(spec, class names, tokenizer digest) of a token dataset, without reading its rows.
+def read_header(path: Path) -> TokenHeader:
+    """What a token dataset says of itself, without reading its rows.
 
     Raises:
         InputError: the file is missing or is no token dataset.
@@ -103,5 +259,10 @@ def token_header(path: Path) -> tuple[SequenceSpec, tuple[str, ...], str]:
         raise InputError(f"{path}: no readable token dataset: {error}") from None
     if b"varkd" not in metadata:
         raise InputError(f"{path}: no token dataset of varkd; write it with `varkd tokenize`")
-    facts = json.loads(metadata[b"varkd"])
-    return SequenceSpec.from_dict(facts["spec"]), tuple(facts["classes"]), facts["tokenizer"]
+    return TokenHeader.from_json(metadata[b"varkd"])
+
+
+def token_header(path: Path) -> tuple[SequenceSpec, tuple[str, ...], str]:
+    """(spec, class names, tokenizer digest), see `read_header`."""
+    header = read_header(path)
+    return header.spec, header.classes, header.tokenizer

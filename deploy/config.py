@@ -1,17 +1,20 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, SerializeAsAny, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
-from common.backbone import BackboneConfig
+from common.backbone import BackboneConfig, SequenceSpec
+from common.checkpoint import is_ours, load_head
 from common.config import Config, load_config
 from common.errors import InputError
 from common.images import ImagesConfig
 from common.ledger import Schedule
+from common.model_file import ModelFile
 from common.plugins import from_package
 from common.tokenizer import TokenizerConfig
+from common.tokens import TokensConfig, token_header
 from learner.learner import AnyObjective, LearnerConfig
 from learner.pretrain import PretrainConfig
 from rollout.context import ContextsConfig
@@ -23,6 +26,7 @@ from teacher_server.teacher import TeacherConfig
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.backbones")]
 AnyTokenizer = Annotated[SerializeAsAny[TokenizerConfig], from_package("common.tokenizers")]
 CONFIGS = Path(__file__).parent / "configs"
+ModelName = Literal["teacher", "student_before", "student", "student_ema"]
 
 
 class ModelsConfig(Config):
@@ -54,10 +58,26 @@ class SampleConfig(Config):
 
 
 class ClusterConfig(Config):
+    nodes: PositiveInt = 1
+    """Nodes, all alike; the driver is on the first one."""
+    cpus: PositiveInt | None = None
+    """CPUs of a node; by default this machine's, and on one node as many as the actors want."""
+    gpus: NonNegativeInt | None = None
+    """GPUs of a node; by default this machine's."""
+    gpu_memory_gb: PositiveFloat | None = None
+    """Memory of a GPU; runs that need more are refused."""
     memory_gb: PositiveFloat | None = None
-    """Refuse runs that need more; by default the memory that is free on this machine."""
+    """Host memory of a node; by default what is free on this machine. Runs that need more are
+    refused."""
+    data_images: PositiveInt | None = None
+    """Training images, for a dry run where the data is not at hand."""
     object_store_mb: PositiveFloat = 512.0
     """Shared memory of a Ray cluster that the command starts itself."""
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether this describes another machine than the one that the command runs on."""
+        return self.nodes > 1 or bool(self.cpus or self.gpu_memory_gb) or self.gpus is not None
 
 
 class RunConfig(Config):
@@ -69,6 +89,8 @@ class RunConfig(Config):
     """Where real images come from."""
     tokenizer: AnyTokenizer
     """How images become codes."""
+    tokens: TokensConfig = TokensConfig()
+    """Which codes of the training images, and how `varkd tokenize` makes them."""
     models: ModelsConfig
     """Sizes of teacher and student."""
     pretrain: PretrainsConfig = PretrainsConfig()
@@ -90,7 +112,7 @@ class RunConfig(Config):
     sample: SampleConfig = SampleConfig()
     """Grids of `varkd sample`."""
     cluster: ClusterConfig = ClusterConfig()
-    """The machine."""
+    """The machines."""
 
     def schedule(self) -> Schedule:
         return Schedule(
@@ -149,12 +171,32 @@ class Workspace:
         self.clusters = root / "clusters.safetensors"
         self.snapshots = root / "snapshots"
 
-    def teacher_of(self, config: RunConfig) -> Path:
-        return self._existing(config.teacher.weights or self.teacher, "pretrain --model teacher")
+    def model(self, config: RunConfig, name: ModelName) -> ModelFile:
+        """The file of one of the run's models, and what the run expects to find in it."""
+        given = {"teacher": config.teacher.weights, "student_before": config.learner.weights}
+        maker = {
+            "teacher": "pretrain --model teacher",
+            "student_before": "pretrain --model student",
+            "student": "distill",
+            "student_ema": "distill",
+        }
+        chosen = given.get(name)
+        if chosen is not None and not chosen.exists():
+            key = "teacher.weights" if name == "teacher" else "learner.weights"
+            raise InputError(f"{key}: {chosen} does not exist; give the path of a checkpoint")
+        path = chosen or self._existing(getattr(self, name), maker[name])
+        role = "teacher" if name == "teacher" else "student"
+        section = config.teacher if name == "teacher" else config.learner
+        ema = section.weights_ema and chosen is not None
+        spec = self._spec(path)
+        architecture = getattr(config.models, role)
+        return ModelFile(path, f"models.{role}", architecture, spec, self.tokenizer, ema)
 
-    def student_of(self, config: RunConfig) -> Path:
-        given = config.learner.weights or self.student_before
-        return self._existing(given, "pretrain --model student")
+    def _spec(self, path: Path) -> SequenceSpec:
+        """What the run's tokens are; a run folder without them trusts the model's own header."""
+        if not self.train_tokens.exists() and is_ours(path):
+            return load_head(path)[1]
+        return token_header(self.existing_tokens())[0]
 
     def existing_tokens(self) -> Path:
         return self._existing(self.train_tokens, "tokenize")
@@ -193,8 +235,11 @@ def _portable(config: RunConfig) -> RunConfig:
         given = {name: getattr(section, name) for name in names}
         return section.model_copy(update={n: p.resolve() for n, p in given.items() if p})
 
+    codes = {"paths": tuple(path.resolve() for path in config.tokens.paths)}
+
     sections = {
         "images": absolute(config.images, "train", "test"),
+        "tokens": config.tokens.model_copy(update=codes),
         "teacher": absolute(config.teacher, "weights"),
         "learner": absolute(config.learner, "weights"),
         "evaluate": absolute(config.evaluate, "inception_weights"),

@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common.backbone import require_same_spec
-from common.checkpoint import load_backbone, load_head, save_backbone, write_text
+from common.checkpoint import save_backbone, write_text
 from common.config import digest, dump_toml
 from common.errors import InputError, RunFailed
 from common.metrics import MetricsHub, MetricsLog
@@ -69,12 +68,8 @@ def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
     """
     tokens = workspace.existing_tokens()
     data = load_tokens(tokens)
-    for role, path in (
-        ("student", workspace.student_of(config)),
-        ("teacher", workspace.teacher_of(config)),
-    ):
-        _, spec = load_head(path)
-        require_same_spec(data.spec, spec, us=f"the token dataset {tokens}", them=f"{role} {path}")
+    for name in ("student_before", "teacher"):
+        workspace.model(config, name).check()
     return data
 
 
@@ -140,7 +135,7 @@ def _prepare_snapshots(
 def _run_local(
     config: RunConfig, workspace: Workspace, data: TokenDataset, log: MetricsLog, bar: Bar
 ) -> tuple[Outcome, dict[str, Any]]:
-    services = wire(config, data, workspace.teacher_of(config), Here())
+    services = wire(config, data, workspace.model(config, "teacher"), Here())
     write_text(workspace.config, dump_toml(config))  # not before every part accepted it
     watch = Watch(services.hub, log, bar)
 
@@ -166,7 +161,7 @@ def _run_on_ray(
         from deploy.remote import OnRay
 
         place = OnRay()
-        services = wire(config, data, workspace.teacher_of(config), place)
+        services = wire(config, data, workspace.model(config, "teacher"), place)
         job = TrainJob(config, workspace.root, services)  # starts up beside the actors
         crew = Crew(services, min_workers=config.rollout.min_workers)
         try:
@@ -217,7 +212,7 @@ def store_student(config: RunConfig, workspace: Workspace) -> None:
     if found is None:
         raise RunFailed("the learner ended without a snapshot")
     tensors, facts = found
-    model, _ = load_backbone(workspace.student_of(config))
+    model = workspace.model(config, "student_before").load()
     steps = facts["ledger"]["step"]
     for name, path in (("student", workspace.student), ("ema", workspace.student_ema)):
         model.load_state_dict(tensors[name])

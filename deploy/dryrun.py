@@ -7,7 +7,7 @@ estimated from this machine's matrix product for large ones.
 import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -99,9 +99,8 @@ def _spec(config: RunConfig, workspace: Workspace) -> SequenceSpec:
     """From the encoded tokens where they exist, else from the config and the images."""
     if workspace.train_tokens.exists():
         return token_header(workspace.train_tokens)[0]
-    vocabulary, grid = config.tokenizer.describe(config.images.size)
-    classes = len(open_images(config.images, "train").classes)
-    return SequenceSpec(vocabulary, grid[0] * grid[1], grid, classes)
+    shape = config.tokenizer.describe(config.images.size)
+    return replace(shape, num_classes=len(open_images(config.images, "train").classes))
 
 
 def _skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
@@ -186,7 +185,7 @@ def _rate(
     """Images per second with all roles in turn on this machine, and how that is known."""
     if _parameters(teacher) + _parameters(student) <= PROBE_PARAMETERS:
         return _probe(config, spec), "one lease sampled, scored and differentiated here, one thread"
-    passes = 2 if config.teacher.guidance != 1 else 1
+    passes = 2 if config.teacher.guidance is not None else 1
     # 2 flops per parameter and token forward, 6 for a training step, decoding as one forward.
     per_token = 2 * passes * _parameters(teacher) + (2 + 6) * _parameters(student)
     return _matmul_flops() / (per_token * spec.length), "from this machine's matrix product"
@@ -200,7 +199,7 @@ def _probe(config: RunConfig, spec: SequenceSpec) -> float:
     )
     batch = config.rollout.batch_size
     class_B = torch.zeros(batch, dtype=torch.long)
-    plan = student.plan(batch, torch.Generator())
+    plan = student.plan(range(batch), config.rollout.sampling.decoding)
     noise_BL = noise(range(batch), spec.length)
     best = math.inf
     for _ in range(2):
@@ -208,7 +207,7 @@ def _probe(config: RunConfig, spec: SequenceSpec) -> float:
         sampling = config.rollout.sampling
         decoded = decode(student, class_B, sampling=sampling, noise_BL=noise_BL, plan=plan)
         with torch.no_grad():
-            for _ in range(2 if config.teacher.guidance != 1 else 1):
+            for _ in range(2 if config.teacher.guidance is not None else 1):
                 teacher(class_B, decoded.token_BL, plan)
         student(class_B, decoded.token_BL, plan).log_softmax(-1).mean().backward()
         best = min(best, time.perf_counter() - started)
@@ -243,6 +242,6 @@ def _warnings(config: RunConfig) -> list[str]:
             "codebook relaxation without data contexts: nothing anchors the distribution inside a "
             "cluster (method.md 2.4); give contexts.sources.data a ratio"
         )
-    if config.rollout.sampling.guidance != 1 or config.rollout.sampling.temperature != 1:
+    if config.rollout.sampling.guidance is not None or config.rollout.sampling.temperature != 1:
         found.append("rollouts are not drawn from the plain student that the loss assumes")
     return found

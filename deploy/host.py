@@ -22,6 +22,18 @@ class Site:
     gpus: float = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A large argument that lies in the object store once for all actors of a node."""
+
+    reference: Any
+
+    def get(self) -> Any:
+        import ray  # not above: the driver sets Ray's environment before it first imports it
+
+        return ray.get(self.reference)
+
+
 class Host:
     """The one actor class: holds an object, forwards calls, computes with one thread.
 
@@ -34,8 +46,12 @@ class Host:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
         self._refusal: InputError | None = None
+        taken = {
+            name: value.get() if isinstance(value, Shared) else value
+            for name, value in kwargs.items()
+        }
         try:
-            self._object = cls(*args, **kwargs)
+            self._object = cls(*args, **taken)
         except InputError as error:
             # Ray would report a constructor's error as the actor's death, as text only.
             self._refusal = error

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import torch
 
-from common.backbone import build_seeded, require_same_spec
-from common.checkpoint import Snapshots, load_backbone, load_head, save_tensors, state_digest
+from common.checkpoint import Snapshots, save_tensors, state_digest
 from common.config import digest
-from common.errors import InputError
 from common.ledger import derive_seed
 from common.tokenizer import load_tokenizer
 from deploy.config import RunConfig, Workspace
@@ -52,20 +50,8 @@ def run_snapshots(config: RunConfig, workspace: Workspace) -> Snapshots:
 def build_learner(config: RunConfig, workspace: Workspace, ranks: Ranks) -> Learner:
     """Student, objective, cluster map and the teacher's head, all checked against each other."""
     seed = derive_seed(config.seed, "learner")
-    source = workspace.student_of(config)
-    stored, architecture = load_backbone(source)
-    if architecture.model_dump(exclude={"dropout"}) != config.models.student.model_dump(
-        exclude={"dropout"}
-    ):
-        raise InputError(
-            f"{source} holds a student with {architecture.model_dump()}, but models.student is "
-            f"{config.models.student.model_dump()}; make them equal or pretrain again"
-        )
-    student = build_seeded(config.models.student, stored.spec, seed)
-    student.load_state_dict(stored.state_dict())
-    teacher_file = workspace.teacher_of(config)
-    head, spec = load_head(teacher_file)
-    require_same_spec(stored.spec, spec, us=f"student {source}", them=f"teacher {teacher_file}")
+    student = workspace.model(config, "student_before").load()
+    head = workspace.model(config, "teacher").head()
     return Learner(
         config.learner,
         config.objective,

@@ -12,7 +12,16 @@ from types import ModuleType
 
 from common.errors import InputError, RunFailed
 
-ORDER = ("smoke", "tokenize", "pretrain", "distill", "sample", "evaluate", "options")
+ORDER = (
+    "smoke",
+    "tokenize",
+    "pretrain",
+    "distill",
+    "evaluate",
+    "sample",
+    "export",
+    "options",
+)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,12 +12,12 @@ this process (`place_here`) or in a Ray actor (deploy/remote.py).
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from common.buffer import Buffer
 from common.ledger import Draws, Ledger, derive_seed
 from common.metrics import MetricsHub
+from common.model_file import ModelFile
 from common.tokens import TokenDataset
 from common.weights import WeightStore
 from deploy.config import RunConfig
@@ -33,6 +33,7 @@ class Place(Protocol):
     """Creates `cls(*args, **kwargs)` somewhere and returns what behaves like it."""
 
     def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T: ...
+    def share(self, value: T) -> T: ...
     def any_of(self, replicas: list[T]) -> T: ...
 
 
@@ -41,6 +42,9 @@ class Here:
 
     def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T:
         return cls(*args, **kwargs)
+
+    def share(self, value: T) -> T:
+        return value
 
     def any_of(self, replicas: list[T]) -> T:
         return replicas[0]
@@ -62,7 +66,7 @@ class Services:
             service.close(cause)
 
 
-def wire(config: RunConfig, data: TokenDataset, teacher_file: Path, place: Place) -> Services:
+def wire(config: RunConfig, data: TokenDataset, teacher: ModelFile, place: Place) -> Services:
     """Create every service and hand each the ones it talks to."""
     schedule = config.schedule()
     calls = 4 + 2 * config.rollout.workers * (1 + config.rollout.in_flight)
@@ -75,14 +79,14 @@ def wire(config: RunConfig, data: TokenDataset, teacher_file: Path, place: Place
         place(
             Teacher,
             config.teacher,
-            teacher_file,
-            spec=data.spec,
+            teacher,
             coalesce=not config.learner.ordered,
             buffer=buffer,
             site=Site(f"teacher-{index}", calls, config.teacher.cpus, config.teacher.gpus),
         )
         for index in range(config.teacher.replicas)
     ]
+    shared = place.share(data)  # gigabytes for ImageNet: once per node, not once per worker
     workers = {
         name: place(
             RolloutWorker,
@@ -92,7 +96,7 @@ def wire(config: RunConfig, data: TokenDataset, teacher_file: Path, place: Place
             name=name,
             schedule=schedule,
             draws=Draws(derive_seed(config.seed, "distill"), len(data)),
-            data=data,
+            data=shared,
             teacher=place.any_of(teachers),
             weights=weights,
             ledger=ledger,

@@ -11,7 +11,8 @@ from torch import Tensor
 from common.device import place
 from common.images import open_images
 from common.ledger import derive_seed
-from deploy.config import RunConfig, Workspace
+from common.model_file import ModelFile
+from deploy.config import ModelName, RunConfig, Workspace
 from deploy.progress import Bar
 from deploy.stages import draw_images, load_for_sampling
 from rollout.evaluate import balanced_labels, measure
@@ -27,6 +28,10 @@ NOTES = {
         "FIDs of the ADM evaluator."
     ),
 }
+
+
+SHOWN = {"student": "student_after"}
+"""Names in reports where they differ from the file's."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     The evaluation seed is a stream of its own: no training sample is ever drawn from it.
     """
     settings = config.evaluate
+    if settings.size is not None:  # everything below compares images of that side
+        images = config.images.model_copy(update={"size": settings.size})
+        config = config.model_copy(update={"images": images})
     features = _features(config, workspace, target)
     reference = open_images(config.images, settings.reference)
     real_NCHW = reference.pixels(settings.reference_images or None)
@@ -53,8 +61,8 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     metrics: dict[str, dict[str, float]] = {}
     samples: dict[str, Tensor] = {}
     with Bar(target, "evaluate", len(present)) as bar:
-        for done, (name, path) in enumerate(present.items(), 1):
-            backbone, tokenizer = load_for_sampling(path, workspace, config.rollout.device)
+        for done, (name, file) in enumerate(present.items(), 1):
+            backbone, tokenizer = load_for_sampling(file, workspace, config.rollout.device)
             samples[name] = draw_images(
                 backbone,
                 tokenizer,
@@ -62,6 +70,7 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
                 sampling=settings.sampling,
                 batch_size=settings.batch_size,
                 seed=derive_seed(config.seed, "evaluate"),
+                size=settings.size,
             )
             classifier = workspace.classifier if settings.features == "classifier" else None
             metrics[name] = measure(settings, samples[name], real_NCHW, classifier=classifier)
@@ -76,15 +85,12 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     return Quality(metrics, features, samples, label_N)
 
 
-def _models(config: RunConfig, workspace: Workspace) -> dict[str, Path]:
+def _models(config: RunConfig, workspace: Workspace) -> dict[str, ModelFile]:
     """Files to compare; a run that was not distilled yet has only the first two."""
-    models = {
-        "teacher": workspace.teacher_of(config),
-        "student_before": workspace.student_of(config),
-        "student_after": workspace.student,
-        "student_ema": workspace.student_ema,
-    }
-    return {name: path for name, path in models.items() if path.exists()}
+    names: tuple[ModelName, ...] = ("teacher", "student_before")
+    if workspace.student.exists():
+        names = ("teacher", "student_before", "student", "student_ema")
+    return {SHOWN.get(name, name): workspace.model(config, name) for name in names}
 
 
 def _features(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from common.weights import Weights
-from deploy.host import Host, Site, WeightHost
+from deploy.host import Host, Shared, Site, WeightHost
 
 T = TypeVar("T")
 
@@ -85,6 +85,10 @@ class OnRay:
         self._actors.append(actor)
         self.names[actor] = site.name
         return cast(T, SharedWeights(actor) if weights else Remote(actor))
+
+    def share(self, value: T) -> T:
+        """What actors take for `value` as a keyword: read from shared memory where it lies once."""
+        return cast(T, Shared(ray.put(value)))
 
     def any_of(self, replicas: list[T]) -> T:
         """A view of all replicas that starts at another one for every caller."""

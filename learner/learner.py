@@ -32,7 +32,10 @@ AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.
 
 class LearnerConfig(Config):
     weights: Path | None = None
-    """The student to start from; by default student_before.safetensors in the run folder."""
+    """The student to start from, ours or an official checkpoint; by default
+    student_before.safetensors in the run folder."""
+    weights_ema: bool = False
+    """Read the averaged weights of an official trainer's file."""
     steps: PositiveInt = 200
     """Optimiser steps of distillation."""
     images_per_step: PositiveInt = 64
@@ -236,7 +239,7 @@ class Learner:
 
     def published(self, dtype: str) -> Weights:
         """The current student as an immutable bundle, versioned by steps done."""
-        return Weights.of(self.steps_done, pack(self._student.state_dict(), precision(dtype)))
+        return Weights.of(self.steps_done, pack(self._student, precision(dtype)))
 
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to continue: student, average, optimizer."""

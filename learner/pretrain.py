@@ -41,8 +41,7 @@ def data_batches(
     while True:
         index_B = range(first, first + config.batch_size)
         label_B, cell_BL = data.pick(index_B, draws, config.class_dropout)
-        generator = torch.Generator().manual_seed(draws.noise_seed(first))
-        plan = backbone.plan(len(index_B), generator)
+        plan = backbone.training_plan([draws.noise_seed(index) for index in index_B])
         id_B = torch.tensor(index_B)
         yield TrajectoryBatch(
             spec=data.spec,

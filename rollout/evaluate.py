@@ -16,6 +16,7 @@ from urllib.error import URLError
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from common.backbone import Backbone
 from common.config import Config
@@ -42,6 +43,9 @@ class EvaluateConfig(Config):
     """Images decoded together."""
     sampling: SamplingConfig = SamplingConfig()
     """How evaluation samples are drawn."""
+    size: PositiveInt | None = None
+    """Side at which images are compared and stored as .npz; samples are resized to it (bicubic, no
+    antialias), as LlamaGen's 384 px models are judged at 256. By default images.size."""
     features: Literal["classifier", "inception"] = "classifier"
     """classifier: trained on the training images; inception: torch-fidelity's own."""
     classifier: ClassifierConfig = ClassifierConfig()
@@ -52,6 +56,17 @@ class EvaluateConfig(Config):
     """Split of real images to compare with (the ImageNet convention is train)."""
     reference_images: NonNegativeInt = 10000
     """At most this many reference images; 0 uses all."""
+
+
+def resize(pixel_NCHW: Tensor, side: int | None) -> Tensor:
+    """uint8 images at another side, bicubic without antialias (backbones.md 1.6)."""
+    if side is None or pixel_NCHW.shape[-1] == side:
+        return pixel_NCHW
+    parts = [
+        F.interpolate(part.float(), size=(side, side), mode="bicubic").round().clamp(0, 255).byte()
+        for part in pixel_NCHW.split(64)
+    ]
+    return torch.cat(parts)
 
 
 def sample_tokens(
@@ -67,7 +82,7 @@ def sample_tokens(
     for first in range(0, len(label_N), batch_size):
         label_B = label_N[first : first + batch_size]
         seeds = [derive_seed(seed, "sample", first + i) for i in range(len(label_B))]
-        plan = backbone.plan(len(label_B), torch.Generator().manual_seed(seeds[0]))
+        plan = backbone.plan(seeds, sampling.decoding)
         device = next(backbone.parameters()).device
         decoded = decode(
             backbone,

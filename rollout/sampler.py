@@ -8,28 +8,34 @@ Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from common.backbone import Backbone
 from common.config import Config
-from common.guidance import guide
-from common.plan import DecodePlan
+from common.guidance import Guidance, guide
+from common.plan import DecodePlan, DecodingConfig
 
 
 class SamplingConfig(Config):
-    """LlamaGen's order: guidance, temperature, top-k (keeps ties), top-p (backbones.md 1.6)."""
+    """Guidance, temperature, top-k, top-p, in this order (backbones.md 1.6, 4.3, 5.3)."""
 
-    guidance: NonNegativeFloat = 1.0
-    """Classifier-free guidance scale; 1 runs the conditional model alone."""
+    guidance: Guidance | None = None
+    """Classifier-free guidance, a scale or a table; without it the conditional model runs alone."""
+    decoding: DecodingConfig = DecodingConfig()
+    """Steps of models that decode in random order."""
     temperature: PositiveFloat = 1.0
     """Divides the logits."""
     top_k: NonNegativeInt = 0
     """Keep the k largest logits and their ties; 0 keeps all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Drop tokens whose cumulative probability before them exceeds p; 1 keeps all."""
+    """Keep the likeliest tokens that together reach probability p; 1 keeps all (VAR writes 0)."""
+    top_p_rule: Literal["llamagen", "var"] = "llamagen"
+    """Whose rule decides at the edge: LlamaGen drops from the top where more than p comes before;
+    VAR drops from the bottom while no more than 1 - p is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,10 @@ def decode(
     first = plan.step_of(int(prefix_B.min()))
     token_BL = given_BL.clone()
     logprob_BL = torch.zeros(noise_BL.shape, device=class_B.device)
+    if first == len(plan.step_sizes):
+        return Decoded(plan, token_BL, logprob_BL)  # whole data sequences: nothing to sample
     slot_L = torch.arange(length, device=class_B.device)
-    stepper = _Stepper(backbone, class_B, sampling.guidance, plan, given_BL, first)
+    stepper = Stepper(backbone, class_B, sampling.guidance, plan, given_BL, first)
     for step in range(first, len(plan.step_sizes)):
         slots = plan.slots(step)
         logprob_BnV = filtered_logprob(stepper.logits(), sampling)
@@ -88,21 +96,22 @@ def decode(
     return Decoded(plan, token_BL, logprob_BL)
 
 
-class _Stepper:
+class Stepper:
     """One decoding state; under guidance a doubled batch [labels; null] with shared tokens."""
 
     def __init__(
         self,
         backbone: Backbone,
         class_B: Tensor,
-        scale: float,
+        guidance: Guidance | None,
         plan: DecodePlan,
         given_BL: Tensor,
-        first: int,
+        first: int = 0,
     ) -> None:
         self._backbone = backbone
-        self._scale = scale
-        if scale != 1:
+        self._scales = guidance.scales(plan, backbone.guidance_rule) if guidance else ()
+        self._guided = any(scale != 1 for scale in self._scales)
+        if self._guided:
             null_B = torch.full_like(class_B, backbone.spec.null_class)
             class_B = torch.cat([class_B, null_B])
             plan = DecodePlan(plan.order_BL.repeat(2, 1), plan.step_sizes)
@@ -112,14 +121,13 @@ class _Stepper:
     def logits(self) -> Tensor:
         """Guided logit_BnV of the current step, float32."""
         logit = self._backbone.predict(self._state).float()
-        if self._scale == 1:
+        if not self._guided:
             return logit
         conditional, unconditional = logit.chunk(2)
-        return guide(conditional, unconditional, self._scale)
+        return guide(conditional, unconditional, self._scales[self._state.step])
 
     def commit(self, token_Bn: Tensor) -> None:
-        repeats = 1 if self._scale == 1 else 2
-        self._backbone.commit(self._state, token_Bn.repeat(repeats, 1))
+        self._backbone.commit(self._state, token_Bn.repeat(2 if self._guided else 1, 1))
 
 
 def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -129,11 +137,16 @@ def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
         threshold = logit.topk(sampling.top_k, dim=-1).values[..., -1:]
         logit = logit.masked_fill(logit < threshold, -torch.inf)
     if sampling.top_p < 1:
-        ordered, order = logit.sort(dim=-1, descending=True)
+        descending = sampling.top_p_rule == "llamagen"
+        ordered, order = logit.sort(dim=-1, descending=descending)
         probability = ordered.softmax(-1)
-        before = probability.cumsum(-1) - probability
-        removed = torch.zeros_like(logit, dtype=torch.bool)
-        removed.scatter_(-1, order, before > sampling.top_p)
+        reached = probability.cumsum(-1)
+        if descending:
+            edge = reached - probability > sampling.top_p
+        else:
+            edge = reached <= 1 - sampling.top_p
+            edge[..., -1] = False
+        removed = torch.zeros_like(edge).scatter_(-1, order, edge)
         logit = logit.masked_fill(removed, -torch.inf)
     return logit.log_softmax(-1)
 

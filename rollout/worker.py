@@ -135,7 +135,7 @@ class RolloutWorker:
         self._refresh(lease)
         work = self._assignment(lease)
         seeds = [self._draws.noise_seed(index) for index in lease.indices]
-        plan = self._student.plan(lease.size, torch.Generator().manual_seed(seeds[0]))
+        plan = self._student.plan(seeds, self._config.sampling.decoding)
         noise_BL = noise(seeds, self._data.spec.length)
         decoded = decode(
             self._student,

@@ -3,7 +3,6 @@
 Shape letters: B sequences, L slots, C width.
 """
 
-import copy
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,12 +12,13 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt, SerializeAsAny
 from torch import Tensor
 
-from common.backbone import Backbone, SequenceSpec, require_same_spec
+from common.backbone import Backbone, require_same_spec
 from common.buffer import TrajectorySink
-from common.checkpoint import load_backbone, state_digest
+from common.checkpoint import state_digest
 from common.config import Config
 from common.device import place, precision
-from common.guidance import guide
+from common.guidance import Guidance, guide, scale_per_slot
+from common.model_file import ModelFile
 from common.plugins import from_package
 from common.signal import SignalConfig, entropies
 from common.signals import guided_hidden
@@ -30,9 +30,12 @@ PUT_SECONDS = 5.0
 
 class TeacherConfig(Config):
     weights: Path | None = None
-    """The teacher's safetensors file; by default teacher.safetensors in the run folder."""
-    guidance: NonNegativeFloat = 1.0
-    """Classifier-free guidance of the target distribution; 1 switches it off (one pass)."""
+    """The teacher's file: an official checkpoint (.pt, .pth, .safetensors, FSDP folder) or one of
+    ours; by default teacher.safetensors in the run folder."""
+    weights_ema: bool = False
+    """Read the averaged weights of an official trainer's file."""
+    guidance: Guidance | None = None
+    """Classifier-free guidance of the target distribution; without it, one pass is enough."""
     signal: Annotated[SerializeAsAny[SignalConfig], from_package("common.signals")] = (
         guided_hidden.Config()
     )
@@ -57,21 +60,19 @@ class Teacher:
     def __init__(
         self,
         config: TeacherConfig,
-        weights: Path,
+        weights: ModelFile,
         *,
-        spec: SequenceSpec,
         coalesce: bool,
         buffer: TrajectorySink,
     ) -> None:
-        backbone, _ = load_backbone(weights)
-        require_same_spec(spec, backbone.spec, us="the token dataset", them=f"teacher {weights}")
         self._config = config
         self._buffer = buffer
         self._device = place(config.device)
-        # A float32 copy: the forward pass may run in bfloat16, the distribution may not.
-        self._head = copy.deepcopy(backbone.head).requires_grad_(False).to(self._device)
+        # In float32 of its own: the forward pass may run in bfloat16, the distribution may not.
+        self._head = weights.head().to(self._device)
         self._head_digest = state_digest(self._head)
-        self._backbone = backbone.to(self._device, precision(config.dtype)).requires_grad_(False)
+        backbone = weights.load(precision(config.dtype))
+        self._backbone = backbone.to(self._device).requires_grad_(False)
         batching = config.batching if coalesce else BatchingConfig(max_images=1, wait_ms=0)
         self._batcher = Batcher(batching, self._score_all, size=len)
 
@@ -111,11 +112,16 @@ class Teacher:
         return scored
 
 
-def guided_features(backbone: Backbone, batch: TrajectoryBatch, scale: float) -> Tensor:
-    """Guided post-norm h_BLC: u + s (h_c - h_u); rows with the null label are never guided."""
+def guided_features(
+    backbone: Backbone, batch: TrajectoryBatch, guidance: Guidance | None
+) -> Tensor:
+    """Guided post-norm h_BLC: u + s (h_c - h_u), s by step; rows of the null class stay."""
     conditional = backbone.features(batch.label_B, batch.token_BL, batch.plan)
-    if scale == 1:
+    scales = guidance.scales(batch.plan, backbone.guidance_rule) if guidance else ()
+    if all(scale == 1 for scale in scales):
         return conditional
     null_B = torch.full_like(batch.label_B, backbone.spec.null_class)
+    unconditional = backbone.features(null_B, batch.token_BL, batch.plan)
+    scale_L1 = scale_per_slot(scales, batch.plan)[:, None].to(conditional.device)
     # For a row whose label is the null class both passes agree, so the rule leaves it as it is.
-    return guide(conditional, backbone.features(null_B, batch.token_BL, batch.plan), scale)
+    return guide(conditional, unconditional, scale_L1)

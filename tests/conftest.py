@@ -10,12 +10,14 @@ import torch
 from rich.console import Console
 
 from common.backbone import Backbone, SequenceSpec, build_seeded
+from common.errors import InputError
 from common.plugins import load_plugin
 from common.tokens import TokenDataset
 from common.trajectory import TrajectoryBatch
 from deploy.cluster import ENVIRONMENT, secure_environment
 from deploy.config import RunConfig, Workspace, open_run
-from deploy.stages import pretrain_model, tokenize
+from deploy.stages import pretrain_model
+from deploy.tokenizing import tokenize
 from rollout.sampler import SamplingConfig, decode, noise
 
 torch.set_num_threads(1)
@@ -24,6 +26,7 @@ secure_environment()
 
 SHARED = Path(__file__).parents[2] / "shared"
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
+SCALES_SPEC = SequenceSpec(24, 14, (3, 3), num_classes=3, scales=(1, 2, 3))
 TINY = [
     "tokenizer.vocab_size=32",
     "models.teacher.width=32",
@@ -61,9 +64,17 @@ def spec() -> SequenceSpec:
 def tiny() -> Callable[..., Backbone]:
     """A tiny backbone whose logits are informative (the published head starts at zero)."""
 
-    def build(kind: str, seed: int = 0, spec: SequenceSpec = SPEC) -> Backbone:
-        model = build_seeded(load_plugin("common.backbones", kind).Config.tiny(), spec, seed)
+    def build(kind: str, seed: int = 0, spec: SequenceSpec | None = None) -> Backbone:
+        config = load_plugin("common.backbones", kind).Config.tiny()
+        try:
+            model = build_seeded(config, spec or SPEC, seed)
+        except InputError:  # a family that reads tokens of several scales
+            model = build_seeded(config, spec or SCALES_SPEC, seed)
         generator = torch.Generator().manual_seed(seed)
+        quantizer = getattr(model, "quantizer", None)
+        if quantizer is not None:
+            shape = quantizer.code_VD.shape
+            quantizer.code_VD.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(7)))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
@@ -85,7 +96,7 @@ def sampled() -> Callable[..., TrajectoryBatch]:
         generator = torch.Generator().manual_seed(seed)
         given_BL = torch.randint(spec.vocab_size, (5, spec.length), generator=generator)
         label_B = torch.tensor([0, 1, 2, 3, 0])  # 3 is the null class
-        plan = student.plan(5, generator)
+        plan = student.plan(range(seed, seed + 5))
         noise_BL = noise(range(seed, seed + 5), spec.length)
         decoded = decode(
             student,
@@ -117,7 +128,7 @@ def sampled() -> Callable[..., TrajectoryBatch]:
 def data(spec: SequenceSpec) -> TokenDataset:
     generator = torch.Generator().manual_seed(1)
     return TokenDataset(
-        torch.randint(spec.vocab_size, (40, spec.length), generator=generator),
+        torch.randint(spec.vocab_size, (40, 1, spec.length), generator=generator),
         torch.randint(spec.num_classes, (40,), generator=generator),
         spec,
         ("a", "b", "c"),
@@ -131,7 +142,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
     config, workspace = open_run(Path("smoke"), TINY, root)
     quiet = Console(quiet=True)
-    tokenize(config, workspace, quiet)
+    tokenize(config, workspace, quiet, local=True)
     pretrain_model(config, workspace, "teacher", quiet)
     pretrain_model(config, workspace, "student", quiet)
     return root
@@ -176,7 +187,13 @@ def ray_cluster() -> Iterator[Any]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def tiny_overrides() -> list[str]:
+    """What makes any smoke config a matter of seconds."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def quiet() -> Console:
     return Console(quiet=True)
 

@@ -1,6 +1,7 @@
 """Image sources and tokenizer: layouts, the crop, and every kind of bad input by name."""
 
 import io
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -8,12 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from common.errors import InputError
-from common.images import ImagesConfig, center_crop, open_images
-from common.plugins import kinds, load_plugin
-from common.tokenizer import load_tokenizer, save_tokenizer
+from common.images import ImagesConfig, open_images
 
 UNREADABLE = r"ant/1\.png: not a readable"
 
@@ -85,6 +83,59 @@ def test_real_cifar10_opens(shared):
     assert torch.bincount(source.label_N).tolist() == [1000] * 10
 
 
+@pytest.fixture
+def table(tmp_path):
+    """320 images in two files, one of small row groups and one of a single large one."""
+    (tmp_path / "table").mkdir()
+    for name, count, group in ((0, 20, 5), (1, 300, 300)):
+        rows = [(png((20 * name + index) % 256), index % 3) for index in range(count)]
+        image = [{"bytes": data, "path": None} for data, _ in rows]
+        columns = pa.table({"image": image, "label": [label for _, label in rows]})
+        pq.write_table(columns, tmp_path / "table" / f"{name}.parquet", row_group_size=group)
+    return tmp_path / "table"
+
+
+@pytest.mark.parametrize(
+    "rows", [range(3, 9), range(18, 33), [0, 4, 5, 19, 20, 300, 319], range(0)]
+)
+def test_a_subset_is_those_rows(table, folder, rows):
+    for source in (
+        open_images(settings(table, "parquet"), "train"),
+        open_images(settings(folder, "folder"), "train"),
+        open_images(ImagesConfig(), "train"),
+    ):
+        inside = [row for row in rows if row < len(source)]
+        part = pickle.loads(pickle.dumps(source.subset(inside)))
+        assert part.label_N.tolist() == source.label_N[inside].tolist()
+        batches = list(part.batches(4))
+        assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+        found = torch.cat(batches) if inside else source.pixels()[:0]
+        assert torch.equal(found, source.pixels()[inside])
+        if len(inside) > 2:
+            assert torch.equal(part.subset([1, 2]).pixels(), source.pixels()[inside[1:3]])
+
+
+def test_a_subset_reads_no_other_rows(table):
+    """A bad row is met by those who want it, and named by its place in its file."""
+    rows = [(b"bad" if index == 12 else png(index), 0) for index in range(20)]
+    parquet(table / "1.parquet", rows)
+    source = open_images(settings(table, "parquet"), "train")
+    assert len(source.subset(range(33, 40)).pixels()) == 7
+    assert len(source.subset(range(32)).pixels()) == 32
+    with pytest.raises(InputError, match=r"1\.parquet, row 12: not a readable image"):
+        source.subset(range(30, 35)).pixels()
+
+
+def test_a_declared_number_of_classes_is_held_against_the_images(table, folder):
+    assert len(open_images(settings(table, "parquet"), "train").classes) == 3
+    assert len(open_images(settings(table, "parquet", classes=4), "train").classes) == 4
+    for kind, path, found in (("parquet", table, 3), ("folder", folder, 2)):
+        with pytest.raises(InputError, match=f"has {found} classes, but images.classes is 1"):
+            open_images(settings(path, kind, classes=1), "train")
+    with pytest.raises(InputError, match=r"has 10 classes, but images\.classes is 9"):
+        open_images(ImagesConfig(classes=9), "train")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -127,51 +178,3 @@ def test_bad_parquet_names_the_file_the_column_and_the_row(tmp_path):
         opened(tmp_path / "nowhere.parquet")
     with pytest.raises(InputError, match=r"images\.test is not set"):
         open_images(settings(bad_row, "parquet"), "test")
-
-
-def test_center_crop_equals_the_official_one(shared):
-    folder = shared / "golden" / "adm_crop"
-    tensors = load_file(folder / "io.safetensors")
-    cases = [name for name in tensors if name.startswith("crop_")]
-    for name in cases:
-        _, image, size = name.split("_")
-        cropped = center_crop(Image.fromarray(tensors[f"image_{image}"].numpy()), int(size))
-        assert torch.equal(torch.from_numpy(np.asarray(cropped).copy()), tensors[name]), name
-    assert cases
-
-
-@pytest.fixture(params=kinds("common.tokenizers"))
-def tokenizer_config(request):
-    return load_plugin("common.tokenizers", request.param).Config(vocab_size=32)
-
-
-def test_tokenizer_contract(tokenizer_config, tmp_path):
-    """Every tokenizer: shapes, range, determinism, a reconstruction better than the mean image."""
-    source = open_images(ImagesConfig(), "train")
-    fitted = [
-        tokenizer_config.fit(source.batches(512), size=8, channels=1, seed=3) for _ in range(2)
-    ]
-    pixels = source.pixels(200)
-    tokens = fitted[0].encode(pixels)
-    assert torch.equal(tokens, fitted[1].encode(pixels))
-    spec = fitted[0].spec(10)
-    assert tokens.shape == (200, spec.length)
-    assert 0 <= int(tokens.min()) <= int(tokens.max()) < spec.vocab_size
-    assert len(fitted[0].codebook_VD) == spec.vocab_size
-    decoded = fitted[0].decode(tokens)
-    assert (decoded.shape, decoded.dtype) == (pixels.shape, torch.uint8)
-    error = (decoded.float() - pixels.float()).square().mean()
-    assert error < 0.3 * (pixels.float() - pixels.float().mean(0)).square().mean()
-    path = tmp_path / "tokenizer.safetensors"
-    save_tokenizer(path, fitted[0], tokenizer_config, size=8, channels=1)
-    assert torch.equal(load_tokenizer(path).encode(pixels), tokens)
-
-
-def test_patch_kmeans_refuses_what_cannot_work():
-    from common.tokenizers.patch_kmeans import Config
-
-    with pytest.raises(InputError, match=r"tokenizer\.patch is 3.*images\.size 8"):
-        Config(patch=3).describe(8)
-    flat = iter([torch.zeros(4, 1, 8, 8, dtype=torch.uint8)])
-    with pytest.raises(InputError, match="only 1 different patches"):
-        Config(vocab_size=32).fit(flat, size=8, channels=1, seed=0)

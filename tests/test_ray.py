@@ -47,14 +47,14 @@ def placed(ray_cluster):
 
 
 def publish(services, student, version):
-    payload = pack(student.state_dict(), torch.float32)
+    payload = pack(student, torch.float32)
     services.weights.publish(Weights.of(version, payload))
 
 
 def start(run: tuple, place, min_workers=1):
     """Services with running workers and published weights, but no learner."""
     config, workspace = run
-    services = wire(config, preflight(config, workspace), workspace.teacher, place)
+    services = wire(config, preflight(config, workspace), workspace.model(config, "teacher"), place)
     place.wait_ready()
     student, _ = load_backbone(workspace.student_before)
     publish(services, student, 0)
@@ -142,6 +142,29 @@ def test_an_error_in_an_actors_constructor_arrives_as_itself(placed, run_in):
     wire(config, preflight(config, workspace), workspace.teacher, placed)
     with pytest.raises(InputError, match="torch sees no CUDA device"):
         placed.wait_ready()
+
+
+def test_workers_of_a_node_read_one_copy_of_the_tokens(placed, data):
+    class Peek:
+        def __init__(self, data):
+            self._data = data
+
+        def where(self):
+            from pathlib import Path
+
+            address = self._data.token_NAL.data_ptr()
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                low, high = (int(end, 16) for end in line.split()[0].split("-"))
+                if low <= address < high:
+                    return line, int(self._data.token_NAL.sum()), self._data.spec
+            raise AssertionError("the tensor is nowhere")
+
+    shared = placed.share(data)
+    for peek in (placed(Peek, data=shared), placed(Peek, data=shared)):
+        mapping, total, spec = peek.where()
+        assert "/dev/shm" in mapping or "plasma" in mapping, mapping
+        assert total == int(data.token_NAL.sum())
+        assert spec == data.spec
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_top_k_keeps_ties_and_temperature_sharpens():
 @torch.no_grad()
 def test_guided_decoding_is_the_guided_distribution(tiny):
     student = tiny("llamagen")
-    spec, plan = student.spec, student.plan(2)
+    spec, plan = student.spec, student.plan([0, 1])
     class_B = torch.tensor([0, 2])
     decoded = decode(
         student,
@@ -141,7 +141,7 @@ def test_a_record_stamped_v_was_sampled_with_weights_v(tiny, data):
     from common.backbones import llamagen
 
     models = {version: tiny("llamagen", seed=version) for version in (0, 3, 7)}
-    bundles = {v: Weights.of(v, pack(m.state_dict(), torch.float32)) for v, m in models.items()}
+    bundles = {v: Weights.of(v, pack(m, torch.float32)) for v, m in models.items()}
     history, teacher = History(bundles), Keep()
     worker = RolloutWorker(
         RolloutConfig(batch_size=4),
@@ -170,8 +170,19 @@ def test_a_record_stamped_v_was_sampled_with_weights_v(tiny, data):
 
 def test_published_weights_survive_the_trip(tiny):
     model = tiny("llamagen")
-    back = unpack(Weights.of(1, pack(model.state_dict(), torch.float32)).verified())
+    back = unpack(Weights.of(1, pack(model, torch.float32)).verified())
     for name, value in model.state_dict().items():
         assert torch.equal(back[name], value)
-    half = unpack(pack(model.state_dict(), torch.bfloat16))
+    half = unpack(pack(model, torch.bfloat16))
     assert {value.dtype for value in half.values()} == {torch.bfloat16}
+
+
+def test_samples_are_compared_at_the_published_side():
+    from rollout.evaluate import resize
+
+    pixel = (torch.arange(24 * 24) % 251).view(1, 1, 24, 24).byte()
+    wanted = torch.nn.functional.interpolate(pixel.float(), size=(16, 16), mode="bicubic")
+    small = resize(pixel, 16)
+    assert small.dtype == torch.uint8
+    assert (small.float() - wanted.clamp(0, 255)).abs().max() <= 0.5
+    assert resize(pixel, None) is pixel

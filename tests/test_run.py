@@ -268,7 +268,9 @@ def test_keeping_noise_puts_it_on_the_wire(run_in):
     from deploy.pipeline import Here, wire
 
     config, workspace = run_in("rollout.keep_noise=true")
-    services = wire(config, preflight(config, workspace), workspace.teacher, Here())
+    services = wire(
+        config, preflight(config, workspace), workspace.model(config, "teacher"), Here()
+    )
     worker = services.workers["worker-0"]
     worker._loaded = (1, 0)
     record = worker.sample(Lease(0, 0, 8, 0, 0, 1))

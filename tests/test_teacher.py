@@ -2,13 +2,15 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from common.backbones import llamagen
 from common.checkpoint import save_backbone
 from common.errors import InputError
+from common.guidance import Guidance
+from common.model_file import ModelFile
 from common.plugins import kinds, load_plugin
 from common.trajectory import from_arrow, to_arrow
 from teacher_server.batching import Batcher, BatchingConfig
@@ -25,28 +27,43 @@ class Keep:
 
 
 @pytest.fixture
-def teacher_file(tiny, tmp_path):
-    path = tmp_path / "teacher.safetensors"
-    save_backbone(path, tiny("llamagen", 1), llamagen.Config.tiny())
-    return path
+def stored(tiny, tmp_path):
+    def build(kind):
+        model = tiny(kind, 1)
+        path = tmp_path / f"{kind}.safetensors"
+        config = load_plugin("common.backbones", kind).Config.tiny()
+        save_backbone(path, model, config)
+        return ModelFile(path, "models.teacher", config, model.spec, tmp_path / "none"), model
+
+    return build
 
 
-def server(path, spec, **settings):
+@pytest.fixture
+def teacher_file(stored):
+    return stored("llamagen")[0]
+
+
+def server(file, **settings):
     coalesce = settings.pop("coalesce", True)
     config = TeacherConfig.model_validate(settings)
-    return Teacher(config, path, spec=spec, coalesce=coalesce, buffer=Keep())
+    return Teacher(config, file, coalesce=coalesce, buffer=Keep())
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [None, 3.0])
 @pytest.mark.parametrize("kind", kinds("common.signals"))
-def test_signal_is_the_exact_guided_distribution(teacher_file, tiny, sampled, spec, kind, scale):
+@pytest.mark.parametrize("family", kinds("common.backbones"))
+def test_signal_is_the_exact_guided_distribution(stored, tiny, sampled, family, kind, guidance):
+    """For every family under its own published rule, whose scale differs between steps."""
     signal = load_plugin("common.signals", kind).Config()
-    teacher = server(teacher_file, spec, guidance=scale, signal={"kind": kind})
-    batch = sampled(tiny("llamagen", 0))
+    file, model = stored(family)
+    teacher = server(file, guidance=guidance, signal={"kind": kind})
+    batch = sampled(tiny(family, 0))
     assert teacher.score(to_arrow(batch))
     scored = from_arrow(teacher._buffer.records[0])
-    model = tiny("llamagen", 1)
+    spec = model.spec
+    steps = Guidance(scale=3.0).scales(batch.plan, model.guidance_rule)
+    scale = torch.tensor(steps)[batch.plan.step_L][:, None] if guidance else 1.0
     with_class = model(batch.label_B, batch.token_BL, batch.plan)
     null_B = torch.full_like(batch.label_B, spec.null_class)
     without = model(null_B, batch.token_BL, batch.plan)
@@ -62,10 +79,10 @@ def test_signal_is_the_exact_guided_distribution(teacher_file, tiny, sampled, sp
     assert per_token == signal.bytes_per_token(model.head.in_features, spec.vocab_size)
 
 
-def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, tiny, sampled, spec):
-    teacher = server(teacher_file, spec, batching={"max_images": 20, "wait_ms": 200})
+def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, tiny, sampled):
+    teacher = server(teacher_file, batching={"max_images": 20, "wait_ms": 200})
     batches = [sampled(tiny("llamagen", 0), seed) for seed in range(4)]
-    alone = server(teacher_file, spec, coalesce=False)
+    alone = server(teacher_file, coalesce=False)
     calls = []
     serve = teacher._score_all
     teacher._batcher._serve = lambda items: calls.append(len(items)) or serve(items)
@@ -99,13 +116,11 @@ def test_batcher_hands_an_error_to_every_caller_and_lives_on():
     assert batcher.call("good") == "GOOD"
 
 
-def test_another_vocabulary_grid_or_class_count_is_refused(teacher_file, spec):
-    from dataclasses import replace
-
+def test_another_vocabulary_grid_or_class_count_is_refused(teacher_file):
     for change, pattern in (
         ({"vocab_size": 32}, "vocab_size 24, but the token dataset has vocab_size 32"),
         ({"grid": (3, 2)}, r"grid \(2, 3\), but the token dataset has grid \(3, 2\)"),
         ({"num_classes": 9}, "num_classes 3, but the token dataset has num_classes 9"),
     ):
         with pytest.raises(InputError, match=pattern):
-            server(teacher_file, replace(spec, **change))
+            server(replace(teacher_file, spec=replace(teacher_file.spec, **change)))

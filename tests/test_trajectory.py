@@ -89,12 +89,12 @@ def test_token_dataset_round_trip_and_refusals(data, tmp_path):
     path = tmp_path / "train.parquet"
     save_tokens(path, data)
     back = load_tokens(path)
-    assert torch.equal(back.token_NL, data.token_NL)
+    assert torch.equal(back.token_NAL, data.token_NAL)
     assert torch.equal(back.label_N, data.label_N)
     assert (back.spec, back.classes) == (data.spec, data.classes)
-    bad = data.token_NL.clone()
-    bad[0, 0] = 24
-    save_tokens(path, replace(data, token_NL=bad))
+    bad = data.token_NAL.clone()
+    bad[0, 0, 0] = 24
+    save_tokens(path, replace(data, token_NAL=bad))
     with pytest.raises(InputError, match="vocabulary has 24"):
         load_tokens(path)
     path.write_bytes(b"PAR1 nonsense")
@@ -110,4 +110,4 @@ def test_dropped_labels_become_the_null_class_at_the_given_rate(data):
     assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.03)
     rows = torch.tensor([Draws(0, len(data)).row(i) for i in range(4000)])
     assert torch.equal(label_B[~dropped], data.label_N[rows][~dropped])
-    assert torch.equal(cell_BL, data.token_NL[rows])
+    assert torch.equal(cell_BL, data.token_NAL[rows, 0])

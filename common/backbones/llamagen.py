@@ -6,28 +6,49 @@ positions, SwiGLU, no biases. Parameter names are the official ones.
 Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotary pairs.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self, cast
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from common.backbone import Backbone, BackboneConfig, DecodeState, SequenceSpec
-from common.layers import CausalAttention, KeyValueCache, RMSNorm, SwiGLU, rotary_2d
-from common.plan import DecodePlan, raster_plan
+from common.backbone import (
+    Backbone,
+    BackboneConfig,
+    DecodeState,
+    Official,
+    SequenceSpec,
+    refuse_decoding,
+    require_raster,
+)
+from common.config import apply_preset
+from common.layers import (
+    CausalAttention,
+    DropPath,
+    KeyValueCache,
+    RMSNorm,
+    RotaryTable,
+    SwiGLU,
+    drop_path_rates,
+)
+from common.plan import DecodePlan, DecodingConfig, raster_plan
 
-SIZES = {
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-    "XL": (1280, 36, 20),
-    "XXL": (1536, 48, 24),
-    "3B": (3200, 24, 32),
+PRESETS = {
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1280, "depth": 36, "heads": 20},
+    "XXL": {"width": 1536, "depth": 48, "heads": 24},
+    "3B": {"width": 3200, "depth": 24, "heads": 32},
+    "XXXL": {"width": 2560, "depth": 48, "heads": 40},
+    "1B": {"width": 2048, "depth": 22, "heads": 32},
+    "7B": {"width": 4096, "depth": 32, "heads": 32},
 }
-"""Published sizes: width, depth, heads (backbones.md 1.4)."""
+"""Published sizes; the last three have no checkpoint (backbones.md 1.4)."""
 
 
 class Config(BackboneConfig):
-    preset: Literal["B", "L", "XL", "XXL", "3B"] | None = None
+    preset: Literal["B", "L", "XL", "XXL", "3B", "XXXL", "1B", "7B"] | None = None
     """A published size; sets width, depth and heads."""
     width: PositiveInt = 128
     """Channels of the residual stream."""
@@ -39,18 +60,14 @@ class Config(BackboneConfig):
     """The feed-forward width is rounded up to a multiple of this."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Token, residual and feed-forward dropout while training."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Drop-path rate of the last block, rising from 0; as published, it replaces residual and
+    feed-forward dropout (token dropout stays)."""
 
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, values: dict) -> dict:
-        preset = values.get("preset")
-        if preset not in SIZES:
-            return values
-        sizes = dict(zip(("width", "depth", "heads"), SIZES[preset], strict=True))
-        for name, size in sizes.items():
-            if values.get(name, size) != size:
-                raise ValueError(f"preset {preset} has {name} {size}, not {values[name]}; drop one")
-        return {**values, **sizes}
+        return apply_preset(values, PRESETS)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -68,6 +85,20 @@ class Config(BackboneConfig):
     def tiny(cls) -> Self:
         return cls(width=16, depth=2, heads=2, multiple_of=8)
 
+    @classmethod
+    def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+        table = shapes.get("cls_embedding.embedding_table.weight")
+        tokens = shapes.get("tok_embeddings.weight")
+        if table is None or tokens is None:
+            return None
+        depth = sum(name.endswith("attention.wqkv.weight") for name in shapes)
+        return {
+            "vocab_size": tokens[0],
+            "num_classes": table[0] - 1,
+            "width": tokens[1],
+            "depth": depth,
+        }
+
 
 class LabelEmbedder(nn.Module):
     """Class table whose last row is the null class; labels are dropped outside."""
@@ -81,13 +112,13 @@ class LabelEmbedder(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, drop_path: float) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width)
         self.attention = CausalAttention(config.width, config.heads)
         self.ffn_norm = RMSNorm(config.width)
         self.feed_forward = SwiGLU(config.width, config.multiple_of)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = DropPath(drop_path) if config.drop_path else nn.Dropout(config.dropout)
 
     def forward(self, x_BnC: Tensor, rotary_nP2: Tensor, cache: KeyValueCache | None) -> Tensor:
         attended = self.attention(self.attention_norm(x_BnC), rotary_nP2, cache)
@@ -98,30 +129,29 @@ class Block(nn.Module):
 class LlamaGen(Backbone):
     """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
 
+    official = Official("model", ("freqs_cis", "layers.*.attention.kv_cache.*"))
+
     def __init__(self, config: Config, spec: SequenceSpec) -> None:
         super().__init__()
-        if spec.length != spec.grid[0] * spec.grid[1]:
-            raise ValueError(f"llamagen needs one token per grid cell, got {spec}")
+        require_raster("llamagen", spec)
         self.spec = spec
-        self.heads = config.heads
         self.cls_embedding = LabelEmbedder(spec.num_classes, config.width)
         self.tok_embeddings = nn.Embedding(spec.vocab_size, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        rates = drop_path_rates(config.drop_path, config.depth)
+        self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = RMSNorm(config.width)
         self.output = nn.Linear(config.width, spec.vocab_size, bias=False)
-        # A plain attribute, made at first use: outside the state dict, float32 whatever the module
-        # is cast to, and real even if the module was built on the meta device.
-        self._rotary: Tensor | None = None
-        self._head_width = config.width // config.heads
+        self._rotary = RotaryTable(spec.grid, config.width // config.heads)
         self._initialise()
 
     @property
     def head(self) -> nn.Linear:
         return self.output
 
-    def plan(self, batch: int, generator: torch.Generator | None = None) -> DecodePlan:
-        return raster_plan(batch, self.spec.length)
+    def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
+        refuse_decoding("llamagen", decoding)
+        return raster_plan(len(seeds), self.spec.length)
 
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
         class_B1C = self.cls_embedding(class_B)[:, None]
@@ -147,9 +177,7 @@ class LlamaGen(Backbone):
         self, x_BnC: Tensor, *, start: int, caches: list[KeyValueCache] | None = None
     ) -> Tensor:
         x_BnC = self.dropout(x_BnC)
-        if self._rotary is None or self._rotary.device != x_BnC.device:
-            self._rotary = rotary_2d(*self.spec.grid, self._head_width).to(x_BnC.device)
-        rotary_nP2 = self._rotary[start : start + x_BnC.shape[1]]
+        rotary_nP2 = self._rotary.on(x_BnC.device)[start : start + x_BnC.shape[1]]
         for depth, block in enumerate(self.layers):
             x_BnC = block(x_BnC, rotary_nP2, caches[depth] if caches else None)
         return self.norm(x_BnC)

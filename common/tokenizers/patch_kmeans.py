@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.backbone import SequenceSpec
 from common.errors import InputError
 from common.tokenizer import Tokenizer, TokenizerConfig
 
@@ -25,13 +26,13 @@ class Config(TokenizerConfig):
     fit_patches: PositiveInt = 200_000
     """Patches that k-means sees, taken evenly from the images."""
 
-    def describe(self, size: int) -> tuple[int, tuple[int, int]]:
+    def describe(self, size: int) -> SequenceSpec:
         if size % self.patch:
             raise InputError(
                 f"tokenizer.patch is {self.patch}, but images.size {size} is no multiple of it"
             )
         side = size // self.patch
-        return self.vocab_size, (side, side)
+        return SequenceSpec(self.vocab_size, side * side, (side, side), 0)
 
     def build(self, *, size: int, channels: int) -> Tokenizer:
         return PatchKMeans(self, size=size, channels=channels)
@@ -64,7 +65,7 @@ class PatchKMeans(Tokenizer):
 
     def __init__(self, config: Config, *, size: int, channels: int) -> None:
         super().__init__()
-        self.vocab_size, self.grid = config.describe(size)
+        self.shape = config.describe(size)
         self._patch = config.patch
         self._size = size
         width = channels * config.patch**2

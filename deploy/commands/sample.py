@@ -29,13 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.to or workspace.root / "grid.png"
     if output.suffix not in (".png", ".npz"):
         raise InputError(f"--to {output}: must end in .png (grid) or .npz (ADM's evaluator)")
-    weights = {
-        "student": workspace.student,
-        "student_ema": workspace.student_ema,
-        "student_before": workspace.student_before,
-        "teacher": config.teacher.weights or workspace.teacher,
-    }[arguments.model]
-    backbone, tokenizer = load_for_sampling(weights, workspace, config.rollout.device)
+    workspace.existing_tokenizer()  # the first thing that a new run lacks
+    file = workspace.model(config, arguments.model)
+    backbone, tokenizer = load_for_sampling(file, workspace, config.rollout.device)
     per_class = config.sample.per_class
     label_N = torch.arange(backbone.spec.num_classes).repeat_interleave(per_class)
     pixel_NCHW = draw_images(
@@ -45,10 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         sampling=config.sample.sampling,
         batch_size=config.evaluate.batch_size,
         seed=derive_seed(config.seed, "sample-command"),
+        size=config.evaluate.size if output.suffix == ".npz" else None,
     )
     if output.suffix == ".npz":
         save_npz(output, pixel_NCHW)
     else:
         save_png(output, grid(pixel_NCHW, per_class))
-    console().print(f"{len(pixel_NCHW)} images of {weights.name} in {output}")
+    console().print(f"{len(pixel_NCHW)} images of {file.path.name} in {output}")
     return 0

@@ -8,16 +8,21 @@ from pathlib import Path
 
 from deploy.arguments import add_overrides, open_from
 
+FAMILIES = {"llamagen": "smoke", "var": "smoke_var", "arpg": "smoke_arpg"}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
-    parser.set_defaults(config=Path("smoke"))
+    parser.add_argument(
+        "--family", choices=FAMILIES, default="llamagen", help="of both models (default: llamagen)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     import time
 
     started = time.monotonic()
+    arguments.config = Path(FAMILIES[arguments.family])
     config, workspace = open_from(arguments)
     import torch
 
@@ -25,14 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.distill import distill
     from deploy.progress import console
     from deploy.report import write_report
-    from deploy.stages import pretrain_model, tokenize
+    from deploy.stages import pretrain_model
+    from deploy.tokenizing import tokenize
 
     torch.set_num_threads(1)
     target = console()
     target.print("starting a private Ray cluster, which warms up while the models are trained")
     with cluster(config):
         warm_up(config)
-        tokenize(config, workspace, target)
+        tokenize(config, workspace, target, local=True)
         pretrain_model(config, workspace, "teacher", target)
         pretrain_model(config, workspace, "student", target)
         target.print("placing ledger, buffer, weights, teacher, workers and learner")

@@ -1,6 +1,8 @@
-"""Fit the tokenizer on the training images and encode them.
+"""Fit the tokenizer on the training images, or load it, and encode every split; on Ray Data.
 
-Writes tokenizer.safetensors and tokens/{train,test}.parquet into the run folder.
+Published codes ([tokens] kind = "llamagen_codes" or "arpg_codes") are read instead of images.
+Interrupted, the command goes on after its finished parts. Writes tokenizer.safetensors and
+tokens/{train,test}.parquet into the run folder.
 """
 
 import argparse
@@ -10,16 +12,17 @@ from deploy.arguments import add_config, open_from
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
+    parser.add_argument("--local", action="store_true", help="the same code in one process, no Ray")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     from deploy.progress import console
-    from deploy.stages import tokenize
+    from deploy.tokenizing import tokenize
 
     target = console()
-    facts = tokenize(config, workspace, target)
-    target.print(
-        f"{facts['images']} images encoded (PSNR {facts['psnr']:.1f} dB) in {workspace.root}"
-    )
+    facts = tokenize(config, workspace, target, local=arguments.local)
+    views = f" with {facts['variants']} variants each" if facts["variants"] > 1 else ""
+    quality = "" if facts["psnr"] is None else f" (PSNR {facts['psnr']:.1f} dB)"
+    target.print(f"tokens of {facts['images']} images{views}{quality} in {workspace.root}")
     return 0

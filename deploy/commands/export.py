@@ -1,0 +1,39 @@
+"""Write a run's student as a checkpoint that the family's official sampler loads.
+
+The model card beside it says which teacher, objective, data and steps made it, and how it scored.
+"""
+
+import argparse
+from pathlib import Path
+
+from deploy.arguments import add_config, open_from
+
+MODELS = ("student", "student_ema", "student_before", "teacher")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--layout",
+        choices=("official", "safetensors"),
+        default="official",
+        help="the family's own file, or its names in a safetensors file (default: official)",
+    )
+    parser.add_argument("--model", choices=MODELS, default="student", help="default: student")
+    parser.add_argument("--to", type=Path, help="output file (default: <out>/export/<model>)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config, workspace = open_from(arguments)
+    from deploy.export import export
+    from deploy.progress import console
+
+    path = export(
+        config,
+        workspace,
+        name=arguments.model,
+        layout=arguments.layout,
+        output=arguments.to,
+    )
+    console().print(f"{arguments.model} in {path}, card in {path.with_suffix('.md')}")
+    return 0

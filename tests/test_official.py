@@ -1,0 +1,310 @@
+"""Published checkpoints: sizes, every layout, safe and lean reading, clear refusals, export."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.backbone import SequenceSpec
+from common.checkpoint import save_backbone
+from common.errors import InputError
+from common.model_file import ModelFile, official_state
+from common.official import Checkpoint
+from common.plugins import kinds, load_plugin
+from common.residual import ResidualQuantizer
+from common.tokenizer import save_tokenizer
+from common.tokenizers import multiscale_kmeans
+
+ROOT = Path(__file__).parents[1]
+RASTER = SequenceSpec(16384, 256, (16, 16), 1000)
+SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+NEXT_SCALE = SequenceSpec(4096, 680, (16, 16), 1000, SCALES)
+LARGE = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+LARGE_SCALE = SequenceSpec(4096, 2240, (32, 32), 1000, LARGE)
+PUBLISHED = [
+    ("llamagen", "B", RASTER, 110_888_448),
+    ("llamagen", "L", RASTER, 342_910_976),
+    ("llamagen", "XL", RASTER, 774_699_520),
+    ("llamagen", "XXL", RASTER, 1_410_972_672),
+    ("llamagen", "3B", RASTER, 3_096_659_200),
+    ("llamagen", "XXXL", RASTER, 3_893_027_840),
+    ("arpg", "L", RASTER, 319_845_376),
+    ("arpg", "XL", RASTER, 718_997_760),
+    ("arpg", "XXL", RASTER, 1_302_449_664),
+    ("var", "d16", NEXT_SCALE, 310_283_520),
+    ("var", "d20", NEXT_SCALE, 600_917_136),
+    ("var", "d24", NEXT_SCALE, 1_033_399_360),
+    ("var", "d30", NEXT_SCALE, 2_010_020_356),
+    ("var", "d36-s", LARGE_SCALE, 2_353_893_904),
+]
+
+
+@pytest.mark.parametrize(("kind", "preset", "spec", "count"), PUBLISHED)
+def test_published_sizes_have_the_published_number_of_parameters(kind, preset, spec, count):
+    config = load_plugin("common.backbones", kind).Config.model_validate({"preset": preset})
+    with torch.device("meta"):
+        model = config.build(spec)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_fresh_next_scale_models_start_as_published():
+    """Truncated normal of std sqrt(1 / 3C), near-zero gates, small head (backbones.md 4.2)."""
+    from common.backbones.var import Config
+
+    spec = SequenceSpec(64, 30, (4, 4), 10, (1, 2, 3, 4))
+    for shared in (False, True):
+        config = Config(width=64, depth=2, heads=4, adaln_gamma=1e-4, shared_aln=shared)
+        model = config.build(spec)
+        std = (1 / (3 * 64)) ** 0.5
+        assert float(model.pos_1LC.detach().std()) == pytest.approx(std, rel=0.1)
+        assert float(model.head.weight.detach().std()) == pytest.approx(0.02 * std, rel=0.1)
+        block = model.blocks[0]
+        assert float(block.ffn.fc1.weight.detach().std()) == pytest.approx(std, rel=0.1)
+        assert float(block.ffn.fc2.weight.detach().std()) == pytest.approx(std / 2, rel=0.1)
+        rows = block.modulation_weight.detach()
+        own = 1 / 64**0.5 if shared else std
+        third = len(rows) // 3
+        assert float(rows[:third].std()) == pytest.approx(1e-4 * own, rel=0.2)
+        assert float(rows[third:].std()) == pytest.approx(0.5 * own, rel=0.2)
+        assert (block.attn.scale_mul_1H11.exp() - 4).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_drop_path_replaces_dropout_and_keeps_the_mean():
+    from common.backbones.llamagen import Config
+    from common.layers import DropPath
+
+    kept = DropPath(0.25).train()(torch.ones(4000, 2, 3))
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert float(kept.mean()) == pytest.approx(1, abs=0.05)
+    assert (kept == kept[:, :1, :1]).all(), "whole sequences, not single channels"
+    model = Config(width=16, depth=3, heads=2, multiple_of=8, drop_path=0.2).build(RASTER)
+    assert [block.dropout._rate for block in model.layers] == pytest.approx([0, 0.1, 0.2])
+    assert model.dropout.p == 0.1, "token dropout stays"
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path):
+    """A stored multi-scale tokenizer whose codes are those of the tiny next-scale model."""
+
+    def build(quantizer):
+        scales = quantizer.scales
+        config = multiscale_kmeans.Config(vocab_size=24, patch=2, scales=scales)
+        tokenizer = config.build(size=2 * scales[-1], channels=1)
+        assert tokenizer.quantizer is not None
+        tokenizer.quantizer.load_state_dict(quantizer.state_dict())
+        path = tmp_path / "tokenizer.safetensors"
+        save_tokenizer(path, tokenizer, config, size=2 * scales[-1], channels=1)
+        return path
+
+    return build
+
+
+@pytest.fixture(params=kinds("common.backbones"))
+def published(request, tiny, tmp_path, tokenizer_file):
+    """(a model, its official state, how a run refers to a file of it)."""
+    model = tiny(request.param, 3)
+    config = load_plugin("common.backbones", request.param).Config.tiny()
+    quantizer = getattr(model, "quantizer", None)
+    tokenizer = tmp_path / "none"
+    if isinstance(quantizer, ResidualQuantizer):
+        tokenizer = tokenizer_file(quantizer)
+
+    def refer(path, **changes):
+        fields = {"architecture": config, "spec": model.spec, "tokenizer": tokenizer}
+        return ModelFile(path, "models.teacher", **(fields | changes))
+
+    return model, official_state(model), refer
+
+
+def same(model, other):
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+LAYOUTS = {
+    "bare": lambda state: state,
+    "model": lambda state: {"model": state, "optimizer": {"a": 1}, "steps": 3},
+    "module": lambda state: {"module": state},
+    "state_dict": lambda state: {"state_dict": state},
+    "prefixed": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
+    "args": lambda state: {"model": state, "args": argparse.Namespace(lr=1e-4, name="x")},
+    "VAR's trainer": lambda state: {"trainer": {"var_wo_ddp": state}, "epoch": 1},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_published_layout_loads(published, tmp_path, layout):
+    model, state, refer = published
+    path = tmp_path / "official.pt"
+    torch.save(LAYOUTS[layout](state), path)
+    assert same(model, refer(path).load())
+
+
+def test_a_folder_of_fsdp_and_an_old_pickle_load(published, tmp_path):
+    model, state, refer = published
+    folder = tmp_path / "0001000"
+    folder.mkdir()
+    torch.save(state, folder / "consolidated.pth")
+    assert same(model, refer(folder).load())
+    old = tmp_path / "old.pth"
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    assert same(model, refer(old).load())
+
+
+def test_averaged_weights_are_read_on_request_only(published, tmp_path):
+    model, state, refer = published
+    path = tmp_path / "official.pt"
+    averaged = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    torch.save({"model": state, "ema": averaged}, path)
+    assert same(model, refer(path).load())
+    assert not torch.equal(refer(path, ema=True).load().head.weight, model.head.weight)
+    torch.save({"model": state}, path)
+    with pytest.raises(InputError, match="found model at the top level, expected ema"):
+        refer(path, ema=True).load()
+
+
+def test_half_precision_on_load_casts_parameters_only(published, tmp_path):
+    model, state, refer = published
+    path = tmp_path / "official.pt"
+    torch.save(state, path)
+    half = refer(path).load(torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 for p in half.parameters())
+    for name, buffer in half.named_buffers():
+        assert torch.equal(buffer, dict(model.named_buffers())[name]), name
+    assert refer(path).head().weight.dtype == torch.float32
+
+
+def test_stale_entries_are_tolerated_and_others_listed(tiny, tmp_path, published):
+    model, state, refer = published
+    path = tmp_path / "official.pt"
+    stale = {name.replace("*", "0"): torch.zeros(2) for name in model.official.ignored}
+    torch.save(state | stale, path)
+    assert same(model, refer(path).load())
+    last = next(name for name in reversed(state) if name in model.state_dict())
+    changed = {name: value for name, value in state.items() if name != last}
+    torch.save(changed | {"surprise.weight": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match=f"missing {last}; unexpected surprise.weight"):
+        refer(path).load()
+
+
+class Malice:
+    def __reduce__(self):
+        return print, ("this must never be printed",)
+
+
+def test_a_pickle_that_wants_more_is_refused_with_a_sentence(published, tmp_path, capsys):
+    _, state, refer = published
+    path = tmp_path / "evil.pt"
+    torch.save({"model": state, "extra": Malice()}, path)
+    with pytest.raises(InputError, match=r"evil\.pt: a pickle that wants .*print.*refused"):
+        refer(path).load()
+    assert "never" not in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"evil\.pt: not a readable checkpoint"):
+        refer(path).load()
+    with pytest.raises(InputError, match="no such file"):
+        refer(tmp_path / "nowhere.pt").load()
+
+
+def test_another_family_size_or_vocabulary_is_refused_by_name(published, tmp_path, tiny):
+    model, state, refer = published
+    kind = type(model).__module__.rpartition(".")[2]
+    path = tmp_path / "official.pt"
+    torch.save(state, path)
+    other = next(k for k in kinds("common.backbones") if k != kind)
+    stranger = load_plugin("common.backbones", other).Config.tiny()
+    with pytest.raises(InputError, match=f"holds a {kind} .* but models.teacher is {other}"):
+        refer(path, architecture=stranger).check()
+    config = load_plugin("common.backbones", kind).Config.tiny()
+    wider = config.model_copy(update={"width": 32})
+    with pytest.raises(InputError, match=f"holds a {kind} with .*width 16.*expects width 32"):
+        refer(path, architecture=wider).check()
+    spec = SequenceSpec(**{**model.spec.as_dict(), "vocab_size": 999})
+    with pytest.raises(InputError, match=r"vocab_size 24.*expects vocab_size 999"):
+        refer(path, spec=spec).check()
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(InputError, match="neither of arpg, llamagen, var"):
+        refer(path).check()
+
+
+def test_refusal_comes_before_memory_is_touched(tmp_path):
+    """Half a terabyte by its shapes, a few bytes on disk: read whole, it would kill the test."""
+    from common.backbones.llamagen import Config
+
+    config = Config(width=16, depth=1, heads=2, multiple_of=8)
+    with torch.device("meta"):
+        model = config.build(RASTER)
+    zero = torch.zeros(1)
+    state = {name: zero.expand(value.shape) for name, value in model.state_dict().items()}
+    state["tok_embeddings.weight"] = zero.expand(2**23, 2**14)
+    torch.save({"model": state}, tmp_path / "huge.pt")
+    file = ModelFile(tmp_path / "huge.pt", "models.teacher", config, RASTER, tmp_path / "none")
+    with pytest.raises(InputError, match=r"vocab_size 8388608, .* expects vocab_size 16384"):
+        file.load()
+
+
+MEASURE = """
+import resource, sys, torch
+from pathlib import Path
+from common.backbones.llamagen import Config
+from common.backbone import SequenceSpec
+from common.model_file import ModelFile
+torch.set_num_threads(1)
+config = Config(width=1024, depth=4, heads=16)
+spec = SequenceSpec(16384, 256, (16, 16), 1000)
+file = ModelFile(Path(sys.argv[1]), "models.teacher", config, spec, Path("none"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = file.load(getattr(torch, sys.argv[2]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert sum(p.numel() for p in model.parameters()) > 7e7
+print(peak * 1024)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_loading_peaks_below_1_2_times_the_file(tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    from common.backbones.llamagen import Config
+
+    model = Config(width=1024, depth=4, heads=16).build(RASTER)
+    path = tmp_path / f"official{suffix}"
+    if suffix == ".pt":
+        torch.save({"model": model.state_dict()}, path)
+    else:
+        save_file(model.state_dict(), path)
+    size = path.stat().st_size
+    for dtype, limit in (("float32", 1.2), ("bfloat16", 0.7)):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, path, dtype], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < limit * size, (dtype, int(done.stdout) / size)
+
+
+def test_our_own_files_are_checked_against_the_run_as_well(published, tmp_path):
+    model, _, refer = published
+    config = load_plugin("common.backbones", type(model).__module__.rpartition(".")[2]).Config
+    path = tmp_path / "ours.safetensors"
+    save_backbone(path, model, config.tiny())
+    assert same(model, refer(path).load())
+    half = refer(path).load(torch.bfloat16)
+    assert half.head.weight.dtype == torch.bfloat16
+    for name, buffer in half.named_buffers():
+        assert torch.equal(buffer, dict(model.named_buffers())[name]), name
+    deeper = config.tiny().model_copy(update={"depth": 6})
+    with pytest.raises(InputError, match=r"holds a model with depth .*has depth 6"):
+        refer(path, architecture=deeper).check()
+
+
+def test_entries_are_known_without_reading(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"state_dict": {"a": torch.zeros(3, 5, dtype=torch.float16)}}, path)
+    checkpoint = Checkpoint(path)
+    assert checkpoint.shapes == {"a": (3, 5)}
+    assert checkpoint.entries["a"].bytes == 30
