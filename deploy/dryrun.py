@@ -1,39 +1,28 @@
-"""What a run would do, before it does it: actors, resources, wire, memory, and refusals.
+"""What a run would do, before it does it: actors, places, wire, memory, and refusals.
 
-Sizes are exact (models are built on the meta device); rates are measured on small models, and
-estimated from this machine's matrix product for large ones.
+Sizes are those of the code (deploy/sizing.py), places follow Ray's rules (deploy/placement.py).
+Neither files nor GPUs need to be at hand: [cluster] and `images.classes` describe them.
 """
 
 import math
-import os
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
-import psutil
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from common.backbone import Backbone, BackboneConfig, SequenceSpec
+from common.backbone import SequenceSpec
 from common.config import digest
-from common.device import place
-from common.errors import InputError
-from common.images import open_images
-from common.ledger import Schedule
-from common.tokens import token_header
-from common.trajectory import bytes_per_image
+from common.ledger import Draws
 from deploy.config import RunConfig, Workspace
-from rollout.sampler import decode, noise
+from deploy.inventory import check_files, data_size, missing, sequence_spec
+from deploy.placement import Gpu, Hardware, Node, place_actors, several
+from deploy.rate import images_per_second
+from deploy.sizing import MB, Need, Sizing, parameters
 
-PROCESS_MB = 350
-"""Resident memory of a Ray worker process with torch loaded, models not counted (measured)."""
-PROBE_PARAMETERS = 20_000_000
-"""Up to this size a lease is timed with real models instead of estimated."""
-RAY_MB = 1200
-"""Ray's own processes on one node and Ray Train's helper actors (measured)."""
-DRIVER_MB = 600
-"""The command itself: torch, and the metrics' libraries later (measured)."""
+PREFIX_DRAWS = 256
+"""Images whose prefixes are drawn to know how much the student samples."""
 
 
 @dataclass(frozen=True)
@@ -41,191 +30,117 @@ class RunPlan:
     """Everything `--dry-run` prints."""
 
     facts: dict[str, str]
-    actors: list[tuple[str, int, float, float, float]]
-    """(role, count, CPUs each, GPUs each, memory each in MB)."""
-    memory_mb: float
-    available_mb: float
+    needs: list[Need]
+    nodes: list[Node]
     warnings: list[str] = field(default_factory=list)
 
     def show(self, target: Console) -> None:
-        table = Table("actor", "count", "CPUs", "GPUs", "memory MB")
-        for role, count, cpus, gpus, memory in self.actors:
-            table.add_row(role, str(count), f"{cpus:g}", f"{gpus:g}", f"{memory:.0f}")
+        table = Table("actor", "count", "CPUs", "GPUs", "host memory MB", "GPU memory MB")
+        for need in self.needs:
+            sizes = (need.cpus, need.gpus, round(need.host_mb), round(need.gpu_mb))
+            table.add_row(need.role, str(need.count), *(f"{size:g}" for size in sizes))
         target.print(table)
-        for name, value in self.facts.items():
-            target.print(f"{name}: {value}", soft_wrap=True)
-        target.print(
-            f"memory: about {self.memory_mb / 1024:.2f} GB, were it all on one node; available: "
-            f"{self.available_mb / 1024:.2f} GB"
-        )
-        for warning in self.warnings:
-            target.print(f"warning: {warning}", soft_wrap=True)
+        lines = [f"{name}: {value}" for name, value in self.facts.items()]
+        lines += _layout(self.nodes)
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        for line in lines:
+            target.print(line, soft_wrap=True, markup=False)
 
 
 def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan:
-    """Resolve the run; `timed` also estimates how fast this machine would go.
+    """Resolve the run; `timed` is for a dry run: the target may be another machine, what is missing
+    is only said, and this machine's speed is estimated.
 
     Raises:
-        InputError: it cannot fit into memory, or asks for GPUs that this machine does not have.
+        InputError: it does not fit onto the machine, or a file that is there is the wrong one.
     """
-    spec = _spec(config, workspace)
-    teacher, student = (_skeleton(m, spec) for m in (config.models.teacher, config.models.student))
-    schedule = config.schedule()
-    row_bytes = _row_bytes(config, spec, teacher)
-    actors = _actors(config, spec, teacher, student, row_bytes * schedule.most_outstanding)
-    memory = RAY_MB + DRIVER_MB + sum(count * each for _, count, _, _, each in actors)
-    available = _available_mb(config)
-    _refuse(config, memory, available)
-    rate, source = _rate(config, spec, teacher, student) if timed else (math.nan, "not timed")
+    hardware = Hardware.of(config, planned=timed)
+    spec = sequence_spec(config, workspace)
+    if timed:
+        check_files(config, workspace, spec)
+    images, variants = data_size(config, workspace)
+    per_image = variants * spec.length * (2 if spec.vocab_size <= 2**15 else 4) + 8
+    sizing = Sizing(config, spec, data_bytes=(images or 0) * per_image)
+    there = hardware.gpus if hardware else 0
+    needs = sizing.needs(
+        lambda device, gpus: device == "cuda" or (device == "auto" and gpus + there > 0)
+    )
+    nodes = place_actors(needs, hardware, data_mb=sizing.data_bytes / MB) if hardware else []
+    rate = images_per_second(sizing, hardware) if timed else (math.nan, "not timed")
     facts = {
         "run folder": str(workspace.root),
         "config": f"digest {digest(config)}, seed {config.seed}",
-        "tokens": f"vocabulary {spec.vocab_size}, grid {spec.grid[0]}x{spec.grid[1]}, "
-        f"{spec.num_classes} classes",
-        "teacher": f"{_parameters(teacher):,} parameters",
-        "student": f"{_parameters(student):,} parameters",
+        "tokens": _describe_tokens(spec),
+        "data": _describe_data(images, variants, sizing.data_bytes),
+        "teacher": f"{parameters(sizing.teacher):,} parameters",
+        "student": f"{parameters(sizing.student):,} parameters",
         "objective": f"{config.objective.kind}: {config.objective.model_dump(mode='json')}",
         "contexts": ", ".join(f"{k} {v:.1%}" for k, v in config.contexts.shares().items()),
-        "schedule": _describe(schedule),
-        "wire": f"{row_bytes:,} bytes per image ({config.teacher.signal.kind})",
-        "wire rate": f"{row_bytes * rate / 1e6:.2f} MB/s at {rate:.0f} images/s ({source})",
-        "weights": f"{_bytes(student, config.rollout.dtype) / 1e6:.2f} MB per version and node, "
-        f"every {schedule.publish_every} steps",
+        "schedule": _describe_schedule(config),
+        "budget": _describe_budget(config, spec, images),
+        **_describe_wire(config, sizing, rate),
     }
-    return RunPlan(facts, actors, memory, available, _warnings(config))
+    warnings = missing(config, workspace) + _warnings(config, spec)
+    warnings += _unreserved(needs) + _crowded_store(config, sizing, hardware)
+    return RunPlan(facts, needs, nodes, warnings)
 
 
-def _spec(config: RunConfig, workspace: Workspace) -> SequenceSpec:
-    """From the encoded tokens where they exist, else from the config and the images."""
-    if workspace.train_tokens.exists():
-        return token_header(workspace.train_tokens)[0]
-    shape = config.tokenizer.describe(config.images.size)
-    return replace(shape, num_classes=len(open_images(config.images, "train").classes))
+def _warnings(config: RunConfig, spec: SequenceSpec) -> list[str]:
+    found = []
+    if not spec.num_classes:
+        found.append(
+            "the number of classes is not known, so class embeddings are not counted; set "
+            "images.classes"
+        )
+    relaxation: Any = config.objective.relaxation_config()
+    if relaxation and relaxation.factor > 1 and config.contexts.shares().get("data", 0.0) == 0:
+        found.append(
+            "codebook relaxation without data contexts: nothing anchors the distribution inside a "
+            "cluster (method.md 2.4); give contexts.sources.data a ratio"
+        )
+    sampling = config.rollout.sampling
+    filtered = sampling.top_k > 0 or sampling.top_p < 1 or sampling.temperature != 1
+    if sampling.guidance is not None or filtered:
+        found.append("rollouts are not drawn from the plain student that the loss assumes")
+    return found
 
 
-def _skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
-    with torch.device("meta"):
-        return config.build(spec)
-
-
-def _parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _bytes(model: torch.nn.Module, dtype: str) -> int:
-    return _parameters(model) * (2 if dtype == "bfloat16" else 4)
-
-
-def _row_bytes(config: RunConfig, spec: SequenceSpec, teacher: Backbone) -> int:
-    per_token = config.teacher.signal.bytes_per_token(teacher.head.in_features, spec.vocab_size)
-    signal = spec.length * (per_token + 4)  # and the float32 entropy
-    return bytes_per_image(spec.length, signal, noise=config.rollout.keep_noise)
-
-
-def _actors(
-    config: RunConfig, spec: SequenceSpec, teacher: Backbone, student: Backbone, buffered: int
-) -> list[tuple[str, int, float, float, float]]:
-    mb = 2**20
-    learner, rollout, server = config.learner, config.rollout, config.teacher
-    width = student.head.in_features
-    # Parameters, gradients, AdamW's two moments and the average; logits of one chunk, forward
-    # and backward of student, teacher and clusters; activations of one micro-batch.
-    micro_tokens = learner.micro_batch * spec.length
-    depth = getattr(config.models.student, "depth", 12)
-    training = 5 * _parameters(student) * 4 + 8 * learner.chunk_tokens * spec.vocab_size * 4
-    training += micro_tokens * width * 4 * (14 * depth + 4)
-    # Keys and values of every block for one batch, and the logits of one decoding step.
-    cache = 2 * rollout.batch_size * spec.length * width * depth * 4
-    sampling = _bytes(student, rollout.dtype) + cache + rollout.batch_size * spec.vocab_size * 24
-    scoring = _bytes(teacher, server.dtype)
-    scoring += server.batching.max_images * spec.length * teacher.head.in_features * 4 * 24
+def _unreserved(needs: list[Need]) -> list[str]:
     return [
-        ("learner", learner.ranks, learner.cpus, learner.gpus, PROCESS_MB + training / mb),
-        ("rollout worker", rollout.workers, rollout.cpus, rollout.gpus, PROCESS_MB + sampling / mb),
-        ("teacher server", server.replicas, server.cpus, server.gpus, PROCESS_MB + scoring / mb),
-        ("buffer", 1, 0, 0, 100 + buffered / mb),
-        ("ledger, weights, metrics", 3, 0, 0, 100),
+        f"{need.role} computes on a GPU but reserves none: Ray puts all {need.count} onto a node's "
+        f"first GPU; set {need.reservations}"
+        for need in needs
+        if need.gpu_mb and not need.gpus
     ]
 
 
-def _available_mb(config: RunConfig) -> float:
-    if config.cluster.memory_gb is not None:
-        return config.cluster.memory_gb * 1024
-    if os.environ.get("RAY_ADDRESS"):
-        return math.inf  # other machines' memory is not ours to guess
-    return psutil.virtual_memory().available / 2**20
+def _crowded_store(config: RunConfig, sizing: Sizing, hardware: Hardware | None) -> list[str]:
+    """A private cluster's shared memory is sized by the config; other clusters size their own."""
+    wanted_mb = sizing.shared_bytes / MB
+    if hardware is None or hardware.nodes > 1 or wanted_mb <= config.cluster.object_store_mb:
+        return []
+    return [
+        f"versions, records and token data take about {wanted_mb:.0f} MB of shared memory, but "
+        f"cluster.object_store_mb is {config.cluster.object_store_mb:g}: Ray will use the disk; "
+        "raise it"
+    ]
 
 
-def _refuse(config: RunConfig, memory_mb: float, available_mb: float) -> None:
-    if memory_mb > available_mb:
-        raise InputError(
-            f"the run needs about {memory_mb / 1024:.1f} GB, but {available_mb / 1024:.1f} GB are "
-            "available; lower rollout.workers, rollout.batch_size, learner.micro_batch or "
-            "learner.chunk_tokens, or set cluster.memory_gb if the cluster has more"
-        )
-    if os.environ.get("RAY_ADDRESS"):
-        return  # the cluster's devices are not this machine's
-    for name in (config.learner.device, config.rollout.device, config.teacher.device):
-        place(name)
-    wanted = (
-        config.learner.ranks * config.learner.gpus
-        + config.rollout.workers * config.rollout.gpus
-        + config.teacher.replicas * config.teacher.gpus
-    )
-    if wanted > torch.cuda.device_count():
-        raise InputError(
-            f"learner, rollout and teacher reserve {wanted:g} GPUs, but this machine has "
-            f"{torch.cuda.device_count()}; lower the gpus fields or submit to a cluster"
-        )
+def _describe_tokens(spec: SequenceSpec) -> str:
+    maps = f", token maps of side {', '.join(map(str, spec.scales))}" if spec.scales else ""
+    classes = f"{spec.num_classes} classes" if spec.num_classes else "classes not known"
+    grid = f"grid {spec.grid[0]}x{spec.grid[1]}"
+    return f"vocabulary {spec.vocab_size}, {grid}{maps}, {spec.length} per image, {classes}"
 
 
-def _rate(
-    config: RunConfig, spec: SequenceSpec, teacher: Backbone, student: Backbone
-) -> tuple[float, str]:
-    """Images per second with all roles in turn on this machine, and how that is known."""
-    if _parameters(teacher) + _parameters(student) <= PROBE_PARAMETERS:
-        return _probe(config, spec), "one lease sampled, scored and differentiated here, one thread"
-    passes = 2 if config.teacher.guidance is not None else 1
-    # 2 flops per parameter and token forward, 6 for a training step, decoding as one forward.
-    per_token = 2 * passes * _parameters(teacher) + (2 + 6) * _parameters(student)
-    return _matmul_flops() / (per_token * spec.length), "from this machine's matrix product"
+def _describe_data(images: int | None, variants: int, size: int) -> str:
+    if images is None:
+        return "size not known (set cluster.data_images)"
+    return f"{images:,} images x {variants} variants, {size / 2**30:.2f} GB in memory"
 
 
-def _probe(config: RunConfig, spec: SequenceSpec) -> float:
-    """Sample, score and differentiate one lease with fresh models; the faster of two times."""
-    torch.set_num_threads(1)
-    student, teacher = (
-        m.build(spec).eval() for m in (config.models.student, config.models.teacher)
-    )
-    batch = config.rollout.batch_size
-    class_B = torch.zeros(batch, dtype=torch.long)
-    plan = student.plan(range(batch), config.rollout.sampling.decoding)
-    noise_BL = noise(range(batch), spec.length)
-    best = math.inf
-    for _ in range(2):
-        started = time.perf_counter()
-        sampling = config.rollout.sampling
-        decoded = decode(student, class_B, sampling=sampling, noise_BL=noise_BL, plan=plan)
-        with torch.no_grad():
-            for _ in range(2 if config.teacher.guidance is not None else 1):
-                teacher(class_B, decoded.token_BL, plan)
-        student(class_B, decoded.token_BL, plan).log_softmax(-1).mean().backward()
-        best = min(best, time.perf_counter() - started)
-    return batch / best
-
-
-def _matmul_flops() -> float:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    a = torch.randn(512, 512, device=device)
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * 512**3 / best
-
-
-def _describe(schedule: Schedule) -> str:
+def _describe_schedule(config: RunConfig) -> str:
+    schedule = config.schedule()
     mode = "ordered" if schedule.ordered else "free-running"
     return (
         f"{schedule.steps} steps of {schedule.images_per_step} images in leases of "
@@ -234,14 +149,67 @@ def _describe(schedule: Schedule) -> str:
     )
 
 
-def _warnings(config: RunConfig) -> list[str]:
-    found = []
-    relaxation: Any = config.objective.relaxation_config()
-    if relaxation and relaxation.factor > 1 and config.contexts.shares().get("data", 0.0) == 0:
-        found.append(
-            "codebook relaxation without data contexts: nothing anchors the distribution inside a "
-            "cluster (method.md 2.4); give contexts.sources.data a ratio"
-        )
-    if config.rollout.sampling.guidance is not None or config.rollout.sampling.temperature != 1:
-        found.append("rollouts are not drawn from the plain student that the loss assumes")
-    return found
+def _describe_budget(config: RunConfig, spec: SequenceSpec, images: int | None) -> str:
+    """Images, epochs and tokens; the student samples what no prefix gives."""
+    total = config.learner.steps * config.learner.images_per_step
+    draws, sampled = Draws(config.seed, 1), 0.0
+    for kind, share in config.contexts.shares().items():
+        source = config.contexts.sources[kind]
+        for index in range(PREFIX_DRAWS):
+            prefix = source.prefix(index, draws, length=spec.length, step=index)
+            sampled += share * (spec.length - prefix) / PREFIX_DRAWS
+    epochs = f" ({total / images:.2f} epochs)" if images else ""
+    return (
+        f"{total:,} images{epochs}, {total * spec.length:,} tokens scored, about "
+        f"{round(total * sampled):,} of them sampled by the student"
+    )
+
+
+def _describe_wire(config: RunConfig, sizing: Sizing, rate: tuple[float, str]) -> dict[str, str]:
+    row, (images, source) = sizing.row_bytes, rate
+    speed = source
+    if not math.isnan(images):
+        speed = f"{row * images / 1e6:.2f} MB/s at {images:.0f} images/s ({source})"
+    step = row * config.learner.images_per_step / 1e6
+    return {
+        "wire": f"{row:,} bytes per image ({config.teacher.signal.kind}), {step:.1f} MB per step",
+        "wire rate": speed,
+        "weights": f"{sizing.version_bytes / 1e6:.2f} MB per version and node, every "
+        f"{config.learner.publish_every} steps, at most {sizing.versions} versions kept",
+    }
+
+
+def _layout(nodes: list[Node]) -> list[str]:
+    """What lies where; nodes and GPUs that look the same share a line."""
+    lines = []
+    for described, same in groupby(nodes, key=_describe_node):
+        lines.append(f"{_names('node', [node.index for node in same])}: {described}")
+    return lines
+
+
+def _describe_node(node: Node) -> str:
+    hardware = node.hardware
+    taken = math.fsum(1 - gpu.free for gpu in node.gpus)
+    lines = [
+        f"{hardware.cpus - node.cpus:g} of {hardware.cpus:g} CPUs, "
+        f"{taken:g} of {hardware.gpus} GPUs, "
+        f"about {_gb(node.memory_mb, hardware.memory_mb)}: {several(node.actors) or 'no actors'}"
+    ]
+    busy = [(index, gpu) for index, gpu in enumerate(node.gpus) if gpu.actors]
+    for described, same in groupby(busy, key=lambda pair: _describe_gpu(pair[1], hardware)):
+        lines.append(f"  {_names('GPU', [index for index, _ in same])}: {described}")
+    return "\n".join(lines)
+
+
+def _describe_gpu(gpu: Gpu, hardware: Hardware) -> str:
+    return f"{several(gpu.actors)}; about {_gb(gpu.memory_mb, hardware.gpu_memory_mb)}"
+
+
+def _gb(used_mb: float, there_mb: float) -> str:
+    there = "" if math.isinf(there_mb) else f" of {there_mb / 1024:.1f}"
+    return f"{used_mb / 1024:.1f}{there} GB"
+
+
+def _names(word: str, indices: list[int]) -> str:
+    first, last = indices[0], indices[-1]
+    return f"{word} {first}" if first == last else f"{word}s {first}-{last}"

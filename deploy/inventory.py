@@ -1,0 +1,88 @@
+"""What a run finds: its tokens' shape, how many images there are, and which files are missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from common.backbone import SequenceSpec
+from common.crops import VIEWS
+from common.images import open_images
+from common.model_file import ModelFile
+from common.tokens import TokensConfig, read_header, read_tokens
+from deploy.config import RunConfig, Workspace
+
+COUNTED_BYTES = 2**26
+"""Token files up to this size are counted; larger ones would take minutes to read."""
+CODE_VARIANTS = 10
+"""Variants per image in a folder of published codes: ten crops."""
+
+
+def sequence_spec(config: RunConfig, workspace: Workspace) -> SequenceSpec:
+    """From the encoded tokens where they exist, else from the config, else from the images; 0
+    classes where none of them knows."""
+    if workspace.train_tokens.exists():
+        return read_header(workspace.train_tokens).spec
+    images, tokens = config.images, config.tokens
+    classes = images.classes if tokens.kind == "images" else tokens.classes or images.classes
+    if classes is None and _images_exist(config):
+        classes = len(open_images(images, "train").classes)
+    return replace(config.tokenizer.describe(images.size), num_classes=classes or 0)
+
+
+def _images_exist(config: RunConfig) -> bool:
+    images = config.images
+    return images.kind == "digits" or (images.train is not None and images.train.exists())
+
+
+def data_size(config: RunConfig, workspace: Workspace) -> tuple[int | None, int]:
+    """(training images, variants of each); None where nothing tells."""
+    path, tokens = workspace.train_tokens, config.tokens
+    if not path.exists():
+        images = None
+        if tokens.kind == "images" and _images_exist(config) and not config.cluster.data_images:
+            images = len(open_images(config.images, "train"))
+        return config.cluster.data_images or images, _variants(tokens)
+    images = config.cluster.data_images
+    if path.stat().st_size <= COUNTED_BYTES:
+        images = sum(len(label_n) for _, label_n in read_tokens(path))
+    return images, read_header(path).variants
+
+
+def _variants(tokens: TokensConfig) -> int:
+    return VIEWS[tokens.crops] if tokens.kind == "images" else CODE_VARIANTS * len(tokens.paths)
+
+
+def check_files(config: RunConfig, workspace: Workspace, spec: SequenceSpec) -> None:
+    """Models that are there must be what the config says; nothing but their headers is read."""
+    for role, section, made in (
+        ("teacher", config.teacher, workspace.teacher),
+        ("student", config.learner, workspace.student_before),
+    ):
+        path, architecture = section.weights or made, getattr(config.models, role)
+        if path.exists() and spec.num_classes:
+            ema = section.weights_ema and path == section.weights
+            tokenizer = workspace.tokenizer
+            ModelFile(path, f"models.{role}", architecture, spec, tokenizer, ema).check()
+
+
+def missing(config: RunConfig, workspace: Workspace) -> list[str]:
+    """Files that the run would read and that are not there, by who makes them."""
+    wanted: list[tuple[str, Path | None, str]] = [
+        ("teacher.weights", config.teacher.weights, ""),
+        ("learner.weights", config.learner.weights, ""),
+    ]
+    if config.teacher.weights is None:
+        wanted.append(("the teacher", workspace.teacher, "pretrain --model teacher"))
+    if config.learner.weights is None:
+        wanted.append(("the student", workspace.student_before, "pretrain --model student"))
+    if not workspace.train_tokens.exists():
+        wanted.append(("the tokens", workspace.train_tokens, "tokenize"))
+        wanted.append(("tokenizer.weights", getattr(config.tokenizer, "weights", None), ""))
+        wanted += [("tokens.paths", path, "") for path in config.tokens.paths]
+    if config.images.kind != "digits":
+        wanted.append(("images.train", config.images.train, ""))
+        wanted.append(("images.test", config.images.test, ""))
+    return [
+        f"missing: {name} {path}" + (f", which `varkd {command}` makes" if command else "")
+        for name, path, command in wanted
+        if path is not None and not path.exists()
+    ]
