@@ -236,7 +236,7 @@ def load_tokens(path: Path) -> TokenDataset:
         InputError: see `read_tokens`.
     """
     header = read_header(path)
-    rows = pq.read_metadata(path).num_rows
+    rows = count_images(path)
     token_NAL = torch.empty(rows, header.variants, header.spec.length, dtype=header.dtype)
     label_N = torch.empty(rows, dtype=torch.long)
     first = 0
@@ -245,6 +245,11 @@ def load_tokens(path: Path) -> TokenDataset:
         token_NAL[first:stop], label_N[first:stop] = token_nAL, label_n
         first = stop
     return TokenDataset(token_NAL, label_N, header.spec, header.classes, header.tokenizer)
+
+
+def count_images(path: Path) -> int:
+    """Rows of a token dataset, from its footer alone."""
+    return pq.read_metadata(path).num_rows
 
 
 def read_header(path: Path) -> TokenHeader:

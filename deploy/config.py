@@ -236,9 +236,10 @@ def _portable(config: RunConfig) -> RunConfig:
         return section.model_copy(update={n: p.resolve() for n, p in given.items() if p})
 
     codes = {"paths": tuple(path.resolve() for path in config.tokens.paths)}
-
+    official = ("weights",) if "weights" in type(config.tokenizer).model_fields else ()
     sections = {
         "images": absolute(config.images, "train", "test"),
+        "tokenizer": absolute(config.tokenizer, *official),
         "tokens": config.tokens.model_copy(update=codes),
         "teacher": absolute(config.teacher, "weights"),
         "learner": absolute(config.learner, "weights"),

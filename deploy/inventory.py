@@ -7,11 +7,9 @@ from common.backbone import SequenceSpec
 from common.crops import VIEWS
 from common.images import open_images
 from common.model_file import ModelFile
-from common.tokens import TokensConfig, read_header, read_tokens
+from common.tokens import TokensConfig, count_images, read_header
 from deploy.config import RunConfig, Workspace
 
-COUNTED_BYTES = 2**26
-"""Token files up to this size are counted; larger ones would take minutes to read."""
 CODE_VARIANTS = 10
 """Variants per image in a folder of published codes: ten crops."""
 
@@ -41,10 +39,7 @@ def data_size(config: RunConfig, workspace: Workspace) -> tuple[int | None, int]
         if tokens.kind == "images" and _images_exist(config) and not config.cluster.data_images:
             images = len(open_images(config.images, "train"))
         return config.cluster.data_images or images, _variants(tokens)
-    images = config.cluster.data_images
-    if path.stat().st_size <= COUNTED_BYTES:
-        images = sum(len(label_n) for _, label_n in read_tokens(path))
-    return images, read_header(path).variants
+    return count_images(path), read_header(path).variants
 
 
 def _variants(tokens: TokensConfig) -> int:

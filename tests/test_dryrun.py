@@ -12,7 +12,7 @@ from common.plugins import kinds, load_plugin
 from deploy.config import CONFIGS, open_run
 from deploy.dryrun import plan_run
 from deploy.main import main
-from deploy.meter import decoding_bytes
+from deploy.meter import META, decoding_bytes, peak_bytes
 from deploy.placement import Hardware, place_actors
 from deploy.sizing import PROCESS_MB, Need, skeleton, state_bytes
 
@@ -242,7 +242,7 @@ def test_a_gpu_role_that_reserves_none_is_warned_of(capsys):
 
 
 def test_unknown_classes_and_small_shared_memory_are_said(capsys):
-    code, out, _ = dry_run(capsys, "cifar10")
+    code, out, _ = dry_run(capsys, "smoke", "images.kind=folder", "images.train=nowhere")
     assert code == 0
     assert "set images.classes" in out
     code, out, _ = dry_run(capsys, "llamagen_l_to_b", *small(), "cluster.object_store_mb=512")
@@ -271,6 +271,22 @@ def test_two_blocks_more_are_their_keys_and_values_more(kind, layers, guidance, 
     large = small.model_copy(update={"depth": small.depth + 2})
     found = [decoding_bytes(config, skeleton(model, spec).eval()) for model in (small, large)]
     assert found[1] - found[0] == layers * 2 * 32 * spec.length * small.width * 4 * doubled
+
+
+def test_attention_keeps_no_scores_and_autocast_halves_what_layers_make():
+    query_BHLD = torch.zeros(2, 3, 500, 4, device=META)
+
+    def attend():
+        return torch.nn.functional.scaled_dot_product_attention(query_BHLD, query_BHLD, query_BHLD)
+
+    assert peak_bytes(attend) == query_BHLD.nbytes
+    layer = torch.nn.Linear(4, 8, bias=False, device=META)
+    whole, half = (
+        peak_bytes(lambda: layer(query_BHLD), dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert whole == 2 * query_BHLD.nbytes
+    casts = query_BHLD.nbytes // 2 + layer.weight.nbytes // 2
+    assert half == whole // 2 + casts
 
 
 def test_nothing_is_cached_where_nothing_is_sampled():
