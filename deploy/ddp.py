@@ -63,7 +63,8 @@ class TrainJob:
         self._trainer = TorchTrainer(
             learn_on_rank,
             train_loop_config={"config": config, "root": root, "services": slim},
-            torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
+            # Gradients are summed on the GPU, denominators on the CPU, where NCCL cannot.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=learner.ranks, use_gpu=learner.gpus > 0, resources_per_worker=resources
             ),
