@@ -26,17 +26,6 @@ def rows_of(workspace):
     return [json.loads(line) for line in (workspace.root / "metrics.jsonl").open()]
 
 
-def test_local_and_ray_give_the_same_losses_in_ordered_mode(ray_cluster, run_in, quiet):
-    settings = ("learner.ordered=true", "learner.max_lag=2", "rollout.workers=2")
-    here, there = run_in(*settings, name="here"), run_in(*settings, name="there")
-    distill(*here, quiet, local=True, resume=False)
-    facts = distill(*there, quiet, local=False, resume=False)
-    assert facts["local"] is False
-    losses = [[row["loss"] for row in rows_of(run[1])] for run in (here, there)]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 6
-
-
 @pytest.fixture
 def placed(ray_cluster):
     from deploy.remote import OnRay
@@ -139,7 +128,7 @@ def test_a_dead_teacher_replica_is_left_out(placed, run_in, ray_cluster):
 
 def test_an_error_in_an_actors_constructor_arrives_as_itself(placed, run_in):
     config, workspace = run_in("teacher.device=cuda")
-    wire(config, preflight(config, workspace), workspace.teacher, placed)
+    wire(config, preflight(config, workspace), workspace.model(config, "teacher"), placed)
     with pytest.raises(InputError, match="torch sees no CUDA device"):
         placed.wait_ready()
 
