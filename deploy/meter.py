@@ -34,6 +34,8 @@ from teacher_server.teacher import guided_features
 META = torch.device("meta")
 PREFIX_DRAWS = 64
 """Prefixes that are drawn to find a long one."""
+GROUP = 32
+"""Tokens of a group where an objective compares tokens with one another."""
 
 
 def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32) -> int:
@@ -185,8 +187,19 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
                 part = {name: value[tokens] for name, value in column.items()}
                 teacher_nV = signal.logprob(part, head)
             student_nV = logit_nV.float().log_softmax(-1)
-            chunk = TokenChunk(context, token_N[tokens], student_nV, teacher_nV, clusters)
-            return config.objective(chunk).sum()
+            chunk = TokenChunk(
+                context,
+                token_N[tokens],
+                student_nV,
+                teacher_nV,
+                clusters,
+                {name: student_nV.new_zeros(len(student_nV)) for name in config.objective.columns},
+                _groups(len(student_nV)),
+            )
+            loss_n = config.objective(chunk)
+            with torch.no_grad():
+                config.objective.observe(chunk)
+            return loss_n.sum()
 
         hidden_NC = student.features(batch.label_B, batch.token_BL, batch.plan).flatten(0, 1)
         chunked_loss(hidden_NC.clone(), student.head, loss, settings.chunk_tokens).backward()
@@ -196,6 +209,11 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
             micro_batch(context)
 
     return peak_bytes(run, precision(settings.dtype))
+
+
+def _groups(count: int) -> tuple[int, ...]:
+    """Sizes that add up to `count`; what is compared within one is small beside the logits."""
+    return tuple(min(GROUP, count - first) for first in range(0, count, GROUP))
 
 
 def _clusters(config: RunConfig, vocab_size: int) -> ClusterMap | None:

@@ -7,7 +7,7 @@ in backward. Nothing is computed twice.
 Shape letters: N tokens, n tokens of a chunk, C width, V codes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,33 @@ ChunkLoss = Callable[[Tensor, slice], Tensor]
 """(logit_nV, which tokens) -> scalar sum of weighted losses of the chunk."""
 
 
-def chunked_loss(hidden_NC: Tensor, head: nn.Linear, loss: ChunkLoss, chunk: int) -> Tensor:
-    """Sum of `loss` over chunks of at most `chunk` tokens, differentiable in hidden and head."""
-    return _ChunkedLoss.apply(hidden_NC, head.weight, head.bias, loss, chunk)
+def chunked_loss(
+    hidden_NC: Tensor, head: nn.Linear, loss: ChunkLoss, chunk: int, groups: Sequence[int] = ()
+) -> Tensor:
+    """Sum of `loss` over chunks of at most `chunk` tokens, differentiable in hidden and head.
+
+    Groups of neighbouring tokens (their sizes, in order) are never cut: a chunk holds whole ones,
+    at least one, whatever its size.
+    """
+    spans = whole_groups(groups, chunk) if groups else cuts(len(hidden_NC), chunk)
+    return _ChunkedLoss.apply(hidden_NC, head.weight, head.bias, loss, spans)
+
+
+def cuts(count: int, chunk: int) -> list[slice]:
+    """Slices of at most `chunk` that cover range(count)."""
+    return [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+
+
+def whole_groups(sizes: Sequence[int], chunk: int) -> list[slice]:
+    """Slices of whole groups, of at most `chunk` where a group allows it."""
+    spans = [slice(0, 0)]
+    for size in sizes:
+        last = spans[-1]
+        if last.stop - last.start + size > chunk and last.stop > last.start:
+            spans.append(slice(last.stop, last.stop + size))
+        else:
+            spans[-1] = slice(last.start, last.stop + size)
+    return spans
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -31,7 +55,7 @@ class _ChunkedLoss(torch.autograd.Function):
         weight_VC: Tensor,
         bias_V: Tensor | None,
         loss: ChunkLoss,
-        chunk: int,
+        spans: list[slice],
     ) -> Tensor:
         leaves = [weight_VC.detach().requires_grad_()]
         if bias_V is not None:
@@ -39,8 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grads = [torch.zeros_like(leaf) for leaf in leaves]
         hidden_grad = torch.zeros_like(hidden_NC)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(hidden_NC), chunk):
-            tokens = slice(start, start + chunk)
+        for tokens in spans:
             part_nC = hidden_NC[tokens].detach().requires_grad_()
             with torch.enable_grad():
                 value = loss(F.linear(part_nC, *leaves), tokens)

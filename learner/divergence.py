@@ -1,18 +1,22 @@
 """Divergences between next-token distributions, exact over the (relaxed) vocabulary.
 
-Student first in names and arguments: q is the student, p the teacher (method.md 0).
+Student first in names and arguments: q is the student, p the teacher (method.md 0). All take and
+give float32 log-probabilities; none passes a gradient to the teacher, which has none.
 
-Shape letters: N tokens, K categories (codes or clusters).
+Shape letters: N tokens, K categories (codes or clusters), k the teacher's likeliest ones.
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from common.config import Config
+
+NEEDS_TAIL = {"rkl", "jsd", "srkl", "mix"}
+"""Expectations under the student: a sum over some codes alone can be lowered by leaving them."""
 
 
 def forward_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
@@ -26,24 +30,112 @@ def reverse_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
 
 
 def jensen_shannon(student_NK: Tensor, teacher_NK: Tensor, beta: float) -> Tensor:
-    """b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q (GKD, arXiv 2306.13649)."""
-    mixture = torch.logaddexp(teacher_NK + math.log(beta), student_NK + math.log1p(-beta))
+    """b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q (GKD, arXiv 2306.13649).
+
+    The ends b = 0 and b = 1 are 0 as they stand; there JSD_b / b and JSD_b / (1 - b) tend to
+    KL(p || q) and KL(q || p), and these are what is meant (as in TRL's GKD).
+    """
+    if beta == 0:
+        return forward_kl(student_NK, teacher_NK)
+    if beta == 1:
+        return reverse_kl(student_NK, teacher_NK)
+    mixture = _mixture(student_NK, teacher_NK, beta)
     towards_teacher = (teacher_NK.exp() * (teacher_NK - mixture)).sum(-1)
     towards_student = (student_NK.exp() * (student_NK - mixture)).sum(-1)
     return beta * towards_teacher + (1 - beta) * towards_student
 
 
+def total_variation(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """1/2 sum |p - q|: one minus the acceptance of speculative decoding (arXiv 2310.08461)."""
+    return 0.5 * (student_NK.exp() - teacher_NK.exp()).abs().sum(-1)
+
+
+def skew_kl(student_NK: Tensor, teacher_NK: Tensor, alpha: float) -> Tensor:
+    """KL(p || a p + (1 - a) q) (DistiLLM, arXiv 2402.03898, section 3.1)."""
+    return forward_kl(_mixture(student_NK, teacher_NK, alpha), teacher_NK)
+
+
+def skew_reverse_kl(student_NK: Tensor, teacher_NK: Tensor, alpha: float) -> Tensor:
+    """KL(q || (1 - a) p + a q) (DistiLLM, arXiv 2402.03898, section 3.1)."""
+    return reverse_kl(student_NK, _mixture(student_NK, teacher_NK, 1 - alpha))
+
+
+def tempered(logprob_NK: Tensor, temperature: float) -> Tensor:
+    """log softmax(z / T), from log softmax(z)."""
+    return logprob_NK if temperature == 1 else (logprob_NK / temperature).log_softmax(-1)
+
+
+def truncated(
+    student_NK: Tensor, teacher_NK: Tensor, top_k: int, *, tail: bool
+) -> tuple[Tensor, Tensor]:
+    """Both distributions on the teacher's `top_k` codes, and on "any other" as one more category.
+
+    With the tail it is a coarser pair of distributions, so a divergence of it is one; without it
+    the two are left unnormalised.
+    """
+    if top_k >= teacher_NK.shape[-1]:
+        return student_NK, teacher_NK
+    index_Nk = teacher_NK.topk(top_k, dim=-1).indices
+
+    def coarse(logprob_NK: Tensor) -> Tensor:
+        kept_Nk = logprob_NK.gather(-1, index_Nk)
+        if not tail:
+            return kept_Nk
+        rest_NK = logprob_NK.scatter(-1, index_Nk, -torch.inf)
+        return torch.cat([kept_Nk, rest_NK.logsumexp(-1, keepdim=True)], dim=-1)
+
+    return coarse(student_NK), coarse(teacher_NK)
+
+
+def _mixture(student_NK: Tensor, teacher_NK: Tensor, share: float) -> Tensor:
+    """log (s p + (1 - s) q)."""
+    return torch.logaddexp(teacher_NK + math.log(share), student_NK + math.log1p(-share))
+
+
 class Divergence(Config):
     """A divergence as a value, so that objectives are combinations and not subclasses."""
 
-    name: Literal["fkl", "rkl", "jsd"] = "rkl"
-    """fkl: KL(teacher, student); rkl: KL(student, teacher); jsd: between the two."""
-    beta: float = Field(default=0.5, gt=0, lt=1)
-    """The teacher's weight in the mixture of jsd."""
+    name: Literal["fkl", "rkl", "jsd", "tvd", "skl", "srkl", "mix"] = "rkl"
+    """fkl: KL(teacher, student); rkl: KL(student, teacher); jsd: between the two; tvd: total
+    variation; skl, srkl: DistiLLM's skewed forward and reverse KL; mix: both KLs, weighted."""
+    beta: float = Field(default=0.5, ge=0, le=1)
+    """The teacher's weight in the mixture of jsd; exactly fkl at 0 and rkl at 1."""
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    """Skew of skl and srkl: how much of the first argument is mixed into the second."""
+    rkl_share: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the reverse KL in mix; the rest is forward KL."""
+    top_k: NonNegativeInt = 0
+    """Compare only the teacher's k likeliest codes; 0 compares all."""
+    tail: bool = True
+    """With top_k: all other codes count as one more category."""
+
+    @model_validator(mode="after")
+    def _student_expectations_have_a_tail(self) -> Self:
+        if self.top_k and not self.tail and self.name in NEEDS_TAIL:
+            raise ValueError(
+                f"{self.name} over top_k={self.top_k} codes without a tail rewards the student for "
+                "moving its mass to codes that are not compared; set tail=true, or top_k=0"
+            )
+        return self
 
     def __call__(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        if self.name == "fkl":
-            return forward_kl(student_NK, teacher_NK)
-        if self.name == "rkl":
-            return reverse_kl(student_NK, teacher_NK)
-        return jensen_shannon(student_NK, teacher_NK, self.beta)
+        """Divergence per token, from log-probabilities."""
+        pair = student_NK, teacher_NK
+        if self.top_k:
+            pair = truncated(*pair, self.top_k, tail=self.tail)
+        match self.name:
+            case "fkl":
+                return forward_kl(*pair)
+            case "rkl":
+                return reverse_kl(*pair)
+            case "jsd":
+                return jensen_shannon(*pair, self.beta)
+            case "tvd":
+                return total_variation(*pair)
+            case "skl":
+                return skew_kl(*pair, self.alpha)
+            case "srkl":
+                return skew_reverse_kl(*pair, self.alpha)
+            case "mix":
+                share = self.rkl_share
+                return share * reverse_kl(*pair) + (1 - share) * forward_kl(*pair)

@@ -5,9 +5,9 @@ Shape letters: B sequences, L slots, N tokens, C width, V codes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
@@ -17,15 +17,20 @@ from common.backbone import Backbone
 from common.checkpoint import pack
 from common.config import Config
 from common.device import place, precision
+from common.errors import InputError
 from common.ledger import derive_seed
 from common.plugins import from_package
-from common.signal import SignalConfig
 from common.trajectory import TrajectoryBatch
 from common.weights import Weights
 from learner.chunked import chunked_loss
-from learner.objective import ObjectiveConfig, TokenChunk, coefficients
+from learner.diagnostics import Tally, describe_batch
+from learner.objective import ObjectiveConfig, coefficients
 from learner.optimizer import Average, OptimizerConfig, build_adamw
+from learner.ranks import Ranks, Solo, sum_gradients
 from learner.relaxation import ClusterMap
+from learner.selection import Selection, select
+from learner.teacher_view import TeacherView
+from learner.weighing import Memory, Weighing
 
 AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.objectives")]
 
@@ -70,46 +75,6 @@ class LearnerConfig(Config):
     """GPUs reserved per rank."""
 
 
-class Ranks(Protocol):
-    """The other learner processes."""
-
-    rank: int
-    world: int
-
-    def sum_(self, tensor: Tensor) -> Tensor: ...
-    def barrier(self) -> None: ...
-
-
-class Solo:
-    """A learner without company."""
-
-    rank = 0
-    world = 1
-
-    def sum_(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def barrier(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherView:
-    """How the learner reads the teacher's signal: its encoding, head, and the head's digest."""
-
-    signal: SignalConfig
-    head: nn.Linear
-    digest: str
-
-
-@dataclass
-class Tally:
-    """Sums of one step, kept on the device until the step is over."""
-
-    loss: Tensor
-    divergence: dict[str, Tensor] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-
-
 class Learner:
     """Holds the student, its optimizer and its average; knows nothing of buffers or processes."""
 
@@ -138,12 +103,17 @@ class Learner:
             teacher.head.to(self._device).requires_grad_(False)
         self._clusters = clusters.to(self._device) if clusters else None
         self._ranks = ranks or Solo()
+        self._memory: Memory = {}
         self.steps_done = 0
 
     def step(self, batch: TrajectoryBatch) -> dict[str, float]:
-        """One update from this rank's share of the global batch; returns numbers to plot."""
-        self._check_signal(batch)
-        weighing = self._objective.weigh(batch)
+        """One update from this rank's share of the global batch; returns numbers to plot.
+
+        Raises:
+            InputError: the objective refuses the first rollouts (see learner/gate.py).
+        """
+        light = self._light(batch)
+        weighing = self._objective.weigh(light, self._memory, self._ranks)
         coefficient_BL = coefficients(
             self._objective.reduction, weighing, batch.context, self._contexts, self._ranks.sum_
         )
@@ -153,18 +123,34 @@ class Learner:
         with _seeded(seed, self._device):
             for first in range(0, len(batch), self._config.micro_batch):
                 rows = slice(first, first + self._config.micro_batch)
-                self._accumulate(batch.rows(rows), coefficient_BL[rows], tally)
+                self._accumulate(batch.rows(rows), weighing.rows(rows), coefficient_BL[rows], tally)
         norm, rate = self._update()
-        lag_B = self.steps_done - batch.version_B
+        lag_B = self.steps_done - light.version_B
         self.steps_done += 1
         self._average.update(self._student, self.steps_done)
+        names = ("divergence", *self._objective.observes)
+        observed, sampled = tally.means(names, self._contexts, self._ranks.sum_)
+        if sampled:
+            self._objective.remember(self._memory, sampled)
         metrics = {"loss": float(self._ranks.sum_(tally.loss)), "grad_norm": norm, "lr": rate}
-        metrics |= _diagnostics(batch, weighing, lag_B)
-        for context, total in tally.divergence.items():
-            metrics[f"divergence/{context}"] = float(total) / max(1, tally.tokens[context])
-        return metrics
+        return metrics | describe_batch(light, weighing, lag_B) | observed | self._memory
 
-    def _accumulate(self, batch: TrajectoryBatch, coefficient_BL: Tensor, tally: Tally) -> None:
+    def _light(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """The batch without what is wide, with the teacher's numbers that the objective reads."""
+        signal = {name: value for name, value in batch.signal.items() if value.ndim == 2}
+        light = replace(batch, signal=signal, noise_BL=None).to(self._device)
+        if self._teacher is None or not self._objective.needs_teacher:
+            return light
+        self._teacher.check(batch)
+        missing = self._objective.reads() - signal.keys()
+        if not missing:
+            return light
+        read = self._teacher.read(batch, missing, self._clusters, self._config.chunk_tokens)
+        return replace(light, signal=light.signal | read)
+
+    def _accumulate(
+        self, batch: TrajectoryBatch, weighing: Weighing, coefficient_BL: Tensor, tally: Tally
+    ) -> None:
         """Forward and backward for some rows; tokens of weight 0 never reach the head."""
         batch = batch.to(self._device)
         kind, dtype = self._device.type, precision(self._config.dtype)
@@ -172,46 +158,27 @@ class Learner:
             hidden_BLC = self._student.features(batch.label_B, batch.token_BL, batch.plan)
             losses = []
             for context in dict.fromkeys(batch.context):
-                member_B = [name == context for name in batch.context]
-                active_BL = coefficient_BL.to(self._device) != 0
-                active_BL &= torch.tensor(member_B, device=self._device)[:, None]
-                loss = self._context_loss(
-                    context, batch, hidden_BLC, coefficient_BL.to(self._device), active_BL, tally
-                )
-                losses.append(loss)
+                chosen = select(context, batch, weighing, coefficient_BL)
+                losses.append(self._loss(chosen, hidden_BLC[chosen.active_BL], tally))
             total = torch.stack(losses).sum()
         total.backward()
         tally.loss += total.detach()
 
-    def _context_loss(
-        self,
-        context: str,
-        batch: TrajectoryBatch,
-        hidden_BLC: Tensor,
-        coefficient_BL: Tensor,
-        active_BL: Tensor,
-        tally: Tally,
-    ) -> Tensor:
-        token_N, coefficient_N = batch.token_BL[active_BL], coefficient_BL[active_BL]
-        column = {name: value[active_BL] for name, value in batch.signal.items()}
-
+    def _loss(self, chosen: Selection, hidden_NC: Tensor, tally: Tally) -> Tensor:
         def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
             teacher_nV = None
             if self._teacher is not None and self._objective.needs_teacher:
-                part = {name: value[tokens] for name, value in column.items()}
-                with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-                    teacher_nV = self._teacher.signal.logprob(part, self._teacher.head)
+                teacher_nV = self._teacher.logprob(chosen.signal_of(tokens))
             student_nV = logit_nV.float().log_softmax(-1)
-            chunk = TokenChunk(context, token_N[tokens], student_nV, teacher_nV, self._clusters)
+            chunk = chosen.chunk(tokens, student_nV, teacher_nV, self._clusters)
             loss_n = self._objective(chunk)
-            found = tally.divergence.get(context, torch.zeros((), device=self._device))
-            tally.divergence[context] = found + loss_n.detach().sum()
-            return (coefficient_N[tokens] * loss_n).sum()
+            with torch.no_grad():
+                observed = self._objective.observe(chunk)
+            tally.add(chosen.context, {"divergence": loss_n, **observed})
+            return (chosen.coefficient_N[tokens] * loss_n).sum()
 
-        tally.tokens[context] = tally.tokens.get(context, 0) + len(token_N)
-        return chunked_loss(
-            hidden_BLC[active_BL], self._student.head, weighted, self._config.chunk_tokens
-        )
+        chunk_tokens = self._config.chunk_tokens
+        return chunked_loss(hidden_NC, self._student.head, weighted, chunk_tokens, chosen.groups())
 
     def _update(self) -> tuple[float, float]:
         parameters = [p for p in self._student.parameters() if p.requires_grad]
@@ -219,7 +186,7 @@ class Learner:
             if parameter.grad is None:  # e.g. nothing was open on this rank
                 parameter.grad = torch.zeros_like(parameter)
         if self._ranks.world > 1:
-            _sum_gradients([p.grad for p in parameters if p.grad is not None], self._ranks)
+            sum_gradients([p.grad for p in parameters if p.grad is not None], self._ranks)
         norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.clip)
         rate = self._config.optimizer.rate(self.steps_done, self._config.steps)
         for group in self._optimizer.param_groups:
@@ -227,62 +194,43 @@ class Learner:
         self._optimizer.step()
         return float(norm), rate
 
-    def _check_signal(self, batch: TrajectoryBatch) -> None:
-        if self._teacher is None or not self._objective.needs_teacher:
-            return
-        found = batch.facts.get("head")
-        if found != self._teacher.digest:
-            raise ValueError(
-                f"the record was scored by a teacher whose head has digest {found}, but the "
-                f"learner holds {self._teacher.digest}; both must load the same teacher file"
-            )
-
     def published(self, dtype: str) -> Weights:
         """The current student as an immutable bundle, versioned by steps done."""
         return Weights.of(self.steps_done, pack(self._student, precision(dtype)))
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything needed to continue: student, average, optimizer."""
+        """Everything needed to continue: student, average, optimizer, objective, cluster map."""
+        clusters = None
+        if self._clusters is not None:
+            cluster_V = self._clusters.cluster_V.to("cpu", torch.int32)
+            clusters = {"cluster_V": cluster_V, "digest": self._clusters.digest}
         return {
             "student": self._student.state_dict(),
             "ema": self._average.state,
             "optimizer": self._optimizer.state_dict(),
+            "objective": dict(self._memory),
+            "clusters": clusters,
         }
 
     def restore(self, tensors: dict[str, Any], step: int) -> None:
+        """Continue from a snapshot.
+
+        Raises:
+            InputError: the snapshot was trained with another cluster map.
+        """
+        ours = self._clusters.digest if self._clusters else None
+        theirs = tensors["clusters"]["digest"] if tensors["clusters"] else None
+        if ours != theirs:
+            raise InputError(
+                f"the snapshot was trained with the cluster map {theirs}, but the run folder has "
+                f"{ours}; put its clusters.safetensors back, or begin again with --restart"
+            )
         self._student.load_state_dict(tensors["student"])
         for name, value in tensors["ema"].items():
             self._average.state[name].copy_(value)
         self._optimizer.load_state_dict(tensors["optimizer"])
+        self._memory = dict(tensors["objective"])
         self.steps_done = step
-
-
-def _diagnostics(batch: TrajectoryBatch, weighing: Any, lag_B: Tensor) -> dict[str, float]:
-    """Survival, teacher entropy and staleness by context (method.md 2.9), of this rank."""
-    metrics: dict[str, float] = {"images": len(batch)}
-    for context in dict.fromkeys(batch.context):
-        member_B = torch.tensor([name == context for name in batch.context])
-        support_BL = weighing.support_BL & member_B[:, None]
-        count = support_BL.sum().clamp_min(1)
-        if "entropy" in batch.signal:
-            entropy = (batch.signal["entropy"] * support_BL).sum() / count
-            metrics[f"teacher_entropy/{context}"] = float(entropy)
-        if context == "data":
-            continue
-        metrics[f"survival/{context}"] = float((weighing.open_BL & support_BL).sum() / count)
-        metrics[f"weight/{context}"] = float((weighing.weight_BL * support_BL).sum() / count)
-        metrics["lag_mean"] = float(lag_B[member_B].double().mean())
-        metrics["lag_max"] = max(metrics.get("lag_max", 0.0), float(lag_B[member_B].max()))
-    return metrics
-
-
-def _sum_gradients(grads: list[Tensor], ranks: Ranks) -> None:
-    """Add up over ranks in one flat message; coefficients are global already, so sum, not mean."""
-    flat = ranks.sum_(torch.cat([grad.flatten() for grad in grads]))
-    first = 0
-    for grad in grads:
-        grad.copy_(flat[first : first + grad.numel()].view_as(grad))
-        first += grad.numel()
 
 
 @contextmanager

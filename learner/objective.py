@@ -4,21 +4,31 @@ An objective is its own frozen config and callable on a chunk of tokens; which t
 how much, it says beforehand for a whole batch. Everything else (chunking, denominators across
 micro-batches and ranks) is shared.
 
+What needs more than one token at a time has three ways to get it, and each stays exact under any
+split into chunks, micro-batches and ranks:
+
+- numbers from the whole sequence or batch (returns, a median) are computed in `weigh`, where whole
+  sequences and all ranks are at hand, and come back per token in `TokenChunk.column`;
+- tokens that must be compared with one another share a group, and groups are never cut;
+- numbers from step to step live in a `Memory`, fed by `observe` and `remember`.
+
 Shape letters: B sequences, L slots, N tokens of a chunk, V codes, X contexts.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from common.errors import InputError
 from common.plugins import PluginConfig
 from common.trajectory import OFF_POLICY, TrajectoryBatch
-from learner.gate import Weighing
+from learner.ranks import Ranks
 from learner.relaxation import ClusterMap, RelaxationConfig
+from learner.weighing import Memory, Weighing
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,10 @@ class TokenChunk:
     student_NV: Tensor
     teacher_NV: Tensor | None
     clusters: ClusterMap | None
+    column: Mapping[str, Tensor] = field(default_factory=dict)
+    """The objective's own numbers per token, from `Weighing.column`."""
+    groups: tuple[int, ...] = ()
+    """Sizes of the groups in this chunk, in order, where the objective asked for groups."""
 
     @property
     def required_teacher_NV(self) -> Tensor:
@@ -37,9 +51,22 @@ class TokenChunk:
             raise ValueError("this objective needs scored records; send them to the teacher first")
         return self.teacher_NV
 
+    @property
+    def student_token_N(self) -> Tensor:
+        """log q of the sequence's own codes, with gradient."""
+        return self.student_NV.gather(-1, self.token_N[:, None])[:, 0]
+
 
 class ObjectiveConfig(PluginConfig, ABC):
     needs_teacher: ClassVar[bool] = True
+    uses_data: ClassVar[bool] = True
+    """Whether data sequences have a loss."""
+    uses_rollouts: ClassVar[bool] = True
+    """Whether sampled sequences have a loss."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Names in `TokenChunk.column`."""
+    observes: ClassVar[tuple[str, ...]] = ()
+    """Names that `observe` may return."""
 
     reduction: Literal["suffix_mean", "seq_mean", "weight_norm"] = "suffix_mean"
     """Divide by all suffix tokens, by each sequence's, or by the sum of weights (method.md 2.5)."""
@@ -48,25 +75,54 @@ class ObjectiveConfig(PluginConfig, ABC):
         """Which cluster map the objective wants to find in its chunks."""
         return None
 
-    def weigh(self, batch: TrajectoryBatch) -> Weighing:
-        """Weight of every token; tokens of weight 0 are never computed."""
-        support_BL = support(batch)
+    def reads(self) -> frozenset[str]:
+        """Quantities of learner/teacher_view.py that `weigh` wants in batch.signal."""
+        return frozenset()
+
+    def check(self, shares: Mapping[str, float]) -> None:
+        """Refuse a mixture of contexts (probability by name) that the objective can't use.
+
+        Raises:
+            InputError: no context has a loss, or the mixture defeats the objective.
+        """
+        used = [n for n, share in shares.items() if share and self._uses(n)]
+        if not used:
+            kind = "data sequences" if self.uses_data else "rollouts"
+            raise InputError(
+                f"objective.kind={self.kind} learns from {kind} only, but contexts.sources has "
+                f"{', '.join(n for n, share in shares.items() if share)}; add such a source"
+            )
+
+    def _uses(self, context: str) -> bool:
+        return self.uses_data if context == OFF_POLICY else self.uses_rollouts
+
+    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+        """Weight of every token, from this rank's share of the step and what all ranks know."""
+        support_BL = self.support(batch)
         return Weighing(support_BL.float(), support_BL, support_BL)
+
+    def support(self, batch: TrajectoryBatch) -> Tensor:
+        """Slots with a loss: all of a data row, the suffix of any other."""
+        data_B1 = off_policy(batch)[:, None]
+        rollout_BL = batch.suffix_BL & ~data_B1
+        return (data_B1 & self.uses_data) | (rollout_BL & self.uses_rollouts)
 
     @abstractmethod
     def __call__(self, chunk: TokenChunk) -> Tensor:
         """Unweighted loss_N of the chunk's tokens."""
+
+    def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        """Numbers per token to plot and to remember, or none; computed without gradient."""
+        return {}
+
+    def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:
+        """After a step with rollouts: their means of what was observed, over all ranks."""
 
 
 def off_policy(batch: TrajectoryBatch) -> Tensor:
     """True for rows that are whole data sequences."""
     flags = [name == OFF_POLICY for name in batch.context]
     return torch.tensor(flags, device=batch.token_BL.device)
-
-
-def support(batch: TrajectoryBatch) -> Tensor:
-    """Slots that an objective may use: all of a data row, the suffix of any other."""
-    return batch.suffix_BL | off_policy(batch)[:, None]
 
 
 def coefficients(

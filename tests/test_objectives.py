@@ -1,24 +1,40 @@
-"""Contracts of every objective, and VarKD against the team's oracle and closed forms."""
+"""Contracts of every objective, and each against a literal transcription of its formula."""
 
-import importlib.util
-import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from common.errors import InputError
 from common.plugins import kinds, load_plugin
-from learner.divergence import forward_kl, jensen_shannon, reverse_kl
-from learner.gate import confidence, first_hit
+from learner.divergence import Divergence
 from learner.objective import TokenChunk
-from learner.relaxation import (
-    ClusterMap,
-    RelaxationConfig,
-    cluster_codebook,
-    cluster_logprob,
-    number_by_first_code,
+from learner.objectives import (
+    atkd,
+    decoupled,
+    distillm,
+    distillspec,
+    entropy_aware,
+    gkd,
+    imitkd,
+    kd,
+    mle,
+    sampled_rkl,
+    sinkd,
+    varkd,
 )
+from learner.relaxation import RelaxationConfig, number_by_first_code
 
 V, C, N = 24, 7, 40
+NOT_ZERO_AT_THE_TEACHER = {
+    ("mle", "data"),  # labels
+    ("minillm", "data"),
+    ("imitkd", "data"),  # a hard target
+    ("imitkd", "student"),
+    ("sinkd", "data"),  # a transport plan of finite epsilon
+    ("sinkd", "student"),
+}
 
 
 @pytest.fixture(params=kinds("learner.objectives"))
@@ -30,7 +46,17 @@ def objective(request):
 def clusters():
     generator = torch.Generator().manual_seed(0)
     label_V = torch.cat([torch.arange(C), torch.randint(C, (V - C,), generator=generator)])
-    return ClusterMap(label_V, C)
+    return number_by_first_code(label_V)
+
+
+@pytest.fixture
+def student_NV():
+    return logprobs(0, N, V).requires_grad_()
+
+
+@pytest.fixture
+def teacher_NV():
+    return logprobs(1, N, V)
 
 
 def logprobs(seed, *shape, sharp=2.0):
@@ -38,162 +64,232 @@ def logprobs(seed, *shape, sharp=2.0):
     return (sharp * torch.randn(*shape, generator=generator)).log_softmax(-1)
 
 
-def chunk(student_NV, teacher_NV, clusters, context="student"):
-    token_N = torch.arange(len(student_NV)) % V
-    return TokenChunk(context, token_N, student_NV, teacher_NV, clusters)
+def chunk(student_NV, teacher_NV, clusters=None, context="student", column=None):
+    token_N = torch.arange(N) % V
+    generator = torch.Generator().manual_seed(9)
+    names = ("easy", "advantage", "return")
+    numbers = {name: torch.rand(N, generator=generator).round() for name in names}
+    numbers["behaviour"] = student_NV.detach().gather(-1, token_N[:, None])[:, 0]
+    return TokenChunk(
+        context, token_N, student_NV, teacher_NV, clusters, numbers | (column or {}), (30, 10)
+    )
+
+
+def contexts_of(objective):
+    used = {"data": objective.uses_data, "student": objective.uses_rollouts}
+    return [name for name, is_used in used.items() if is_used]
 
 
 def test_kind_is_the_file_name(objective):
     assert type(objective).__module__ == f"learner.objectives.{objective.kind}"
+    docstring = load_plugin("learner.objectives", objective.kind).__doc__ or ""
+    assert "arXiv" in docstring or objective.kind in ("mle", "sampled_rkl")
 
 
-@pytest.mark.parametrize("context", ["data", "student"])
-def test_loss_is_finite_with_a_gradient(objective, clusters, context):
-    student_NV = logprobs(0, N, V).requires_grad_()
-    loss_N = objective(chunk(student_NV, logprobs(1, N, V), clusters, context))
-    loss_N.sum().backward()
-    assert loss_N.shape == (N,)
-    assert torch.isfinite(loss_N).all()
-    assert student_NV.grad.abs().sum() > 0
+def test_loss_is_finite_with_a_gradient(objective, clusters, student_NV, teacher_NV):
+    for context in contexts_of(objective):
+        loss_N = objective(chunk(student_NV, teacher_NV, clusters, context))
+        (grad,) = torch.autograd.grad(loss_N.sum(), student_NV)
+        assert loss_N.shape == (N,)
+        assert torch.isfinite(loss_N).all()
+        assert grad.abs().sum() > 0
+        observed = objective.observe(chunk(student_NV, teacher_NV, clusters, context))
+        assert set(observed) <= set(objective.observes)
+        assert all(value_N.shape == (N,) for value_N in observed.values())
 
 
-@pytest.mark.parametrize("context", ["data", "student"])
-def test_student_equal_to_teacher_gives_zero(objective, clusters, context):
-    if not objective.needs_teacher:
-        pytest.skip("maximum likelihood does not look at the teacher")
+def test_student_equal_to_teacher_gives_zero(objective, clusters):
     same_NV = logprobs(0, N, V)
-    logit_NV = same_NV.clone().requires_grad_()
-    loss_N = objective(chunk(logit_NV.log_softmax(-1), same_NV, clusters, context))
-    loss_N.sum().backward()
-    torch.testing.assert_close(loss_N, torch.zeros(N), atol=1e-6, rtol=0)
-    torch.testing.assert_close(logit_NV.grad, torch.zeros(N, V), atol=1e-6, rtol=0)
+    for context in contexts_of(objective):
+        if (objective.kind, context) in NOT_ZERO_AT_THE_TEACHER:
+            continue
+        logit_NV = same_NV.clone().requires_grad_()
+        column = {"advantage": torch.zeros(N), "return": torch.zeros(N)}
+        given = chunk(logit_NV.log_softmax(-1), same_NV, clusters, context, column)
+        loss_N = objective(given)
+        loss_N.sum().backward()
+        torch.testing.assert_close(loss_N, torch.zeros(N), atol=1e-5, rtol=0)
+        if objective.kind == "distillspec":
+            continue  # |p - q| has a kink there
+        torch.testing.assert_close(logit_NV.grad, torch.zeros(N, V), atol=1e-5, rtol=0)
 
 
-def test_relaxed_gradients_have_their_closed_forms(clusters):
-    """method.md 2.4: the three formulas for dL/dz of the relaxed divergences."""
-    logit_NV = torch.randn(N, V, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    teacher_NV = logprobs(4, N, V)
-    q_NV = logit_NV.detach().softmax(-1)
-    student_NC = cluster_logprob(logit_NV.log_softmax(-1), clusters)
-    p_NC, big_q = cluster_logprob(teacher_NV, clusters), student_NC.detach()
-    f = clusters.cluster_V
-    kl_N1 = reverse_kl(big_q, p_NC)[:, None]
-    mixture = torch.logaddexp(p_NC, big_q) - math.log(2)
-    towards = big_q - mixture
-    expected = {
-        reverse_kl: q_NV * ((big_q - p_NC)[:, f] - kl_N1),
-        forward_kl: q_NV * (1 - (p_NC - big_q).exp()[:, f]),
-        lambda q, p: jensen_shannon(q, p, 0.5): 0.5
-        * q_NV
-        * (towards[:, f] - (big_q.exp() * towards).sum(-1, keepdim=True)),
-    }
-    for divergence, wanted in expected.items():
-        value = divergence(student_NC, p_NC).sum()
-        (found,) = torch.autograd.grad(value, logit_NV, retain_graph=True)
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+def agree(objective, given, literal):
+    """Value, and gradient in the logits, against a formula in float64, per token."""
+    logit_NV = given.student_NV
+    found_N = objective(replace(given, student_NV=logit_NV.log_softmax(-1)))
+    (found,) = torch.autograd.grad(found_N.sum(), logit_NV)
+    exact_NV = logit_NV.detach().double().requires_grad_()
+    wanted_N = literal(exact_NV.log_softmax(-1), given.teacher_NV.double(), given.token_N)
+    (wanted,) = torch.autograd.grad(wanted_N.sum(), exact_NV)
+    torch.testing.assert_close(found_N.double(), wanted_N, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_relaxation_can_only_lose_information(clusters):
-    student, teacher = logprobs(0, N, V), logprobs(1, N, V)
-    relaxed = cluster_logprob(student, clusters), cluster_logprob(teacher, clusters)
-    torch.testing.assert_close(relaxed[0].exp().sum(-1), torch.ones(N))
-    for divergence in (forward_kl, reverse_kl):
-        assert (divergence(*relaxed) <= divergence(student, teacher) + 1e-5).all()
-        assert (divergence(*relaxed) < divergence(student, teacher) - 1e-3).any()
+def kl(log_a, log_b):
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
 
 
-def test_one_code_per_cluster_changes_no_bit():
-    identity = ClusterMap(torch.arange(V), V)
-    student_NV = logprobs(0, N, V).requires_grad_()
-    relaxed = cluster_logprob(student_NV, identity)
-    assert torch.equal(relaxed, student_NV)
-    (grad,) = torch.autograd.grad(reverse_kl(relaxed, logprobs(1, N, V)).sum(), student_NV)
-    (plain,) = torch.autograd.grad(reverse_kl(student_NV, logprobs(1, N, V)).sum(), student_NV)
-    assert torch.equal(grad, plain)
+def target(logprob_NV, token_N):
+    return logprob_NV[torch.arange(N), token_N]
 
 
-def test_tiny_cluster_mass_does_not_underflow():
-    logit = torch.zeros(1, 4)
-    logit[0, 2:] = -150.0
-    clusters = ClusterMap(torch.tensor([0, 0, 1, 1]), 2)
-    found = cluster_logprob(logit.log_softmax(-1), clusters)
-    assert float(found[0, 1]) == pytest.approx(-150.0, abs=1e-3)
+def test_mle_is_cross_entropy(student_NV, teacher_NV):
+    agree(mle.Config(), chunk(student_NV, teacher_NV), lambda q, p, y: -target(q, y))
 
 
-def test_codebook_clusters_cover_the_codebook_and_are_canonical():
-    codes = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
-    clusters = cluster_codebook(codes, RelaxationConfig(factor=4))
-    assert clusters is not None
-    assert clusters.size == 16
-    assert torch.bincount(clusters.cluster_V, minlength=16).min() >= 1
-    shuffled = number_by_first_code((clusters.cluster_V * 7 + 3) % 101)
-    assert shuffled.digest == clusters.digest
-    assert cluster_codebook(codes, RelaxationConfig(factor=1)) is None
-    with pytest.raises(ValueError, match=r"relaxation\.factor is 64"):
-        cluster_codebook(codes, RelaxationConfig(factor=64))
+def test_kd_mixes_soft_targets_at_a_temperature_with_labels(student_NV, teacher_NV):
+    """Hinton: (1 - a) CE + a T^2 KL(p^(1/T) || q^(1/T)); labels only where there is data."""
+
+    def soft(q, p, y):
+        p, q = (p.exp() ** 0.5, q.exp() ** 0.5)
+        p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+        return 0.7 * 4 * (p * (p / q).log()).sum(-1)
+
+    ours = kd.Config(temperature=2.0, alpha=0.7)
+    agree(ours, chunk(student_NV, teacher_NV), soft)
+    given = chunk(student_NV, teacher_NV, context="data")
+    agree(ours, given, lambda q, p, y: soft(q, p, y) - 0.3 * target(q, y))
+    agree(kd.Config(), given, lambda q, p, y: kl(p, q))
 
 
-def test_gate_closes_strictly_after_the_first_hit_in_the_suffix():
-    alpha = torch.tensor([[0.05, 0.5, 0.4, 0.05, 0.6, 0.7]])
-    suffix = torch.tensor([[False, True, True, True, True, True]])
-    kept = first_hit(alpha, suffix, 0.1, keep_hit=True)
-    assert kept.tolist() == [[False, True, True, True, False, False]]
-    dropped = first_hit(alpha, suffix, 0.1, keep_hit=False)
-    assert dropped.tolist() == [[False, True, True, False, False, False]]
-    assert first_hit(alpha - 1, suffix, 0.0, keep_hit=True).equal(suffix)
-    uniform = confidence(torch.tensor([[math.log(V)]]), V)
-    torch.testing.assert_close(uniform, torch.zeros(1, 1), atol=1e-6, rtol=0)
+def test_gkd_distillspec_and_distillm_are_their_divergences(student_NV, teacher_NV):
+    given = chunk(student_NV, teacher_NV)
+    q, p = student_NV.exp(), teacher_NV.exp()
+    m = 0.5 * (p + q)
+    jsd = 0.5 * (p * (p / m).log()).sum(-1) + 0.5 * (q * (q / m).log()).sum(-1)
+    tvd = 0.5 * (p - q).abs().sum(-1)
+    skl = (p * (p / (0.1 * p + 0.9 * q)).log()).sum(-1)
+    srkl = (q * (q / (0.9 * p + 0.1 * q)).log()).sum(-1)
+    reverse = distillm.Config(divergence=Divergence(name="srkl"))
+    for objective, wanted in (
+        (gkd.Config(), jsd),
+        (distillspec.Config(), tvd),
+        (distillm.Config(), skl),
+        (reverse, srkl),
+    ):
+        torch.testing.assert_close(objective(given), wanted, atol=1e-5, rtol=1e-4)
+    acceptance_N = distillspec.Config().observe(given)["acceptance"]
+    torch.testing.assert_close(acceptance_N, torch.minimum(p, q).sum(-1))
 
 
-@pytest.fixture(scope="module")
-def oracle(shared):
-    """The team's reference implementation, loaded from where it lies."""
-    found = importlib.util.spec_from_file_location("oracle", shared / "design" / "varkd_math.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+def test_imitkd_imitates_the_teachers_best_codes(student_NV, teacher_NV):
+    given = chunk(student_NV, teacher_NV)
+    agree(imitkd.Config(), given, lambda q, p, y: -target(q, p.argmax(-1)))
+    agree(imitkd.Config(top_k=0), given, lambda q, p, y: kl(p, q))
+
+    def soft(q, p, y):
+        keep = p >= p.sort(-1, descending=True).values[:, 4:5]
+        label = torch.where(keep, p.exp(), 0.0)
+        label = label / label.sum(-1, keepdim=True)
+        return torch.where(keep, label * (label.clamp_min(1e-9).log() - q), 0.0).sum(-1)
+
+    agree(imitkd.Config(top_k=5), given, soft)
 
 
-@pytest.mark.parametrize("reduction", ["suffix_mean", "seq_mean", "weight_norm"])
-@pytest.mark.parametrize("kind", ["rkl", "fkl", "jsd"])
-def test_loss_equals_the_oracle(oracle, tiny, sampled, kind, reduction):
-    """Everything at once on student rows: gate, weight, relaxation, reduction."""
-    from learner.divergence import Divergence
-    from learner.gate import GateConfig
-    from learner.objective import coefficients
-    from learner.objectives import varkd
+def test_atkd_treats_easy_and_hard_tokens_apart(student_NV, teacher_NV):
+    """KL = TKD + UNC DKD; easy: share DKD, hard: (1 - share)(TKD + DKD)."""
 
-    student, teacher = tiny("llamagen", 0), tiny("llamagen", 1)
-    batch = sampled(student).rows(slice(2, 5))
-    zs = student(batch.label_B, batch.token_BL, batch.plan).detach()
-    zt = teacher(batch.label_B, batch.token_BL, batch.plan).detach()
-    lt = zt.log_softmax(-1)
-    batch = batch.scored({"entropy": -(lt.exp() * lt).sum(-1)}, {})
-    tau = float(confidence(batch.signal["entropy"], V).quantile(0.3))
-    clusters = cluster_codebook(torch.randn(V, 4), RelaxationConfig(factor=4))
-    assert clusters is not None
-    config = varkd.Config(
-        reduction=reduction, student=Divergence(name=kind), gate=GateConfig(tau=tau)
-    )
-    coefficient_BL = coefficients(
-        reduction, config.weigh(batch), batch.context, ("data", "student"), lambda x: x
-    )
-    token_N = batch.token_BL.flatten()
-    flat = TokenChunk(
-        "student", token_N, zs.log_softmax(-1).flatten(0, 1), lt.flatten(0, 1), clusters
-    )
-    ours = (coefficient_BL.flatten() * config(flat)).sum()
-    theirs, info = oracle.varkd_loss(
-        zs,
-        zt,
-        batch.prefix_B,
-        clusters.cluster_V,
-        clusters.size,
-        kind,
-        tau=tau,
-        reduction=reduction,
-    )
-    assert 0 < float(info["survival"]) < 1
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    def parts(q, p, y):
+        p_y, q_y = target(p, y).exp(), target(q, y).exp()
+        tkd = p_y * (p_y / q_y).log() + (1 - p_y) * ((1 - p_y) / (1 - q_y)).log()
+        others = F.one_hot(y, V) == 0
+        p_rest = (p.exp() / (1 - p_y)[:, None])[others].view(N, V - 1)
+        q_rest = (q.exp() / (1 - q_y)[:, None])[others].view(N, V - 1)
+        return tkd, (p_rest * (p_rest / q_rest).log()).sum(-1), 1 - p_y
+
+    easy_N = torch.arange(N) % 3 == 0
+
+    def literal(q, p, y):
+        tkd, dkd, _ = parts(q, p, y)
+        return torch.where(easy_N, 0.2 * dkd, 0.8 * (tkd + dkd))
+
+    given = chunk(student_NV, teacher_NV, column={"easy": easy_N.float()})
+    agree(atkd.Config(), given, literal)
+    tkd, dkd, unc = parts(student_NV.double(), teacher_NV.double(), given.token_N)
+    torch.testing.assert_close(tkd + unc * dkd, kl(teacher_NV, student_NV).double())
+
+
+def test_decoupled_mixes_the_two_directions(student_NV, teacher_NV):
+    share = {"rkl_share": 0.25}
+    ours = decoupled.Config.model_validate({"divergence": {"name": "mix", **share}})
+    assert ours == decoupled.Config()
+    given = chunk(student_NV, teacher_NV)
+    agree(ours, given, lambda q, p, y: 0.25 * kl(q, p) + 0.75 * kl(p, q))
+    for end, wanted in ((0.0, lambda q, p, y: kl(p, q)), (1.0, lambda q, p, y: kl(q, p))):
+        agree(decoupled.Config(divergence=Divergence(name="mix", rkl_share=end)), given, wanted)
+    entropy_N = -(student_NV.exp() * student_NV).sum(-1)
+    torch.testing.assert_close(ours.observe(given)["student_entropy"], entropy_N)
+
+
+def test_entropy_aware_adds_forward_kl_where_the_teacher_is_unsure(student_NV, teacher_NV):
+    entropy_N = -(teacher_NV.exp() * teacher_NV).sum(-1)
+    threshold = float(entropy_N.median())
+
+    def literal(q, p, y):
+        best = p.topk(16, dim=-1).indices
+        q_best, p_best = q.gather(-1, best), p.gather(-1, best)
+        q_rest, p_rest = 1 - q_best.exp().sum(-1), 1 - p_best.exp().sum(-1)
+        added = kl(p_best, q_best) + p_rest * (p_rest / q_rest).log()
+        return kl(q, p) + torch.where(entropy_N > threshold, added, 0.0)
+
+    given = chunk(student_NV, teacher_NV)
+    agree(entropy_aware.Config(threshold=threshold), given, literal)
+    found_N = entropy_aware.Config(threshold=threshold)(given)
+    plain_N = entropy_aware.Config(threshold=99.0)(given)
+    assert 0 < int((found_N > plain_N + 1e-6).sum()) < N
+
+
+def test_sinkd_adds_the_published_transport_cost_of_each_group(student_NV, teacher_NV):
+    """Value and gradient, through the iterations, of the authors' few lines."""
+
+    def published(q, p):
+        q, p = (q / 2).softmax(-1), (p / 2).softmax(-1)
+        cost = (q[:, None] - p[None]).abs().sum(-1)
+        plan = torch.exp(-cost / 0.1)
+        for _ in range(20):
+            plan = plan / plan.sum(1, keepdim=True)
+            plan = plan / plan.sum(0, keepdim=True)
+        return 1e-3 * (plan * cost).sum()
+
+    given = chunk(student_NV, teacher_NV)
+    assert given.groups == (30, 10)
+    found_N = sinkd.Config()(given) - kd.Config()(given)
+    for rows in (slice(0, 30), slice(30, 40)):
+        q_nV = student_NV.detach()[rows].requires_grad_()
+        wanted = published(q_nV, teacher_NV[rows])
+        torch.testing.assert_close(found_N[rows].mean(), wanted, atol=1e-6, rtol=1e-4)
+        (grad,) = torch.autograd.grad(found_N[rows].mean(), student_NV, retain_graph=True)
+        (expected,) = torch.autograd.grad(wanted, q_nV)
+        torch.testing.assert_close(grad[rows], expected, atol=1e-7, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("objective", "shares", "reason"),
+    [
+        (mle.Config(), {"student": 1.0}, "learns from data sequences only"),
+        (sampled_rkl.Config(), {"data": 1.0, "student": 0.0}, "learns from rollouts only"),
+        (varkd.Config(), {"student": 1.0}, "no loss sees single codes"),
+        (varkd.Config(data_apply="relax"), {"data": 0.9, "student": 0.1}, "single codes"),
+    ],
+)
+def test_mixtures_that_defeat_an_objective_are_refused(objective, shares, reason):
+    with pytest.raises(InputError, match=reason):
+        objective.check(shares)
+
+
+def test_mixtures_that_an_objective_can_use_pass(objective):
+    objective.check({"data": 0.9, "student": 0.1})
+
+
+@pytest.mark.parametrize(
+    "anchored",
+    [
+        varkd.Config(relaxation=RelaxationConfig(mix=0.9)),
+        varkd.Config(relaxation=RelaxationConfig(factor=1)),
+        gkd.Config(),
+    ],
+)
+def test_rollouts_alone_are_fine_where_something_sees_single_codes(anchored):
+    anchored.check({"data": 0.0, "student": 1.0})
+    varkd.Config(data_apply="both", cross_entropy=0.1).check({"data": 0.5, "student": 0.5})

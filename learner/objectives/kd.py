@@ -1,14 +1,28 @@
-"""Knowledge distillation: forward KL to the teacher over the full vocabulary (VarKD eq. 2).
+"""Knowledge distillation (Hinton et al., arXiv 1503.02531, section 2): soft targets and labels.
 
-Hinton et al. 2015 without temperature or label term, as VarKD's KD baseline states it.
+(1 - a) CE + a T^2 KL(p^(1/T) || q^(1/T)). VarKD's KD baseline (its eq. 2) is the default: forward
+KL over the full vocabulary, without temperature or label term. On rollouts there are no labels,
+so only the second term is left.
 """
 
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from learner.divergence import forward_kl
+from common.trajectory import OFF_POLICY
+from learner.divergence import forward_kl, tempered
 from learner.objective import ObjectiveConfig, TokenChunk
 
 
 class Config(ObjectiveConfig):
+    temperature: PositiveFloat = 1.0
+    """Divides the logits of both models; the loss is multiplied by its square."""
+    alpha: float = Field(default=1.0, ge=0, le=1)
+    """Weight of the teacher's soft targets; the rest is cross-entropy with the data's codes."""
+
     def __call__(self, chunk: TokenChunk) -> Tensor:
-        return forward_kl(chunk.student_NV, chunk.required_teacher_NV)
+        student_NV = tempered(chunk.student_NV, self.temperature)
+        teacher_NV = tempered(chunk.required_teacher_NV, self.temperature)
+        loss_N = self.alpha * self.temperature**2 * forward_kl(student_NV, teacher_NV)
+        if chunk.context == OFF_POLICY and self.alpha < 1:
+            loss_N = loss_N - (1 - self.alpha) * chunk.student_token_N
+        return loss_N

@@ -2,18 +2,24 @@
 
 Data steps continue stage 1: full vocabulary, no gate. The paper contradicts itself on the
 divergence (method.md C1), so both readings are presets.
+
+Losses are per token; the gate's thresholds and counts are over all ranks: exact under any split.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import NonNegativeFloat, model_validator
 from torch import Tensor
 
+from common.errors import InputError
 from common.trajectory import OFF_POLICY, TrajectoryBatch
 from learner.divergence import Divergence
-from learner.gate import GateConfig, Weighing, confidence, weigh
-from learner.objective import ObjectiveConfig, TokenChunk, off_policy, support
-from learner.relaxation import RelaxationConfig, cluster_logprob
+from learner.gate import GateConfig, weigh
+from learner.objective import ObjectiveConfig, TokenChunk
+from learner.ranks import Ranks
+from learner.relaxation import RelaxationConfig, relaxed, within_clusters
+from learner.weighing import Memory, Weighing
 
 PRESETS = {
     "paper_eq": (Divergence(name="rkl"), Divergence(name="fkl")),
@@ -23,14 +29,20 @@ PRESETS = {
 
 
 class Config(ObjectiveConfig):
+    observes: ClassVar[tuple[str, ...]] = ("within_clusters",)
+
     preset: Literal["paper_eq", "paper_text"] = "paper_eq"
     """paper_eq: reverse KL on student contexts, forward KL on data; paper_text: JSD(0.5)."""
     student: Divergence = PRESETS["paper_eq"][0]
     """Divergence on student contexts; set by the preset unless given."""
     data: Divergence = PRESETS["paper_eq"][1]
     """Divergence on data contexts; set by the preset unless given."""
+    data_apply: Literal["none", "relax", "gate", "both"] = "none"
+    """What of the method data contexts have too."""
+    cross_entropy: NonNegativeFloat = 0.0
+    """mu: weight of -log q(x_t) on data contexts."""
     gate: GateConfig = GateConfig()
-    """Confidence weight and first-hit gate on student contexts."""
+    """Confidence weight and gate on student contexts."""
     relaxation: RelaxationConfig = RelaxationConfig()
     """Codebook relaxation on student contexts."""
 
@@ -43,19 +55,42 @@ class Config(ObjectiveConfig):
     def relaxation_config(self) -> RelaxationConfig:
         return self.relaxation
 
-    def weigh(self, batch: TrajectoryBatch) -> Weighing:
-        alpha_BL = confidence(batch.signal["entropy"], batch.spec.vocab_size)
-        gated = weigh(self.gate, alpha_BL, batch.suffix_BL)
-        plain_B1 = off_policy(batch)[:, None]
-        return Weighing(
-            gated.weight_BL.masked_fill(plain_B1, 1.0), gated.open_BL | plain_B1, support(batch)
-        )
+    def reads(self) -> frozenset[str]:
+        return self.gate.reads()
+
+    def check(self, shares: Mapping[str, float]) -> None:
+        super().check(shares)
+        fine_data = self.data_apply not in ("relax", "both") or self.cross_entropy > 0
+        if not self.relaxation.anchored and not (shares.get(OFF_POLICY, 0.0) and fine_data):
+            raise InputError(
+                f"objective.relaxation.factor is {self.relaxation.factor}, and no loss sees single "
+                "codes, so nothing holds the student's distribution inside a cluster (method.md "
+                "2.4); set objective.relaxation.mix below 1, or give contexts.sources.data a ratio"
+                " with objective.data_apply=none or gate"
+            )
+
+    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+        support_BL = self.support(batch)
+        gates_data = self.data_apply in ("gate", "both")
+        gated_BL = support_BL if gates_data else batch.suffix_BL
+        gated = weigh(self.gate, batch, gated_BL, memory, ranks)
+        plain_BL = support_BL & ~gated_BL
+        weight_BL = gated.weight_BL.masked_fill(plain_BL, 1.0)
+        return Weighing(weight_BL, gated.open_BL | plain_BL, support_BL)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
-        student_NV, teacher_NV = chunk.student_NV, chunk.required_teacher_NV
-        if chunk.context == OFF_POLICY:
-            return self.data(student_NV, teacher_NV)
-        if chunk.clusters is None:
-            return self.student(student_NV, teacher_NV)
-        student_NC = cluster_logprob(student_NV, chunk.clusters)
-        return self.student(student_NC, cluster_logprob(teacher_NV, chunk.clusters))
+        pair = chunk.student_NV, chunk.required_teacher_NV
+        mix = self.relaxation.mix
+        if chunk.context != OFF_POLICY:
+            return relaxed(self.student, *pair, chunk.clusters, mix)
+        clusters = chunk.clusters if self.data_apply in ("relax", "both") else None
+        loss_N = relaxed(self.data, *pair, clusters, mix)
+        if self.cross_entropy:
+            loss_N = loss_N - self.cross_entropy * chunk.student_token_N
+        return loss_N
+
+    def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        if chunk.context == OFF_POLICY or chunk.clusters is None:
+            return {}
+        pair = chunk.student_NV, chunk.required_teacher_NV
+        return {"within_clusters": within_clusters(self.student, *pair, chunk.clusters)}

@@ -1,0 +1,46 @@
+"""How far into a rollout the loss looks: a length that grows as training goes on.
+
+The entropy-gated length curriculum of arXiv 2605.16826 (method.md 4.1), and, without the entropy
+condition, Fast OPD (arXiv 2602.15260, method.md 4.2).
+
+Shape letters: B sequences, L slots.
+"""
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from common.config import Config
+from learner.weighing import Memory
+
+LENGTH = "horizon/length"
+STEPS = "horizon/steps"
+
+
+class HorizonConfig(Config):
+    start: NonNegativeInt = 0
+    """Slots of every rollout suffix that count at first; 0 lets all count from the start."""
+    grow: PositiveInt = 1
+    """Slots that are added at a time."""
+    every: PositiveInt = 100
+    """Steps with rollouts from one addition to the next."""
+    min_entropy: NonNegativeFloat = 0.0
+    """Add only while the student's mean entropy, in nats, is at least this; 0 always adds."""
+
+    def slots(self, suffix_BL: Tensor, memory: Memory) -> Tensor:
+        """The suffix slots inside the horizon."""
+        if not self.start:
+            return suffix_BL
+        length = memory.setdefault(LENGTH, float(self.start))
+        return suffix_BL & (suffix_BL.cumsum(1) <= length)
+
+    def advance(self, memory: Memory, student_entropy: float) -> None:
+        """Count one step with rollouts; the entropy is the student's mean over all ranks.
+
+        The notes ask for held-out entropy. Rollouts are drawn for images and noise that the
+        student has not been trained on, and are measured before the update, so theirs is.
+        """
+        if not self.start:
+            return
+        memory[STEPS] = memory.get(STEPS, 0.0) + 1
+        if memory[STEPS] % self.every == 0 and student_entropy >= self.min_entropy:
+            memory[LENGTH] = memory.get(LENGTH, float(self.start)) + self.grow

@@ -1,0 +1,57 @@
+"""ATKD (arXiv 2402.11890; method.md 4.1): easy tokens teach diversity, hard ones the target too.
+
+KL(p || q) = TKD + UNC * DKD with UNC = 1 - p(y_t), TKD the KL between {y_t, rest} and DKD the KL
+between what is left of p and q without y_t. Tokens with UNC below the median of the step are easy
+and have the loss share * DKD; the others have (1 - share) * (TKD + DKD).
+
+The median is over all tokens of all ranks, so the split into easy and hard is exact.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from common.trajectory import TrajectoryBatch
+from learner.divergence import forward_kl
+from learner.objective import ObjectiveConfig, TokenChunk
+from learner.ranks import Ranks, gather
+from learner.weighing import Memory, Weighing
+
+NEVER = -1e9
+"""Log-probability of a code that is left out; finite, so that 0 * log 0 is 0."""
+
+
+class Config(ObjectiveConfig):
+    columns: ClassVar[tuple[str, ...]] = ("easy",)
+
+    easy_share: float = Field(default=0.2, ge=0, le=1)
+    """Weight of the easy tokens (the paper's lambda); hard ones have the rest."""
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"token_logprob"})
+
+    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+        support_BL = self.support(batch)
+        uncertainty_BL = -batch.signal["token_logprob"].expm1()
+        median = gather(ranks, uncertainty_BL, support_BL).quantile(0.5)
+        column = {"easy": (uncertainty_BL < median).float()}
+        return Weighing(support_BL.float(), support_BL, support_BL, column)
+
+    def __call__(self, chunk: TokenChunk) -> Tensor:
+        student_N2, student_NV = _without_target(chunk.student_NV, chunk.token_N)
+        teacher_N2, teacher_NV = _without_target(chunk.required_teacher_NV, chunk.token_N)
+        target_N = forward_kl(student_N2, teacher_N2)
+        diversity_N = forward_kl(student_NV, teacher_NV)
+        easy_N = self.easy_share * diversity_N
+        hard_N = (1 - self.easy_share) * (target_N + diversity_N)
+        return torch.where(chunk.column["easy"] > 0, easy_N, hard_N)
+
+
+def _without_target(logprob_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
+    """log [P(token), P(any other)], and the distribution over the others."""
+    token_N1 = token_N[:, None]
+    others_NV = logprob_NV.scatter(-1, token_N1, NEVER)
+    rest_N1 = others_NV.logsumexp(-1, keepdim=True)
+    return torch.cat([logprob_NV.gather(-1, token_N1), rest_N1], dim=-1), others_NV - rest_N1

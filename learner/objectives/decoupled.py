@@ -1,0 +1,47 @@
+"""KL direction apart from prefix source (arXiv 2605.16826; method.md 4.1, a third-party note).
+
+L = s KL(q || p) + (1 - s) KL(p || q) on prefixes of data, of the student, or of both. The four
+objectives of the paper are s = 0 or 1 on `contexts.sources` of data or of the student alone; s in
+between is its KL mixing, and `horizon` its entropy-gated length curriculum. With
+`divergence.name="rkl"` and a horizon without an entropy condition it is Fast OPD
+(arXiv 2602.15260).
+
+Gradients: KL(p || q) has -E_{v~p}[grad log q(v)], KL(q || p) has
+E_{v~q}[(log q(v) - log p(v)) grad log q(v)]. Losses are per token and the horizon moves by sums
+over all ranks, so both are exact under any split.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from common.signal import entropy_of
+from common.trajectory import TrajectoryBatch
+from learner.divergence import Divergence
+from learner.horizon import HorizonConfig
+from learner.objective import TokenChunk, off_policy
+from learner.objectives import gkd
+from learner.ranks import Ranks
+from learner.weighing import Memory, Weighing
+
+
+class Config(gkd.Config):
+    observes: ClassVar[tuple[str, ...]] = ("student_entropy",)
+
+    divergence: Divergence = Divergence(name="mix", rkl_share=0.25)
+    """mix with the reverse KL's share; long horizons need mostly forward KL (our default)."""
+    horizon: HorizonConfig = HorizonConfig()
+    """How far into rollouts the loss looks."""
+
+    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+        support_BL = self.support(batch)
+        inside_BL = self.horizon.slots(batch.suffix_BL, memory) | off_policy(batch)[:, None]
+        counted_BL = support_BL & inside_BL
+        return Weighing(counted_BL.float(), counted_BL, counted_BL)
+
+    def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        return {"student_entropy": entropy_of(chunk.student_NV)}
+
+    def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:
+        self.horizon.advance(memory, mean["student_entropy"])

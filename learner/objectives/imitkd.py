@@ -1,0 +1,23 @@
+"""ImitKD (arXiv 2009.07253; method.md 4.1): imitate what the teacher would do next.
+
+-log q(argmax p) in every context, or KL(p_k || q) to the teacher's k likeliest codes, renormalised.
+The annealed mixture of data and student contexts is `contexts.sources`.
+"""
+
+from pydantic import NonNegativeInt
+from torch import Tensor
+
+from learner.divergence import forward_kl
+from learner.objective import ObjectiveConfig, TokenChunk
+
+
+class Config(ObjectiveConfig):
+    top_k: NonNegativeInt = 1
+    """Codes of the soft label; 1 is the teacher's best alone (the paper's), 0 takes all."""
+
+    def __call__(self, chunk: TokenChunk) -> Tensor:
+        teacher_NV = chunk.required_teacher_NV
+        if not 0 < self.top_k < teacher_NV.shape[-1]:
+            return forward_kl(chunk.student_NV, teacher_NV)
+        best = teacher_NV.topk(self.top_k, dim=-1)
+        return forward_kl(chunk.student_NV.gather(-1, best.indices), best.values.log_softmax(-1))

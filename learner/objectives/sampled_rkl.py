@@ -1,0 +1,45 @@
+"""On-policy distillation from the sampled codes alone (Thinking Machines Lab, 2025).
+
+A policy gradient with the advantage A_t = -kappa (log q_old(y_t) - log p(y_t)) and importance
+sampling: the loss is -(q(y_t) / q_old(y_t)) sg[A_t], with q_old the distribution that drew y_t.
+On-policy (q = q_old, no dropout) its expected gradient is that of KL(q || p) per token, exactly;
+a single batch has the variance of one sample. Discount 0 as published: a later token's divergence
+is no reason to avoid this one.
+
+Advantages are numbers of one token, so nothing depends on chunks, micro-batches or ranks. Data
+sequences hold no samples of the student and have no loss.
+"""
+
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from common.trajectory import TrajectoryBatch
+from learner.objective import ObjectiveConfig, TokenChunk
+from learner.ranks import Ranks
+from learner.returns import log_ratio, returns
+from learner.weighing import Memory, Weighing
+
+
+class Config(ObjectiveConfig):
+    uses_data: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ("advantage", "behaviour")
+
+    kappa: PositiveFloat = 1.0
+    """Scale of the advantage."""
+    discount: float = Field(default=0.0, ge=0, le=1)
+    """How much of the later advantages a token is credited with."""
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"token_logprob"})
+
+    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+        support_BL = self.support(batch)
+        advantage_BL = self.kappa * returns(log_ratio(batch, support_BL), self.discount)
+        column = {"advantage": advantage_BL, "behaviour": batch.logprob_BL}
+        return Weighing(support_BL.float(), support_BL, support_BL, column)
+
+    def __call__(self, chunk: TokenChunk) -> Tensor:
+        ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()
+        return -ratio_N * chunk.column["advantage"]
