@@ -7,7 +7,8 @@ Shape letters: N tokens, K categories (codes or clusters), k the teacher's likel
 """
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
@@ -139,3 +140,10 @@ class Divergence(Config):
             case "mix":
                 share = self.rkl_share
                 return share * reverse_kl(*pair) + (1 - share) * forward_kl(*pair)
+
+
+def filled(default: Divergence, given: Any) -> Any:
+    """A partly given table on top of another default than the class's own."""
+    if given is None:
+        return default
+    return {**default.model_dump(), **given} if isinstance(given, Mapping) else given

@@ -18,14 +18,16 @@ Shape letters: B sequences, L slots, N tokens of a chunk, V codes, X contexts.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from common.errors import InputError
 from common.plugins import PluginConfig
 from common.trajectory import OFF_POLICY, TrajectoryBatch
+from learner.divergence import Divergence, filled
 from learner.ranks import Ranks
 from learner.relaxation import ClusterMap, RelaxationConfig
 from learner.weighing import Memory, Weighing
@@ -71,6 +73,16 @@ class ObjectiveConfig(PluginConfig, ABC):
     reduction: Literal["suffix_mean", "seq_mean", "weight_norm"] = "suffix_mean"
     """Divide by all suffix tokens, by each sequence's, or by the sum of weights (method.md 2.5)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults_of_divergences(cls, values: Any) -> Any:
+        """divergence.alpha=0.2 alone changes no name: the objective's own default stays."""
+        if not isinstance(values, dict):
+            return values
+        own = {n: f.default for n, f in cls.model_fields.items()}
+        own = {n: default for n, default in own.items() if isinstance(default, Divergence)}
+        return values | {n: filled(default, values.get(n)) for n, default in own.items()}
+
     def relaxation_config(self) -> RelaxationConfig | None:
         """Which cluster map the objective wants to find in its chunks."""
         return None
@@ -112,7 +124,7 @@ class ObjectiveConfig(PluginConfig, ABC):
         """Unweighted loss_N of the chunk's tokens."""
 
     def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        """Numbers per token to plot and to remember, or none; computed without gradient."""
+        """Numbers of some or all tokens to plot and to remember; computed without gradient."""
         return {}
 
     def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ from learner.relaxation import (
     cluster_codebook,
     cluster_logprob,
     number_by_first_code,
+    within_clusters,
 )
 
 V, N = 24, 40
@@ -93,6 +94,9 @@ def test_presets_are_the_two_readings_of_the_paper():
     assert equations.gate == text.gate == GateConfig(tau=0.1)
     assert equations.relaxation.factor == 4
     assert varkd.Config(preset="paper_text", student=Divergence(name="tvd")).data == text.data
+    tree = {"preset": "paper_text", "student": {"beta": 0.2}}
+    partly = varkd.Config.model_validate(tree)
+    assert (partly.student, partly.data) == (Divergence(name="jsd", beta=0.2), text.data)
 
 
 def test_data_has_no_gate_unless_asked(scored):
@@ -139,7 +143,8 @@ def test_rollouts_are_relaxed_and_the_rest_is_plotted():
     clusters = number_by_first_code(torch.arange(V) // 4)
     given = TokenChunk("student", torch.zeros(N, dtype=torch.long), one, other, clusters)
     config = varkd.Config()
-    within_N = config.observe(given)["within_clusters"]
+    within_N = within_clusters(config.student, one, other, clusters)
+    assert torch.equal(config.observe(given)["within_clusters"], within_N[::8])
     torch.testing.assert_close(config(given) + within_N, Divergence(name="rkl")(one, other))
     half = varkd.Config(relaxation=RelaxationConfig(mix=0.5))
     torch.testing.assert_close(half(given), config(given) + 0.5 * within_N)
