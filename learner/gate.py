@@ -201,8 +201,8 @@ def refuse_closed(
     if left < LEAST_SURVIVAL * slots:
         raise InputError(
             f"objective.gate.tau {tau:.4g} closes {1 - left / slots:.1%} of what follows the first "
-            "slot of the first rollouts, so the student would not learn from its own samples "
-            "(method.md 1.6); lower it, or let objective.gate.survival_target choose it"
+            "slot of the first rollouts, so the student would not learn from its own samples; "
+            "lower it, or let objective.gate.survival_target choose it"
         )
 
 

@@ -16,7 +16,7 @@ from learner.divergence import (
     total_variation,
     truncated,
 )
-from learner.objectives import gkd
+from learner.objectives import distillm, gkd
 
 N, V = 40, 24
 NAMES = ["fkl", "rkl", "jsd", "tvd", "skl", "srkl", "mix"]
@@ -149,3 +149,9 @@ def test_nothing_is_lost_where_probabilities_are_tiny():
     expected = {"fkl": 200.0, "rkl": 200.0, "tvd": 1.0, "jsd": math.log(2), "mix": 200.0}
     for name, value in expected.items():
         assert float(made(name=name)(student, teacher)) == pytest.approx(value)
+
+
+def test_one_field_of_a_divergence_leaves_the_objectives_others():
+    skewed = distillm.Config.model_validate({"divergence": {"alpha": 0.2}})
+    assert skewed.divergence == Divergence(name="skl", alpha=0.2)
+    assert gkd.Config.model_validate({"divergence": {"beta": 0}}).divergence.name == "jsd"

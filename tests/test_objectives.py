@@ -264,12 +264,6 @@ def test_sinkd_adds_the_published_transport_cost_of_each_group(student_NV, teach
         torch.testing.assert_close(grad[rows], expected, atol=1e-7, rtol=1e-3)
 
 
-def test_one_field_of_a_divergence_leaves_the_objectives_others():
-    skewed = distillm.Config.model_validate({"divergence": {"alpha": 0.2}})
-    assert skewed.divergence == Divergence(name="skl", alpha=0.2)
-    assert gkd.Config.model_validate({"divergence": {"beta": 0}}).divergence.name == "jsd"
-
-
 @pytest.mark.parametrize(
     ("objective", "shares", "reason"),
     [

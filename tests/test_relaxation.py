@@ -209,6 +209,7 @@ def test_ranks_read_what_the_first_one_wrote(codes_VD, tmp_path):
         rank, world = 1, 2
 
         def barrier(self):
+            assert not path.exists()
             run_clusters(path, codes_VD, config, Solo())
 
     found = run_clusters(path, torch.zeros(64, 4), config, Second())

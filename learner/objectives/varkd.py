@@ -69,9 +69,9 @@ class Config(ObjectiveConfig):
         if not self.relaxation.anchored and not (shares.get(OFF_POLICY, 0.0) and fine_data):
             raise InputError(
                 f"objective.relaxation.factor is {self.relaxation.factor}, and no loss sees single "
-                "codes, so nothing holds the student's distribution inside a cluster (method.md "
-                "2.4); set objective.relaxation.mix below 1, or give contexts.sources.data a ratio"
-                " with objective.data_apply=none or gate"
+                "codes, so nothing holds the student's distribution inside a cluster; set "
+                "objective.relaxation.mix below 1, or give contexts.sources.data a ratio and leave "
+                "objective.data_apply at none or gate"
             )
 
     def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
