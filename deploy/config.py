@@ -153,6 +153,21 @@ class RunConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _contexts_suit_the_objective(self) -> Self:
+        self.objective.check(self.contexts.shares())
+        return self
+
+    @model_validator(mode="after")
+    def _policy_gradients_see_plain_samples(self) -> Self:
+        if "behaviour" in self.objective.columns and not self.rollout.sampling.is_plain:
+            raise ValueError(
+                f"objective.kind={self.objective.kind} corrects by the probability with which the "
+                "student itself drew a code, but rollout.sampling changes that distribution; leave "
+                "rollout.sampling at its defaults, or choose another objective"
+            )
+        return self
+
 
 class Workspace:
     """Names of a run's files, all in one folder."""

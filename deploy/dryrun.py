@@ -7,7 +7,6 @@ Neither files nor GPUs need to be at hand: [cluster] and `images.classes` descri
 import math
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -92,15 +91,7 @@ def _warnings(config: RunConfig, spec: SequenceSpec) -> list[str]:
             "the number of classes is not known, so class embeddings are not counted; set "
             "images.classes"
         )
-    relaxation: Any = config.objective.relaxation_config()
-    if relaxation and relaxation.factor > 1 and config.contexts.shares().get("data", 0.0) == 0:
-        found.append(
-            "codebook relaxation without data contexts: nothing anchors the distribution inside a "
-            "cluster (method.md 2.4); give contexts.sources.data a ratio"
-        )
-    sampling = config.rollout.sampling
-    filtered = sampling.top_k > 0 or sampling.top_p < 1 or sampling.temperature != 1
-    if sampling.guidance is not None or filtered:
+    if not config.rollout.sampling.is_plain:
         found.append("rollouts are not drawn from the plain student that the loss assumes")
     return found
 

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from common.checkpoint import Snapshots, save_tensors, state_digest
+from common.checkpoint import Snapshots, state_digest
 from common.config import digest
 from common.ledger import derive_seed
 from common.tokenizer import load_tokenizer
 from deploy.config import RunConfig, Workspace
 from deploy.pipeline import Services
-from learner.learner import Learner, Ranks, TeacherView
-from learner.relaxation import ClusterMap, cluster_codebook
+from learner.learner import Learner
+from learner.ranks import Ranks
+from learner.relaxation import ClusterMap, run_clusters
+from learner.teacher_view import TeacherView
 from learner.train import Outcome, Trainer
 
 
@@ -65,13 +65,16 @@ def build_learner(config: RunConfig, workspace: Workspace, ranks: Ranks) -> Lear
 
 
 def cluster_map(config: RunConfig, workspace: Workspace, ranks: Ranks) -> ClusterMap | None:
-    """The objective's codebook clusters; saved with the run by rank 0."""
+    """The objective's codebook clusters, kept in the run folder.
+
+    Raises:
+        InputError: the codebook does not allow the clusters that were asked for.
+    """
     relaxation = config.objective.relaxation_config()
     if relaxation is None:
         return None
-    tokenizer = load_tokenizer(workspace.existing_tokenizer())
-    clusters = cluster_codebook(tokenizer.codebook_VD, relaxation)
-    if clusters is not None and ranks.rank == 0:
-        facts = {"relaxation": relaxation.model_dump(), "digest": clusters.digest}
-        save_tensors(workspace.clusters, {"cluster_V": clusters.cluster_V.to(torch.int32)}, facts)
-    return clusters
+    if relaxation.source == "lm_embedding":
+        point_VD = workspace.model(config, "teacher").head().weight
+    else:
+        point_VD = load_tokenizer(workspace.existing_tokenizer()).codebook_VD
+    return run_clusters(workspace.clusters, point_VD, relaxation, ranks)

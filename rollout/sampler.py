@@ -37,6 +37,12 @@ class SamplingConfig(Config):
     """Whose rule decides at the edge: LlamaGen drops from the top where more than p comes before;
     VAR drops from the bottom while no more than 1 - p is gone."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether codes come from the model's own conditional distribution."""
+        filtered = self.top_k > 0 or self.top_p < 1
+        return self.guidance is None and self.temperature == 1 and not filtered
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
