@@ -87,8 +87,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def save_backbone(path: Path, model: Backbone, config: BackboneConfig, **extra: Any) -> None:
     """Weights with the config and spec that rebuild the module, and its digest."""
-    metadata = {"config": config.model_dump(mode="json"), "spec": model.spec.as_dict(), **extra}
-    save_tensors(path, model.state_dict(), metadata)
+    save_backbone_state(path, model.state_dict(), config, model.spec, **extra)
+
+
+def save_backbone_state(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: BackboneConfig,
+    spec: SequenceSpec,
+    **extra: Any,
+) -> None:
+    """What `save_backbone` writes, where there is no module around the tensors."""
+    metadata = {"config": config.model_dump(mode="json"), "spec": spec.as_dict(), **extra}
+    save_tensors(path, state, metadata)
 
 
 def is_ours(path: Path) -> bool:

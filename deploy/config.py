@@ -185,6 +185,11 @@ class Workspace:
         self.classifier = root / "features.safetensors"
         self.clusters = root / "clusters.safetensors"
         self.snapshots = root / "snapshots"
+        self.milestones = root / "milestones"
+
+    def milestone(self, name: Literal["student", "student_ema"], step: int) -> Path:
+        """A student that `learner.keep_every` kept."""
+        return self.milestones / f"{name}-{step:08d}.safetensors"
 
     def model(self, config: RunConfig, name: ModelName) -> ModelFile:
         """The file of one of the run's models, and what the run expects to find in it."""
@@ -240,10 +245,10 @@ def open_run(
         path = shipped
     config = load_config(RunConfig, path, overrides)
     own = path.parent if path.name == "config.toml" else Path("runs") / path.stem
-    return _portable(config), Workspace((out or config.out or own).resolve())
+    return portable(config), Workspace((out or config.out or own).resolve())
 
 
-def _portable(config: RunConfig) -> RunConfig:
+def portable(config: RunConfig) -> RunConfig:
     """Absolute paths and no `out`: the run folder's copy means the same from any directory."""
 
     def absolute(section: Config, *names: str) -> Config:

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from common.checkpoint import save_backbone, write_text
-from common.config import digest, dump_toml
+from common.checkpoint import write_text
+from common.config import dump_toml
 from common.errors import InputError, RunFailed
 from common.metrics import MetricsHub, MetricsLog
 from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig, Workspace
-from deploy.learning import learn, run_snapshots
+from deploy.learning import learn, run_snapshots, store_student
 from deploy.pipeline import Here, Services, run_here, wire
 from deploy.progress import Bar
 from learner.learner import Solo
@@ -99,7 +99,7 @@ def distill(
     finally:
         log.close()
     if outcome.steps:  # a run that was stopped while starting up has nothing to store
-        store_student(config, workspace)
+        _store_students(config, workspace)
     facts = {
         **outcome.as_dict(),
         "wall_seconds": time.monotonic() - started,
@@ -206,14 +206,12 @@ def _stop_on_sigterm(services: Services) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def store_student(config: RunConfig, workspace: Workspace) -> None:
-    """Write the newest snapshot's student and its average as files that can be sampled."""
+def _store_students(config: RunConfig, workspace: Workspace) -> None:
+    """Write the newest snapshot's student and its average."""
     found = run_snapshots(config, workspace).latest()
     if found is None:
         raise RunFailed("the learner ended without a snapshot")
     tensors, facts = found
-    model = workspace.model(config, "student_before").load()
     steps = facts["ledger"]["step"]
-    for name, path in (("student", workspace.student), ("ema", workspace.student_ema)):
-        model.load_state_dict(tensors[name])
-        save_backbone(path, model, config.models.student, steps=steps, config_digest=digest(config))
+    store_student(config, workspace, workspace.student, tensors["student"], steps)
+    store_student(config, workspace, workspace.student_ema, tensors["ema"], steps)

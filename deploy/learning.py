@@ -1,9 +1,12 @@
 """Builds one learner rank from a config and files; the same for one process and for Ray Train."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from common.checkpoint import Snapshots, state_digest
+from torch import Tensor
+
+from common.checkpoint import Snapshots, save_backbone_state, state_digest
 from common.config import digest
 from common.ledger import derive_seed
 from common.tokenizer import load_tokenizer
@@ -25,6 +28,7 @@ def learn(
 ) -> Outcome:
     """Train one rank to the end of the schedule, resuming from snapshots in the run folder."""
     workspace = Workspace(root)
+    is_first = ranks.rank == 0
     trainer = Trainer(
         build_learner(config, workspace, ranks),
         config.schedule(),
@@ -38,8 +42,25 @@ def learn(
         snapshot_every=config.learner.snapshot_every,
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
+        after_step=partial(_keep_milestone, config, workspace) if is_first else None,
     )
     return trainer.run()
+
+
+def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Learner) -> None:
+    every, step = config.learner.keep_every, learner.steps_done
+    if every and (step % every == 0 or step == config.learner.steps):
+        for name, state in learner.states().items():
+            store_student(config, workspace, workspace.milestone(name, step), state, step)
+
+
+def store_student(
+    config: RunConfig, workspace: Workspace, path: Path, state: dict[str, Tensor], steps: int
+) -> None:
+    """Write a student after `steps` as a file that can be sampled."""
+    spec = workspace.model(config, "student_before").spec
+    facts = {"steps": steps, "config_digest": digest(config)}
+    save_backbone_state(path, state, config.models.student, spec, **facts)
 
 
 def run_snapshots(config: RunConfig, workspace: Workspace) -> Snapshots:

@@ -59,6 +59,9 @@ class LearnerConfig(Config):
     """Data-parallel learner processes."""
     snapshot_every: NonNegativeInt = 0
     """Steps between resumable snapshots; 0 keeps only the last step."""
+    keep_every: NonNegativeInt = 0
+    """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
+    of quality over training; 0 keeps only the last step's, as student.safetensors."""
     max_failures: NonNegativeInt = 1
     """How often a dead learner is restarted from its newest snapshot."""
     stall_seconds: PositiveFloat = 300.0
@@ -197,6 +200,10 @@ class Learner:
     def published(self, dtype: str) -> Weights:
         """The current student as an immutable bundle, versioned by steps done."""
         return Weights.of(self.steps_done, pack(self._student, precision(dtype)))
+
+    def states(self) -> dict[Literal["student", "student_ema"], dict[str, Tensor]]:
+        """The student's tensors and their moving average: views, not copies."""
+        return {"student": self._student.state_dict(), "student_ema": self._average.state}
 
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to continue: student, average, optimizer, objective, cluster map."""

@@ -68,6 +68,7 @@ class Trainer:
         snapshot_every: int,
         stall_seconds: float,
         while_waiting: Callable[[], object] | None = None,
+        after_step: Callable[[Learner], object] | None = None,
     ) -> None:
         self._learner = learner
         self._schedule = schedule
@@ -81,6 +82,7 @@ class Trainer:
         self._snapshot_every = snapshot_every
         self._stall_seconds = stall_seconds
         self._while_waiting = while_waiting
+        self._after_step = after_step
         self._published = 0
         self._version = 0
 
@@ -135,6 +137,8 @@ class Trainer:
         row |= {**metrics, **self._buffer.gauges()}
         row |= {f"seconds/{name}": value for name, value in seconds.items()}
         self._metrics.post(row)
+        if self._after_step is not None:
+            self._after_step(self._learner)
         self._snapshot()
 
     def _take(self) -> Share:

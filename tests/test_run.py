@@ -277,3 +277,19 @@ def test_keeping_noise_puts_it_on_the_wire(run_in):
     batch = from_arrow(record)
     assert batch.noise_BL is not None
     assert batch.noise_BL.dtype == torch.float64
+
+
+def test_students_along_the_way_stay(run_in, quiet):
+    """Milestones are the run's own states: the last one is the student that the run leaves."""
+    run = run_in("learner.keep_every=4")
+    distill_here(run, quiet)
+    workspace = run[1]
+    assert sorted(file.name for file in workspace.milestones.iterdir()) == [
+        f"{name}-{step:08d}.safetensors" for name in ("student", "student_ema") for step in (4, 6)
+    ]
+    for name, path in (("student", workspace.student), ("student_ema", workspace.student_ema)):
+        kept, _ = load_backbone(workspace.milestone(name, 6))
+        final, _ = load_backbone(path)
+        earlier, _ = load_backbone(workspace.milestone(name, 4))
+        assert torch.equal(kept.head.weight, final.head.weight)
+        assert not torch.equal(earlier.head.weight, final.head.weight)
