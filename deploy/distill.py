@@ -19,7 +19,8 @@ from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig, Workspace
 from deploy.learning import learn, run_snapshots, store_student
-from deploy.pipeline import Here, Services, run_here, wire
+from deploy.pipeline import Services, run_here, wire
+from deploy.place import Here
 from deploy.progress import Bar
 from learner.learner import Solo
 from learner.train import Outcome

@@ -5,14 +5,13 @@
        |                    +---------------------- weights <------------------------------+
        +----------------------------- trained leases <-------------------------------------+
 
-Every box is a plain class that is handed its neighbours; a `Place` decides whether it lives in
-this process (`place_here`) or in a Ray actor (deploy/remote.py).
+Every box is a plain class that is handed its neighbours; a `Place` (deploy/place.py) decides
+whether it lives in this process or in a Ray actor.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, Protocol, TypeVar
 
 from common.buffer import Buffer
 from common.ledger import Draws, Ledger, derive_seed
@@ -22,32 +21,10 @@ from common.tokens import TokenDataset
 from common.weights import WeightStore
 from deploy.config import RunConfig
 from deploy.host import Site
+from deploy.place import Place
 from learner.train import Outcome
 from rollout.worker import RolloutWorker
 from teacher_server.teacher import Teacher
-
-T = TypeVar("T")
-
-
-class Place(Protocol):
-    """Creates `cls(*args, **kwargs)` somewhere and returns what behaves like it."""
-
-    def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T: ...
-    def share(self, value: T) -> T: ...
-    def any_of(self, replicas: list[T]) -> T: ...
-
-
-class Here:
-    """This process: callers bring their own threads, and one replica is as good as many."""
-
-    def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T:
-        return cls(*args, **kwargs)
-
-    def share(self, value: T) -> T:
-        return value
-
-    def any_of(self, replicas: list[T]) -> T:
-        return replicas[0]
 
 
 @dataclass(frozen=True, slots=True)

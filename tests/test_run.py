@@ -265,7 +265,8 @@ def test_a_model_of_other_tokens_is_refused_with_both_values(
 
 def test_keeping_noise_puts_it_on_the_wire(run_in):
     from common.ledger import Lease
-    from deploy.pipeline import Here, wire
+    from deploy.pipeline import wire
+    from deploy.place import Here
 
     config, workspace = run_in("rollout.keep_noise=true")
     services = wire(

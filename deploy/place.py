@@ -1,0 +1,31 @@
+"""Where objects live: a `Place` creates them, in this process or in a Ray actor (deploy/remote.py).
+
+The classes themselves do not know.
+"""
+
+from typing import Any, Protocol, TypeVar
+
+from deploy.host import Site
+
+T = TypeVar("T")
+
+
+class Place(Protocol):
+    """Creates `cls(*args, **kwargs)` somewhere and returns what behaves like it."""
+
+    def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T: ...
+    def share(self, value: T) -> T: ...
+    def any_of(self, replicas: list[T]) -> T: ...
+
+
+class Here:
+    """This process: callers bring their own threads, and one replica is as good as many."""
+
+    def __call__(self, cls: type[T], *args: Any, site: Site | None = None, **kwargs: Any) -> T:
+        return cls(*args, **kwargs)
+
+    def share(self, value: T) -> T:
+        return value
+
+    def any_of(self, replicas: list[T]) -> T:
+        return replicas[0]
