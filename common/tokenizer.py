@@ -47,6 +47,20 @@ class Tokenizer(nn.Module, ABC):
         return replace(self.shape, num_classes=num_classes)
 
 
+class MultiscaleTokenizer(Tokenizer):
+    """Its tokens are those of one residual quantiser."""
+
+    quantize: ResidualQuantizer
+
+    @property
+    def quantizer(self) -> ResidualQuantizer:
+        return self.quantize
+
+    @property
+    def codebook_VD(self) -> Tensor:
+        return self.quantize.code_VD
+
+
 class TokenizerConfig(PluginConfig, ABC):
     """Knobs of a tokenizer, and how to obtain one."""
 

@@ -19,7 +19,12 @@ from torch.nn import functional as F
 from common.backbone import SequenceSpec
 from common.errors import InputError
 from common.residual import ResidualQuantizer
-from common.tokenizer import Tokenizer, TokenizerConfig, multiscale_shape
+from common.tokenizer import (
+    MultiscaleTokenizer,
+    Tokenizer,
+    TokenizerConfig,
+    multiscale_shape,
+)
 
 FIT_BATCH = 256
 """Images quantised together while fitting."""
@@ -95,7 +100,7 @@ class Config(TokenizerConfig):
         return torch.from_numpy(clustering.fit(vector_nD.numpy()).cluster_centers_)
 
 
-class MultiscaleKMeans(Tokenizer):
+class MultiscaleKMeans(MultiscaleTokenizer):
     """Codes are differences of pixels normalised to [-1, 1]."""
 
     def __init__(self, config: Config, *, size: int, channels: int) -> None:
@@ -104,14 +109,6 @@ class MultiscaleKMeans(Tokenizer):
         self._patch = config.patch
         width = channels * config.patch**2
         self.quantize = ResidualQuantizer(config.vocab_size, width, config.scales)
-
-    @property
-    def quantizer(self) -> ResidualQuantizer:
-        return self.quantize
-
-    @property
-    def codebook_VD(self) -> Tensor:
-        return self.quantize.code_VD
 
     def latent(self, pixel_BCHW: Tensor) -> Tensor:
         """uint8 images to latent_BDhh in [-1, 1]."""

@@ -21,7 +21,7 @@ from common.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from common.errors import InputError
 from common.official import Checkpoint, load
 from common.residual import ResidualQuantizer
-from common.tokenizer import Tokenizer, multiscale_shape
+from common.tokenizer import MultiscaleTokenizer, Tokenizer, multiscale_shape
 
 RENAMED = {
     "encoder.down.": "encoder.conv_blocks.",
@@ -103,21 +103,13 @@ class Config(ConvTokenizerConfig):
         return VARVQVAE(self, size=size)
 
 
-class VARVQVAE(ConvTokenizer):
+class VARVQVAE(ConvTokenizer, MultiscaleTokenizer):
     def __init__(self, config: Config, *, size: int) -> None:
         super().__init__(config, size=size, code_width=config.z_channels, kernel=3)
         self.quantize = ResidualQuantizer(
             config.vocab_size, config.z_channels, config.scales, phis=config.phis
         )
         self._by_direction = config.using_znorm
-
-    @property
-    def quantizer(self) -> ResidualQuantizer:
-        return self.quantize
-
-    @property
-    def codebook_VD(self) -> Tensor:
-        return self.quantize.code_VD
 
     def quantise(self, latent_BDhw: Tensor) -> Tensor:
         nearest = self._nearest_direction if self._by_direction else None
