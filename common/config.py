@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,22 +67,6 @@ def validate(cls: type[C], tree: dict[str, Any], *, source: str) -> C:
     except ValidationError as error:
         lines = [_sentence(cls, item) for item in error.errors()]
         raise InputError(f"{source}: " + "; ".join(lines)) from None
-
-
-def apply_preset(values: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Fill in the fields that `values["preset"]` stands for; for a `mode="before"` validator.
-
-    Raises:
-        ValueError: a field was also given, with another value.
-    """
-    if not isinstance(values, dict) or values.get("preset") not in presets:
-        return values
-    sizes = presets[values["preset"]]
-    for name, size in sizes.items():
-        if values.get(name, size) != size:
-            found = f"preset {values['preset']} has {name} {size}, not {values[name]}"
-            raise ValueError(f"{found}; drop one")
-    return {**values, **sizes}
 
 
 def dump_toml(config: Config) -> str:

@@ -2,10 +2,11 @@
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BeforeValidator, computed_field
+from pydantic import BeforeValidator, computed_field, model_validator
 
 from common.config import Config
 from common.errors import InputError
@@ -13,6 +14,22 @@ from common.errors import InputError
 
 class PluginConfig(Config):
     """Base of every plug-in config."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What the values of a field `preset` stand for: published sizes, by field."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        """Refuses a field that is also given, with another value."""
+        sizes = cls.presets.get(str(values.get("preset"))) if isinstance(values, dict) else None
+        if sizes is None:
+            return values
+        for name, size in sizes.items():
+            if values.get(name, size) != size:
+                found = f"preset {values['preset']} has {name} {size}, not {values[name]}"
+                raise ValueError(f"{found}; drop one")
+        return {**values, **sizes}
 
     @computed_field
     @property

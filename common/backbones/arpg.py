@@ -27,7 +27,6 @@ from common.backbone import (
     SequenceSpec,
     require_raster,
 )
-from common.config import apply_preset
 from common.layers import KeyValueCache, RMSNorm, RotaryTable
 from common.plan import (
     RANDOM_ORDER_STEPS,
@@ -60,10 +59,7 @@ class Config(BackboneConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Token, residual and feed-forward dropout while training."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: dict) -> dict:
-        return apply_preset(values, PRESETS)
+    presets = PRESETS
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

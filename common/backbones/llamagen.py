@@ -22,7 +22,6 @@ from common.backbone import (
     refuse_decoding,
     require_raster,
 )
-from common.config import apply_preset
 from common.layers import (
     CausalAttention,
     DropPath,
@@ -64,10 +63,7 @@ class Config(BackboneConfig):
     """Drop-path rate of the last block, rising from 0; as published, it replaces residual and
     feed-forward dropout (token dropout stays)."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: dict) -> dict:
-        return apply_preset(values, PRESETS)
+    presets = PRESETS
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -27,7 +27,6 @@ from common.backbone import (
     SequenceSpec,
     refuse_decoding,
 )
-from common.config import apply_preset
 from common.errors import InputError
 from common.layers import KeyValueCache, drop_path_rates
 from common.plan import DecodePlan, DecodingConfig, next_scale_plan
@@ -80,10 +79,7 @@ class Config(BackboneConfig):
     adaln_gamma: PositiveFloat = 1e-3
     """Factor on the initial weights that make the residual gates."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: dict) -> dict:
-        return apply_preset(values, PRESETS)
+    presets = PRESETS
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.backbone import SequenceSpec
-from common.config import apply_preset
 from common.conv import ConvSizes
 from common.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from common.errors import InputError
@@ -46,13 +45,9 @@ class Config(ConvTokenizerConfig):
     entropy: NonNegativeFloat = 0.0
     """Training: weight of the term that spreads images over the codes; 0 as published."""
 
+    presets = PRESETS
     signature: ClassVar[str] = "encoder.mid.1.q."
     published: ClassVar[str] = "vq_ds16_c2i.pt or vq_ds8_c2i.pt"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        return apply_preset(values, PRESETS)
 
     @property
     def sizes(self) -> ConvSizes:
