@@ -11,7 +11,7 @@ Shape letters: B sequences, L slots, n slots in the current step, C width, V voc
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,8 @@ class Official:
     ignored: tuple[str, ...] = ()
     """Patterns of entries that hold no weights, tolerated on reading."""
     suffix: str = ".pt"
+    head: str = "head"
+    """Name of the output layer."""
 
 
 class Backbone(nn.Module, ABC):
@@ -115,9 +117,13 @@ class Backbone(nn.Module, ABC):
     spec: SequenceSpec
 
     @property
-    @abstractmethod
     def head(self) -> nn.Linear:
         """Maps `features` to logits; linear in all families, as `guided_hidden` needs."""
+        return cast(nn.Linear, self._modules[self.official.head])
+
+    def _add_head(self, head: nn.Linear) -> None:
+        """Register it by its official name, for which a property may stand in the way."""
+        self._modules[self.official.head] = head
 
     @abstractmethod
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:

@@ -5,6 +5,7 @@ Source: backbones.md sections 1.1 and 1.2.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,19 @@ def rotary_2d(rows: int, cols: int, head_width: int, *, base: float = 10000.0) -
     ).flatten(0, 1)
     table = torch.stack([angle.cos(), angle.sin()], dim=-1)
     return torch.cat([torch.zeros_like(table[:1]), table])
+
+
+def require_rotary_heads(width: int, heads: int) -> None:
+    """For the validators of configs.
+
+    Raises:
+        ValueError: heads of this width cannot be rotated in two dimensions.
+    """
+    if width % heads or (width // heads) % 4:
+        raise ValueError(
+            f"width {width} over {heads} heads gives head width {width / heads:g}; "
+            "2-D rotary positions need a multiple of 4"
+        )
 
 
 class RotaryTable:
@@ -152,6 +166,14 @@ class DropPath(nn.Module):
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Linearly spaced from 0 at the first block to `last` at the last one."""
     return torch.linspace(0, last, depth, device="cpu").tolist()
+
+
+def start_uniform(model: nn.Module, head: nn.Linear) -> None:
+    """N(0, 0.02) everywhere and a zero head: a fresh model is exactly uniform."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(cast(Tensor, module.weight), std=0.02)
+    nn.init.zeros_(head.weight)
 
 
 def attend(query_BHnD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:

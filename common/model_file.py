@@ -72,7 +72,7 @@ class ModelFile:
             return head
         checkpoint = self._open()
         model = self._skeleton()
-        prefix = next(name for name, module in model.named_modules() if module is model.head)
+        prefix = model.official.head
         names = [f"{prefix}.{part}" for part in model.head.state_dict()]
         state = {
             name.removeprefix(f"{prefix}."): value

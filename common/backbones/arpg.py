@@ -13,7 +13,7 @@ pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -27,7 +27,13 @@ from common.backbone import (
     SequenceSpec,
     require_raster,
 )
-from common.layers import KeyValueCache, RMSNorm, RotaryTable
+from common.layers import (
+    KeyValueCache,
+    RMSNorm,
+    RotaryTable,
+    require_rotary_heads,
+    start_uniform,
+)
 from common.plan import (
     RANDOM_ORDER_STEPS,
     DecodePlan,
@@ -63,11 +69,7 @@ class Config(BackboneConfig):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads gives head width "
-                f"{self.width / self.heads:g}; 2-D rotary positions need a multiple of 4"
-            )
+        require_rotary_heads(self.width, self.heads)
         if self.depth % 2:
             raise ValueError(f"depth {self.depth} is odd; ARPG splits it into two equal decoders")
         return self
@@ -115,14 +117,9 @@ class ARPG(Backbone):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = TwoPassDecoder(config.decoder_sizes())
         self.norm = RMSNorm(config.width)
-        # Under its official name, which the contract's property of the same name reads.
-        self._modules["head"] = nn.Linear(config.width, spec.vocab_size, bias=False)
+        self._add_head(nn.Linear(config.width, spec.vocab_size, bias=False))
         self._rotary = RotaryTable(spec.grid, config.width // config.heads)
-        self._initialise()
-
-    @property
-    def head(self) -> nn.Linear:
-        return cast(nn.Linear, self._modules["head"])
+        start_uniform(self, self.head)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
         decoding = decoding or DecodingConfig()
@@ -202,10 +199,3 @@ class ARPG(Backbone):
         for block in self.layers.cross_dec:
             x_BnC = block(x_BnC, rotary_BnP2, memory)
         return self.norm(x_BnC)
-
-    def _initialise(self) -> None:
-        """N(0, 0.02) everywhere and a zero head: a fresh model is exactly uniform."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(cast(Tensor, module.weight), std=0.02)
-        nn.init.zeros_(self.head.weight)

@@ -7,7 +7,7 @@ Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotar
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -30,6 +30,8 @@ from common.layers import (
     RotaryTable,
     SwiGLU,
     drop_path_rates,
+    require_rotary_heads,
+    start_uniform,
 )
 from common.plan import DecodePlan, DecodingConfig, raster_plan
 
@@ -67,11 +69,7 @@ class Config(BackboneConfig):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads gives head width "
-                f"{self.width / self.heads:g}; 2-D rotary positions need a multiple of 4"
-            )
+        require_rotary_heads(self.width, self.heads)
         return self
 
     def build(self, spec: SequenceSpec) -> Backbone:
@@ -125,7 +123,7 @@ class Block(nn.Module):
 class LlamaGen(Backbone):
     """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
 
-    official = Official("model", ("freqs_cis", "layers.*.attention.kv_cache.*"))
+    official = Official("model", ("freqs_cis", "layers.*.attention.kv_cache.*"), head="output")
 
     def __init__(self, config: Config, spec: SequenceSpec) -> None:
         super().__init__()
@@ -137,13 +135,9 @@ class LlamaGen(Backbone):
         rates = drop_path_rates(config.drop_path, config.depth)
         self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, spec.vocab_size, bias=False)
+        self._add_head(nn.Linear(config.width, spec.vocab_size, bias=False))
         self._rotary = RotaryTable(spec.grid, config.width // config.heads)
-        self._initialise()
-
-    @property
-    def head(self) -> nn.Linear:
-        return self.output
+        start_uniform(self, self.head)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
         refuse_decoding("llamagen", decoding)
@@ -177,10 +171,3 @@ class LlamaGen(Backbone):
         for depth, block in enumerate(self.layers):
             x_BnC = block(x_BnC, rotary_nP2, caches[depth] if caches else None)
         return self.norm(x_BnC)
-
-    def _initialise(self) -> None:
-        """N(0, 0.02) everywhere and a zero head: a fresh model is exactly uniform."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(cast(Tensor, module.weight), std=0.02)
-        nn.init.zeros_(self.output.weight)

@@ -165,13 +165,8 @@ class VAR(Backbone):
         rates = drop_path_rates(config.drop_path, config.depth)
         self.blocks = nn.ModuleList(Block(config.block_sizes(), rate) for rate in rates)
         self.head_nm = HeadNorm(width)
-        # Under its official name, which the contract's property of the same name reads.
-        self._modules["head"] = nn.Linear(width, spec.vocab_size)
+        self._add_head(nn.Linear(width, spec.vocab_size))
         self._initialise(config)
-
-    @property
-    def head(self) -> nn.Linear:
-        return cast(nn.Linear, self._modules["head"])
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
         refuse_decoding("var", decoding)
