@@ -222,21 +222,28 @@ def check_var(golden, tmp_path, keep=ignore):
     golden.gradients("grad.", lambda name: model.get_parameter(name).grad)
     for name, scale in golden.names(r"greedy_cfg([\d.]+)\.tokens"):
         prefix = name.removesuffix("tokens")
-        greedy, raw = greedy_decode(model, labels, plan, Guidance(scale=float(scale)))
-        golden.equal(name, greedy)
-        golden.close(f"{prefix}raw_logits", raw, atol=2e-4)
-        for inner, index in golden.names(re.escape(prefix) + r"fhat_(\w+)"):
-            count = len(scales) if index == "last" else int(index) + 1
-            canvas = model.quantizer.blank(len(labels))
-            for step in range(count):
-                canvas += model.quantizer.contribution(greedy[:, plan.slots(step)], step)
-            golden.close(inner, canvas, atol=2e-4)
-        with torch.no_grad():
-            image = tokenizer.render(tokenizer.embed(greedy)).clamp(-1, 1).add(1).div(2)
-        golden.close(f"{prefix}image", image, atol=2e-4)
+        check_painting(golden, model, tokenizer, prefix, Guidance(scale=float(scale)))
 
     def sampling(combination):
         top_p = combination["top_p"] or 1.0  # VAR's 0 is "off"
         return SamplingConfig(top_k=combination["top_k"], top_p=top_p, top_p_rule="var")
 
     check_filters(golden, sampling)
+
+
+def check_painting(golden, model, tokenizer, prefix, guidance):
+    """Greedy tokens, their logits, the canvas after every scale and the picture."""
+    labels = golden["labels"]
+    plan = model.plan(range(len(labels)))
+    greedy, raw = greedy_decode(model, labels, plan, guidance)
+    golden.equal(f"{prefix}tokens", greedy)
+    golden.close(f"{prefix}raw_logits", raw, atol=2e-4)
+    for name, index in golden.names(re.escape(prefix) + r"fhat_(\w+)"):
+        count = len(model.spec.scales) if index == "last" else int(index) + 1
+        canvas = model.quantizer.blank(len(labels))
+        for step in range(count):
+            canvas += model.quantizer.contribution(greedy[:, plan.slots(step)], step)
+        golden.close(name, canvas, atol=2e-4)
+    with torch.no_grad():
+        image = tokenizer.render(tokenizer.embed(greedy)).clamp(-1, 1).add(1).div(2)
+    golden.close(f"{prefix}image", image, atol=2e-4)
