@@ -1,0 +1,1 @@
+"""Methods compared over seeds from one shared start: measurements, statistics and the page."""
