@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from statistics import fmean
 
 from deploy.study.intervals import Estimate, Paired, estimate
 from deploy.study.results import METRICS, CellFacts
 from deploy.study.statistics import Analysis, Comparison, Summary
-from deploy.study.verdicts import number, span, verdict
+from deploy.study.verdicts import left_out, number, span, statement, verdict
 
 TITLES = {"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
 TITLES |= {"inception_score": "Inception score"}
@@ -152,7 +153,7 @@ def paired_table(rows: Sequence[Comparison], guidance: float) -> list[list[str]]
     found = []
     for row in rows:
         found.append([row.method, f"{guidance:g}", *_paired_cells(row.fixed)])
-        found[-1].append(verdict(row, guidance))
+        found[-1].append(f"{statement(row, guidance)}.{left_out(row)}")
         if row.best:
             found.append(["", "best of each", *_paired_cells(row.best), ""])
     return found
@@ -161,7 +162,7 @@ def paired_table(rows: Sequence[Comparison], guidance: float) -> list[list[str]]
 def _paired_cells(paired: Paired) -> list[str]:
     p_values = [_p(paired.p_t), _p(paired.p_holm), _p(paired.p_flip)]
     if paired.smallest_p_flip is not None:
-        p_values[-1] += f" (at least {paired.smallest_p_flip:.2g})"
+        p_values[-1] += f" (at least {_p(paired.smallest_p_flip)})"
     width = paired.joint.half_width
     return [
         str(len(paired.seeds)),
@@ -174,7 +175,7 @@ def _paired_cells(paired: Paired) -> list[str]:
 
 
 def _p(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+    return "-" if value is None else f"{value:.3g}" if value >= 1e-4 else "< 0.0001"
 
 
 COST_HEADER = ["method", "cells", "steps", "images", "seconds", "seconds per step"]
@@ -207,5 +208,8 @@ def cost_table(methods: Sequence[str], facts: Sequence[CellFacts]) -> list[list[
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; cells may hold anything."""
     lines = [header, ["---"] * len(header), *rows]
-    clean = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    clean = [
+        [escape(cell, quote=False).replace("|", "\\|").replace("\n", " ") for cell in line]
+        for line in lines
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in clean)

@@ -37,31 +37,46 @@ def span(found: Estimate) -> str:
 
 
 def verdict(comparison: Comparison, guidance: float) -> str:
-    """One sentence on FID of the method against its baseline.
+    """One sentence on FID of the method against its baseline, with differences and intervals."""
+    fixed, best = comparison.fixed, comparison.best
+    said = statement(comparison, guidance)
+    if fixed.joint.sign is not None:
+        said += f" (at guidance {guidance:g}: {_difference(fixed)}"
+        if best and best.joint.sign is not None:
+            said += f"; at the best guidance of each: {_difference(best)}"
+        said += ")"
+    return f"{said}.{left_out(comparison)}"
+
+
+def left_out(comparison: Comparison) -> str:
+    """A sentence on seeds that one of the two lacks."""
+    if not comparison.missing:
+        return ""
+    seeds = ", ".join(map(str, comparison.missing))
+    return f" Without seed {seeds}, which may flatter either."
+
+
+def statement(comparison: Comparison, guidance: float) -> str:
+    """The verdict without its numbers.
 
     "lower FID" without a condition needs the joint interval below zero at the fixed guidance and
     at the best guidance of each.
     """
-    fixed, best = comparison.fixed, comparison.best
-    name = comparison.baseline
-    at_fixed = f"at guidance {guidance:g} ({_difference(fixed)})"
-    if fixed.joint.sign is None:
-        return f"cannot be compared with {name}: {_why_not(fixed)}.{_missing(comparison)}"
-    if best is None or best.joint.sign is None:
-        said = f"{_direction(fixed, name)} {at_fixed}"
-        unknown = f"; no interval at other guidance, so this {SHIFT}" if fixed.joint.sign else ""
-        return f"{said}{unknown}.{_missing(comparison)}"
-    at_best = f"at the best guidance of each ({_difference(best)})"
-    if fixed.joint.sign == best.joint.sign:
-        return f"{_direction(fixed, name)} {at_fixed} and {at_best}.{_missing(comparison)}"
-    said = f"{_direction(fixed, name)} {at_fixed}, but {_direction(best, name)} {at_best}"
-    shift = f": it {SHIFT}" if fixed.joint.sign else ""
-    return f"{said}{shift}.{_missing(comparison)}"
+    name, fixed = comparison.baseline, comparison.fixed.joint.sign
+    if fixed is None:
+        return f"cannot be compared with {name}: {_why_not(comparison.fixed)}"
+    said = f"{_direction(fixed)} {name} at guidance {guidance:g}"
+    best = comparison.best.joint.sign if comparison.best else None
+    if best is None:
+        return f"{said}; without a sweep over seeds this {SHIFT}" if fixed else said
+    if fixed == best:
+        return f"{said} and at the best guidance of each"
+    said += f", but {_direction(best)} {name} at the best guidance of each"
+    return f"{said}: it {SHIFT}" if fixed else said
 
 
-def _direction(paired: Paired, name: str) -> str:
-    words = {-1: "lower FID than", 0: "not distinguishable from", 1: "higher FID than"}
-    return f"{words[paired.joint.sign or 0]} {name}"
+def _direction(sign: int) -> str:
+    return {-1: "lower FID than", 0: "not distinguishable from", 1: "higher FID than"}[sign]
 
 
 def _difference(paired: Paired) -> str:
@@ -76,21 +91,16 @@ def _why_not(paired: Paired) -> str:
     return f"the difference is the same on all {count} seeds, so they measure no spread"
 
 
-def _missing(comparison: Comparison) -> str:
-    if not comparison.missing:
-        return ""
-    seeds = ", ".join(map(str, comparison.missing))
-    return f" On common seeds only; without {seeds}, which may flatter either."
-
-
 def conclusions(analysis: Analysis) -> list[str]:
-    """What the data support and what they do not, in sentences."""
+    """What the data support and what they do not, in sentences.
+
+    Numbers behind a method are the difference at the fixed guidance and its joint interval.
+    """
     found = [] if analysis.reference is None else [_on_reference(analysis)]
-    for baseline, comparisons in analysis.against.items():
-        found += _on_baseline(baseline, comparisons, analysis.guidance)
+    for comparisons in analysis.against.values():
+        found += _on_baseline(comparisons, analysis.guidance)
     found += [
-        f"{row.method}, after {row.baseline} in the ablation: {verdict(row, analysis.guidance)}"
-        for row in analysis.ablation
+        f"Ablation, {row.method}: {verdict(row, analysis.guidance)}" for row in analysis.ablation
     ]
     return found + _cautions(analysis)
 
@@ -100,33 +110,37 @@ def _on_reference(analysis: Analysis) -> str:
     said = verdict(analysis.reference, analysis.guidance)
     lower = analysis.reference.fixed.joint.sign == -1
     doubt = "" if lower else " Without a gap to close, little can be learnt about distillation."
-    return f"The teacher against the student that all cells start from: {said}{doubt}"
+    return f"Teacher against base student, which all cells start from: {said}{doubt}"
 
 
-def _on_baseline(baseline: str, rows: Sequence[Comparison], guidance: float) -> list[str]:
-    """A sentence for each comparison that shows a direction, one for all the others."""
-    told = [row for row in rows if _shows_direction(row)]
-    unclear = [row.method for row in rows if row not in told and row.fixed.joint.sign is not None]
-    untested = [row.method for row in rows if row.fixed.joint.sign is None]
-    found = [f"{row.method}: {verdict(row, guidance)}" for row in told]
-    if unclear:
-        found.append(f"Not distinguishable from {baseline}: {', '.join(unclear)}.")
-    if untested:
-        found.append(f"Not comparable with {baseline}: {', '.join(untested)}.")
-    return found
+def _on_baseline(rows: Sequence[Comparison], guidance: float) -> list[str]:
+    """A sentence for each kind of verdict, with the methods it holds for."""
+    groups: dict[str, list[str]] = {}
+    for row in sorted(rows, key=_order):
+        bounds = span(row.fixed.joint)
+        numbers = (
+            f" ({number(row.fixed.joint.mean, row.fixed.joint.half_width)}; {bounds})"
+            if bounds
+            else ""
+        )
+        groups.setdefault(statement(row, guidance), []).append(row.method + numbers)
+    return [f"{said[0].upper()}{said[1:]}: {', '.join(who)}." for said, who in groups.items()]
 
 
-def _shows_direction(row: Comparison) -> bool:
-    fixed, best = row.fixed.joint.sign, row.best.joint.sign if row.best else None
-    return fixed is not None and bool(fixed or best)
+def _order(row: Comparison) -> tuple[int, int]:
+    """Lower FID first, higher FID next to last, what cannot be compared last."""
+    signs = row.fixed.joint.sign, row.best.joint.sign if row.best else None
+    first, second = (2 if sign is None else sign for sign in signs)
+    return first, second
 
 
 def _cautions(analysis: Analysis) -> list[str]:
     count = len(analysis.seeds)
     cautions = [
-        "What cannot be said: nothing about the order of methods whose intervals cover zero, however "
-        "their means lie; nothing about other data, models, budgets, settings or measures of "
-        "quality; and nothing about another teacher or base student, because all seeds share them."
+        "What cannot be said: nothing about the order of methods whose intervals cover zero, "
+        "however their means lie; nothing about other data, models, budgets, settings or measures "
+        "of quality; and nothing about another teacher or base student, because all seeds share "
+        "them."
     ]
     if count < 2:
         cautions.append("With a single seed there are no intervals: no method can be told apart.")
