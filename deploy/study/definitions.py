@@ -37,7 +37,8 @@ DEFINITIONS = {
     ),
     "p (sign flip)": (
         "The share of all 2^n ways to flip the signs of the n differences whose mean is at least "
-        "as far from zero. It needs no normal distribution, but cannot fall below 2^(1 - n)."
+        "as far from zero. It needs no normal distribution, but cannot fall below 2^(1 - n), "
+        "given in brackets."
     ),
     "Verdict": (
         "A direction is named only where the joint interval excludes zero. A direction at the "

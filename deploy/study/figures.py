@@ -19,6 +19,7 @@ REFERENCE_COLOURS = {"teacher": "#222222", "base": "#999999"}
 BASELINE_STYLES = ("--", ":", "-.")
 OTHERS = "#D8D8D8"
 COLUMNS = 5
+"""Panels side by side at most."""
 DPI = 110
 
 CAPTIONS = {
@@ -163,8 +164,8 @@ def _swept(summary: Summary) -> Line:
 def _panels(analysis: Analysis, line_of: Callable[[Summary], Line], kind: str) -> bytes:
     """One panel per method, all on the same axes."""
     names = analysis.methods
-    columns = min(COLUMNS, len(names))
-    rows = math.ceil(len(names) / columns)
+    rows = math.ceil(len(names) / COLUMNS)
+    columns = math.ceil(len(names) / rows)
     size = 1 + 2.2 * columns, 1 + 1.75 * rows
     figure, axes = _pyplot().subplots(
         rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"

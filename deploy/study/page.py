@@ -35,15 +35,16 @@ from deploy.study.verdicts import conclusions, notes
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 76rem; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 84rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.4rem; }
 h2 { border-bottom: 1px solid var(--line); } h3 { font-size: 1.05rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .5rem; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid var(--line); } th { background: var(--soft); }
-td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 14rem; }
-.plain td:last-child { min-width: 0; }
+td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 12rem; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+.plain td:last-child { min-width: 0; white-space: nowrap; }
 figure { margin: 1rem 0; break-inside: avoid; }
 figure img { background: #fff; max-width: 100%; border-radius: 4px; }
 figcaption, .soft { font-size: .85rem; opacity: .8; }
@@ -170,7 +171,8 @@ def _run_in_words(analysis: Analysis, about: About) -> str:
         f"{len(analysis.methods)} methods, {count} seed{'' if count == 1 else 's'} ({seeds}), from "
         "one shared start: same tokenizer, teacher, base student, data order and sample noise. "
         f"Equal budget by {about.equal}: {about.budget}. Metrics: {about.features}. "
-        f"Fixed guidance: {analysis.guidance:g}. Brackets: 95 % t-interval over seeds"
+        f"Guidance is {analysis.guidance:g} unless it says best. "
+        "Brackets: 95 % t-interval over seeds"
         + ("; with one seed there is none." if count < 2 else ".")
     )
 
@@ -188,18 +190,16 @@ def _comparisons(analysis: Analysis) -> Iterable[str]:
     if analysis.ablation:
         yield "<h2>Ablation</h2><p>Each method against the one before it.</p>"
         header = ["method", "against", *PAIRED_HEADER[1:]]
-        lines = []
-        for row in analysis.ablation:
-            first, *rest = paired_table([row], analysis.guidance)
-            lines.append([first[0], row.baseline, *first[1:]])
-            lines += [[line[0], "", *line[1:]] for line in rest]
-        yield _table(header, lines)
+        lines = zip(
+            analysis.ablation, paired_table(analysis.ablation, analysis.guidance), strict=True
+        )
+        yield _table(header, [[line[0], row.baseline, *line[1:]] for row, line in lines])
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    body = "".join(f"<tr>{line.replace(chr(10), '<br>')}</tr>" for line in lines)
     shape = "" if header[-1] == "verdict" else ' class="plain"'
     table = f"<table{shape}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
     return f'<div class="wide">{table}</div>'

@@ -84,52 +84,46 @@ def analyse(
     guidance: float,
     ablation: Sequence[str] = (),
 ) -> Analysis:
-    """Summaries, paired comparisons and gaps of a study.
+    """Summaries, paired comparisons and gaps of a study, at the fixed `guidance`.
 
-    Args:
-        measurements: rows of the cells and of the references; of rows that agree in method, seed,
-            step and guidance the last one counts.
-        methods: names in the order to show; rows of other methods are left out.
-        baselines: names to compare every method with; "base" and "teacher" may be among them. A
-            baseline is not compared again with a baseline before it.
-        guidance: the fixed guidance.
-        ablation: methods in order, each to be compared with the one before it.
+    `methods` are shown in their order; rows of others are left out, and of rows that agree in
+    method, seed, step and guidance the last one counts. `baselines` may hold "base" and "teacher";
+    none is compared again with a baseline before it. `ablation` orders some of the methods.
 
     Raises:
         ValueError: a name is unknown or reserved, or appears twice.
     """
     _check_names(methods, baselines, ablation)
-    rows = {(m.method, m.seed, m.step, m.guidance): m for m in measurements}
-    kept = tuple(m for m in rows.values() if m.method in {*REFERENCES, *methods})
-    finals = {name: _finals(name, kept) for name in (*REFERENCES, *methods)}
+    names = (*REFERENCES, *methods)
+    rows = {(m.method, m.seed, m.step, m.guidance): m for m in measurements if m.method in names}
+    seeds = tuple(sorted({seed for _, seed, _, _ in rows}))
+    finals = {name: _finals(name, rows.values()) for name in names}
+    finals = {name: found for name, found in finals.items() if found or name in methods}
     sweep = sorted({scale for found in finals.values() for scale in found})
-    seeds = tuple(sorted({m.seed for m in kept}))
-    shown = [name for name in finals if name in methods or finals[name]]
-    base = [m for m in kept if m.method == BASE and m.guidance == guidance]
-    summaries = {
-        name: _summary(name, finals[name], sweep, guidance, _courses(name, kept, base, guidance))
-        for name in shown
-    }
-    pairs = [
-        (method, baseline)
-        for place, baseline in enumerate(baselines)
-        for method in methods
-        if method not in baselines[: place + 1]
-    ]
-    compared = _family(pairs, summaries, seeds)
-    has_references = all(name in summaries for name in REFERENCES)
+    summaries = _summaries(finals, rows.values(), sweep, guidance)
+    against = _family(_pairs(methods, baselines), summaries, seeds)
+    reference = _family([REFERENCES], summaries, seeds)
     return Analysis(
-        measurements=kept,
+        measurements=tuple(rows.values()),
         guidance=guidance,
         methods=tuple(methods),
         baselines=tuple(baselines),
         seeds=seeds,
         summaries=summaries,
-        against={name: tuple(c for c in compared if c.baseline == name) for name in baselines},
+        against={name: tuple(c for c in against if c.baseline == name) for name in baselines},
         ablation=_family(list(zip(ablation[1:], ablation, strict=False)), summaries, seeds),
-        reference=_family([REFERENCES], summaries, seeds)[0] if has_references else None,
-        gaps=tuple(_gaps(shown, finals, seeds, sweep, guidance)),
+        reference=reference[0] if summaries.keys() >= set(REFERENCES) else None,
+        gaps=tuple(_gaps(finals, seeds, sweep, guidance)),
     )
+
+
+def _pairs(methods: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
+    return [
+        (method, baseline)
+        for place, baseline in enumerate(baselines)
+        for method in methods
+        if method not in baselines[: place + 1]
+    ]
 
 
 def _check_names(methods: Sequence[str], baselines: Sequence[str], ablation: Sequence[str]) -> None:
@@ -155,6 +149,19 @@ def _finals(method: str, rows: Iterable[Measurement]) -> Finals:
             if row.step == last:
                 found.setdefault(row.guidance, {})[seed] = row
     return found
+
+
+def _summaries(
+    finals: Mapping[str, Finals],
+    rows: Iterable[Measurement],
+    sweep: Sequence[float],
+    guidance: float,
+) -> dict[str, Summary]:
+    fixed = [row for row in rows if row.guidance == guidance and math.isfinite(row.fid)]
+    return {
+        name: _summary(name, found, sweep, guidance, _courses(name, fixed))
+        for name, found in finals.items()
+    }
 
 
 def _summary(
@@ -183,18 +190,17 @@ def _values(rows: Mapping[int, Measurement], metric: str = "fid") -> dict[int, f
     return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
 
-def _courses(
-    method: str, rows: Iterable[Measurement], base: Sequence[Measurement], guidance: float
-) -> list[list[Measurement]]:
+def _courses(method: str, rows: Iterable[Measurement]) -> list[list[Measurement]]:
     """A seed's evaluations at the fixed guidance in order, from the base student on."""
     courses: dict[int, dict[int, Measurement]] = {}
+    start: dict[int, Measurement] = {}
     for row in rows:
-        if row.method == method and row.guidance == guidance and math.isfinite(row.fid):
+        if row.method == method:
             courses.setdefault(row.seed, {})[row.step] = row
-    start = {row.seed: row for row in base if math.isfinite(row.fid)}
-    for seed, course in courses.items():
-        if method not in REFERENCES and seed in start:
-            course[0] = start[seed]
+        if row.method == BASE:
+            start[row.seed] = row
+    for seed in courses.keys() & start.keys() if method not in REFERENCES else ():
+        courses[seed][0] = start[seed]
     return [[course[step] for step in sorted(course)] for course in courses.values()]
 
 
@@ -241,15 +247,14 @@ def _best_fid(summary: Summary | None) -> Mapping[int, float]:
 
 
 def _gaps(
-    names: Sequence[str],
     finals: Mapping[str, Finals],
     seeds: Sequence[int],
     sweep: Sequence[float],
     guidance: float,
 ) -> Iterable[str]:
-    for name in names:
+    for name, by_guidance in finals.items():
         for seed in seeds:
-            found = {scale: rows[seed] for scale, rows in finals[name].items() if seed in rows}
+            found = {scale: rows[seed] for scale, rows in by_guidance.items() if seed in rows}
             if guidance not in found:
                 yield f"{name}, seed {seed}: no final evaluation at the fixed guidance."
             elif broken := [g for g in sorted(found) if not math.isfinite(found[g].fid)]:

@@ -108,9 +108,10 @@ def _paired_row(family: str, row: Comparison, view: str, paired: Paired, said: s
 
 
 def main_header(analysis: Analysis) -> list[str]:
-    at = f"at guidance {analysis.guidance:g}"
-    others = [f"{TITLES[metric]} {at}" for metric in METRICS if metric != "fid"]
-    return ["method", "seeds", f"FID {at}", "FID at best guidance", "chosen", *others]
+    """Columns of the main table; metrics without a guidance in their title are at the fixed one."""
+    others = [TITLES[metric] for metric in METRICS if metric != "fid"]
+    fixed = f"FID at guidance {analysis.guidance:g}"
+    return ["method", "seeds", fixed, "FID at best guidance", "chosen", *others]
 
 
 def main_table(analysis: Analysis) -> list[list[str]]:
@@ -137,11 +138,11 @@ def _main_row(summary: Summary) -> list[str]:
 
 
 def with_interval(found: Estimate) -> str:
-    """The mean, then its interval in brackets if there is one."""
+    """The mean, then its interval in brackets, on a line of its own, if there is one."""
     if not found.count:
         return "-"
     mean, bounds = number(found.mean, found.half_width), span(found)
-    return f"{mean} [{bounds}]" if bounds else mean
+    return f"{mean}\n[{bounds}]" if bounds else mean
 
 
 PAIRED_HEADER = ["method", "guidance", "seeds", "difference", "95 % alone", "95 % joint"]
@@ -149,20 +150,22 @@ PAIRED_HEADER += ["half-width", "p (t)", "p (Holm)", "p (sign flip)", "verdict"]
 
 
 def paired_table(rows: Sequence[Comparison], guidance: float) -> list[list[str]]:
-    """Two lines per comparison, fixed and best guidance; the verdict is on the first."""
-    found = []
-    for row in rows:
-        found.append([row.method, f"{guidance:g}", *_paired_cells(row.fixed)])
-        found[-1].append(f"{statement(row, guidance)}.{left_out(row)}")
-        if row.best:
-            found.append(["", "best of each", *_paired_cells(row.best), ""])
-    return found
+    """A row per comparison; cells have a line for the fixed guidance and one for the best."""
+    return [_comparison_row(row, guidance) for row in rows]
+
+
+def _comparison_row(row: Comparison, guidance: float) -> list[str]:
+    lines = [[f"{guidance:g}", *_paired_cells(row.fixed)]]
+    if row.best:
+        lines.append(["best", *_paired_cells(row.best)])
+    cells = ["\n".join(column) for column in zip(*lines, strict=True)]
+    return [row.method, *cells, f"{statement(row, guidance)}.{left_out(row)}"]
 
 
 def _paired_cells(paired: Paired) -> list[str]:
     p_values = [_p(paired.p_t), _p(paired.p_holm), _p(paired.p_flip)]
     if paired.smallest_p_flip is not None:
-        p_values[-1] += f" (at least {_p(paired.smallest_p_flip)})"
+        p_values[-1] += f" (min {_p(paired.smallest_p_flip)})"
     width = paired.joint.half_width
     return [
         str(len(paired.seeds)),

@@ -68,11 +68,11 @@ def statement(comparison: Comparison, guidance: float) -> str:
     said = f"{_direction(fixed)} {name} at guidance {guidance:g}"
     best = comparison.best.joint.sign if comparison.best else None
     if best is None:
-        return f"{said}; without a sweep over seeds this {SHIFT}" if fixed else said
+        return f"{said}, but without a sweep to check it {SHIFT}" if fixed else said
     if fixed == best:
         return f"{said} and at the best guidance of each"
     said += f", but {_direction(best)} {name} at the best guidance of each"
-    return f"{said}: it {SHIFT}" if fixed else said
+    return f"{said}, so it {SHIFT}" if fixed else said
 
 
 def _direction(sign: int) -> str:
