@@ -23,8 +23,11 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def cluster(config: RunConfig) -> Iterator[None]:
-    """A Ray connection for the block; a cluster that was started here is shut down after it."""
+def cluster(config: RunConfig, cpus: int | None = None) -> Iterator[None]:
+    """A Ray connection for the block; a cluster that was started here is shut down after it.
+
+    It offers `cpus`, by default what the roles of one run need.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     joined = bool(os.environ.get("RAY_ADDRESS"))
@@ -42,7 +45,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
         folder = tempfile.mkdtemp(prefix="vk-", dir="/tmp" if os.path.isdir("/tmp") else None)
         ray.init(
             address="local",
-            num_cpus=logical_cpus(config),
+            num_cpus=cpus or logical_cpus(config),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -18,6 +18,7 @@ ORDER = (
     "pretrain",
     "distill",
     "evaluate",
+    "study",
     "sample",
     "export",
     "options",

@@ -53,7 +53,7 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     if settings.size is not None:  # everything below compares images of that side
         images = config.images.model_copy(update={"size": settings.size})
         config = config.model_copy(update={"images": images})
-    features = _features(config, workspace, target)
+    features = feature_facts(config, workspace, target)
     reference = open_images(config.images, settings.reference)
     real_NCHW = reference.pixels(settings.reference_images or None)
     label_N = balanced_labels(settings.samples, len(reference.classes))
@@ -93,7 +93,7 @@ def _models(config: RunConfig, workspace: Workspace) -> dict[str, ModelFile]:
     return {SHOWN.get(name, name): workspace.model(config, name) for name in names}
 
 
-def _features(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:
+def feature_facts(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:
     """Facts on the feature extractor; trains and stores the classifier unless it is there."""
     if config.evaluate.features == "inception":
         weights = config.evaluate.inception_weights

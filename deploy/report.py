@@ -33,7 +33,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Evaluate every model of the run and write the report's four files."""
     facts = _read_facts(workspace.root / "distill.json")
-    rows = _read_rows(workspace.root / "metrics.jsonl")
+    rows = read_rows(workspace.root / "metrics.jsonl")
     quality = assess(config, workspace, target)
     report = summarise(config, facts, rows, quality)
     if wall_seconds is not None:
@@ -169,7 +169,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file; make it with `varkd distill`") from None
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Metric rows by step, in order; none where there is no file."""
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line]

@@ -120,8 +120,12 @@ def measure(
     reference_NCHW: Tensor,
     *,
     classifier: Path | None = None,
+    cache: Path | None = None,
 ) -> dict[str, float]:
     """fid, kid, precision, recall and inception_score of generated against real images.
+
+    With `cache` the features of the real images are computed once. It must be a folder of this
+    process alone, for these images and features: torch-fidelity unpickles freely what it finds.
 
     Raises:
         InputError: Inception weights are neither at hand nor downloadable, or unsafe to load.
@@ -131,6 +135,8 @@ def measure(
 
     options: dict[str, Any] = {"batch_size": 256, "verbose": False, "cache": False}
     options |= {"save_cpu_ram": True, "cuda": torch.cuda.is_available()}
+    if cache is not None:
+        options |= {"cache": True, "cache_root": str(cache), "input2_cache_name": "reference"}
     options |= {"isc": True, "fid": True, "kid": True, "prc": True}
     smallest = min(len(generated_NCHW), len(reference_NCHW))
     options |= {"kid_subset_size": min(1000, smallest), "kid_subsets": 20}

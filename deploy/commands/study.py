@@ -1,0 +1,52 @@
+"""Compare methods over seeds from one shared start, at one budget: STUDY.toml says which.
+
+Writes study.html (one page, nothing outside it), summary.md, the CSVs and the figures into the
+study's folder. Finished cells stay: the same command goes on where it was stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, help="TOML file; studies/*/study.toml are examples")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="e.g. seeds=[0,1] budget.steps=50"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default: runs/<folder of the file>)")
+    parser.add_argument("--local", action="store_true", help="one cell after the other, no Ray")
+    parser.add_argument(
+        "--restart", action="store_true", help="throw the results in the folder away first"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write the page from the cells that are done"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and list the cells"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from deploy.layout import check_layout
+    from deploy.progress import console
+    from deploy.study.config import open_study
+    from deploy.study.runner import StudyFolder, describe
+
+    check_layout()
+    study = open_study(arguments.study, arguments.overrides)
+    default = Path("runs") / (arguments.study.resolve().parent.name)
+    folder = StudyFolder((arguments.out or default).resolve())
+    target = console()
+    if arguments.dry_run:
+        target.print(describe(study, folder))
+        return 0
+    from deploy.study.publish import publish
+    from deploy.study.runner import collect, run_study
+
+    if arguments.report:
+        wanted, harvest = collect(study, folder)
+    else:
+        local, restart = arguments.local, arguments.restart
+        wanted, harvest = run_study(study, folder, target, local=local, restart=restart)
+    publish(study, folder, wanted, harvest, target)
+    return 1 if harvest.failed else 0

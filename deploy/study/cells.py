@@ -1,0 +1,265 @@
+"""One cell of a study: a method trained with one seed from the shared start, then measured.
+
+A cell is one process on purpose: the same roles as everywhere, in the order of `--local`, so that
+methods differ in nothing but their config. What a cell found is one file, written last; a cell that
+has it is done, and one that was interrupted goes on from its snapshot.
+
+Shape letters: N images, C channels, H height, W width.
+"""
+
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from common.checkpoint import write_text
+from common.config import digest
+from common.device import place
+from common.guidance import Guidance
+from common.images import open_images
+from common.ledger import derive_seed
+from common.model_file import ModelFile
+from deploy.config import RunConfig, Workspace
+from deploy.distill import distill
+from deploy.layout import check_layout
+from deploy.pictures import grid, save_png
+from deploy.report import read_rows
+from deploy.stages import draw_images, load_for_sampling
+from deploy.study.results import BASE, TEACHER, CellFacts, Measurement
+from rollout.evaluate import balanced_labels, measure
+from rollout.sampler import SamplingConfig
+
+SHARED = ("tokenizer.safetensors", "tokens", "teacher.safetensors", "student_before.safetensors")
+"""Files of the start that every cell reads in place."""
+SHOWN_PER_CLASS = 4
+SHOWN_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs to run one cell; it travels to wherever there is room."""
+
+    method: str
+    seed: int
+    config: RunConfig
+    start: Path
+    """The run folder of the shared start."""
+    folder: Path
+    """The cell's own."""
+    scales: tuple[float, ...]
+    fixed: float
+    weights: Literal["student", "student_ema"]
+    threads: int = 1
+
+    @property
+    def request(self) -> str:
+        """Changes whenever the cell would have to be run anew."""
+        asked = (self.scales, self.fixed, self.weights)
+        return f"{digest(self.config)}/{'/'.join(map(str, asked))}"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "cell.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cell found."""
+
+    facts: CellFacts
+    measurements: list[Measurement]
+
+
+def read_cell(job: Job) -> Found | None:
+    """What this very cell found earlier; None where there is work to do."""
+    if not job.result.exists():
+        return None
+    stored = json.loads(job.result.read_text())
+    if stored["request"] != job.request:
+        return None
+    rows = [Measurement(**row) for row in stored["measurements"]]
+    return Found(CellFacts(**stored["facts"]), rows)
+
+
+def run_cell(job: Job) -> None:
+    """Train and measure; nothing is left to do where the cell has its result.
+
+    Raises:
+        InputError: the method's config and the start's files do not go together.
+        RunFailed: the learner ended early.
+    """
+    check_layout()
+    torch.set_num_threads(job.threads)
+    if read_cell(job) is not None:
+        return
+    workspace = link(job.start, job.folder)
+    trained = job.method not in (BASE, TEACHER)
+    if trained:
+        distill(job.config, workspace, Console(quiet=True), local=True, resume=True)
+    rows = read_rows(workspace.root / "metrics.jsonl") if trained else []
+    measurements = _measure_all(job, workspace, rows)
+    stored = {
+        "request": job.request,
+        "facts": asdict(_facts(job, rows)),
+        "measurements": [asdict(row) for row in measurements],
+    }
+    write_text(job.result, json.dumps(stored, indent=1))
+    for folder in (workspace.snapshots, workspace.milestones):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def probe(job: Job) -> float:
+    """Seconds per step of a method, from a short run that is thrown away."""
+    check_layout()
+    torch.set_num_threads(job.threads)
+    workspace = link(job.start, job.folder)
+    try:
+        distill(job.config, workspace, Console(quiet=True), local=True, restart=True)
+        rows = read_rows(workspace.root / "metrics.jsonl")[1:]  # the first one warms up
+        return sum(_step_seconds(row) for row in rows) / len(rows)
+    finally:
+        shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def link(start: Path, folder: Path) -> Workspace:
+    """A run folder that reads the start's files in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        if (start / name).exists() and not (folder / name).exists():
+            (folder / name).symlink_to(os.path.relpath(start / name, folder))
+    return Workspace(folder)
+
+
+def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> list[Measurement]:
+    """Along the way at the fixed scale, at the end over the whole sweep."""
+    judge = Judge(job.config, job.start)
+    if not rows:
+        file = workspace.model(job.config, "teacher" if job.method == TEACHER else "student_before")
+        ends, last = [(0, file)], 0
+    else:
+        last = job.config.learner.steps
+        ends = [
+            (step, _milestone(job, workspace, step))
+            for step in range(1, last + 1)
+            if step % job.config.learner.keep_every == 0 or step == last
+        ]
+    seconds = _clock(rows)
+    found = []
+    for step, file in ends:
+        for scale in job.scales if step == last else (job.fixed,):
+            pixel_NCHW, metrics = judge(file, scale)
+            if step == last and scale == job.fixed:
+                _show(job.folder, pixel_NCHW, judge.label_N)
+            images = step * job.config.learner.images_per_step
+            row = Measurement(
+                job.method, job.seed, step, images, seconds.get(step, 0.0), scale, **metrics
+            )
+            found.append(row)
+    return found
+
+
+class Judge:
+    """Samples a model at a guidance scale and compares with the real images, always alike.
+
+    Labels and noise depend on the cell's seed alone: methods of one seed differ in their weights.
+    """
+
+    def __init__(self, config: RunConfig, start: Path) -> None:
+        self._settings = settings = config.evaluate
+        images = config.images
+        if settings.size is not None:
+            images = images.model_copy(update={"size": settings.size})
+        reference = open_images(images, settings.reference)
+        self._real_NCHW = reference.pixels(settings.reference_images or None)
+        self.label_N = balanced_labels(settings.samples, len(reference.classes))
+        self._config = config
+        self._start = Workspace(start)
+        self._cache = TemporaryDirectory(prefix="varkd-")  # gone with this object
+
+    def __call__(self, file: ModelFile, scale: float) -> tuple[Tensor, dict[str, float]]:
+        """pixel_NCHW of the samples, and their metrics."""
+        settings = self._settings
+        backbone, tokenizer = load_for_sampling(file, self._start, self._config.rollout.device)
+        pixel_NCHW = draw_images(
+            backbone,
+            tokenizer,
+            self.label_N,
+            sampling=at_scale(settings.sampling, scale),
+            batch_size=settings.batch_size,
+            seed=derive_seed(self._config.seed, "evaluate"),
+            size=settings.size,
+        )
+        return pixel_NCHW, self._compare(pixel_NCHW)
+
+    def _compare(self, pixel_NCHW: Tensor) -> dict[str, float]:
+        by_classifier = self._settings.features == "classifier"
+        return measure(
+            self._settings,
+            pixel_NCHW,
+            self._real_NCHW,
+            classifier=self._start.classifier if by_classifier else None,
+            cache=Path(self._cache.name),
+        )
+
+
+def at_scale(sampling: SamplingConfig, scale: float) -> SamplingConfig:
+    """The same sampling at another guidance scale; 1 runs the conditional model alone."""
+    given = sampling.guidance
+    guidance = None
+    if scale != 1:
+        guidance = given.model_copy(update={"scale": scale}) if given else Guidance(scale=scale)
+    return sampling.model_copy(update={"guidance": guidance})
+
+
+def _milestone(job: Job, workspace: Workspace, step: int) -> ModelFile:
+    file = workspace.model(job.config, "student_before")
+    return replace(file, path=workspace.milestone(job.weights, step), ema=False)
+
+
+def _step_seconds(row: dict[str, Any]) -> float:
+    """Waiting for a batch (in one process: sampling and scoring it) and the update."""
+    return row["seconds/wait"] + row["seconds/step"]
+
+
+def _clock(rows: list[dict[str, Any]]) -> dict[int, float]:
+    """Training seconds at the end of every step; evaluation and files are not in them."""
+    total, found = 0.0, {}
+    for row in rows:
+        total += _step_seconds(row)
+        found[row["step"]] = total
+    return found
+
+
+def _facts(job: Job, rows: list[dict[str, Any]]) -> CellFacts:
+    survival = [row["survival/student"] for row in rows if "survival/student" in row]
+    seconds = sum(_step_seconds(row) for row in rows)
+    device = place(job.config.learner.device)
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return CellFacts(
+        method=job.method,
+        seed=job.seed,
+        steps=len(rows),
+        images=len(rows) * job.config.learner.images_per_step,
+        seconds=seconds,
+        seconds_per_step=seconds / len(rows) if rows else 0.0,
+        survival=sum(survival) / len(survival) if survival else None,
+        device=f"{kind}, {os.cpu_count()} CPUs",
+    )
+
+
+def _show(folder: Path, pixel_NCHW: Tensor, label_N: Tensor) -> None:
+    """A few samples per class, one row each, for the page."""
+    order = [
+        index
+        for label in range(min(int(label_N.max()) + 1, SHOWN_CLASSES))
+        for index in (label_N == label).nonzero().flatten()[:SHOWN_PER_CLASS].tolist()
+    ]
+    save_png(folder / "samples.png", grid(pixel_NCHW[order], SHOWN_PER_CLASS))

@@ -1,0 +1,203 @@
+"""What a study compares: methods x seeds from one shared start, at one budget."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from common.config import Config, load_config, read_toml, validate
+from common.errors import InputError
+from deploy.config import CONFIGS, RunConfig, portable
+
+OWN = frozenset({"objective", "contexts", "rollout", "teacher", "buffer", "learner"})
+"""Sections of a run that a method may change; everything else is the shared start."""
+BUDGETED = frozenset({"steps", "images_per_step", "weights", "weights_ema"})
+"""Fields of [learner] that are the study's, equal for all methods."""
+RESERVED = frozenset({"base", "teacher"})
+"""Names of the references that every study measures."""
+
+
+class BudgetConfig(Config):
+    """One of the two; the page says which."""
+
+    steps: PositiveInt | None = None
+    """Learner steps of every cell."""
+    seconds: PositiveFloat | None = None
+    """Training seconds of every cell: each method gets the steps that it does in this time, as a
+    short run of its own tells before the study starts."""
+    probe_steps: PositiveInt = 10
+    """Steps of that short run, after one that warms up."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError("give steps or seconds, and not both")
+        return self
+
+
+class GuidanceConfig(Config):
+    fixed: PositiveFloat = 1.5
+    """The scale of the main table and of the curves; 1 is none."""
+    sweep: tuple[PositiveFloat, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    """Scales at which the end of every cell is measured, so that a shift along the guidance axis is
+    not taken for a gain."""
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The sweep, in order, with the fixed scale."""
+        return tuple(sorted({*self.sweep, self.fixed}))
+
+
+class CellsConfig(Config):
+    cpus: PositiveFloat = 1
+    """Logical CPUs of a Ray task; a cell is one process."""
+    gpus: NonNegativeFloat = 0
+    """GPUs, or a fraction, of a Ray task."""
+    tries: PositiveInt = 2
+    """A cell whose process died is begun again (from its snapshot) this often in all."""
+
+
+Tree = dict[str, Any]
+"""A part of a run's TOML; the run's config judges it once it is merged."""
+
+
+class StudyConfig(Config):
+    title: str = "Study"
+    """Heading of the page."""
+    question: str = ""
+    """One paragraph under the heading: what is asked, and why so."""
+    base: str = "smoke"
+    """The run that all methods vary: a shipped config, or a TOML file beside the study's."""
+    set: Tree = Field(default_factory=dict)
+    """Sections of that run that differ in this study, for all methods."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    """One cell per method and seed; a seed fixes data order, rollout noise and evaluation noise."""
+    budget: BudgetConfig
+    """How much every cell may train."""
+    curve: PositiveInt = 4
+    """Measurements along every cell at the fixed guidance, the end included."""
+    guidance: GuidanceConfig = GuidanceConfig()
+    """Scales of evaluation."""
+    weights: Literal["student", "student_ema"] = "student"
+    """Which of a cell's students is measured."""
+    baselines: tuple[str, ...] = ()
+    """Methods that every other one is compared with on the same seeds."""
+    ablation: tuple[str, ...] = ()
+    """Methods of a ladder, each compared with the one before; `base` may be the first."""
+    cells: CellsConfig = CellsConfig()
+    """How cells run."""
+    methods: Annotated[dict[str, Tree], Field(min_length=1)]
+    """Tables by name: sections of the run that are this method's own (objective, contexts, rollout,
+    teacher, buffer, learner), and `like = "NAME"` to begin with another method's."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for field in ("baselines", "ablation"):
+            allowed = {*self.methods, "base"}
+            for name in getattr(self, field):
+                if name not in allowed:
+                    raise ValueError(
+                        f"{field} names {name!r}, but methods are {', '.join(self.methods)}"
+                    )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {list(self.seeds)}, but each may occur only once")
+        for name in self.methods:
+            if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"a method is called {name!r}; use letters, digits, - and _, and another name "
+                    f"than {' and '.join(sorted(RESERVED))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_change_what_is_theirs(self) -> Self:
+        for name, tree in self.methods.items():
+            strange = sorted(tree.keys() - OWN - {"like"})
+            if strange:
+                raise ValueError(
+                    f"methods.{name} sets {strange[0]!r}, which is part of the shared start; a "
+                    f"method may set {', '.join(sorted(OWN))}; put the rest under [set]"
+                )
+            budgeted = sorted(BUDGETED & tree.get("learner", {}).keys())
+            if budgeted:
+                raise ValueError(
+                    f"methods.{name}.learner sets {budgeted[0]!r}, which must be equal for all "
+                    "methods; put it under [budget] or [set.learner]"
+                )
+            if tree.get("like", name) not in self.methods:
+                raise ValueError(
+                    f"methods.{name} is like {tree['like']!r}, but there is no such method"
+                )
+        return self
+
+
+class Study:
+    """A validated study: the shared start's run, and the run of every method."""
+
+    def __init__(self, config: StudyConfig, path: Path) -> None:
+        self.config = config
+        self._tree = merge(_base_tree(config.base, path), config.set)
+        self.start = portable(validate(RunConfig, self._tree, source=f"{path}: base with [set]"))
+        self._path = path
+        self._runs = {name: self._validated(name) for name in config.methods}
+
+    def run(self, method: str, seed: int, steps: int) -> RunConfig:
+        """The config of one cell; steps is the number that the budget gives the method."""
+        run = self._runs[method]
+        every = max(1, -(-steps // self.config.curve))
+        learner = run.learner.model_copy(update={"steps": steps, "keep_every": every})
+        return run.model_copy(update={"seed": seed, "learner": learner})
+
+    def _validated(self, method: str) -> RunConfig:
+        tree = merge(self._tree, self._own(method, ()))
+        run = portable(validate(RunConfig, tree, source=f"{self._path}: methods.{method}"))
+        for section in ("teacher", "learner"):
+            if getattr(run, section).weights != getattr(self.start, section).weights:
+                raise InputError(
+                    f"{self._path}: methods.{method}.{section}.weights differs from the shared "
+                    "start; put it under [set]"
+                )
+        return run
+
+    def _own(self, method: str, seen: tuple[str, ...]) -> dict[str, Any]:
+        if method in seen:
+            raise InputError(f"{self._path}: methods {' -> '.join((*seen, method))} go in a circle")
+        tree = dict(self.config.methods[method])
+        parent = tree.pop("like", None)
+        return merge(self._own(parent, (*seen, method)), tree) if parent else tree
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` wins, table by table; a table of another `kind` replaces the whole table."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if not isinstance(old, dict) or not isinstance(value, dict):
+            merged[key] = value
+        elif value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def open_study(path: Path, overrides: list[str]) -> Study:
+    """Read and check a study and all its runs, before anything is started.
+
+    Raises:
+        InputError: in the study's file, its base, or what they make of a method.
+    """
+    return Study(load_config(StudyConfig, path, overrides), path)
+
+
+def _base_tree(base: str, path: Path) -> dict[str, Any]:
+    beside = path.parent / base
+    if beside.suffix == ".toml":
+        return read_toml(beside)
+    shipped = CONFIGS / f"{base}.toml"
+    if not shipped.exists():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
+        raise InputError(
+            f"{path}: base is {base!r}; expected a .toml file beside it, or one of {known}"
+        )
+    return read_toml(shipped)

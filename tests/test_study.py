@@ -1,0 +1,223 @@
+"""Studies from their file to their results: one start, fair cells, nothing done twice."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import tomli_w
+import torch
+
+from common.checkpoint import load_backbone
+from common.config import apply_override
+from common.errors import InputError, RunFailed
+from deploy.config import Workspace
+from deploy.main import main
+from deploy.study.cells import at_scale, read_cell, run_cell
+from deploy.study.config import merge, open_study
+from deploy.study.publish import publish
+from deploy.study.runner import StudyFolder, call_here, collect, jobs, run_cells, run_study
+from rollout.sampler import SamplingConfig
+
+STUDY = {
+    "base": "smoke",
+    "seeds": [0, 1],
+    "curve": 2,
+    "baselines": ["kd"],
+    "ablation": ["base", "kd", "varkd"],
+    "budget": {"steps": 4},
+    "guidance": {"fixed": 1.5, "sweep": [1.0]},
+    "methods": {
+        "kd": {"objective": {"kind": "kd"}, "contexts": {"sources": {"student": {"ratio": 0.0}}}},
+        "varkd": {"objective": {"kind": "varkd"}},
+        "strict": {"like": "varkd", "objective": {"gate": {"tau": 0.3}}},
+    },
+}
+
+
+@pytest.fixture
+def study_file(tmp_path, tiny_overrides):
+    """A tiny study on the digits; its runs are those of the other tests."""
+    changed: dict = {}
+    for override in [*tiny_overrides, "evaluate.samples=40"]:
+        apply_override(changed, override)
+    path = tmp_path / "study.toml"
+    path.write_text(tomli_w.dumps(STUDY | {"set": changed}))
+    return path
+
+
+@pytest.fixture
+def started(tmp_path, prepared):
+    """A study folder whose start borrows the prepared files."""
+    folder = StudyFolder(tmp_path / "out")
+    folder.start.mkdir(parents=True)
+    for entry in prepared.iterdir():
+        (folder.start / entry.name).symlink_to(entry)
+    (folder.start / "config.toml").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_study_runs_resumes_and_reports(study_file, started, quiet):
+    study = open_study(study_file, [])
+    wanted, harvest = run_study(study, started, quiet, local=True, restart=False)
+    assert harvest.found.keys() == wanted.keys()
+    assert len(wanted) == 2 * (2 + 3), "teacher, base and three methods, for two seeds"
+    for (method, seed), cell in harvest.found.items():
+        rows = cell.measurements
+        ends = {(row.step, row.guidance) for row in rows}
+        trained = method not in ("teacher", "base")
+        assert ends == ({(2, 1.5), (4, 1.0), (4, 1.5)} if trained else {(0, 1.0), (0, 1.5)})
+        assert {(row.method, row.seed) for row in rows} == {(method, seed)}
+        seconds = [row.seconds for row in rows]
+        assert seconds == sorted(seconds)
+        assert (seconds[-1] > 0) == trained
+    assert_methods_share_their_start(started)
+    publish(study, started, wanted, harvest, quiet)
+    page = (started.root / "study.html").read_text()
+    assert all(name in page for name in study.config.methods)
+    assert (started.root / "measurements.csv").read_text().count("\n") == 1 + 2 * (2 * 2 + 3 * 3)
+
+    lost = wanted["varkd", 1]
+    before = {key: job.result.stat().st_mtime_ns for key, job in wanted.items()}
+    first = read_cell(lost)
+    lost.result.unlink()
+    _, again = run_study(study, started, quiet, local=True, restart=False)
+    after = {key: job.result.stat().st_mtime_ns for key, job in wanted.items()}
+    assert [key for key in wanted if before[key] != after[key]] == [("varkd", 1)]
+    measured = again.found["varkd", 1].measurements
+    assert first is not None
+    assert [row.fid for row in measured] == pytest.approx([row.fid for row in first.measurements])
+
+
+def assert_methods_share_their_start(folder):
+    """Equal files before; equal data order (a seed's losses on data differ by weights alone)."""
+    starts = {
+        (folder.cell(method, seed) / "student_before.safetensors").resolve()
+        for method in ("kd", "varkd", "strict")
+        for seed in (0, 1)
+    }
+    assert len(starts) == 1
+    students = [
+        load_backbone(Workspace(folder.cell("kd", seed)).student)[0].head.weight for seed in (0, 1)
+    ]
+    assert not torch.equal(*students), "seeds differ in data order"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_cells_run_as_ray_tasks(study_file, started, quiet, ray_cluster):
+    """One method by wall-clock: its steps come from its own speed, and the cells say so."""
+    overrides = ["seeds=[0]", "budget={seconds=0.5, probe_steps=2}", "curve=1", "guidance.sweep=[]"]
+    study = open_study(study_file, overrides)
+    wanted, harvest = run_study(study, started, quiet, local=False, restart=False)
+    assert harvest.found.keys() == wanted.keys()
+    speeds = json.loads(started.budget.read_text())["seconds_per_step"]
+    for name, speed in speeds.items():
+        assert harvest.found[name, 0].facts.steps == max(1, round(0.5 / speed))
+    assert not (started.cell("kd", 0) / "snapshots").exists()
+    again, found = collect(study, started)
+    assert again.keys() == found.found.keys()
+
+
+def test_a_cell_that_fails_does_not_take_the_others_along(study_file, started, quiet):
+    study = open_study(study_file, [])
+    wanted = jobs(study, started, dict.fromkeys(study.config.methods, 4))
+
+    def call(function, work):
+        for key in work:
+            yield key, RunFailed("out of memory") if key[0] == "kd" else None
+
+    harvest = run_cells(wanted, call, quiet)
+    assert set(harvest.failed) == {("kd", 0), ("kd", 1)}
+    with pytest.raises(InputError, match=r"methods\.teacher, seed 0: no such file"):
+        run_cells(
+            wanted, lambda _, work: iter([(next(iter(work)), InputError("no such file"))]), quiet
+        )
+
+
+def test_a_changed_cell_is_not_taken_for_done(study_file, started):
+    study = open_study(study_file, [])
+    job = jobs(study, started, dict.fromkeys(study.config.methods, 4))["base", 0]
+    list(call_here(lambda job: job.folder.mkdir(parents=True), {0: job}))
+    facts = {"method": "base", "seed": 0, "steps": 0, "images": 0, "seconds": 0.0}
+    facts |= {"seconds_per_step": 0.0, "survival": None, "device": "-"}
+    stored = {"request": job.request, "facts": facts, "measurements": []}
+    job.result.write_text(json.dumps(stored))
+    assert read_cell(job) is not None
+    run_cell(job)  # nothing to do: there is not even a start
+    for other in (
+        replace(job, scales=(2.0,)),
+        replace(job, weights="student_ema"),
+        replace(job, config=study.start.model_copy(update={"seed": 5})),
+    ):
+        assert read_cell(other) is None
+
+
+def test_another_start_is_refused_and_thrown_away_only_on_demand(study_file, started, quiet):
+    (started.start / "start.json").write_text('{"digest": "other"}')
+    with pytest.raises(InputError, match="--restart"):
+        run_study(open_study(study_file, []), started, quiet, local=True, restart=False)
+    assert started.start.exists()
+
+
+def test_methods_inherit_and_kinds_replace(study_file):
+    study = open_study(study_file, [])
+    strict, plain = study.run("strict", 3, 9), study.run("varkd", 3, 9)
+    assert strict.objective.model_dump()["gate"]["tau"] == 0.3
+    assert (strict.seed, strict.learner.steps, strict.learner.keep_every) == (3, 9, 5)
+    assert strict.contexts == plain.contexts
+    assert study.run("kd", 3, 9).contexts.shares()["data"] == 1
+    below = {"objective": {"kind": "varkd", "gate": {"tau": 1}}, "seed": 1}
+    assert merge(below, {"objective": {"kind": "gkd"}})["objective"] == {"kind": "gkd"}
+    assert merge(below, {"objective": {"gate": {"mode": "none"}}})["objective"]["gate"] == {
+        "tau": 1,
+        "mode": "none",
+    }
+
+
+def test_every_scale_is_the_runs_own_sampling_but_for_the_scale():
+    sampling = SamplingConfig.model_validate(
+        {"guidance": {"scale": 3.0, "rule": "var"}, "top_k": 5}
+    )
+    assert at_scale(sampling, 1.0).guidance is None
+    guidance = at_scale(sampling, 2.0).guidance
+    assert guidance is not None
+    assert (guidance.scale, guidance.rule) == (2.0, "var")
+    assert at_scale(sampling, 2.0).top_k == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("budget.seconds=3", "give steps or seconds"),
+        ("seeds=[1, 1]", "each may occur only once"),
+        ("seeds=[]", "seeds"),
+        ("baselines=['nobody']", "baselines names 'nobody'"),
+        ("methods.kd.tokenizer.patch=1", "methods.kd sets 'tokenizer'"),
+        ("methods.kd.learner.steps=1", "methods.kd.learner sets 'steps'"),
+        ("methods.kd.objective.kind='nope'", "methods.kd: .*nope"),
+        ("methods.kd.like='nobody'", "methods.kd is like 'nobody'"),
+        ("methods.varkd.like='strict'", "go in a circle"),
+        ("methods.teacher.objective.kind='kd'", "a method is called 'teacher'"),
+        ("methods.kd.objective.kind='sampled_rkl'", "learns from rollouts only"),
+        ("base='nope'", "base is 'nope'"),
+        ("set.learner.stepz=3", "learner.stepz: unknown key; did you mean learner.steps"),
+        ("guidance.fixd=3", "guidance.fixd: unknown key; did you mean guidance.fixed"),
+    ],
+)
+def test_a_bad_study_is_refused_before_anything_starts(study_file, capsys, override, words):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", str(study_file), "--dry-run", override])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(words, error), error
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(study_file, capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", str(study_file), "--dry-run", "--out", str(tmp_path / "nothing")])
+    assert not ended.value.code
+    assert "3 methods x 2 seeds" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "nothing").exists()
