@@ -11,7 +11,7 @@ Shape letters: B sequences, L slots, n slots in the current step, C width, V voc
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,16 @@ class Backbone(nn.Module, ABC):
             InputError: `decoding` asks for what the family cannot do.
         """
 
+    def drawing_plan(
+        self, plan: DecodePlan, decoding: DecodingConfig, *, given: int = 0
+    ) -> DecodePlan:
+        """The order in which a sampler fills the slots of `plan` after the first `given`.
+
+        Only approximate parallel decoding (ZipAR) differs from `plan`, by which its sequences are
+        recorded and scored all the same.
+        """
+        return plan
+
     def training_plan(self, seeds: Sequence[int]) -> DecodePlan:
         """The order that maximum-likelihood training uses, as published."""
         return self.plan(seeds)
@@ -205,16 +215,25 @@ class BackboneConfig(PluginConfig, ABC):
         None where they belong to another family."""
 
 
-def refuse_decoding(kind: str, decoding: DecodingConfig | None) -> None:
-    """For families whose order is fixed.
+def refuse_decoding(
+    kind: str, decoding: DecodingConfig | None, *refused: Literal["steps", "zipar"]
+) -> None:
+    """For families that leave no choice of the number of steps, or are no raster.
 
     Raises:
-        InputError: somebody set a number of steps.
+        InputError: somebody set one of the refused fields.
     """
-    if decoding is not None and decoding.steps is not None:
+    if decoding is None:
+        return
+    if "steps" in refused and decoding.steps is not None:
         raise InputError(
             f"decoding.steps is {decoding.steps}, but {kind} decodes in a fixed number of steps; "
             "leave it out"
+        )
+    if "zipar" in refused and decoding.zipar is not None:
+        raise InputError(
+            f"decoding.zipar is set (window {decoding.zipar.window}), but {kind} does not decode "
+            "a raster row by row and has parallel steps of its own; leave it out"
         )
 
 

@@ -105,9 +105,17 @@ def rotate(x_BnHD: Tensor, table_nP2: Tensor) -> Tensor:
     return turned.flatten(-2).to(x_BnHD.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where n new slots belong in a cache, and which of its first S slots each one attends to."""
+
+    slot_n: Tensor
+    visible_nS: Tensor
+
+
 @dataclass(slots=True)
 class KeyValueCache:
-    """Keys and values of one layer, allocated once; `append` returns views, never copies."""
+    """Keys and values of one layer, allocated once; what it returns are views, never copies."""
 
     capacity: int
     filled: int = 0
@@ -116,14 +124,29 @@ class KeyValueCache:
 
     def append(self, key_BHnD: Tensor, value_BHnD: Tensor) -> tuple[Tensor, Tensor]:
         if self.key_BHSD is None or self.value_BHSD is None:
-            batch, heads, _, width = key_BHnD.shape
-            self.key_BHSD = key_BHnD.new_empty((batch, heads, self.capacity, width))
+            self.key_BHSD = key_BHnD.new_empty(self._shape(key_BHnD))
             self.value_BHSD = torch.empty_like(self.key_BHSD)
         end = self.filled + key_BHnD.shape[2]
         self.key_BHSD[:, :, self.filled : end] = key_BHnD
         self.value_BHSD[:, :, self.filled : end] = value_BHnD
         self.filled = end
         return self.key_BHSD[:, :, :end], self.value_BHSD[:, :, :end]
+
+    def place(
+        self, placement: Placement, key_BHnD: Tensor, value_BHnD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write anywhere, over what was there; slots that were never written are zeros."""
+        if self.key_BHSD is None or self.value_BHSD is None:
+            self.key_BHSD = key_BHnD.new_zeros(self._shape(key_BHnD))
+            self.value_BHSD = torch.zeros_like(self.key_BHSD)
+        self.key_BHSD.index_copy_(2, placement.slot_n, key_BHnD)
+        self.value_BHSD.index_copy_(2, placement.slot_n, value_BHnD)
+        end = placement.visible_nS.shape[1]
+        return self.key_BHSD[:, :, :end], self.value_BHSD[:, :, :end]
+
+    def _shape(self, key_BHnD: Tensor) -> tuple[int, int, int, int]:
+        batch, heads, _, width = key_BHnD.shape
+        return batch, heads, self.capacity, width
 
 
 class CausalAttention(nn.Module):
@@ -136,16 +159,27 @@ class CausalAttention(nn.Module):
         self.wo = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x_BnC: Tensor, rotary_nP2: Tensor, cache: KeyValueCache | None = None
+        self,
+        x_BnC: Tensor,
+        rotary_nP2: Tensor,
+        cache: KeyValueCache | None = None,
+        placement: Placement | None = None,
     ) -> Tensor:
-        """Attend from n new slots to themselves and to everything cached before."""
+        """Attend from n new slots to themselves and to everything cached before, or to what the
+        placement says."""
         query, key, value = self.wqkv(x_BnC).unflatten(-1, (3, self.heads, -1)).unbind(2)
         query = rotate(query, rotary_nP2).transpose(1, 2)
         key = rotate(key, rotary_nP2).transpose(1, 2)
         value = value.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        mixed = attend(query, key, value)
+        if cache is not None and placement is not None:
+            key, value = cache.place(placement, key, value)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=placement.visible_nS
+            )
+        else:
+            if cache is not None:
+                key, value = cache.append(key, value)
+            mixed = attend(query, key, value)
         return self.wo(mixed.transpose(1, 2).flatten(2))
 
 

@@ -21,13 +21,32 @@ RANDOM_ORDER_STEPS = 64
 """ARPG's published number of steps for 256 tokens (backbones.md 5.3)."""
 
 
+class ZipARConfig(Config):
+    """Several rows of a raster at a time, each a window behind the one above (method.md 2.2)."""
+
+    window: PositiveInt = 4
+    """A row may emit column j once the row above holds j + window tokens; the grid's width or more
+    is raster decoding."""
+    row_start: Literal["prev_prev_last", "left_above", "zero"] = "prev_prev_last"
+    """What a row's first token is predicted from while the end of the row above is undecoded: the
+    newest token of the row before that (or, for the second row, of the first), the token right
+    above, or a zero vector."""
+    serial_first_row: bool = False
+    """Finish the first row before the second one starts, as the public code does."""
+    mask_undecoded: bool = True
+    """Hide cells that are not decoded yet; false imitates the public code, where they take part in
+    attention as zeros, and a stand-in stays in view until the true token arrives."""
+
+
 class DecodingConfig(Config):
-    """What a sampler may choose about the order; raster and next-scale models have no choice."""
+    """What a sampler may choose about the order; next-scale models have no choice."""
 
     steps: PositiveInt | None = None
     """Steps of a random-order model (ARPG); by default 64, or one per token where that is less."""
     schedule: Literal["arccos", "cosine"] = "arccos"
     """How many tokens each of those steps decodes (ARPG's names)."""
+    zipar: ZipARConfig | None = None
+    """Parallel decoding of raster models (LlamaGen); approximate, scored in raster order."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,7 @@ class DecodePlan:
     Slot i of sequence b fills position order_BL[b, i]: a grid cell in raster order, or a place in
     the concatenated maps of a multi-scale sequence. Slots are grouped into steps; every slot of a
     step is predicted by the same forward pass. Raster, ZipAR, next-scale and random-order
-    decoding differ only in these two fields.
+    decoding differ in these two fields.
     """
 
     order_BL: Tensor
@@ -76,6 +95,37 @@ class DecodePlan:
 def raster_plan(batch: int, length: int) -> DecodePlan:
     """One slot per step, left to right and top to bottom."""
     return DecodePlan(torch.arange(length).expand(batch, -1), (1,) * length)
+
+
+@dataclass(frozen=True)
+class ZipARPlan(DecodePlan):
+    """A plan whose slots come before their predecessor in the raster; for drawing, not scoring."""
+
+    zipar: ZipARConfig
+    """How a model makes up for what is missing."""
+    cols: int
+
+
+def zipar_plan(batch: int, grid: tuple[int, int], zipar: ZipARConfig, given: int = 0) -> DecodePlan:
+    """All open rows advance by one token per step (method.md 2.2, arXiv 2412.04062).
+
+    The first `given` cells are steps of their own, to be skipped; the row in progress goes on and
+    the next ones follow, as early as the window allows. Where that leaves one token per step (a
+    window of the grid's width, or only one row to do), it is the raster plan.
+    """
+    rows, cols = grid
+    row, held = divmod(given, cols)
+    start, step_by_row = given, [torch.arange(given)]
+    while row < rows:
+        step_by_row.append(start + torch.arange(cols - held))
+        lead = cols if zipar.serial_first_row and row == 0 else min(zipar.window, cols)
+        start += max(lead - held, 0)
+        row, held = row + 1, 0
+    step_L = torch.cat(step_by_row)
+    sizes = tuple(torch.bincount(step_L).tolist())
+    if len(sizes) == len(step_L):
+        return raster_plan(batch, len(step_L))
+    return ZipARPlan(step_L.argsort(stable=True).expand(batch, -1), sizes, zipar, cols)
 
 
 def next_scale_plan(batch: int, scales: Sequence[int]) -> DecodePlan:

@@ -7,7 +7,7 @@ Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ class SamplingConfig(Config):
     guidance: Guidance | None = None
     """Classifier-free guidance, a scale or a table; without it the conditional model runs alone."""
     decoding: DecodingConfig = DecodingConfig()
-    """Steps of models that decode in random order."""
+    """Steps of models that decode in random order; ZipAR for raster models."""
     temperature: PositiveFloat = 1.0
     """Divides the logits."""
     top_k: NonNegativeInt = 0
@@ -46,7 +46,11 @@ class SamplingConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """token_BL and the log-probability of each draw (0 on given slots)."""
+    """token_BL and the log-probability of each draw (0 on given slots).
+
+    Under ZipAR it is the one that the token was drawn with, from the cells decoded by then: not
+    the backbone's probability in raster order, by which the sequence is scored.
+    """
 
     plan: DecodePlan
     token_BL: Tensor
@@ -77,29 +81,32 @@ def decode(
     """Sample one sequence per label; the first prefix_B slots are copied from given_BL.
 
     Decoding starts at the shortest prefix of the batch, in one prefill pass; sequences with a
-    longer one keep their given tokens until it ends (method.md 2.1).
+    longer one keep their given tokens until it ends (method.md 2.1). Everything that comes in or
+    goes out is in the order of `plan`, noise as well, in whichever order the slots are filled.
     """
-    length = noise_BL.shape[1]
     if given_BL is None or prefix_B is None:
         given_BL = torch.zeros_like(noise_BL, dtype=torch.long)
         prefix_B = torch.zeros_like(class_B)
-    first = plan.step_of(int(prefix_B.min()))
-    token_BL = given_BL.clone()
+    drawing = backbone.drawing_plan(plan, sampling.decoding, given=int(prefix_B.min()))
+    first = drawing.step_of(int(prefix_B.min()))
     logprob_BL = torch.zeros(noise_BL.shape, device=class_B.device)
-    if first == len(plan.step_sizes):
-        return Decoded(plan, token_BL, logprob_BL)  # whole data sequences: nothing to sample
-    slot_L = torch.arange(length, device=class_B.device)
-    stepper = Stepper(backbone, class_B, sampling.guidance, plan, given_BL, first)
-    for step in range(first, len(plan.step_sizes)):
-        slots = plan.slots(step)
+    if first == len(drawing.step_sizes):
+        return Decoded(plan, given_BL.clone(), logprob_BL)  # whole data sequences
+    slot_BL = plan.order_BL.argsort(1).gather(1, drawing.order_BL).to(class_B.device)
+    noise_BL, given_BL = noise_BL.gather(1, slot_BL), given_BL.gather(1, slot_BL)
+    is_given_BL, token_BL = slot_BL < prefix_B[:, None], given_BL.clone()
+    stepper = Stepper(backbone, class_B, sampling.guidance, drawing, given_BL, first)
+    for step in range(first, len(drawing.step_sizes)):
+        slots = drawing.slots(step)
         logprob_BnV = filtered_logprob(stepper.logits(), sampling)
         drawn_Bn = draw(logprob_BnV, noise_BL[:, slots])
-        is_given_Bn = slot_L[slots] < prefix_B[:, None]
+        is_given_Bn = is_given_BL[:, slots]
         token_BL[:, slots] = torch.where(is_given_Bn, given_BL[:, slots], drawn_Bn)
         chosen_Bn = logprob_BnV.gather(-1, token_BL[:, slots, None])[..., 0]
         logprob_BL[:, slots] = torch.where(is_given_Bn, 0.0, chosen_Bn)
         stepper.commit(token_BL[:, slots])
-    return Decoded(plan, token_BL, logprob_BL)
+    back_BL = slot_BL.argsort(1)
+    return Decoded(plan, token_BL.gather(1, back_BL), logprob_BL.gather(1, back_BL))
 
 
 class Stepper:
@@ -120,7 +127,7 @@ class Stepper:
         if self._guided:
             null_B = torch.full_like(class_B, backbone.spec.null_class)
             class_B = torch.cat([class_B, null_B])
-            plan = DecodePlan(plan.order_BL.repeat(2, 1), plan.step_sizes)
+            plan = replace(plan, order_BL=plan.order_BL.repeat(2, 1))
             given_BL = given_BL.repeat(2, 1)
         self._state = backbone.begin(class_B, plan, given_BL=given_BL, step=first)
 

@@ -25,6 +25,7 @@ from common.backbone import (
     DecodeState,
     Official,
     SequenceSpec,
+    refuse_decoding,
     require_raster,
 )
 from common.layers import (
@@ -122,6 +123,7 @@ class ARPG(Backbone):
         start_uniform(self, self.head)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
+        refuse_decoding("arpg", decoding, "zipar")
         decoding = decoding or DecodingConfig()
         steps = decoding.steps or min(RANDOM_ORDER_STEPS, self.spec.length)
         sizes = arpg_step_sizes(self.spec.length, steps, decoding.schedule)

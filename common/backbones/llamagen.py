@@ -26,6 +26,7 @@ from common.layers import (
     CausalAttention,
     DropPath,
     KeyValueCache,
+    Placement,
     RMSNorm,
     RotaryTable,
     SwiGLU,
@@ -33,7 +34,8 @@ from common.layers import (
     require_rotary_heads,
     start_uniform,
 )
-from common.plan import DecodePlan, DecodingConfig, raster_plan
+from common.plan import DecodePlan, DecodingConfig, ZipARPlan, raster_plan, zipar_plan
+from common.zipar import BLANK, ZipARCache, feeds
 
 PRESETS = {
     "B": {"width": 768, "depth": 12, "heads": 12},
@@ -114,8 +116,14 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(config.width, config.multiple_of)
         self.dropout = DropPath(drop_path) if config.drop_path else nn.Dropout(config.dropout)
 
-    def forward(self, x_BnC: Tensor, rotary_nP2: Tensor, cache: KeyValueCache | None) -> Tensor:
-        attended = self.attention(self.attention_norm(x_BnC), rotary_nP2, cache)
+    def forward(
+        self,
+        x_BnC: Tensor,
+        rotary_nP2: Tensor,
+        cache: KeyValueCache | None,
+        placement: Placement | None,
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BnC), rotary_nP2, cache, placement)
         x_BnC = x_BnC + self.dropout(attended)
         return x_BnC + self.dropout(self.feed_forward(self.ffn_norm(x_BnC)))
 
@@ -140,34 +148,68 @@ class LlamaGen(Backbone):
         start_uniform(self, self.head)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
-        refuse_decoding("llamagen", decoding)
+        refuse_decoding("llamagen", decoding, "steps")
         return raster_plan(len(seeds), self.spec.length)
 
+    def drawing_plan(
+        self, plan: DecodePlan, decoding: DecodingConfig, *, given: int = 0
+    ) -> DecodePlan:
+        if decoding.zipar is None:
+            return plan
+        return zipar_plan(len(plan.order_BL), self.spec.grid, decoding.zipar, given)
+
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
+        if isinstance(plan, ZipARPlan):
+            raise ValueError("sequences drawn with ZipAR are scored by their raster plan")
         class_B1C = self.cls_embedding(class_B)[:, None]
         x_BLC = torch.cat([class_B1C, self.tok_embeddings(token_BL[:, :-1])], dim=1)
-        return self._run(x_BLC, start=0)
+        return self._run(x_BLC, self._rotary.on(x_BLC.device))
 
     def begin(
         self, class_B: Tensor, plan: DecodePlan, *, given_BL: Tensor | None = None, step: int = 0
     ) -> DecodeState:
         state = super().begin(class_B, plan, given_BL=given_BL, step=step)
-        state.cache = [KeyValueCache(self.spec.length) for _ in self.layers]
+        caches = [KeyValueCache(self.spec.length) for _ in self.layers]
+        state.cache = caches
+        if isinstance(plan, ZipARPlan):
+            state.cache = ZipARCache(step, feeds(plan, step, class_B.device), caches)
         return state
 
     def predict(self, state: DecodeState) -> Tensor:
-        """Feed whatever is not cached yet: the class slot and prefix at first, then one token."""
+        """Feed whatever is not cached yet: the class slot and prefix at first, then what the last
+        step decoded."""
+        if isinstance(state.cache, ZipARCache):
+            return self._predict_rows(state, state.cache)
         filled, slot = state.cache[0].filled, state.slots.start
         x_BnC = self.tok_embeddings(state.token_BL[:, max(filled - 1, 0) : slot])
         if filled == 0:
             x_BnC = torch.cat([self.cls_embedding(state.class_B)[:, None], x_BnC], dim=1)
-        return self.head(self._run(x_BnC, start=filled, caches=state.cache)[:, -1:])
+        rotary_nP2 = self._rotary.on(x_BnC.device)[filled:]
+        return self.head(self._run(x_BnC, rotary_nP2, caches=state.cache)[:, -1:])
+
+    def _predict_rows(self, state: DecodeState, cache: ZipARCache) -> Tensor:
+        """One token of every open row, each from its left neighbour or from a stand-in."""
+        feed = cache.feed(state.step)
+        slot_n = feed.token_slot_n
+        x_BnC = self.tok_embeddings(state.token_BL[:, slot_n.clamp_min(0)])
+        x_BnC = x_BnC.masked_fill((slot_n == BLANK)[:, None], 0)
+        if state.step == cache.first:
+            class_B1C = self.cls_embedding(state.class_B)[:, None]
+            x_BnC = torch.cat([class_B1C, x_BnC[:, 1:]], dim=1)
+        rotary_nP2 = self._rotary.on(x_BnC.device)[feed.placement.slot_n]
+        h_BnC = self._run(x_BnC, rotary_nP2, caches=cache.layers, placement=feed.placement)
+        return self.head(h_BnC[:, state.slots.start - state.slots.stop :])
 
     def _run(
-        self, x_BnC: Tensor, *, start: int, caches: list[KeyValueCache] | None = None
+        self,
+        x_BnC: Tensor,
+        rotary_nP2: Tensor,
+        *,
+        caches: list[KeyValueCache] | None = None,
+        placement: Placement | None = None,
     ) -> Tensor:
         x_BnC = self.dropout(x_BnC)
-        rotary_nP2 = self._rotary.on(x_BnC.device)[start : start + x_BnC.shape[1]]
+        rotary_nP2 = rotary_nP2[: x_BnC.shape[1]]  # of the grid's cells, all but the last is fed
         for depth, block in enumerate(self.layers):
-            x_BnC = block(x_BnC, rotary_nP2, caches[depth] if caches else None)
+            x_BnC = block(x_BnC, rotary_nP2, caches[depth] if caches else None, placement)
         return self.norm(x_BnC)

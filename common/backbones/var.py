@@ -169,7 +169,7 @@ class VAR(Backbone):
         self._initialise(config)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
-        refuse_decoding("var", decoding)
+        refuse_decoding("var", decoding, "steps", "zipar")
         return next_scale_plan(len(seeds), self.spec.scales)
 
     def attach(self, quantizer: ResidualQuantizer | None) -> None:
