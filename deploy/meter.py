@@ -33,7 +33,7 @@ from teacher_server.teacher import guided_features
 
 META = torch.device("meta")
 PREFIX_DRAWS = 64
-"""Prefixes that are drawn to find a long one."""
+"""Prefixes that are drawn to find a short and a long one."""
 GROUP = 32
 """Tokens of a group where an objective compares tokens with one another."""
 
@@ -113,30 +113,32 @@ class FusedAttention(torch.autograd.Function):
 
 
 def decoding_bytes(config: RunConfig, student: Backbone) -> int:
-    """Caches and logits while a lease is sampled after the longest prefix."""
-    settings, length = config.rollout, student.spec.length
-    prefix = longest_prefix(config, length)
-    if prefix is None:
+    """Caches and logits while a lease is sampled after the shortest and after the longest prefix:
+    rows that advance together have more tokens in a step the more of them are left."""
+    prefixes = sampled_prefixes(config, student.spec.length)
+    if not prefixes:
         return 0
+    settings = config.rollout
     batch = blank_batch(student, settings.batch_size, config)
-    plan, sizes = batch.plan, batch.plan.step_sizes
-    first = plan.step_of(prefix)
-    widest = max(range(first, len(sizes)), key=sizes.__getitem__)
+    sampling = settings.sampling
 
     @torch.no_grad()
-    def run() -> None:
+    def run(prefix: int) -> None:
+        plan = student.drawing_plan(batch.plan, sampling.decoding, given=prefix)
+        sizes, first = plan.step_sizes, plan.step_of(prefix)
+        widest = max(range(first, len(sizes)), key=sizes.__getitem__)
         noise_BL = torch.zeros(batch.token_BL.shape, dtype=torch.float64, device=META)
-        guidance = settings.sampling.guidance
-        stepper = Stepper(student, batch.label_B, guidance, plan, batch.token_BL, first)
+        stepper = Stepper(student, batch.label_B, sampling.guidance, plan, batch.token_BL, first)
         for step in range(first, min(widest + 2, len(sizes))):
-            logprob_BnV = filtered_logprob(stepper.logits(), settings.sampling)
+            logprob_BnV = filtered_logprob(stepper.logits(), sampling)
             stepper.commit(draw(logprob_BnV, noise_BL[:, plan.slots(step)]))
 
-    return peak_bytes(run)
+    ends = {max(prefixes), min(prefixes)} if sampling.decoding.zipar else {max(prefixes)}
+    return max(peak_bytes(lambda prefix=prefix: run(prefix)) for prefix in ends)
 
 
-def longest_prefix(config: RunConfig, length: int) -> int | None:
-    """The longest ground-truth prefix that is continued; None where nothing is ever sampled."""
+def sampled_prefixes(config: RunConfig, length: int) -> list[int]:
+    """Lengths of ground-truth prefixes that are continued; none where nothing is ever sampled."""
     draws = Draws(config.seed, 1)
     found = [
         source.prefix(index, draws, length=length, step=index)
@@ -144,7 +146,7 @@ def longest_prefix(config: RunConfig, length: int) -> int | None:
         if source.ratio > 0
         for index in range(PREFIX_DRAWS)
     ]
-    return max((prefix for prefix in found if prefix < length), default=None)
+    return [prefix for prefix in found if prefix < length]
 
 
 def scoring_images(config: RunConfig) -> int:

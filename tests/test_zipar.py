@@ -1,6 +1,7 @@
 """ZipAR: the rule, the cached decoder against a slow masked pass, mixed rollouts, the record."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from common.plan import DecodingConfig, ZipARConfig, zipar_plan
 from common.tokens import TokenDataset
 from common.trajectory import from_arrow
 from common.weights import Weights
+from deploy.config import open_run
+from deploy.meter import decoding_bytes
+from deploy.sizing import skeleton
 from rollout.context import ContextsConfig
 from rollout.evaluate import sample_tokens
 from rollout.sampler import SamplingConfig, decode, draw, noise
@@ -321,6 +325,19 @@ def test_samples_for_evaluation_follow_the_same_key(model):
     ]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_a_dry_run_counts_the_widest_step():
+    """Logits dominate here: four rows at a time instead of one, while prefills stay shorter."""
+    spec = SequenceSpec(4096, 64, (8, 8), 10)
+    student = skeleton(llamagen.Config.tiny(), spec).eval()
+    prefix = ["contexts.sources.student.lo=0", "contexts.sources.student.hi=0.75"]
+    zipar = "rollout.sampling.decoding.zipar.window=2"
+    raster, rows = (
+        decoding_bytes(open_run(Path("smoke"), [*prefix, *more])[0], student)
+        for more in ((), (zipar,))
+    )
+    assert 3 < rows / raster < 4
 
 
 def test_other_families_refuse_zipar_and_sequences_are_not_scored_by_it(tiny, model):
