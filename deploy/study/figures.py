@@ -38,7 +38,8 @@ CAPTIONS = {
     ),
     "guidance": (
         "FID after training over the guidance sweep: mean and 95 % t-interval. The vertical line "
-        "is the fixed guidance; diamonds are guidances chosen by leaving a seed out."
+        "is the fixed guidance; diamonds are guidances chosen by leaving a seed out. Wide "
+        "intervals leave the frame."
     ),
     "paired": (
         "Differences in FID within seeds, method minus baseline; left of zero is lower FID. Dots: "
@@ -179,7 +180,11 @@ def _panels(analysis: Analysis, line_of: Callable[[Summary], Line], kind: str) -
         else:
             axis.set_visible(False)
             axes[-2, place % columns].tick_params(labelbottom=True)
-    _scale(axes[0, 0].set_yscale, [value for line in lines.values() for value in line[1]])
+    means = [value for line in lines.values() for value in line[1]]
+    if means:
+        room = 0.12 * (max(means) - min(means)) or 1.0
+        axes[0, 0].set_ylim(max(min(means) - room, 0.8 * min(means)), max(means) + room)
+    _scale(axes[0, 0].set_yscale, means)
     figure.supylabel("FID", fontsize=9)
     label = {"seconds": "training seconds", "steps": "training steps"}.get(kind, kind)
     figure.supxlabel(label, fontsize=9)

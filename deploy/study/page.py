@@ -129,6 +129,8 @@ def render(
         f"<p>{escape(_run_in_words(analysis, about))}</p>",
         _definitions(about.details, "facts"),
         "<h2>What the data support</h2>",
+        f'<p class="soft">Behind a method: its mean difference in FID at guidance '
+        f"{analysis.guidance:g} and the joint interval.</p>",
         _list(conclusions(analysis)),
         *(["<h2>Gaps and doubts</h2>", _list(doubts)] if doubts else []),
         "<h2>Teacher, base student and methods</h2>",
