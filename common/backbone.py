@@ -193,6 +193,8 @@ class BackboneConfig(PluginConfig, ABC):
         {"preset", "dropout", "drop_path", "adaln_gamma"}
     )
     """Fields that change how a network is trained or written down, not which function it is."""
+    has_rows: ClassVar[bool] = True
+    """Whether tokens are ordered row by row, so that a prefix can end with a row of the grid."""
 
     def same_network(self, other: "BackboneConfig") -> bool:
         """Whether weights of one fit the other."""

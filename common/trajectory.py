@@ -5,10 +5,10 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 1):
     id            int64              image index of the run; never re-used for other content
     version       int64              policy version whose weights sampled the row
     label         int64              class, or the null class where the label was dropped
-    context       string             file name in rollout/contexts: data, student, ...
+    context       string             file name in rollout/contexts: data, student, teacher
     prefix        int64              ground-truth slots at the start, in plan order
     order, token  int32[L]           grid position and code of every slot
-    logprob       float32[L]         behaviour log-probability; 0 on the prefix
+    logprob       float32[L]         behaviour log-probability; 0 on slots that were given
     noise         float64[L]         the uniforms that drew the row (optional)
     signal.NAME   float16/32[L, ..]  what the teacher says (absent before scoring)
 
@@ -20,6 +20,7 @@ Shape letters: B sequences, L slots.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import NewType
 
@@ -36,8 +37,15 @@ PolicyVersion = NewType("PolicyVersion", int)
 """Learner steps behind a set of weights."""
 
 SCHEMA_VERSION = 1
-OFF_POLICY = "data"
-"""The context whose rows hold no samples of the student, and so never go stale."""
+DATA = "data"
+"""The context of whole ground-truth sequences, whose slots all have a loss although k = T."""
+ON_POLICY = "student"
+"""The only context whose rows hold samples of the student; all others never go stale."""
+
+
+def is_on_policy(context: str) -> bool:
+    """Whether rows of `context` were sampled by some version of the student."""
+    return context == ON_POLICY
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class TrajectoryBatch:
     plan: DecodePlan
     token_BL: Tensor
     logprob_BL: Tensor
-    """Log-probability under the distribution that drew the token; 0 on the prefix."""
+    """Log-probability under the distribution that drew the token; 0 on slots that were given."""
     noise_BL: Tensor | None = None
     signal: dict[str, Tensor] = field(default_factory=dict)
     """Teacher columns by name, each (B, L, ...); `entropy` is always there once scored."""
@@ -91,6 +99,21 @@ class TrajectoryBatch:
         """True on slots at or after the prefix length."""
         slot_L = torch.arange(self.token_BL.shape[1], device=self.token_BL.device)
         return slot_L[None] >= self.prefix_B[:, None]
+
+    def rows_where(self, matches: Callable[[str], bool]) -> Tensor:
+        """True_B for rows whose context matches."""
+        flags = [matches(name) for name in self.context]
+        return torch.tensor(flags, device=self.token_BL.device)
+
+    @property
+    def on_policy_B(self) -> Tensor:
+        """True for rows that the student sampled."""
+        return self.rows_where(is_on_policy)
+
+    @property
+    def rollout_BL(self) -> Tensor:
+        """True on slots that the student sampled."""
+        return self.suffix_BL & self.on_policy_B[:, None]
 
 
 def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
@@ -132,8 +155,7 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
     if batch.noise_BL is not None:
         columns["noise"] = _to_column(batch.noise_BL)
     columns |= {f"signal.{name}": _to_column(value) for name, value in batch.signal.items()}
-    sampled = [name != OFF_POLICY for name in batch.context]
-    on_policy = batch.version_B[torch.tensor(sampled, device=batch.version_B.device)]
+    on_policy = batch.version_B[batch.on_policy_B]
     metadata = batch.facts | {
         "schema": str(SCHEMA_VERSION),
         "oldest": str(int(on_policy.min()) if len(on_policy) else -1),

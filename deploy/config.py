@@ -19,6 +19,7 @@ from learner.learner import AnyObjective, LearnerConfig
 from learner.pretrain import PretrainConfig
 from rollout.context import ContextsConfig
 from rollout.evaluate import EvaluateConfig
+from rollout.prefix import PrefixLaw
 from rollout.sampler import SamplingConfig
 from rollout.worker import RolloutConfig
 from teacher_server.teacher import TeacherConfig
@@ -159,6 +160,19 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _aligned_prefixes_end_with_rows(self) -> Self:
+        for kind, source in self.contexts.sources.items():
+            if not isinstance(source, PrefixLaw) or source.align == "none":
+                continue
+            if not self.models.student.has_rows:
+                raise ValueError(
+                    f"contexts.sources.{kind}.align is {source.align}, but a "
+                    f"{self.models.student.kind} does not decode row by row; set it to none"
+                )
+            source.lengths(self.tokenizer.describe(self.images.size))
+        return self
+
+    @model_validator(mode="after")
     def _policy_gradients_see_plain_samples(self) -> Self:
         if "behaviour" in self.objective.columns and not self.rollout.sampling.is_plain:
             raise ValueError(
@@ -178,6 +192,7 @@ class Workspace:
         self.tokenizer = root / "tokenizer.safetensors"
         self.train_tokens = root / "tokens" / "train.parquet"
         self.test_tokens = root / "tokens" / "test.parquet"
+        self.teacher_tokens = root / "tokens" / "teacher.parquet"
         self.teacher = root / "teacher.safetensors"
         self.student_before = root / "student_before.safetensors"
         self.student = root / "student.safetensors"

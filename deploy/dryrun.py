@@ -74,7 +74,7 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
         "teacher": f"{parameters(sizing.teacher):,} parameters",
         "student": f"{parameters(sizing.student):,} parameters",
         "objective": f"{config.objective.kind}: {config.objective.model_dump(mode='json')}",
-        "contexts": ", ".join(f"{k} {v:.1%}" for k, v in config.contexts.shares().items()),
+        "contexts": _describe_contexts(config),
         "schedule": _describe_schedule(config),
         "budget": _describe_budget(config, spec, images),
         **_describe_wire(config, sizing, rate),
@@ -140,19 +140,29 @@ def _describe_schedule(config: RunConfig) -> str:
     )
 
 
+def _describe_contexts(config: RunConfig) -> str:
+    contexts = config.contexts
+    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in contexts.shares().items())
+    annealed = contexts.anneal != "none"
+    return f"{shares} at the end, from data alone ({contexts.anneal})" if annealed else shares
+
+
 def _describe_budget(config: RunConfig, spec: SequenceSpec, images: int | None) -> str:
-    """Images, epochs and tokens; the student samples what no prefix gives."""
+    """Images, epochs and tokens; somebody samples what no prefix gives."""
     total = config.learner.steps * config.learner.images_per_step
-    draws, sampled = Draws(config.seed, 1), 0.0
-    for kind, share in config.contexts.shares().items():
-        source = config.contexts.sources[kind]
-        for index in range(PREFIX_DRAWS):
-            prefix = source.prefix(index, draws, length=spec.length, step=index)
-            sampled += share * (spec.length - prefix) / PREFIX_DRAWS
+    draws, sampled = Draws(config.seed, 1), {"student": 0.0, "teacher": 0.0}
+    for index in range(PREFIX_DRAWS):
+        for kind, share in config.contexts.shares_at((index + 0.5) / PREFIX_DRAWS).items():
+            source = config.contexts.sources[kind]
+            if source.sampler is not None:
+                prefix = source.prefix(index, draws, spec=spec, step=index)
+                sampled[source.sampler] += share * (spec.length - prefix) / PREFIX_DRAWS
     epochs = f" ({total / images:.2f} epochs)" if images else ""
+    by_teacher = round(total * sampled["teacher"])
     return (
         f"{total:,} images{epochs}, {total * spec.length:,} tokens scored, about "
-        f"{round(total * sampled):,} of them sampled by the student"
+        f"{round(total * sampled['student']):,} of them sampled by the student"
+        + (f" and {by_teacher:,} by the teacher" if by_teacher else "")
     )
 
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from common.backbone import Backbone
+from common.backbone import Backbone, SequenceSpec
 from common.device import precision
 from common.ledger import Draws
 from common.signal import entropies
@@ -28,7 +28,8 @@ from deploy.config import RunConfig
 from learner.chunked import chunked_loss
 from learner.objective import TokenChunk
 from learner.relaxation import ClusterMap
-from rollout.sampler import Stepper, draw, filtered_logprob
+from rollout.context import SamplerName
+from rollout.sampler import SamplingConfig, Stepper, draw, filtered_logprob
 from teacher_server.teacher import guided_features
 
 META = torch.device("meta")
@@ -112,23 +113,23 @@ class FusedAttention(torch.autograd.Function):
         return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
 
 
-def decoding_bytes(config: RunConfig, student: Backbone) -> int:
-    """Caches and logits while a lease is sampled after the shortest and after the longest prefix:
-    rows that advance together have more tokens in a step the more of them are left."""
-    prefixes = sampled_prefixes(config, student.spec.length)
-    if not prefixes:
+def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "student") -> int:
+    """Caches and logits while `sampler` completes a lease after its shortest and after its longest
+    prefix: rows that advance together have more tokens in a step the more of them are left."""
+    settings, contexts = config.rollout, config.contexts
+    sampling = settings.sampling if sampler == "student" else contexts.teacher_sampling
+    prefixes = sampled_prefixes(config, model.spec, sampler)
+    if not prefixes or sampling is None:
         return 0
-    settings = config.rollout
-    batch = blank_batch(student, settings.batch_size, config)
-    sampling = settings.sampling
+    batch = blank_batch(model, settings.batch_size, sampling)
 
     @torch.no_grad()
     def run(prefix: int) -> None:
-        plan = student.drawing_plan(batch.plan, sampling.decoding, given=prefix)
+        plan = model.drawing_plan(batch.plan, sampling.decoding, given=prefix)
         sizes, first = plan.step_sizes, plan.step_of(prefix)
         widest = max(range(first, len(sizes)), key=sizes.__getitem__)
         noise_BL = torch.zeros(batch.token_BL.shape, dtype=torch.float64, device=META)
-        stepper = Stepper(student, batch.label_B, sampling.guidance, plan, batch.token_BL, first)
+        stepper = Stepper(model, batch.label_B, sampling.guidance, plan, batch.token_BL, first)
         for step in range(first, min(widest + 2, len(sizes))):
             logprob_BnV = filtered_logprob(stepper.logits(), sampling)
             stepper.commit(draw(logprob_BnV, noise_BL[:, plan.slots(step)]))
@@ -137,16 +138,16 @@ def decoding_bytes(config: RunConfig, student: Backbone) -> int:
     return max(peak_bytes(lambda prefix=prefix: run(prefix)) for prefix in ends)
 
 
-def sampled_prefixes(config: RunConfig, length: int) -> list[int]:
-    """Lengths of ground-truth prefixes that are continued; none where nothing is ever sampled."""
+def sampled_prefixes(config: RunConfig, spec: SequenceSpec, sampler: SamplerName) -> list[int]:
+    """Lengths of prefixes that `sampler` continues; none where it never samples anything."""
     draws = Draws(config.seed, 1)
     found = [
-        source.prefix(index, draws, length=length, step=index)
-        for source in config.contexts.sources.values()
-        if source.ratio > 0
+        source.prefix(index, draws, spec=spec, step=index)
+        for source in config.contexts.used
+        if source.sampler == sampler
         for index in range(PREFIX_DRAWS)
     ]
-    return [prefix for prefix in found if prefix < length]
+    return [prefix for prefix in found if prefix < spec.length]
 
 
 def scoring_images(config: RunConfig) -> int:
@@ -160,7 +161,7 @@ def scoring_images(config: RunConfig) -> int:
 
 def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
     """Activations, signal and entropies of one batch."""
-    batch = blank_batch(teacher, scoring_images(config), config)
+    batch = blank_batch(teacher, scoring_images(config), config.rollout.sampling)
 
     @torch.no_grad()
     def run() -> None:
@@ -175,7 +176,7 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
     """Gradients, activations and logits of a micro-batch."""
     settings, signal = config.learner, config.teacher.signal
     images = min(settings.micro_batch, settings.images_per_step // settings.ranks)
-    batch = blank_batch(student, images, config)
+    batch = blank_batch(student, images, config.rollout.sampling)
     clusters = _clusters(config, student.spec.vocab_size)
     contexts = [name for name, share in config.contexts.shares().items() if share]
 
@@ -226,9 +227,9 @@ def _clusters(config: RunConfig, vocab_size: int) -> ClusterMap | None:
     return ClusterMap(cluster_V, vocab_size // relaxation.factor)
 
 
-def blank_batch(model: Backbone, images: int, config: RunConfig) -> TrajectoryBatch:
-    """Sequences without content, in the order in which rollout decodes."""
-    plan = model.plan(range(images), config.rollout.sampling.decoding)
+def blank_batch(model: Backbone, images: int, sampling: SamplingConfig) -> TrajectoryBatch:
+    """Sequences without content, in the order in which they are decoded."""
+    plan = model.plan(range(images), sampling.decoding)
     index_B = torch.zeros(images, dtype=torch.long, device=META)
     token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long, device=META)
     return TrajectoryBatch(

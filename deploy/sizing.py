@@ -154,8 +154,13 @@ class Sizing:
         weights = state_bytes(student)
         # Built in float32, then cast; later every version arrives as bytes and as tensors.
         starting = max(state_bytes(self.student) + weights, 3 * weights)
-        computing = weights + decoding_bytes(self.config, student)
-        return _process_mb(gpu, computing=computing, starting=starting)
+        decoding, held = decoding_bytes(self.config, student), 0
+        if self.config.contexts.teacher_sampling is not None:
+            teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).eval()
+            held = state_bytes(teacher)
+            decoding = max(decoding, decoding_bytes(self.config, teacher, "teacher"))
+        starting = max(starting, held) if gpu else starting + held
+        return _process_mb(gpu, computing=weights + held + decoding, starting=starting)
 
     def _learner_mb(self, gpu: bool) -> tuple[float, float]:
         settings = self.config.learner

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.trajectory import OFF_POLICY, TrajectoryBatch
+from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.weighing import Weighing
 
 
@@ -43,7 +43,7 @@ class Tally:
         total = dict(zip(keys, found[: len(keys)], strict=True))
         count = dict(zip(keys, found[len(keys) :], strict=True))
         by_context = {f"{n}/{c}": total[n, c] / count[n, c] for n, c in keys if count[n, c]}
-        rollouts = [context for context in contexts if context != OFF_POLICY]
+        rollouts = [context for context in contexts if is_on_policy(context)]
         sampled = {}
         for name in names:
             if tokens := sum(count[name, context] for context in rollouts):
@@ -62,7 +62,7 @@ def describe_batch(batch: TrajectoryBatch, weighing: Weighing, lag_B: Tensor) ->
         if "entropy" in batch.signal:
             entropy = (batch.signal["entropy"] * support_BL).sum() / count
             metrics[f"teacher_entropy/{context}"] = float(entropy)
-        if context == OFF_POLICY:
+        if not is_on_policy(context):
             continue
         metrics[f"survival/{context}"] = float((weighing.open_BL & support_BL).sum() / count)
         metrics[f"weight/{context}"] = float((weighing.weight_BL * support_BL).sum() / count)

@@ -102,7 +102,7 @@ def weigh(
         alpha_BL = confidence(batch.signal["entropy"], batch.spec.vocab_size)
     open_BL = gated_BL
     if config.closes:
-        suffix_BL = gated_BL & batch.suffix_BL
+        suffix_BL = gated_BL & batch.rollout_BL
         search_BL = torch.ones_like(gated_BL) if config.scope == "all" else gated_BL
         score_BL = scores(config, alpha_BL, batch, search_BL)
         tau = config.tau

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.plugins import PluginConfig
-from common.trajectory import OFF_POLICY, TrajectoryBatch
+from common.trajectory import DATA, TrajectoryBatch, is_on_policy
 from learner.divergence import Divergence, filled
 from learner.ranks import Ranks
 from learner.relaxation import ClusterMap, RelaxationConfig
@@ -62,9 +62,9 @@ class TokenChunk:
 class ObjectiveConfig(PluginConfig, ABC):
     needs_teacher: ClassVar[bool] = True
     uses_data: ClassVar[bool] = True
-    """Whether data sequences have a loss."""
+    """Whether sequences of data and of the teacher have a loss."""
     uses_rollouts: ClassVar[bool] = True
-    """Whether sampled sequences have a loss."""
+    """Whether the student's samples have a loss."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Names in `TokenChunk.column`."""
     observes: ClassVar[tuple[str, ...]] = ()
@@ -99,14 +99,20 @@ class ObjectiveConfig(PluginConfig, ABC):
         """
         used = [n for n, share in shares.items() if share and self._uses(n)]
         if not used:
-            kind = "data sequences" if self.uses_data else "rollouts"
+            kind = "data or teacher sequences" if self.uses_data else "rollouts"
             raise InputError(
                 f"objective.kind={self.kind} learns from {kind} only, but contexts.sources has "
                 f"{', '.join(n for n, share in shares.items() if share)}; add such a source"
             )
+        if "behaviour" in self.columns and shares.get("teacher"):
+            raise InputError(
+                f"objective.kind={self.kind} corrects by the probability with which the student "
+                "itself drew a code, but contexts.sources.teacher holds samples of the teacher; "
+                "drop that source, or choose another objective"
+            )
 
     def _uses(self, context: str) -> bool:
-        return self.uses_data if context == OFF_POLICY else self.uses_rollouts
+        return self.uses_rollouts if is_on_policy(context) else self.uses_data
 
     def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
         """Weight of every token, from this rank's share of the step and what all ranks know."""
@@ -115,9 +121,9 @@ class ObjectiveConfig(PluginConfig, ABC):
 
     def support(self, batch: TrajectoryBatch) -> Tensor:
         """Slots with a loss: all of a data row, the suffix of any other."""
-        data_B1 = off_policy(batch)[:, None]
-        rollout_BL = batch.suffix_BL & ~data_B1
-        return (data_B1 & self.uses_data) | (rollout_BL & self.uses_rollouts)
+        whole_B = batch.rows_where(lambda name: name == DATA)
+        used_B = batch.rows_where(self._uses)
+        return (batch.suffix_BL | whole_B[:, None]) & used_B[:, None]
 
     @abstractmethod
     def __call__(self, chunk: TokenChunk) -> Tensor:
@@ -129,12 +135,6 @@ class ObjectiveConfig(PluginConfig, ABC):
 
     def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:
         """After a step with rollouts: their means of what was observed, over all ranks."""
-
-
-def off_policy(batch: TrajectoryBatch) -> Tensor:
-    """True for rows that are whole data sequences."""
-    flags = [name == OFF_POLICY for name in batch.context]
-    return torch.tensor(flags, device=batch.token_BL.device)
 
 
 def coefficients(

@@ -15,7 +15,7 @@ from common.config import Config
 from common.ledger import Draws
 from common.metrics import MetricsSink
 from common.tokens import TokenDataset
-from common.trajectory import OFF_POLICY, TrajectoryBatch
+from common.trajectory import DATA, TrajectoryBatch
 from learner.learner import Learner, LearnerConfig
 from learner.objectives import mle
 from learner.optimizer import OptimizerConfig
@@ -48,7 +48,7 @@ def data_batches(
             id_B=id_B,
             version_B=torch.zeros_like(id_B),
             label_B=label_B,
-            context=(OFF_POLICY,) * len(index_B),
+            context=(DATA,) * len(index_B),
             prefix_B=torch.full_like(id_B, data.spec.length),
             plan=plan,
             token_BL=cell_BL.gather(1, plan.order_BL),
@@ -77,7 +77,7 @@ def pretrain(
             "device": device,
         }
     )
-    learner = Learner(settings, mle.Config(), backbone, seed=seed, contexts=(OFF_POLICY,))
+    learner = Learner(settings, mle.Config(), backbone, seed=seed, contexts=(DATA,))
     batches = data_batches(data, config, backbone, seed)
     losses: list[float] = []
     for step in range(1, config.steps + 1):

@@ -3,31 +3,53 @@
 The paper's template (VarKD eqs. 2-6) is an expectation over prefixes; a context source is one
 such prefix distribution, one file in rollout/contexts. The choice for image i is a pure function
 of (run seed, i).
+
+Shape letters: B sequences, L slots.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, model_validator
 from torch import Tensor
 
+from common.backbone import SequenceSpec
 from common.config import Config
 from common.ledger import Draws, Schedule
 from common.plugins import PluginConfig, make
 from common.tokens import TokenDataset
+from common.trajectory import DATA
+from rollout.sampler import SamplingConfig
+
+SamplerName = Literal["student", "teacher"]
 
 
 class ContextConfig(PluginConfig, ABC):
     ratio: NonNegativeFloat = 1.0
     """Relative weight in the mixture; the student's share of the total is the paper's lambda."""
 
+    @property
+    def sampler(self) -> SamplerName | None:
+        """Who continues the prefix; None where whole sequences are read."""
+        return None
+
+    @property
+    def teacher_sampling(self) -> SamplingConfig | None:
+        """How the teacher draws tokens in rollout workers; None where it does not."""
+        return None
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether sequences are read from the teacher's token file instead of the data's."""
+        return False
+
     @abstractmethod
-    def prefix(self, index: int, draws: Draws, *, length: int, step: int) -> int:
-        """Number of ground-truth slots of image `index`; `length` means no sampling at all."""
+    def prefix(self, index: int, draws: Draws, *, spec: SequenceSpec, step: int) -> int:
+        """Number of ground-truth slots of image `index`; `spec.length` means all of them."""
 
 
 def _by_kind(value: Any) -> Any:
@@ -48,6 +70,9 @@ class ContextsConfig(Config):
         dict[str, SerializeAsAny[ContextConfig]], BeforeValidator(_by_kind), Field(min_length=1)
     ]
     """Tables by file name in rollout/contexts, e.g. sources.student.ratio=0.1."""
+    anneal: Literal["none", "linear", "exponential", "sigmoid"] = "none"
+    """Let the data's share fall to its own from 1, by b (1 from the start to about 0 at the end):
+    linear 1 - i/N, exponential 200^(-i/N), sigmoid 1 / (1 + e^(12 i/N - 6)), at step i of N."""
 
     @model_validator(mode="after")
     def _some_source_has_weight(self) -> "ContextsConfig":
@@ -55,24 +80,59 @@ class ContextsConfig(Config):
             raise ValueError("every ratio is 0; give at least one context source a weight")
         return self
 
+    @model_validator(mode="after")
+    def _annealing_starts_from_data(self) -> "ContextsConfig":
+        if self.anneal != "none" and DATA not in self.sources:
+            raise ValueError(
+                f"anneal is {self.anneal}, which begins with data alone, but there is no "
+                "sources.data; add it (its ratio may be 0)"
+            )
+        return self
+
     @property
     def total(self) -> float:
         return math.fsum(source.ratio for source in self.sources.values())
 
+    @property
+    def used(self) -> list[ContextConfig]:
+        """The sources that have a share."""
+        return [source for source in self.sources.values() if source.ratio]
+
+    @property
+    def teacher_sampling(self) -> SamplingConfig | None:
+        """How rollout workers sample from the teacher; None where they need no teacher."""
+        found = [source.teacher_sampling for source in self.used]
+        return next((sampling for sampling in found if sampling is not None), None)
+
     def shares(self) -> dict[str, float]:
-        """Probability of each source, in a fixed order."""
+        """Probability of each source, in a fixed order; under annealing, what it ends with."""
         return {kind: s.ratio / self.total for kind, s in sorted(self.sources.items())}
+
+    def shares_at(self, progress: float) -> dict[str, float]:
+        """Probability of each source when `progress` (0 to 1) of the steps are done.
+
+        ImitKD's three schedules (arXiv 2009.07253, method.md 4.1); it leaves the sigmoid's
+        steepness open, so 12 is our choice.
+        """
+        if self.anneal == "none":
+            return self.shares()
+        extra = {
+            "linear": 1 - progress,
+            "exponential": 200.0**-progress,
+            "sigmoid": 1 / (1 + math.exp(12 * progress - 6)),
+        }[self.anneal]
+        return {k: (1 - extra) * s + extra * (k == DATA) for k, s in self.shares().items()}
 
     def choose(self, index: int, draws: Draws, schedule: Schedule) -> str:
         """The context of image `index`."""
         step = index // schedule.images_per_step
         coin = draws.uniform("context", step if self.coin == "step" else index)
-        reached = 0.0
-        for kind, share in self.shares().items():
+        shares, reached = self.shares_at(step / schedule.steps), 0.0
+        for kind, share in shares.items():
             reached += share
             if coin < reached:
                 return kind
-        return max(self.shares(), key=lambda kind: self.shares()[kind])  # rounding at the top end
+        return max(shares, key=lambda kind: shares[kind])  # rounding at the top end
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +143,27 @@ class Assignment:
     label_B: Tensor
     """Labels after class dropout."""
     context: tuple[str, ...]
+    sampler: tuple[SamplerName | None, ...]
+    """Who samples what follows the prefix; None: the whole sequence is in cell_BL."""
     prefix_B: Tensor
     cell_BL: Tensor
-    """Ground-truth codes by grid position (not yet in plan order)."""
+    """Codes that are read, by grid position (not yet in plan order)."""
+
+    def rows_of(self, sampler: SamplerName) -> Tensor:
+        """Numbers of the rows that `sampler` continues."""
+        return torch.tensor([n for n, name in enumerate(self.sampler) if name == sampler]).long()
+
+    def rows(self, chosen: Tensor) -> "Assignment":
+        """Some rows, in the given order."""
+        numbers = chosen.tolist()
+        return Assignment(
+            self.id_B[chosen],
+            self.label_B[chosen],
+            tuple(self.context[n] for n in numbers),
+            tuple(self.sampler[n] for n in numbers),
+            self.prefix_B[chosen],
+            self.cell_BL[chosen],
+        )
 
 
 def assign(
@@ -96,13 +174,24 @@ def assign(
     schedule: Schedule,
     data: TokenDataset,
     class_dropout: float,
+    generated: TokenDataset | None = None,
 ) -> Assignment:
+    """`generated` holds the teacher's sequences, for a source that reads them."""
     label_B, cell_BL = data.pick(indices, draws, class_dropout)
     context = tuple(contexts.choose(index, draws, schedule) for index in indices)
+    sources = [contexts.sources[kind] for kind in context]
     prefixes = [
-        contexts.sources[kind].prefix(
-            index, draws, length=data.spec.length, step=index // schedule.images_per_step
-        )
-        for kind, index in zip(context, indices, strict=True)
+        source.prefix(index, draws, spec=data.spec, step=index // schedule.images_per_step)
+        for source, index in zip(sources, indices, strict=True)
     ]
-    return Assignment(torch.tensor(indices), label_B, context, torch.tensor(prefixes), cell_BL)
+    is_generated_B = torch.tensor([source.is_generated for source in sources])
+    if is_generated_B.any():
+        if generated is None:
+            raise ValueError("a source reads the teacher's sequences, but there are none")
+        own = replace(draws, images=len(generated))
+        labels, cells = generated.pick(indices, own, class_dropout)
+        label_B = torch.where(is_generated_B, labels, label_B)
+        cell_BL = torch.where(is_generated_B[:, None], cells, cell_BL)
+    samplers: list[SamplerName | None] = [source.sampler for source in sources]
+    prefix_B = torch.tensor(prefixes)
+    return Assignment(torch.tensor(indices), label_B, context, tuple(samplers), prefix_B, cell_BL)

@@ -1,5 +1,7 @@
 """The rollout role: take a lease, sample it with current weights, hand it to the teacher.
 
+A worker may hold a teacher as well, to sample the rows of SeqKD; `Scorer` is the teacher's server.
+
 Shape letters: B sequences, L slots.
 """
 
@@ -12,6 +14,7 @@ from typing import Literal, Protocol
 import pyarrow as pa
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from common.backbone import BackboneConfig
 from common.checkpoint import unpack
@@ -19,11 +22,14 @@ from common.config import Config
 from common.device import place, precision
 from common.errors import Closed
 from common.ledger import Draws, Lease, Schedule
+from common.model_file import ModelFile
+from common.plan import DecodePlan
 from common.tokens import TokenDataset
 from common.trajectory import TrajectoryBatch, to_arrow
 from common.weights import WeightSource
-from rollout.context import Assignment, ContextsConfig, assign
-from rollout.sampler import SamplingConfig, decode, noise
+from rollout.context import Assignment, ContextsConfig, SamplerName, assign
+from rollout.continuation import Continuation
+from rollout.sampler import SamplingConfig, noise
 
 POLL_SECONDS = 1.0
 WEIGHTS_SECONDS = 60.0
@@ -78,7 +84,10 @@ class RolloutWorker:
         teacher: Scorer,
         weights: WeightSource,
         ledger: LeaseSource,
+        teacher_file: ModelFile | None = None,
+        generated: TokenDataset | None = None,
     ) -> None:
+        """`teacher_file` and `generated` are for contexts that sample or read the teacher's."""
         self._config = config
         self._contexts = contexts
         self._device, dtype = place(config.device), precision(config.dtype)
@@ -90,8 +99,22 @@ class RolloutWorker:
         self._teacher = teacher
         self._weights = weights
         self._ledger = ledger
+        self._generated = generated
+        self._samplers = self._build_samplers(teacher_file, dtype)
         self._loaded = (-1, -1)  # generation and version of the student's weights
         self._stopped = Event()
+
+    def _build_samplers(
+        self, teacher_file: ModelFile | None, dtype: torch.dtype
+    ) -> dict[SamplerName, Continuation]:
+        student = Continuation(self._student, self._config.sampling, self._device)
+        sampling = self._contexts.teacher_sampling
+        if sampling is None:
+            return {"student": student}
+        if teacher_file is None:
+            raise ValueError("contexts sample from the teacher, but no file of it was given")
+        teacher = teacher_file.load(dtype).to(self._device).requires_grad_(False)
+        return {"student": student, "teacher": Continuation(teacher, sampling, self._device)}
 
     def run(self) -> int:
         """Sample while earlier leases are being scored; returns the number of leases done."""
@@ -137,15 +160,7 @@ class RolloutWorker:
         seeds = [self._draws.noise_seed(index) for index in lease.indices]
         plan = self._student.plan(seeds, self._config.sampling.decoding)
         noise_BL = noise(seeds, self._data.spec.length)
-        decoded = decode(
-            self._student,
-            work.label_B.to(self._device),
-            sampling=self._config.sampling,
-            noise_BL=noise_BL.to(self._device),
-            plan=plan,
-            given_BL=work.cell_BL.gather(1, plan.order_BL).to(self._device),
-            prefix_B=work.prefix_B.to(self._device),
-        )
+        token_BL, logprob_BL = self._complete(work, seeds, noise_BL, plan)
         facts = {
             "lease": str(lease.number),
             "generation": str(lease.generation),
@@ -160,12 +175,28 @@ class RolloutWorker:
             context=work.context,
             prefix_B=work.prefix_B,
             plan=plan,
-            token_BL=decoded.token_BL.cpu(),
-            logprob_BL=decoded.logprob_BL.cpu(),
+            token_BL=token_BL,
+            logprob_BL=logprob_BL,
             noise_BL=noise_BL if self._config.keep_noise else None,
             facts=facts,
         )
         return to_arrow(batch)
+
+    def _complete(
+        self, work: Assignment, seeds: list[int], noise_BL: Tensor, plan: DecodePlan
+    ) -> tuple[Tensor, Tensor]:
+        """(token_BL, logprob_BL): what is read, with every sampler's rows put in their places."""
+        token_BL = work.cell_BL.gather(1, plan.order_BL)
+        logprob_BL = torch.zeros(token_BL.shape)
+        for name, sampler in self._samplers.items():
+            rows = work.rows_of(name)
+            if len(rows):
+                own = DecodePlan(plan.order_BL[rows], plan.step_sizes)
+                own_seeds = [seeds[row] for row in rows.tolist()]
+                token_BL[rows], logprob_BL[rows] = sampler(
+                    work.rows(rows), own_seeds, noise_BL[rows], own
+                )
+        return token_BL, logprob_BL
 
     def _assignment(self, lease: Lease) -> Assignment:
         return assign(
@@ -175,6 +206,7 @@ class RolloutWorker:
             schedule=self._schedule,
             data=self._data,
             class_dropout=self._config.class_dropout,
+            generated=self._generated,
         )
 
     def _refresh(self, lease: Lease) -> None:

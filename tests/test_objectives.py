@@ -267,7 +267,7 @@ def test_sinkd_adds_the_published_transport_cost_of_each_group(student_NV, teach
 @pytest.mark.parametrize(
     ("objective", "shares", "reason"),
     [
-        (mle.Config(), {"student": 1.0}, "learns from data sequences only"),
+        (mle.Config(), {"student": 1.0}, "learns from data or teacher sequences only"),
         (sampled_rkl.Config(), {"data": 1.0, "student": 0.0}, "learns from rollouts only"),
         (varkd.Config(), {"student": 1.0}, "no loss sees single codes"),
         (varkd.Config(data_apply="relax"), {"data": 0.9, "student": 0.1}, "single codes"),

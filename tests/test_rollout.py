@@ -60,7 +60,7 @@ def test_prefix_law_is_uniform_on_its_integers(data):
     assert counts[high + 1 :].sum() == 0
     expected = 6000 / (high - low + 1)
     assert (counts[low : high + 1] - expected).abs().max() < 0.1 * expected
-    per_step = assignment(contexts(1.0, per="step"), range(80), data).prefix_B.view(10, 8)
+    per_step = assignment(contexts(1.0, per="batch"), range(80), data).prefix_B.view(10, 8)
     assert (per_step == per_step[:, :1]).all()
     assert (assignment(contexts(0.0), range(9), data).prefix_B == length).all()
 
@@ -68,7 +68,7 @@ def test_prefix_law_is_uniform_on_its_integers(data):
 def test_context_tables_are_validated():
     with pytest.raises(ValueError, match="every ratio is 0"):
         ContextsConfig.model_validate({"sources": {"data": {"ratio": 0}}})
-    with pytest.raises(ValueError, match="choose one of: data, student"):
+    with pytest.raises(ValueError, match="choose one of: data, student, teacher"):
         ContextsConfig.model_validate({"sources": {"dream": {"ratio": 1}}})
     with pytest.raises(ValueError, match=r"lo 0\.9 is larger than hi 0\.2"):
         contexts(1.0, lo=0.9, hi=0.2)

@@ -13,7 +13,7 @@ pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -53,6 +53,8 @@ PRESETS = {
 
 
 class Config(BackboneConfig):
+    has_rows: ClassVar[bool] = False
+
     preset: Literal["L", "XL", "XXL"] | None = None
     """A published size; sets width, depth and heads."""
     width: PositiveInt = 128

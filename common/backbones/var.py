@@ -12,7 +12,7 @@ K scales.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -54,6 +54,8 @@ PRESETS = {
 
 
 class Config(BackboneConfig):
+    has_rows: ClassVar[bool] = False
+
     preset: Literal["d16", "d20", "d24", "d30", "d36-s"] | None = None
     """A published size; sets width, depth, heads, shared_aln and adaln_gamma."""
     width: PositiveInt = 128

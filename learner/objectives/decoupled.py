@@ -20,7 +20,7 @@ from common.signal import entropy_of
 from common.trajectory import TrajectoryBatch
 from learner.divergence import Divergence
 from learner.horizon import HorizonConfig
-from learner.objective import TokenChunk, off_policy
+from learner.objective import TokenChunk
 from learner.objectives import gkd
 from learner.ranks import Ranks
 from learner.weighing import Memory, Weighing
@@ -36,7 +36,7 @@ class Config(gkd.Config):
 
     def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
         support_BL = self.support(batch)
-        inside_BL = self.horizon.slots(batch.suffix_BL, memory) | off_policy(batch)[:, None]
+        inside_BL = self.horizon.slots(batch.rollout_BL, memory) | ~batch.on_policy_B[:, None]
         counted_BL = support_BL & inside_BL
         return Weighing(counted_BL.float(), counted_BL, counted_BL)
 

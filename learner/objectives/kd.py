@@ -8,7 +8,7 @@ so only the second term is left.
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from common.trajectory import OFF_POLICY
+from common.trajectory import is_on_policy
 from learner.divergence import forward_kl, tempered
 from learner.objective import ObjectiveConfig, TokenChunk
 
@@ -17,12 +17,13 @@ class Config(ObjectiveConfig):
     temperature: PositiveFloat = 1.0
     """Divides the logits of both models; the loss is multiplied by its square."""
     alpha: float = Field(default=1.0, ge=0, le=1)
-    """Weight of the teacher's soft targets; the rest is cross-entropy with the data's codes."""
+    """Weight of the teacher's soft targets; the rest is cross-entropy with the codes of
+    data or of the teacher's samples."""
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
         student_NV = tempered(chunk.student_NV, self.temperature)
         teacher_NV = tempered(chunk.required_teacher_NV, self.temperature)
         loss_N = self.alpha * self.temperature**2 * forward_kl(student_NV, teacher_NV)
-        if chunk.context == OFF_POLICY and self.alpha < 1:
+        if self.alpha < 1 and not is_on_policy(chunk.context):
             loss_N = loss_N - (1 - self.alpha) * chunk.student_token_N
         return loss_N

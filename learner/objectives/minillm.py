@@ -22,7 +22,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from common.trajectory import OFF_POLICY, TrajectoryBatch
+from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import reverse_kl
 from learner.objective import ObjectiveConfig, TokenChunk
 from learner.ranks import Ranks
@@ -52,7 +52,7 @@ class Config(ObjectiveConfig):
         return Weighing(support_BL.float(), support_BL, support_BL, column)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
-        if chunk.context == OFF_POLICY:
+        if not is_on_policy(chunk.context):
             return -chunk.student_token_N
         later_N = chunk.column["return"]
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, model_validator
 from torch import Tensor
 
 from common.errors import InputError
-from common.trajectory import OFF_POLICY, TrajectoryBatch
+from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import Divergence, filled
 from learner.gate import GateConfig, weigh
 from learner.objective import ObjectiveConfig, TokenChunk
@@ -38,11 +38,11 @@ class Config(ObjectiveConfig):
     student: Divergence = PRESETS["paper_eq"][0]
     """Divergence on student contexts; set by the preset unless given."""
     data: Divergence = PRESETS["paper_eq"][1]
-    """Divergence on data contexts; set by the preset unless given."""
+    """Divergence on data and teacher contexts; set by the preset unless given."""
     data_apply: Literal["none", "relax", "gate", "both"] = "none"
-    """What of the method data contexts have too."""
+    """What of the method data and teacher contexts have too."""
     cross_entropy: NonNegativeFloat = 0.0
-    """mu: weight of -log q(x_t) on data contexts."""
+    """mu: weight of -log q(x_t) on data and teacher contexts."""
     gate: GateConfig = GateConfig()
     """Confidence weight and gate on student contexts."""
     relaxation: RelaxationConfig = RelaxationConfig()
@@ -66,7 +66,8 @@ class Config(ObjectiveConfig):
     def check(self, shares: Mapping[str, float]) -> None:
         super().check(shares)
         fine_data = self.data_apply not in ("relax", "both") or self.cross_entropy > 0
-        if not self.relaxation.anchored and not (shares.get(OFF_POLICY, 0.0) and fine_data):
+        taught = any(share for name, share in shares.items() if not is_on_policy(name))
+        if not self.relaxation.anchored and not (taught and fine_data):
             raise InputError(
                 f"objective.relaxation.factor is {self.relaxation.factor}, and no loss sees single "
                 "codes, so nothing holds the student's distribution inside a cluster; set "
@@ -77,7 +78,7 @@ class Config(ObjectiveConfig):
     def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
         support_BL = self.support(batch)
         gates_data = self.data_apply in ("gate", "both")
-        gated_BL = support_BL if gates_data else batch.suffix_BL
+        gated_BL = support_BL if gates_data else batch.rollout_BL
         gated = weigh(self.gate, batch, gated_BL, memory, ranks)
         plain_BL = support_BL & ~gated_BL
         weight_BL = gated.weight_BL.masked_fill(plain_BL, 1.0)
@@ -86,7 +87,7 @@ class Config(ObjectiveConfig):
     def __call__(self, chunk: TokenChunk) -> Tensor:
         pair = chunk.student_NV, chunk.required_teacher_NV
         mix = self.relaxation.mix
-        if chunk.context != OFF_POLICY:
+        if is_on_policy(chunk.context):
             return relaxed(self.student, *pair, chunk.clusters, mix)
         clusters = chunk.clusters if self.data_apply in ("relax", "both") else None
         loss_N = relaxed(self.data, *pair, clusters, mix)
@@ -95,7 +96,7 @@ class Config(ObjectiveConfig):
         return loss_N
 
     def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        if chunk.context == OFF_POLICY or chunk.clusters is None:
+        if chunk.clusters is None or not is_on_policy(chunk.context):
             return {}
         pair = chunk.student_NV[::STRIDE], chunk.required_teacher_NV[::STRIDE]
         return {"within_clusters": within_clusters(self.student, *pair, chunk.clusters)}

@@ -1,0 +1,49 @@
+"""Sequences that the teacher samples: SeqKD and SeqKD++ (method.md 1.3, 3 and 4.1).
+
+SeqKD trains on whole samples of the teacher: lo = hi = 0, drawn once (`source = "dataset"`) or
+anew each time. SeqKD++ on the teacher's continuations of ground-truth prefixes: lo = 0.25 and
+hi = 0.75, online. The loss is on what the teacher sampled, with the objective's branch for data.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rollout.context import SamplerName
+from rollout.prefix import PrefixLaw
+from rollout.sampler import SamplingConfig
+
+
+class Config(PrefixLaw):
+    lo: float = Field(default=0.0, ge=0, le=1)
+    """Shortest ground-truth prefix as a fraction of the sequence; 0 is SeqKD."""
+    hi: float = Field(default=0.0, ge=0, le=1)
+    """Longest prefix as a fraction of the sequence; SeqKD++ has 0.25 and 0.75."""
+    source: Literal["online", "dataset"] = "online"
+    """online: rollout workers hold the teacher and sample; dataset: sequences are read that
+    `varkd generate` has sampled once."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the teacher draws tokens; independent of teacher.guidance, which is the target's."""
+    sequences: PositiveInt | None = None
+    """Size of the dataset; by default as many as there are training images."""
+
+    @model_validator(mode="after")
+    def _datasets_hold_whole_samples(self) -> Self:
+        if self.source == "dataset" and self.hi > 0:
+            raise ValueError(
+                f"source is dataset, which holds whole samples of the teacher, but hi is {self.hi};"
+                " leave lo and hi at 0, or set source to online"
+            )
+        return self
+
+    @property
+    def sampler(self) -> SamplerName | None:
+        return None if self.is_generated else "teacher"
+
+    @property
+    def teacher_sampling(self) -> SamplingConfig | None:
+        return None if self.is_generated else self.sampling
+
+    @property
+    def is_generated(self) -> bool:
+        return self.source == "dataset"

@@ -1,0 +1,69 @@
+"""How many ground-truth slots come before what is sampled (VarKD eq. 6, method.md 2.1)."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.backbone import SequenceSpec
+from common.errors import InputError
+from common.ledger import Draws
+from rollout.context import ContextConfig
+
+ROUNDING = 1e-9
+"""0.07 * 100 is a little more than 7: bounds are met up to this."""
+
+
+class PrefixLaw(ContextConfig):
+    """A source whose prefix k is uniform on the multiples of a unit within [lo T, hi T].
+
+    Slots are counted in decoding order: the prefix is the first k cells in raster order, of the
+    concatenated token maps, or of the image's own random order.
+    """
+
+    lo: float = Field(default=0.25, ge=0, le=1)
+    """Shortest prefix as a fraction of the sequence; 0 is free running."""
+    hi: float = Field(default=0.75, ge=0, le=1)
+    """Longest prefix as a fraction of the sequence."""
+    per: Literal["sample", "batch"] = "sample"
+    """Draw the length for each image, or once per learner step."""
+    align: Literal["none", "row"] = "none"
+    """row: only whole rows of the grid, for models that decode row by row."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lo > self.hi:
+            raise ValueError(f"lo {self.lo} is larger than hi {self.hi}")
+        return self
+
+    def prefix(self, index: int, draws: Draws, *, spec: SequenceSpec, step: int) -> int:
+        allowed = self.lengths(spec)
+        unit = draws.uniform("prefix", index if self.per == "sample" else step)
+        return allowed[int(unit * len(allowed))]
+
+    def lengths(self, spec: SequenceSpec) -> range:
+        """The lengths that may be drawn, all equally likely. Where lo and hi leave no integer
+        between them, the next larger one.
+
+        Raises:
+            InputError: no row ends between lo and hi, or there are no rows.
+        """
+        width = 1
+        if self.align == "row":
+            rows, width = spec.grid
+            if spec.length != rows * width:
+                raise InputError(
+                    f"contexts.sources.{self.kind}.align is row, but the tokens are of several "
+                    "scales and have no rows; set it to none"
+                )
+        units = spec.length // width
+        low = math.ceil(self.lo * units - ROUNDING)
+        high = math.floor(self.hi * units + ROUNDING)
+        if low > high:
+            if self.align == "row":
+                raise InputError(
+                    f"contexts.sources.{self.kind}: none of the grid's {units} rows ends between "
+                    f"lo {self.lo} and hi {self.hi}; widen them, or set align to none"
+                )
+            high = low
+        return range(low * width, high * width + 1, width)
