@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from common.errors import InputError
 from common.images import ImageSource, open_images
 from common.ledger import derive_seed
 from common.tokenizer import Tokenizer, save_tokenizer
-from common.tokens import TokenHeader, TokensConfig, read_header, read_tokens, write_tokens
-from deploy.cluster import cluster
+from common.tokens import TokenHeader, TokensConfig
 from deploy.config import RunConfig, Workspace
-from deploy.encoding import BATCH, Part, make_here, make_on_ray
-from deploy.progress import Bar
+from deploy.encoding import BATCH, Encoder, ImagesPart
+from deploy.parts import Job, Pool, join, parts_folder
 
 
 def tokenize(
@@ -49,17 +49,20 @@ def tokenize(
         parts["test"] = _plan(config, workspace.test_tokens, test, tokenizer)
     stored = parts["train"][0].path.with_name("tokenizer.safetensors")
     _save(stored, tokenizer, config)
-    headers = _make(config, [p for split in parts.values() for p in split], stored, target, local)
+    every_part = [part for split in parts.values() for part in split]
+    headers = _job(config, stored, local).finish(every_part, target, _numbers)
     made = [headers[part.path] for part in parts["train"]]
     classes = _classes(train, test, config.tokens, made)
     spec = tokenizer.spec(len(classes))
     for split, path in (("train", workspace.train_tokens), ("test", workspace.test_tokens)):
         if split in parts:
-            _join(path, spec, classes, [(part, headers[part.path]) for part in parts[split]])
+            first = headers[parts[split][0].path]
+            header = TokenHeader(spec, classes, first.tokenizer, first.variants)
+            join(path, header, parts[split])
     _save(workspace.tokenizer, tokenizer, config)
     write_text(workspace.config, dump_toml(config))
     for path in (workspace.train_tokens, workspace.test_tokens):
-        shutil.rmtree(_parts_folder(path), ignore_errors=True)
+        shutil.rmtree(parts_folder(path), ignore_errors=True)
     return {"images": len(train), "variants": made[0].variants, "psnr": psnr(made)}
 
 
@@ -105,13 +108,9 @@ def _save(path: Path, tokenizer: Tokenizer, config: RunConfig) -> None:
     save_tokenizer(path, tokenizer, config.tokenizer, size=images.size, channels=images.channels)
 
 
-def _parts_folder(tokens: Path) -> Path:
-    return tokens.with_suffix(".parts")
-
-
 def _plan(
     config: RunConfig, path: Path, source: ImageSource | Codes, tokenizer: Tokenizer
-) -> list[Part]:
+) -> list[ImagesPart]:
     """Cut a split into parts, in a folder named after all that decides what they hold."""
     tokens, rows = config.tokens, len(source)
     crops: Crops = tokens.crops if path.stem == "train" else "center"
@@ -125,10 +124,10 @@ def _plan(
     hasher = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     if isinstance(source, ImageSource):
         hasher.update(source.label_N.numpy().tobytes())
-    folder = _parts_folder(path) / hasher.hexdigest()[:16]
+    folder = parts_folder(path) / hasher.hexdigest()[:16]
     starts = range(0, rows, tokens.part_images)
     return [
-        Part(
+        ImagesPart(
             folder / f"part-{number:05d}.parquet",
             source.subset(range(start, min(start + tokens.part_images, rows))),
             config.images.size,
@@ -138,45 +137,26 @@ def _plan(
     ]
 
 
-def _make(
-    config: RunConfig, parts: list[Part], tokenizer_file: Path, target: Console, local: bool
-) -> dict[Path, TokenHeader]:
-    """Make the parts that are not there yet; returns the headers of all."""
-    headers = {part.path: read_header(part.path) for part in parts if part.path.exists()}
-    missing = [part for part in parts if part.path not in headers]
-    done = sum(len(part) for part in parts) - sum(len(part) for part in missing)
-    if done:
-        target.print(f"{len(headers)} of {len(parts)} parts were finished before")
-    title = "encode" if config.tokens.kind == "images" else "read codes"
-    with Bar(target, title, sum(len(part) for part in parts)) as bar:
-
-        def show(more: int) -> None:
-            found = psnr(headers.values())
-            bar.show(done + more, {} if found is None else {"PSNR dB": found})
-
-        show(0)
-        for part in _run(config, missing, tokenizer_file, target, local, show):
-            headers[part.path] = read_header(part.path)
-            done += len(part)
-            show(0)
-    return headers
+def _job(config: RunConfig, tokenizer_file: Path, local: bool) -> Job:
+    tokens = config.tokens
+    return Job(
+        config,
+        partial(Encoder, tokenizer_file, tokens.device),
+        Pool(
+            "tokens",
+            tokens.workers,
+            tokens.cpus,
+            tokens.gpus,
+            lower="tokens.workers or tokens.part_images",
+        ),
+        title="encode" if tokens.kind == "images" else "read codes",
+        local=local,
+    )
 
 
-def _run(
-    config: RunConfig,
-    parts: list[Part],
-    tokenizer_file: Path,
-    target: Console,
-    local: bool,
-    watch: Callable[[int], None],
-) -> Iterator[Part]:
-    if not parts:
-        return
-    if local:
-        yield from make_here(parts, tokenizer_file, config.tokens, watch)
-        return
-    with cluster(config):
-        yield from make_on_ray(parts, tokenizer_file, config.tokens, target)
+def _numbers(headers: Iterable[TokenHeader]) -> dict[str, float]:
+    found = psnr(headers)
+    return {} if found is None else {"PSNR dB": found}
 
 
 def psnr(headers: Iterable[TokenHeader]) -> float | None:
@@ -203,15 +183,3 @@ def _classes(
             f"{count}; set tokens.classes"
         )
     return tuple(str(label) for label in range(count))
-
-
-def _join(
-    path: Path,
-    spec: SequenceSpec,
-    classes: tuple[str, ...],
-    made: list[tuple[Part, TokenHeader]],
-) -> None:
-    """One file of all parts, a row group at a time."""
-    first = made[0][1]
-    header = TokenHeader(spec, classes, first.tokenizer, first.variants)
-    write_tokens(path, header, (rows for part, _ in made for rows in read_tokens(part.path)))

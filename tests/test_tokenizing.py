@@ -1,6 +1,7 @@
 """`varkd tokenize`: parts, resuming, Ray Data against one process, and refusals."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from common.images import open_images
 from common.tokenizer import load_tokenizer
 from common.tokens import load_tokens, read_header
 from deploy.config import open_run
-from deploy.encoding import MOST_TRIES, Part, PartActor
+from deploy.encoding import Encoder, ImagesPart
 from deploy.main import main
+from deploy.parts import MOST_TRIES, PartActor, Pool
 from deploy.tokenizing import tokenize
 
 WEIGHTS = Path(__file__).parent / "golden" / "llamagen_vq" / "vq_tiny.pt"
@@ -203,8 +205,9 @@ def test_a_part_whose_actors_die_is_given_up(photos, quiet):
     config, workspace = opened(photos, "run")
     tokenize(config, workspace, quiet, local=True)
     source = open_images(config.images, "train").subset(range(3))
-    part = Part(photos / "part-00000.parquet", source, 8)
-    actor = PartActor(workspace.tokenizer, config.tokens)
+    part = ImagesPart(photos / "part-00000.parquet", source, 8)
+    build = partial(Encoder, workspace.tokenizer, "cpu")
+    actor = PartActor(build, Pool("tokens", 1, 1, 0, lower="tokens.workers"))
     row = {"number": 0, "part": pickle.dumps(part)}
     for _ in range(MOST_TRIES):  # nobody was told that the part is there: as if each try died
         part.path.unlink(missing_ok=True)
