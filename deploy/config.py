@@ -236,6 +236,9 @@ class Workspace:
     def existing_tokens(self) -> Path:
         return self._existing(self.train_tokens, "tokenize")
 
+    def existing_generated(self) -> Path:
+        return self._existing(self.teacher_tokens, "generate")
+
     def existing_tokenizer(self) -> Path:
         return self._existing(self.tokenizer, "tokenize")
 

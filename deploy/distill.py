@@ -18,6 +18,7 @@ from common.metrics import MetricsHub, MetricsLog
 from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig, Workspace
+from deploy.generating import load_generated
 from deploy.learning import learn, run_snapshots, store_student
 from deploy.pipeline import Services, run_here, wire
 from deploy.place import Here
@@ -25,6 +26,8 @@ from deploy.progress import Bar
 from learner.learner import Solo
 from learner.train import Outcome
 
+Datasets = tuple[TokenDataset, TokenDataset | None]
+"""The training images' tokens, and the teacher's own where a context reads them."""
 POLL_SECONDS = 0.2
 GIVE_UP_SECONDS = 60.0
 SHOWN = {
@@ -89,14 +92,14 @@ def distill(
         InputError: something in the user's files.
         RunFailed: workers or the learner failed for good; finished steps are in the snapshots.
     """
-    data = preflight(config, workspace)
+    data, generated = preflight(config, workspace), load_generated(config, workspace)
     resuming = _prepare_snapshots(config, workspace, resume=resume, restart=restart)
     log = MetricsLog(workspace.root, fresh=not resuming)
     started = time.monotonic()
     try:
         with Bar(target, "distill", config.learner.steps) as bar:
             runner = _run_local if local else _run_on_ray
-            outcome, gauges = runner(config, workspace, data, log, bar)
+            outcome, gauges = runner(config, workspace, (data, generated), log, bar)
     finally:
         log.close()
     if outcome.steps:  # a run that was stopped while starting up has nothing to store
@@ -134,9 +137,10 @@ def _prepare_snapshots(
 
 
 def _run_local(
-    config: RunConfig, workspace: Workspace, data: TokenDataset, log: MetricsLog, bar: Bar
+    config: RunConfig, workspace: Workspace, datasets: Datasets, log: MetricsLog, bar: Bar
 ) -> tuple[Outcome, dict[str, Any]]:
-    services = wire(config, data, workspace.model(config, "teacher"), Here())
+    data, generated = datasets
+    services = wire(config, data, workspace.model(config, "teacher"), Here(), generated)
     write_text(workspace.config, dump_toml(config))  # not before every part accepted it
     watch = Watch(services.hub, log, bar)
 
@@ -154,7 +158,7 @@ def _run_local(
 
 
 def _run_on_ray(
-    config: RunConfig, workspace: Workspace, data: TokenDataset, log: MetricsLog, bar: Bar
+    config: RunConfig, workspace: Workspace, datasets: Datasets, log: MetricsLog, bar: Bar
 ) -> tuple[Outcome, dict[str, Any]]:
     with cluster(config):
         from deploy.crew import Crew
@@ -162,7 +166,8 @@ def _run_on_ray(
         from deploy.remote import OnRay
 
         place = OnRay()
-        services = wire(config, data, workspace.model(config, "teacher"), place)
+        data, generated = datasets
+        services = wire(config, data, workspace.model(config, "teacher"), place, generated)
         job = TrainJob(config, workspace.root, services)  # starts up beside the actors
         crew = Crew(services, min_workers=config.rollout.min_workers)
         try:

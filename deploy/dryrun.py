@@ -15,7 +15,7 @@ from common.backbone import SequenceSpec
 from common.config import digest
 from common.ledger import Draws
 from deploy.config import RunConfig, Workspace
-from deploy.inventory import check_files, data_size, missing, sequence_spec
+from deploy.inventory import check_files, data_size, generated_size, missing, sequence_spec
 from deploy.placement import Gpu, Hardware, Node, place_actors, several
 from deploy.rate import images_per_second
 from deploy.sizing import MB, Need, Sizing, parameters
@@ -58,8 +58,10 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
     if timed:
         check_files(config, workspace, spec)
     images, variants = data_size(config, workspace)
-    per_image = variants * spec.length * (2 if spec.vocab_size <= 2**15 else 4) + 8
-    sizing = Sizing(config, spec, data_bytes=(images or 0) * per_image)
+    generated = generated_size(config, images)
+    row = spec.length * (2 if spec.vocab_size <= 2**15 else 4)
+    data_bytes = (images or 0) * (variants * row + 8) + generated * (row + 8)
+    sizing = Sizing(config, spec, data_bytes=data_bytes)
     there = hardware.gpus if hardware else 0
     needs = sizing.needs(
         lambda device, gpus: device == "cuda" or (device == "auto" and gpus + there > 0)
@@ -70,7 +72,7 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
         "run folder": str(workspace.root),
         "config": f"digest {digest(config)}, seed {config.seed}",
         "tokens": _describe_tokens(spec),
-        "data": _describe_data(images, variants, sizing.data_bytes),
+        "data": _describe_data(images, variants, generated, sizing.data_bytes),
         "teacher": f"{parameters(sizing.teacher):,} parameters",
         "student": f"{parameters(sizing.student):,} parameters",
         "objective": f"{config.objective.kind}: {config.objective.model_dump(mode='json')}",
@@ -124,10 +126,11 @@ def _describe_tokens(spec: SequenceSpec) -> str:
     return f"vocabulary {spec.vocab_size}, {grid}{maps}, {spec.length} per image, {classes}"
 
 
-def _describe_data(images: int | None, variants: int, size: int) -> str:
+def _describe_data(images: int | None, variants: int, generated: int, size: int) -> str:
     if images is None:
         return "size not known (set cluster.data_images)"
-    return f"{images:,} images x {variants} variants, {size / 2**30:.2f} GB in memory"
+    more = f" and {generated:,} sequences of the teacher" if generated else ""
+    return f"{images:,} images x {variants} variants{more}, {size / 2**30:.2f} GB in memory"
 
 
 def _describe_schedule(config: RunConfig) -> str:

@@ -9,6 +9,7 @@ from common.images import open_images
 from common.model_file import ModelFile
 from common.tokens import TokensConfig, count_images, read_header
 from deploy.config import RunConfig, Workspace
+from deploy.generating import dataset_source
 
 CODE_VARIANTS = 10
 """Variants per image in a folder of published codes: ten crops."""
@@ -42,6 +43,12 @@ def data_size(config: RunConfig, workspace: Workspace) -> tuple[int | None, int]
     return count_images(path), read_header(path).variants
 
 
+def generated_size(config: RunConfig, images: int | None) -> int:
+    """Sequences in the teacher's own dataset; 0 where none is read, or nothing tells."""
+    source = dataset_source(config)
+    return 0 if source is None else source.sequences or images or 0
+
+
 def _variants(tokens: TokensConfig) -> int:
     return VIEWS[tokens.crops] if tokens.kind == "images" else CODE_VARIANTS * len(tokens.paths)
 
@@ -73,6 +80,8 @@ def missing(config: RunConfig, workspace: Workspace) -> list[str]:
         wanted.append(("the tokens", workspace.train_tokens, "tokenize"))
         wanted.append(("tokenizer.weights", getattr(config.tokenizer, "weights", None), ""))
         wanted += [("tokens.paths", path, "") for path in config.tokens.paths]
+    if dataset_source(config) is not None:
+        wanted.append(("the teacher's tokens", workspace.teacher_tokens, "generate"))
     if config.images.kind != "digits":
         wanted.append(("images.train", config.images.train, ""))
         wanted.append(("images.test", config.images.test, ""))

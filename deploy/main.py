@@ -16,6 +16,7 @@ ORDER = (
     "smoke",
     "tokenize",
     "pretrain",
+    "generate",
     "distill",
     "evaluate",
     "study",

@@ -80,8 +80,9 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, Any]], fid: Mapping[str,
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
+    divergences = tuple(f"divergence/{name}" for name in ("data", "teacher", "student"))
     panels = [
-        (axes[0, 0], "divergence per token (nats)", ("divergence/data", "divergence/student")),
+        (axes[0, 0], "divergence per token (nats)", divergences),
         (axes[0, 1], "gate on student rollouts", ("survival/student", "weight/student")),
         (axes[1, 0], "staleness (steps) and waiting (s)", ("lag_mean", "lag_max", "seconds/wait")),
     ]

@@ -43,8 +43,15 @@ class Services:
             service.close(cause)
 
 
-def wire(config: RunConfig, data: TokenDataset, teacher: ModelFile, place: Place) -> Services:
-    """Create every service and hand each the ones it talks to."""
+def wire(
+    config: RunConfig,
+    data: TokenDataset,
+    teacher: ModelFile,
+    place: Place,
+    generated: TokenDataset | None = None,
+) -> Services:
+    """Create every service and hand each the ones it talks to; `generated` is the teacher's own
+    token dataset, where a context reads one."""
     schedule = config.schedule()
     calls = 4 + 2 * config.rollout.workers * (1 + config.rollout.in_flight)
     ledger = place(Ledger, schedule, site=Site("ledger", calls))
@@ -63,25 +70,51 @@ def wire(config: RunConfig, data: TokenDataset, teacher: ModelFile, place: Place
         )
         for index in range(config.teacher.replicas)
     ]
+    workers = _workers(
+        config,
+        data,
+        generated,
+        place,
+        weights=weights,
+        ledger=ledger,
+        teachers=teachers,
+        file=teacher,
+    )
+    return Services(ledger, buffer, weights, hub, workers)
+
+
+def _workers(
+    config: RunConfig,
+    data: TokenDataset,
+    generated: TokenDataset | None,
+    place: Place,
+    *,
+    weights: WeightStore,
+    ledger: Ledger,
+    teachers: list[Teacher],
+    file: ModelFile,
+) -> dict[str, RolloutWorker]:
     shared = place.share(data)  # gigabytes for ImageNet: once per node, not once per worker
-    workers = {
+    shared_generated = None if generated is None else place.share(generated)
+    return {
         name: place(
             RolloutWorker,
             config.rollout,
             config.contexts,
             config.models.student,
             name=name,
-            schedule=schedule,
+            schedule=config.schedule(),
             draws=Draws(derive_seed(config.seed, "distill"), len(data)),
             data=shared,
             teacher=place.any_of(teachers),
             weights=weights,
             ledger=ledger,
+            teacher_file=file if config.contexts.teacher_sampling else None,
+            generated=shared_generated,
             site=Site(name, 4, config.rollout.cpus, config.rollout.gpus),
         )
         for name in (f"worker-{index}" for index in range(config.rollout.workers))
     }
-    return Services(ledger, buffer, weights, hub, workers)
 
 
 def run_here(

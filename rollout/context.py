@@ -71,8 +71,8 @@ class ContextsConfig(Config):
     ]
     """Tables by file name in rollout/contexts, e.g. sources.student.ratio=0.1."""
     anneal: Literal["none", "linear", "exponential", "sigmoid"] = "none"
-    """Let the data's share fall to its own from 1, by b (1 from the start to about 0 at the end):
-    linear 1 - i/N, exponential 200^(-i/N), sigmoid 1 / (1 + e^(12 i/N - 6)), at step i of N."""
+    """Begin with data alone and end with the ratios (ImitKD). At step i of N, data alone weighs
+    linear 1 - i/N, exponential 200^(-i/N), sigmoid 1 / (1 + e^(12 i/N - 6))."""
 
     @model_validator(mode="after")
     def _some_source_has_weight(self) -> "ContextsConfig":

@@ -41,7 +41,8 @@ class SamplingConfig(Config):
     def is_plain(self) -> bool:
         """Whether codes come from the model's own conditional distribution."""
         filtered = self.top_k > 0 or self.top_p < 1
-        return self.guidance is None and self.temperature == 1 and not filtered
+        exact = self.decoding.zipar is None and not filtered
+        return exact and self.guidance is None and self.temperature == 1
 
 
 @dataclass(frozen=True, slots=True)
