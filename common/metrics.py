@@ -1,6 +1,7 @@
 """Numbers that people look at: collected anywhere, written in one place.
 
 `MetricsHub` is a mailbox that roles post to; `MetricsLog` turns it into JSONL and TensorBoard.
+A row holds the scalars of one step, or under the key PROFILE the curves of a window of steps.
 """
 
 import json
@@ -10,6 +11,9 @@ from threading import Lock
 from typing import Any, Protocol
 
 from common.errors import InputError
+
+PROFILE = "profile"
+"""Key of rows that hold curves (learner/profile.py) and no scalars."""
 
 
 class MetricsSink(Protocol):
@@ -33,30 +37,36 @@ class MetricsHub:
 
 
 class MetricsLog:
-    """Appends rows to `metrics.jsonl` and to TensorBoard events in `tensorboard/`."""
+    """Appends rows to `metrics.jsonl` and to TensorBoard events in `tensorboard/`; curves go to
+    `profiles.jsonl`, a line per window."""
 
     def __init__(self, folder: Path, *, fresh: bool = True) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / "metrics.jsonl"
-            self._file = self._path.open("w" if fresh else "a")
+            mode = "w" if fresh else "a"
+            self._scalars = (folder / "metrics.jsonl").open(mode)
+            self._curves = (folder / "profiles.jsonl").open(mode)
             self._board = SummaryWriter(str(folder / "tensorboard"))
         except OSError as error:
             raise InputError(f"{folder}: metrics cannot be written: {error.strerror}") from error
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        try:
-            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
-            self._file.flush()
-        except OSError as error:
-            raise InputError(f"{self._path}: cannot be written: {error.strerror}") from error
-        for row in rows:
+        scalars = [row for row in rows if PROFILE not in row]
+        curves = [row for row in rows if PROFILE in row]
+        for file, lines in ((self._scalars, scalars), (self._curves, curves)):
+            try:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+                file.flush()
+            except OSError as error:
+                raise InputError(f"{file.name}: cannot be written: {error.strerror}") from error
+        for row in scalars:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        self._file.close()
+        self._scalars.close()
+        self._curves.close()
         self._board.close()

@@ -106,6 +106,11 @@ class TrajectoryBatch:
         return torch.tensor(flags, device=self.token_BL.device)
 
     @property
+    def data_B(self) -> Tensor:
+        """True for rows that are whole ground-truth sequences."""
+        return self.rows_where(lambda name: name == DATA)
+
+    @property
     def on_policy_B(self) -> Tensor:
         """True for rows that the student sampled."""
         return self.rows_where(is_on_policy)

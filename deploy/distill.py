@@ -14,7 +14,7 @@ from rich.console import Console
 from common.checkpoint import write_text
 from common.config import dump_toml
 from common.errors import InputError, RunFailed
-from common.metrics import MetricsHub, MetricsLog
+from common.metrics import PROFILE, MetricsHub, MetricsLog
 from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig, Workspace
@@ -53,15 +53,17 @@ class Watch:
     def poll(self) -> None:
         rows = self.hub.since(self.cursor)
         self.cursor += len(rows)
-        for row in rows:
+        steps = [row for row in rows if PROFILE not in row]
+        for row in steps:
             self.recent = [*self.recent[-19:], (row["time"], int(row["images_total"]))]
             (first, before), (last, after) = self.recent[0], self.recent[-1]
             row["images_per_second"] = (after - before) / (last - first) if last > first else 0.0
         if rows:
             self.log.write(rows)
-            for row in rows:  # a step without student rows has no lag: show the last one
+        if steps:
+            for row in steps:  # a step without student rows has no lag: show the last one
                 self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}
-            self.bar.show(rows[-1]["step"], self.shown)
+            self.bar.show(steps[-1]["step"], self.shown)
 
 
 def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:

@@ -26,8 +26,10 @@ from common.signal import entropies
 from common.trajectory import TrajectoryBatch
 from deploy.config import RunConfig
 from learner.chunked import chunked_loss
+from learner.diagnostics import observe
 from learner.objective import TokenChunk
 from learner.relaxation import ClusterMap
+from learner.selection import STRIDE
 from rollout.context import SamplerName
 from rollout.sampler import SamplingConfig, Stepper, draw, filtered_logprob
 from teacher_server.teacher import guided_features
@@ -199,10 +201,8 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
                 {name: student_nV.new_zeros(len(student_nV)) for name in config.objective.columns},
                 _groups(len(student_nV)),
             )
-            loss_n = config.objective(chunk)
-            with torch.no_grad():
-                config.objective.observe(chunk)
-            return loss_n.sum()
+            observe(config.objective, chunk, torch.arange(0, len(student_nV), STRIDE, device=META))
+            return config.objective(chunk).sum()
 
         hidden_NC = student.features(batch.label_B, batch.token_BL, batch.plan).flatten(0, 1)
         chunked_loss(hidden_NC.clone(), student.head, loss, settings.chunk_tokens).backward()

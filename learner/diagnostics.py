@@ -1,71 +1,142 @@
-"""Numbers of one learner step: sums on the device while it runs, metrics when it is over.
+"""What a learner step looked like, by context and slot (method.md 2.9): sums, then means.
 
-Shape letters: B sequences, L slots, N tokens.
+Sums stay on the device while a step runs and cross ranks in one message. A step's metrics are
+means over all slots; a window of steps is kept by slot (learner/profile.py). All are exact under
+any split into chunks, micro-batches and ranks.
+
+Tokens that the gate closed never reach the student's head: divergence and student entropy are
+those of open slots.
+
+Shape letters: B sequences, L slots, N tokens, Q quantities, X contexts, R ranks.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from common.signal import entropy_of
 from common.trajectory import TrajectoryBatch, is_on_policy
+from learner.gate import confidence
+from learner.objective import ObjectiveConfig, TokenChunk
+from learner.ranks import Ranks
 from learner.weighing import Weighing
 
+OF_ROWS = ("confidence", "survival", "survival_by_distance", "weight")
+"""Known before any logit. survival and weight: of the slots of a rollout that have a loss;
+by_distance: at so many slots after the first that was sampled."""
+OF_TOKENS = ("divergence", "student_entropy")
+"""Of every token with a loss, from its logits; an objective's `observes` come on top."""
 
-@dataclass
+
 class Tally:
-    """Sums over the tokens of one step, by name and context."""
+    """Sums and counts by quantity, context and slot."""
 
-    loss: Tensor
-    total: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    tokens: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def add(self, context: str, values: Mapping[str, Tensor]) -> None:
-        """Count numbers of some tokens, each (N,)."""
-        for name, value_N in values.items():
-            key = name, context
-            self.total[key] = self.total.get(key, 0) + value_N.detach().double().sum()
-            self.tokens[key] = self.tokens.get(key, 0) + len(value_N)
-
-    def means(
+    def __init__(
         self,
-        names: tuple[str, ...],
+        observes: tuple[str, ...],
         contexts: tuple[str, ...],
-        sum_over_ranks: Callable[[Tensor], Tensor],
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Means over all ranks as {"name/context"}, and as {"name"} over the rollouts alone."""
-        keys = [(name, context) for name in names for context in contexts]
-        nothing = torch.zeros_like(self.loss, dtype=torch.double)
-        sums = [self.total.get(key, nothing) for key in keys]
-        counts = [nothing + self.tokens.get(key, 0) for key in keys]
-        found = sum_over_ranks(torch.stack([*sums, *counts])).tolist()
-        total = dict(zip(keys, found[: len(keys)], strict=True))
-        count = dict(zip(keys, found[len(keys) :], strict=True))
-        by_context = {f"{n}/{c}": total[n, c] / count[n, c] for n, c in keys if count[n, c]}
-        rollouts = [context for context in contexts if is_on_policy(context)]
-        sampled = {}
-        for name in names:
-            if tokens := sum(count[name, context] for context in rollouts):
-                sampled[name] = sum(total[name, context] for context in rollouts) / tokens
-        return by_context, sampled
+        length: int,
+        device: torch.device,
+    ) -> None:
+        self.names = (*OF_ROWS, *OF_TOKENS, *observes)
+        self.contexts = contexts
+        self.loss = torch.zeros((), device=device)
+        shape = 2, len(self.names), len(contexts), length
+        self.sum_2QXL = torch.zeros(shape, dtype=torch.double, device=device)
+        """Sums of values, and how many were summed."""
+        self.keys = list(product(self.names, contexts))
+        self._found: dict[tuple[str, str], tuple[float, float]] = {}
 
+    def add_tokens(self, context: str, slot_N: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Count numbers of some tokens of one context, each (N,)."""
+        for name, value_N in values.items():
+            sum_2L = self.sum_2QXL[:, self.names.index(name), self.contexts.index(context)]
+            pair_2N = torch.stack([value_N.detach().double(), torch.ones_like(slot_N).double()])
+            sum_2L.index_add_(1, slot_N, pair_2N)
 
-def describe_batch(batch: TrajectoryBatch, weighing: Weighing, lag_B: Tensor) -> dict[str, float]:
-    """Survival, teacher entropy and staleness by context (method.md 2.9), of this rank."""
-    metrics: dict[str, float] = {"images": len(batch)}
-    for context in dict.fromkeys(batch.context):
-        member_B = torch.tensor([name == context for name in batch.context])
-        member_B = member_B.to(weighing.support_BL.device)
-        support_BL = weighing.support_BL & member_B[:, None]
-        count = support_BL.sum().clamp_min(1)
+    def add_batch(self, batch: TrajectoryBatch, weighing: Weighing) -> None:
+        """Count what is known of whole rows.
+
+        The teacher's confidence is that of every slot of a data row, and of the sampled slots of
+        any other: the ground-truth prefix of a rollout says nothing about drift.
+        """
+        index_B = [self.contexts.index(name) for name in batch.context]
+        self._context_B = torch.tensor(index_B, device=self.loss.device)
+        suffix_BL = batch.suffix_BL
         if "entropy" in batch.signal:
-            entropy = (batch.signal["entropy"] * support_BL).sum() / count
-            metrics[f"teacher_entropy/{context}"] = float(entropy)
-        if not is_on_policy(context):
-            continue
-        metrics[f"survival/{context}"] = float((weighing.open_BL & support_BL).sum() / count)
-        metrics[f"weight/{context}"] = float((weighing.weight_BL * support_BL).sum() / count)
-        metrics["lag_mean"] = float(lag_B[member_B].double().mean())
-        metrics["lag_max"] = max(metrics.get("lag_max", 0.0), float(lag_B[member_B].max()))
-    return metrics
+            alpha_BL = confidence(batch.signal["entropy"], batch.spec.vocab_size)
+            self._add_rows("confidence", alpha_BL, suffix_BL | batch.data_B[:, None])
+        rollout_BL = weighing.support_BL & suffix_BL
+        self._add_rows("survival", weighing.open_BL, rollout_BL)
+        self._add_rows("weight", weighing.weight_BL, rollout_BL)
+        slot_L = torch.arange(suffix_BL.shape[1], device=suffix_BL.device)
+        slot_BL = slot_L + batch.prefix_B[:, None]
+        there_BL = slot_BL < len(slot_L)
+        slot_BL = slot_BL.clamp_max(len(slot_L) - 1)
+        open_BL, counted_BL = weighing.open_BL.gather(1, slot_BL), rollout_BL.gather(1, slot_BL)
+        self._add_rows("survival_by_distance", open_BL, counted_BL & there_BL)
+
+    def _add_rows(self, name: str, value_BL: Tensor, counted_BL: Tensor) -> None:
+        value_BL = value_BL.double().masked_fill(~counted_BL, 0)
+        pair_2BL = torch.stack([value_BL, counted_BL.double()])
+        self.sum_2QXL[:, self.names.index(name)].index_add_(1, self._context_B, pair_2BL)
+
+    def metrics(self, batch: TrajectoryBatch, lag_B: Tensor, ranks: Ranks) -> dict[str, float]:
+        """Sum over ranks, in place; the step's numbers, of all ranks, as {"name/context"}.
+
+        `lag_B` counts for rollouts only. The step's one wait for the device is here.
+        """
+        rows_X = self._context_B.bincount(minlength=len(self.contexts)).double()
+        sampled_B = batch.on_policy_B
+        lag_B = lag_B.double() * sampled_B
+        oldest_R = lag_B.new_zeros(ranks.world)
+        oldest_R[ranks.rank] = lag_B.max()  # ranks only know how to add
+        lags = torch.stack([lag_B.sum(), sampled_B.sum().double(), self.loss.double()])
+        small = torch.cat([rows_X, lags, oldest_R])
+        summed = ranks.sum_(torch.cat([small, self.sum_2QXL.flatten()]))
+        self.sum_2QXL = summed[len(small) :].view_as(self.sum_2QXL)
+        found = torch.cat([summed[: len(small)], self.sum_2QXL.sum(-1).flatten()]).tolist()
+        total, count = found[len(small) :][: len(self.keys)], found[len(small) + len(self.keys) :]
+        self._found = dict(zip(self.keys, zip(total, count, strict=True), strict=True))
+        rows = dict(zip(self.contexts, found, strict=False))
+        lag, sampled, loss, *oldest = found[len(rows) : len(small)]
+        metrics = {"loss": loss, "images": sum(rows.values())}
+        if sampled:
+            metrics |= {"lag_mean": lag / sampled, "lag_max": max(oldest)}
+        metrics |= {f"share/{name}": count / metrics["images"] for name, count in rows.items()}
+        return metrics | self._means(rows, math.log(batch.spec.vocab_size))
+
+    def _means(self, rows: Mapping[str, float], most: float) -> dict[str, float]:
+        means = {}
+        for (name, context), (total, count) in self._found.items():
+            if not count or name == "survival_by_distance":
+                continue
+            means[f"{name}/{context}"] = total / count
+            if name == "confidence":
+                means[f"teacher_entropy/{context}"] = (1 - total / count) * most
+            if name == "survival":
+                means[f"open_length/{context}"] = total / rows[context]
+        return means
+
+    def rollout_means(self) -> dict[str, float]:
+        """After `metrics`: means over the tokens with a loss of all rollouts; empty without any."""
+        means = {}
+        for name in self.names[len(OF_ROWS) :]:
+            found = [self._found[name, x] for x in self.contexts if is_on_policy(x)]
+            total, count = map(sum, zip(*found, strict=True)) if found else (0, 0)
+            if count:
+                means[name] = total / count
+        return means
+
+
+@torch.no_grad()
+def observe(
+    objective: ObjectiveConfig, chunk: TokenChunk, watch_n: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Numbers of all tokens of a chunk, and of those that the objective looks at more closely."""
+    entropy_N = entropy_of(chunk.student_NV)
+    closer = objective.observe(chunk.only(watch_n)) if objective.observes else {}
+    return {"student_entropy": entropy_N}, closer

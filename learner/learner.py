@@ -23,9 +23,10 @@ from common.plugins import from_package
 from common.trajectory import TrajectoryBatch
 from common.weights import Weights
 from learner.chunked import chunked_loss
-from learner.diagnostics import Tally, describe_batch
+from learner.diagnostics import Tally, observe
 from learner.objective import ObjectiveConfig, coefficients
 from learner.optimizer import Average, OptimizerConfig, build_adamw
+from learner.profile import Profile
 from learner.ranks import Ranks, Solo, sum_gradients
 from learner.relaxation import ClusterMap
 from learner.selection import Selection, select
@@ -57,6 +58,9 @@ class LearnerConfig(Config):
     """Pin weight versions and batch geometry to the image index: reproducible, somewhat slower."""
     ranks: PositiveInt = 1
     """Data-parallel learner processes."""
+    profile_every: NonNegativeInt = 50
+    """Steps per window of the curves by slot in profiles.jsonl (confidence, survival, entropy,
+    divergence); 0 keeps none."""
     snapshot_every: NonNegativeInt = 0
     """Steps between resumable snapshots; 0 keeps only the last step."""
     keep_every: NonNegativeInt = 0
@@ -107,6 +111,7 @@ class Learner:
         self._clusters = clusters.to(self._device) if clusters else None
         self._ranks = ranks or Solo()
         self._memory: Memory = {}
+        self.profile = Profile(config.profile_every, config.steps)
         self.steps_done = 0
 
     def step(self, batch: TrajectoryBatch) -> dict[str, float]:
@@ -120,7 +125,9 @@ class Learner:
         coefficient_BL = coefficients(
             self._objective.reduction, weighing, batch.context, self._contexts, self._ranks.sum_
         )
-        tally = Tally(torch.zeros((), device=self._device))
+        length = batch.token_BL.shape[1]
+        tally = Tally(self._objective.observes, self._contexts, length, self._device)
+        tally.add_batch(light, weighing)
         self._optimizer.zero_grad(set_to_none=True)
         seed = derive_seed(self._seed, f"dropout-{self._ranks.rank}", self.steps_done)
         with _seeded(seed, self._device):
@@ -131,12 +138,11 @@ class Learner:
         lag_B = self.steps_done - light.version_B
         self.steps_done += 1
         self._average.update(self._student, self.steps_done)
-        names = ("divergence", *self._objective.observes)
-        observed, sampled = tally.means(names, self._contexts, self._ranks.sum_)
-        if sampled:
+        metrics = tally.metrics(light, lag_B, self._ranks)
+        self.profile.add(tally, self.steps_done)
+        if sampled := tally.rollout_means():
             self._objective.remember(self._memory, sampled)
-        metrics = {"loss": float(self._ranks.sum_(tally.loss)), "grad_norm": norm, "lr": rate}
-        return metrics | describe_batch(light, weighing, lag_B) | observed | self._memory
+        return metrics | {"grad_norm": norm, "lr": rate} | self._memory
 
     def _light(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """The batch without what is wide, with the teacher's numbers that the objective reads."""
@@ -162,7 +168,7 @@ class Learner:
             losses = []
             for context in dict.fromkeys(batch.context):
                 chosen = select(context, batch, weighing, coefficient_BL)
-                losses.append(self._loss(chosen, hidden_BLC[chosen.active_BL], tally))
+                losses.append(self._loss(chosen, chosen.take(hidden_BLC), tally))
             total = torch.stack(losses).sum()
         total.backward()
         tally.loss += total.detach()
@@ -174,10 +180,11 @@ class Learner:
                 teacher_nV = self._teacher.logprob(chosen.signal_of(tokens))
             student_nV = logit_nV.float().log_softmax(-1)
             chunk = chosen.chunk(tokens, student_nV, teacher_nV, self._clusters)
+            watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
+            numbers, closer = observe(self._objective, chunk, watch_n)
             loss_n = self._objective(chunk)
-            with torch.no_grad():
-                observed = self._objective.observe(chunk)
-            tally.add(chosen.context, {"divergence": loss_n, **observed})
+            tally.add_tokens(chosen.context, slot_n, {"divergence": loss_n, **numbers})
+            tally.add_tokens(chosen.context, slot_n[watch_n], closer)
             return (chosen.coefficient_N[tokens] * loss_n).sum()
 
         chunk_tokens = self._config.chunk_tokens
@@ -216,6 +223,7 @@ class Learner:
             "ema": self._average.state,
             "optimizer": self._optimizer.state_dict(),
             "objective": dict(self._memory),
+            "profile": self.profile.state(),
             "clusters": clusters,
         }
 
@@ -237,6 +245,7 @@ class Learner:
             self._average.state[name].copy_(value)
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._memory = dict(tensors["objective"])
+        self.profile.restore(tensors["profile"], self._device)
         self.steps_done = step
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.plugins import PluginConfig
-from common.trajectory import DATA, TrajectoryBatch, is_on_policy
+from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import Divergence, filled
 from learner.ranks import Ranks
 from learner.relaxation import ClusterMap, RelaxationConfig
@@ -46,6 +46,13 @@ class TokenChunk:
     """The objective's own numbers per token, from `Weighing.column`."""
     groups: tuple[int, ...] = ()
     """Sizes of the groups in this chunk, in order, where the objective asked for groups."""
+
+    def only(self, index_n: Tensor) -> "TokenChunk":
+        """Some of the tokens; groups don't survive that."""
+        teacher_nV = None if self.teacher_NV is None else self.teacher_NV[index_n]
+        column = {name: value[index_n] for name, value in self.column.items()}
+        student_nV, token_n = self.student_NV[index_n], self.token_N[index_n]
+        return TokenChunk(self.context, token_n, student_nV, teacher_nV, self.clusters, column)
 
     @property
     def required_teacher_NV(self) -> Tensor:
@@ -121,20 +128,25 @@ class ObjectiveConfig(PluginConfig, ABC):
 
     def support(self, batch: TrajectoryBatch) -> Tensor:
         """Slots with a loss: all of a data row, the suffix of any other."""
-        whole_B = batch.rows_where(lambda name: name == DATA)
         used_B = batch.rows_where(self._uses)
-        return (batch.suffix_BL | whole_B[:, None]) & used_B[:, None]
+        return (batch.suffix_BL | batch.data_B[:, None]) & used_B[:, None]
 
     @abstractmethod
     def __call__(self, chunk: TokenChunk) -> Tensor:
         """Unweighted loss_N of the chunk's tokens."""
 
     def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        """Numbers of some or all tokens to plot and to remember; computed without gradient."""
+        """Numbers of each token to plot and to remember; of rollouts or data, or of both.
+
+        Called without gradient, on every eighth token alone (learner/selection.py).
+        """
         return {}
 
     def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:
-        """After a step with rollouts: their means of what was observed, over all ranks."""
+        """After a step with rollouts: means over their tokens and all ranks.
+
+        Of `divergence` and `student_entropy`, and of what was observed.
+        """
 
 
 def coefficients(

@@ -73,6 +73,7 @@ def pretrain(
             "steps": config.steps,
             "images_per_step": config.batch_size,
             "micro_batch": config.batch_size,
+            "profile_every": 0,
             "optimizer": config.optimizer,
             "device": device,
         }

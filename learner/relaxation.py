@@ -169,15 +169,16 @@ def relaxed(
     return mix * coarse_N + (1 - mix) * divergence(student_NV, teacher_NV)
 
 
-def within_clusters(
+def chain_rule(
     divergence: Divergence, student_NV: Tensor, teacher_NV: Tensor, clusters: ClusterMap
-) -> Tensor:
-    """D(q, p) - D(Q, P): what relaxation leaves unsupervised (method.md 2.4).
+) -> tuple[Tensor, Tensor]:
+    """D(Q, P) between clusters, and D(q, p) - D(Q, P) within them; they add up to D(q, p).
 
-    For the reverse KL it is the chain rule's second term, sum_c Q_c KL(q(.|c) || p(.|c)).
+    The second is what relaxation leaves unsupervised. For the reverse KL it is the chain rule's
+    sum_c Q_c KL(q(.|c) || p(.|c)) (method.md 2.4).
     """
-    fine_N = divergence(student_NV, teacher_NV)
-    return fine_N - relaxed(divergence, student_NV, teacher_NV, clusters)
+    between_N = relaxed(divergence, student_NV, teacher_NV, clusters)
+    return between_N, divergence(student_NV, teacher_NV) - between_N
 
 
 def _digest(point_VD: Tensor) -> str:

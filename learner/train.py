@@ -10,7 +10,7 @@ from common.buffer import Share, TrajectorySource
 from common.checkpoint import Snapshots
 from common.errors import Closed
 from common.ledger import Schedule
-from common.metrics import MetricsSink
+from common.metrics import PROFILE, MetricsSink
 from common.trajectory import concatenate, from_arrow
 from common.weights import Weights
 from learner.learner import Learner, Ranks
@@ -121,6 +121,7 @@ class Trainer:
         taken = time.monotonic()
         batches = [from_arrow(record) for record in share.records]
         metrics = self._learner.step(concatenate(batches))
+        profile = self._learner.profile.take()
         if self._ranks.rank != 0:
             return
         step = self._learner.steps_done
@@ -139,6 +140,8 @@ class Trainer:
         self._metrics.post(row)
         if self._after_step is not None:
             self._after_step(self._learner)
+        if profile is not None:
+            self._metrics.post({"step": step, "time": row["time"], PROFILE: profile})
         self._snapshot()
 
     def _take(self) -> Share:

@@ -12,23 +12,16 @@ over all ranks, so both are exact under any split.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
 
-from torch import Tensor
-
-from common.signal import entropy_of
 from common.trajectory import TrajectoryBatch
 from learner.divergence import Divergence
 from learner.horizon import HorizonConfig
-from learner.objective import TokenChunk
 from learner.objectives import gkd
 from learner.ranks import Ranks
 from learner.weighing import Memory, Weighing
 
 
 class Config(gkd.Config):
-    observes: ClassVar[tuple[str, ...]] = ("student_entropy",)
-
     divergence: Divergence = Divergence(name="mix", rkl_share=0.25)
     """mix with the reverse KL's share; long horizons need mostly forward KL (our default)."""
     horizon: HorizonConfig = HorizonConfig()
@@ -39,9 +32,6 @@ class Config(gkd.Config):
         inside_BL = self.horizon.slots(batch.rollout_BL, memory) | ~batch.on_policy_B[:, None]
         counted_BL = support_BL & inside_BL
         return Weighing(counted_BL.float(), counted_BL, counted_BL)
-
-    def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        return {"student_entropy": entropy_of(chunk.student_NV)}
 
     def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:
         self.horizon.advance(memory, mean["student_entropy"])

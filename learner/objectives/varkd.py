@@ -18,7 +18,7 @@ from learner.divergence import Divergence, filled
 from learner.gate import GateConfig, weigh
 from learner.objective import ObjectiveConfig, TokenChunk
 from learner.ranks import Ranks
-from learner.relaxation import RelaxationConfig, relaxed, within_clusters
+from learner.relaxation import RelaxationConfig, chain_rule, relaxed
 from learner.weighing import Memory, Weighing
 
 PRESETS = {
@@ -26,12 +26,10 @@ PRESETS = {
     "paper_text": (Divergence(name="jsd", beta=0.5), Divergence(name="jsd", beta=0.5)),
 }
 """Divergences on (student, data) contexts: as the equations, or as the training section says."""
-STRIDE = 8
-"""One token in so many is enough for the curve of `within_clusters`."""
 
 
 class Config(ObjectiveConfig):
-    observes: ClassVar[tuple[str, ...]] = ("within_clusters",)
+    observes: ClassVar[tuple[str, ...]] = ("between_clusters", "within_clusters")
 
     preset: Literal["paper_eq", "paper_text"] = "paper_eq"
     """paper_eq: reverse KL on student contexts, forward KL on data; paper_text: JSD(0.5)."""
@@ -98,5 +96,6 @@ class Config(ObjectiveConfig):
     def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
         if chunk.clusters is None or not is_on_policy(chunk.context):
             return {}
-        pair = chunk.student_NV[::STRIDE], chunk.required_teacher_NV[::STRIDE]
-        return {"within_clusters": within_clusters(self.student, *pair, chunk.clusters)}
+        pair = chunk.student_NV, chunk.required_teacher_NV
+        between_N, within_N = chain_rule(self.student, *pair, chunk.clusters)
+        return {"between_clusters": between_N, "within_clusters": within_N}
