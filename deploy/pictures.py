@@ -1,11 +1,9 @@
-"""Pictures for people: sample grids and training curves."""
+"""Pictures for people: sample grids and image files."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -70,50 +68,3 @@ def save_npz(path: Path, pixel_NCHW: Tensor) -> None:
             np.savez_compressed(handle, arr_0=array)
 
     write_atomically(path, write)
-
-
-def save_curves(path: Path, rows: Sequence[Mapping[str, Any]], fid: Mapping[str, float]) -> None:
-    """Loss, survival and confidence, staleness and buffer, and FID before and after."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
-    divergences = tuple(f"divergence/{name}" for name in ("data", "teacher", "student"))
-    panels = [
-        (axes[0, 0], "divergence per token (nats)", divergences),
-        (axes[0, 1], "gate on student rollouts", ("survival/student", "weight/student")),
-        (axes[1, 0], "staleness (steps) and waiting (s)", ("lag_mean", "lag_max", "seconds/wait")),
-    ]
-    for axis, title, names in panels:
-        for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            if points:
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, _smooth(values), label=name, linewidth=1.2)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("learner step")
-        if axis.lines:
-            axis.legend(fontsize=8)
-    bars = axes[1, 1].bar(list(fid), list(fid.values()), color="0.6")
-    axes[1, 1].bar_label(bars, fmt="%.3g", fontsize=8)
-    axes[1, 1].set_title("FID (lower is better)", fontsize=10)
-    axes[1, 1].tick_params(axis="x", labelsize=8)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=90)
-    pyplot.close(figure)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data.getvalue())
-
-    write_atomically(path, write)
-
-
-def _smooth(values: Sequence[float], window: int = 5) -> list[float]:
-    """Trailing mean, so that single batches do not hide the course."""
-    series = torch.tensor(values, dtype=torch.double)
-    total = torch.cat([torch.zeros(1, dtype=torch.double), series.cumsum(0)])
-    ends = torch.arange(1, len(series) + 1)
-    starts = (ends - window).clamp_min(0)
-    return ((total[ends] - total[starts]) / (ends - starts)).tolist()

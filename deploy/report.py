@@ -1,4 +1,4 @@
-"""What a run leaves for people: report.json, report.md, samples.png, curves.png."""
+"""What a run leaves for people: report.json, report.md and three pictures."""
 
 import importlib.metadata
 import json
@@ -13,14 +13,40 @@ from rich.console import Console
 from common.checkpoint import write_text
 from common.config import digest
 from common.errors import InputError
+from common.metrics import PROFILE
 from common.tokens import token_header
 from deploy.config import RunConfig, Workspace
-from deploy.pictures import grid, save_curves, save_png, side_by_side
+from deploy.curves import save_curves, save_diagnostics
+from deploy.pictures import grid, save_png, side_by_side
 from deploy.quality import Quality, assess
 
 PACKAGES = ("torch", "ray", "pyarrow", "torch-fidelity", "numpy", "pydantic", "scikit-learn")
 PER_CLASS = 8
 MOST_CLASSES = 20
+LEAST_STEPS = 20
+FINAL = (
+    "confidence",
+    "teacher_entropy",
+    "student_entropy",
+    "survival",
+    "open_length",
+    "divergence",
+    "between_clusters",
+    "within_clusters",
+)
+READING = (
+    "**Confidence by position**: where the teacher's confidence on rollouts (sampled slots alone) "
+    "lies below that on data, the student's context is one that the teacher does not know.",
+    "**Survival of the gate**: which share of the slots at that distance from the start of the "
+    "rollout still has a loss; a steep fall means that the gate is a short horizon.",
+    "**Divergence between and within clusters**: together the divergence over all codes; what is "
+    "within clusters is not trained by a relaxed loss and should not grow.",
+    "**Entropy**: a student far below its teacher has lost alternatives. The student's is of open "
+    "slots alone: what the gate closed never reaches its head.",
+    "**Seconds per step**: sampling and scoring run beside the learner; it is the bottleneck while "
+    "it hardly waits.",
+    "**Divergence by position**: what is left to learn, slot by slot, of open slots.",
+)
 TITLES = {
     "teacher": "teacher",
     "student_before": "student before",
@@ -31,9 +57,10 @@ TITLES = {
 def write_report(
     config: RunConfig, workspace: Workspace, target: Console, *, wall_seconds: float | None = None
 ) -> dict[str, Any]:
-    """Evaluate every model of the run and write the report's four files."""
+    """Evaluate every model of the run and write the report's five files."""
     facts = _read_facts(workspace.root / "distill.json")
     rows = read_rows(workspace.root / "metrics.jsonl")
+    profiles = [row[PROFILE] for row in read_rows(workspace.root / "profiles.jsonl")]
     quality = assess(config, workspace, target)
     report = summarise(config, facts, rows, quality)
     if wall_seconds is not None:
@@ -41,6 +68,8 @@ def write_report(
     _, classes, _ = token_header(workspace.existing_tokens())
     save_png(workspace.root / "samples.png", _sample_sheet(quality, len(classes)))
     save_curves(workspace.root / "curves.png", rows, report["fid"])
+    tau = _threshold(config, rows)
+    save_diagnostics(workspace.root / "diagnostics.png", rows, profiles, tau=tau)
     write_text(workspace.root / "report.json", json.dumps(report, indent=2) + "\n")
     write_text(workspace.root / "report.md", to_markdown(report, classes))
     return report
@@ -74,6 +103,8 @@ def summarise(
         "leases_reissued": facts.get("ledger/reissued", 0),
         "survival_rate": sum(survival) / len(survival) if survival else None,
         "seconds": _stage_seconds(rows),
+        "shares": by_context(rows).get("share", {}),
+        "final": final_numbers(rows),
         "objective": config.objective.model_dump(mode="json"),
         "contexts": config.contexts.shares(),
         "seed": config.seed,
@@ -119,8 +150,7 @@ def to_markdown(report: dict[str, Any], classes: tuple[str, ...]) -> str:
         "",
         f"One row per class: {', '.join(classes[:MOST_CLASSES])}.",
         "",
-        "![curves](curves.png)",
-        "",
+        *_curves_page(report),
         "| run | |",
         "|---|---|",
         f"| objective | {report['objective']['kind']} |",
@@ -136,6 +166,55 @@ def to_markdown(report: dict[str, Any], classes: tuple[str, ...]) -> str:
         f"| seed, config | {report['seed']}, {report['config_digest']} |",
     ]
     return "\n".join(lines) + "\n"
+
+
+def by_context(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over the rows that have it of every metric "name/context", as {name: {context: x}}."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            name, slash, context = key.partition("/")
+            if slash:
+                found.setdefault(name, {}).setdefault(context, []).append(value)
+    return {
+        name: {context: sum(values) / len(values) for context, values in contexts.items()}
+        for name, contexts in found.items()
+    }
+
+
+def final_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the run ended with: means over the last tenth of its steps, twenty at least."""
+    last = rows[-max(LEAST_STEPS, len(rows) // 10) :]
+    if not last:
+        return {}
+    means = by_context(last)
+    steps = {"first": last[0]["step"], "last": last[-1]["step"]}
+    return {"steps": steps} | {name: means[name] for name in (*FINAL, "seconds") if name in means}
+
+
+def _curves_page(report: dict[str, Any]) -> list[str]:
+    final = report["final"]
+    lines = ["![curves](curves.png)", "", "![diagnostics](diagnostics.png)", ""]
+    lines += [*(f"- {line}" for line in READING), ""]
+    if not final:
+        return lines
+    names = [name for name in FINAL if name in final]
+    titles = " | ".join(name.replace("_", " ") for name in names)
+    lines += [f"| steps {final['steps']['first']}-{final['steps']['last']} | share | {titles} |"]
+    lines += ["|---" * (len(names) + 2) + "|"]
+    for context, share in report["shares"].items():
+        values = [final[name].get(context) for name in names]
+        cells = " | ".join("-" if value is None else f"{value:.4g}" for value in values)
+        lines.append(f"| {context} | {share:.1%} | {cells} |")
+    return [*lines, "", "Share: of all rows of the run. Entropies and divergences in nats.", ""]
+
+
+def _threshold(config: RunConfig, rows: list[dict[str, Any]]) -> float | None:
+    """The confidence below which the gate closes, where it is the teacher's over all codes."""
+    gate = getattr(config.objective, "gate", None)
+    if gate is None or not gate.closes or gate.mode == "speculative" or gate.entropy_space != "V":
+        return None
+    return next((row["gate/tau"] for row in reversed(rows) if "gate/tau" in row), gate.tau)
 
 
 def _stage_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -16,9 +16,15 @@ from common.trajectory import from_arrow
 from deploy.distill import distill, preflight
 from deploy.report import write_report
 
+CONTINUED = ("learner.max_lag=1", "learner.publish_every=1", "learner.profile_every=2")
+
 
 def rows_of(workspace):
     return [json.loads(line) for line in (workspace.root / "metrics.jsonl").open()]
+
+
+def profiles_of(workspace):
+    return [json.loads(line)["profile"] for line in (workspace.root / "profiles.jsonl").open()]
 
 
 def distill_here(run, quiet, *, resume=False):
@@ -83,16 +89,19 @@ def test_every_image_of_an_ordered_run_is_trained_once_on_pinned_weights(run_in,
 
 
 def test_a_run_resumes_where_its_snapshot_ends(run_in, quiet):
-    whole = run_in("learner.max_lag=1", "learner.publish_every=1", name="whole")
+    whole = run_in(*CONTINUED, name="whole")
     _, expected = distill_here(whole, quiet)
-    run = run_in("learner.max_lag=1", "learner.publish_every=1", name="cut")
-    stop_after(run, quiet, 3)
+    run = run_in(*CONTINUED, name="cut")
+    stop_after(run, quiet, 3)  # inside of the second window of curves
     facts, rows = distill_here(run, quiet, resume=True)
     assert facts["resumed"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert facts["steps"] == 6
     # One process samples right before it trains, so even the numbers are the same.
     assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
+    windows = profiles_of(run[1])
+    assert [(window["first"], window["last"]) for window in windows] == [(1, 2), (3, 4), (5, 6)]
+    assert windows == profiles_of(whole[1])
 
 
 def stop_after(run, quiet, steps):
@@ -207,7 +216,9 @@ def test_the_report_has_every_promised_number_and_picture(run_in, quiet):
         assert stored[key] is not None, key
     assert "not with Inception" in stored["features"]["note"]
     assert 0 < stored["survival_rate"] <= 1
-    for name in ("samples.png", "curves.png"):
+    assert {"data", "student"} <= stored["final"]["confidence"].keys()
+    assert stored["final"]["survival"]["student"] > 0
+    for name in ("samples.png", "curves.png", "diagnostics.png"):
         with Image.open(run[1].root / name) as picture:
             assert picture.width > 300
             assert len(set(picture.convert("L").tobytes())) > 20

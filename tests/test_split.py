@@ -88,7 +88,8 @@ def learner_of(pair):
     def build(objective, ranks=None, clusters=quarters, **given):
         student, teacher = pair
         head = copy.deepcopy(teacher.head)
-        settings = {"micro_batch": 5, "chunk_tokens": 7, "optimizer": {"clip": 1e9}} | given
+        settings = {"micro_batch": 5, "chunk_tokens": 7, "optimizer": {"clip": 1e9}}
+        settings |= {"profile_every": 2} | given
         return Learner(
             LearnerConfig.model_validate(settings),
             objective,
@@ -108,14 +109,20 @@ def made(kind, fields):
 
 
 def stepped(learner, batch, steps=2):
-    """Metrics and gradients of the last of some steps on the same batch."""
+    """Metrics and gradients of the last of some steps on the same batch, and their curves."""
     metrics = [learner.step(batch) for _ in range(steps)][-1]
     grads = {name: p.grad.clone() for name, p in learner._student.named_parameters()}
-    return metrics, grads
+    return metrics, grads, learner.profile.take()
 
 
 def assert_same(found, wanted):
-    assert found[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=1e-4, abs=1e-7)
+    assert found[0] == pytest.approx(wanted[0], rel=1e-4, abs=1e-5)
+    assert found[2]["curves"].keys() == wanted[2]["curves"].keys()
+    for name, curve in wanted[2]["curves"].items():
+        same = found[2]["curves"][name]
+        assert same["count"] == curve["count"]
+        for mean, right in zip(same["mean"], curve["mean"], strict=True):
+            assert mean == (right if right is None else pytest.approx(right, rel=1e-4, abs=1e-5))
     for name, grad in wanted[1].items():
         torch.testing.assert_close(found[1][name], grad, atol=2e-6, rtol=1e-3)
 

@@ -1,6 +1,6 @@
 """Measure teacher and student, before and after, and write the report.
 
-Writes report.json, report.md, samples.png and curves.png into the run folder.
+Writes report.json, report.md, samples.png, curves.png and diagnostics.png into the run folder.
 """
 
 import argparse
