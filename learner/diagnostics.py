@@ -69,7 +69,7 @@ class Tally:
         if "entropy" in batch.signal:
             alpha_BL = confidence(batch.signal["entropy"], batch.spec.vocab_size)
             self._add_rows("confidence", alpha_BL, suffix_BL | batch.data_B[:, None])
-        rollout_BL = weighing.support_BL & suffix_BL
+        rollout_BL = weighing.support_BL & batch.rollout_BL
         self._add_rows("survival", weighing.open_BL, rollout_BL)
         self._add_rows("weight", weighing.weight_BL, rollout_BL)
         slot_L = torch.arange(suffix_BL.shape[1], device=suffix_BL.device)
