@@ -114,7 +114,7 @@ def draw_diagnostics(
     _finish(confidence, "Confidence of the teacher by position", none)
     _by_slot(survival, profiles, "survival_by_distance", "share of slots that are open")
     survival.set(xlabel="slots after the first sampled one", ylim=(0, 1.04))
-    _finish(survival, "Survival of the gate", on_rollouts)
+    _finish(survival, "Survival of the gate", on_rollouts, from_zero=False)
     terms = {"between_clusters": "between clusters", "within_clusters": "within"}
     _over_steps(clusters, rows, terms)
     _finish(
@@ -137,7 +137,6 @@ def draw_diagnostics(
 def _by_slot(axis: Any, profiles: Sequence[Mapping[str, Any]], name: str, unit: str) -> None:
     """The first window dashed, the last one solid, a colour per context."""
     axis.set(xlabel="slot, in the order of decoding", ylabel=unit)
-    axis.xaxis.get_major_locator().set_params(integer=True)
     first_and_last = {0: "--", len(profiles) - 1: "-"} if profiles else {}
     for index, style in first_and_last.items():
         window = profiles[index]
@@ -180,7 +179,8 @@ def _finish(axis: Any, title: str, empty: str, *, from_zero: bool = True) -> Non
         if (
             from_zero and axis.dataLim.ymin >= 0
         ):  # a policy gradient's loss is no divergence, and may be below
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.06 * axis.dataLim.ymax or 1)
+        axis.locator_params(axis="x", nbins=7, integer=True)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     else:
         _say(axis, empty)
@@ -225,8 +225,9 @@ def _save(
     write_atomically(path, write)
 
 
-def _smooth(values: Sequence[float], window: int = 5) -> list[float]:
-    """Trailing mean, so that single batches do not hide the course."""
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Trailing mean over a hundredth of the run, so that single batches do not hide the course."""
+    window = max(5, len(values) // 100)
     series = torch.tensor(values, dtype=torch.double)
     total = torch.cat([torch.zeros(1, dtype=torch.double), series.cumsum(0)])
     ends = torch.arange(1, len(series) + 1)

@@ -177,6 +177,9 @@ def test_every_panel_is_drawn_or_says_why_not(batch, windows):
         assert [len(axis.lines) for axis in data] == [2, 0, 0, 2, 1, 1]
     metrics, window = windows(kd.Config(), batch)
     assert NO_CLUSTERS in panels(metrics, [window])[2].texts[0].get_text()
+    _, window = windows(mle.Config(), batch)  # what has no loss has a teacher all the same
+    assert window["curves"]["confidence/student"]["count"] == [1, 1, 2, 2, 3, 3]
+    assert "survival/student" not in window["curves"]
     unprofiled = panels(metrics, [])
     assert "learner.profile_every" in unprofiled[0].texts[0].get_text()
     for axis in panels({}, []):
