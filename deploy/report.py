@@ -43,7 +43,7 @@ READING = (
     "within clusters is not trained by a relaxed loss and should not grow.",
     "**Entropy**: a student far below its teacher has lost alternatives. The student's is of open "
     "slots alone: what the gate closed never reaches its head.",
-    "**Seconds per step**: sampling and scoring run beside the learner; it is the bottleneck while "
+    "**Seconds by stage**: sampling and scoring run beside the learner, which is the bottleneck while "
     "it hardly waits.",
     "**Divergence by position**: what is left to learn, slot by slot, of open slots.",
 )
