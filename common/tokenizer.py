@@ -1,13 +1,15 @@
 """The contract of an image tokenizer: pixels <-> a grid of codes.
 
-Shape letters: N images, B batch, H height, W width, L slots, V codes, D code width.
+Shape letters: N images, B batch, H height, W width, L slots, V codes, D code width,
+n = B * L latent vectors.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +63,30 @@ class MultiscaleTokenizer(Tokenizer):
         return self.quantize.code_VD
 
 
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """A training pass: images (not clamped), their codes, and the quantiser's losses, weighted."""
+
+    image_BCHW: Tensor
+    token_BL: Tensor
+    vector_nD: Tensor
+    """What the codes stand for, without gradient."""
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+
+
+class TrainableTokenizer(Tokenizer, ABC):
+    """Learns by gradient descent, `varkd pretrain --model tokenizer`."""
+
+    @abstractmethod
+    def reconstruct(self, image_BCHW: Tensor) -> Reconstruction:
+        """Encode, quantise and decode images in [-1, 1], with gradients straight through."""
+
+    @abstractmethod
+    def place_codes(self, token_k: Tensor, vector_kD: Tensor) -> None:
+        """Put the codes `token_k` where these latent vectors are."""
+
+
 class TokenizerConfig(PluginConfig, ABC):
     """Knobs of a tokenizer, and how to obtain one."""
 
@@ -75,6 +101,15 @@ class TokenizerConfig(PluginConfig, ABC):
     @abstractmethod
     def describe(self, size: int) -> SequenceSpec:
         """The tokens of images of side `size` (0 classes), before anything is fitted or loaded."""
+
+
+class TrainableTokenizerConfig(TokenizerConfig, ABC):
+    """`fit` gives the start of training: `varkd tokenize` takes only what was trained from it."""
+
+    @abstractmethod
+    def fit(
+        self, batches: Iterator[Tensor], *, size: int, channels: int, seed: int
+    ) -> TrainableTokenizer: ...
 
 
 def multiscale_shape(vocab_size: int, scales: tuple[int, ...]) -> SequenceSpec:
@@ -92,10 +127,16 @@ def multiscale_shape(vocab_size: int, scales: tuple[int, ...]) -> SequenceSpec:
 
 
 def save_tokenizer(
-    path: Path, tokenizer: Tokenizer, config: TokenizerConfig, *, size: int, channels: int
+    path: Path,
+    tokenizer: Tokenizer,
+    config: TokenizerConfig,
+    *,
+    size: int,
+    channels: int,
+    **extra: Any,
 ) -> None:
     shape = {"size": size, "channels": channels}
-    metadata = {"config": config.model_dump(mode="json"), "image": shape}
+    metadata = {"config": config.model_dump(mode="json"), "image": shape, **extra}
     save_tensors(path, tokenizer.state_dict(), metadata)
 
 

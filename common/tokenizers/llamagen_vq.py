@@ -13,15 +13,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from common.backbone import SequenceSpec
+from common.codebook import Codebook
 from common.conv import ConvSizes
 from common.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from common.errors import InputError
 from common.official import ignoring
-from common.tokenizer import Tokenizer
+from common.tokenizer import Reconstruction, Tokenizer
 
 _BOTH = {"base": 128, "res_blocks": 2, "z_channels": 256, "code_width": 8, "vocab_size": 16384}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -71,45 +72,16 @@ class Config(ConvTokenizerConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Reconstruction:
-    """A training pass: the images (not clamped) and the quantiser's loss terms, weighted."""
+class RegularisedReconstruction(Reconstruction):
+    """With LlamaGen's further term, weighted."""
 
-    image_BCHW: Tensor
-    codebook_loss: Tensor
-    commitment_loss: Tensor
     entropy_loss: Tensor
-
-
-class Codebook(nn.Module):
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.l2_norm = config.l2_norm
-        self.embedding = nn.Embedding(config.vocab_size, config.code_width)
-        with torch.no_grad():
-            weight_VD = self.embedding.weight
-            weight_VD.uniform_(-1 / config.vocab_size, 1 / config.vocab_size)
-            weight_VD.copy_(self.direction(weight_VD))
-
-    @property
-    def code_VD(self) -> Tensor:
-        """What decoding uses: stored vectors need not be of unit length."""
-        return self.direction(self.embedding.weight)
-
-    def direction(self, vector: Tensor) -> Tensor:
-        """Unit vectors along the last dimension, where the codebook is one of directions."""
-        return F.normalize(vector, dim=-1) if self.l2_norm else vector
-
-    def distance(self, vector_nD: Tensor) -> Tensor:
-        """Squared distance_nV to every code."""
-        code_VD = self.code_VD
-        squares_nV = vector_nD.square().sum(1, keepdim=True) + code_VD.square().sum(1)
-        return squares_nV - 2 * vector_nD @ code_VD.T
 
 
 class LlamaGenVQ(ConvTokenizer):
     def __init__(self, config: Config, *, size: int) -> None:
         super().__init__(config, size=size, code_width=config.code_width, kernel=1)
-        self.quantize = Codebook(config)
+        self.quantize = Codebook(config.vocab_size, config.code_width, l2_norm=config.l2_norm)
         self._commitment = config.commitment
         self._entropy = config.entropy
 
@@ -128,20 +100,20 @@ class LlamaGenVQ(ConvTokenizer):
     def to_pixels(self, image_BCHW: Tensor) -> Tensor:
         return (image_BCHW * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # truncates
 
-    def reconstruct(self, image_BCHW: Tensor) -> Reconstruction:
+    def reconstruct(self, image_BCHW: Tensor) -> RegularisedReconstruction:
         """Encode, quantise and decode images in [-1, 1], with gradients straight through."""
         latent_BDhw = self.latent(image_BCHW)
-        vector_nD = self._vectors(latent_BDhw)
-        distance_nV = self.quantize.distance(vector_nD)
-        code_nD = F.embedding(distance_nV.argmin(1), self.quantize.code_VD)
+        found = self.quantize(self._vectors(latent_BDhw))
+        distance_nV = found.distance_nV
         entropy = entropy_loss(distance_nV) if self._entropy else distance_nV.new_zeros(())
-        through_nD = vector_nD + (code_nD - vector_nD).detach()
         batch, _, *grid = latent_BDhw.shape
-        through_BDhw = through_nD.view(batch, *grid, -1).permute(0, 3, 1, 2)
-        return Reconstruction(
+        through_BDhw = found.through_nD.view(batch, *grid, -1).permute(0, 3, 1, 2)
+        return RegularisedReconstruction(
             self.render(through_BDhw),
-            F.mse_loss(code_nD, vector_nD.detach()),
-            self._commitment * F.mse_loss(vector_nD, code_nD.detach()),
+            found.token_n.view(batch, -1),
+            found.vector_nD.detach(),
+            found.codebook_loss,
+            self._commitment * found.commitment_loss,
             self._entropy * entropy,
         )
 
