@@ -17,6 +17,7 @@ from common.tokenizer import TokenizerConfig
 from common.tokens import TokensConfig, token_header
 from learner.learner import AnyObjective, LearnerConfig
 from learner.pretrain import PretrainConfig
+from learner.tokenizer_training import TokenizerTrainingConfig
 from rollout.context import ContextsConfig
 from rollout.evaluate import EvaluateConfig
 from rollout.prefix import PrefixLaw
@@ -40,6 +41,8 @@ class ModelsConfig(Config):
 
 
 class PretrainsConfig(Config):
+    tokenizer: TokenizerTrainingConfig = TokenizerTrainingConfig()
+    """Reconstruction, for kinds of tokenizers that are trained."""
     teacher: PretrainConfig = PretrainConfig()
     """Maximum likelihood of the teacher."""
     student: PretrainConfig = PretrainConfig()

@@ -1,7 +1,7 @@
 """What a person sees while things run: rich bars on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,10 +18,14 @@ def console() -> Console:
 class Bar:
     """One progress bar with a line of numbers behind it; also a metrics sink."""
 
-    def __init__(self, target: Console, title: str, total: int) -> None:
+    def __init__(
+        self, target: Console, title: str, total: int, shown: Sequence[str] = ("loss",)
+    ) -> None:
+        """`shown` names the numbers of a posted row that people see."""
         self._console = target
         self._title = title
         self._total = total
+        self._shown = shown
         self._last_line = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -51,7 +55,7 @@ class Bar:
             self._last_line = time.monotonic()
 
     def post(self, row: Mapping[str, Any]) -> None:
-        self.show(int(row["step"]), {"loss": float(row["loss"])})
+        self.show(int(row["step"]), {name: float(row[name]) for name in self._shown})
 
 
 def _short(value: float) -> str:

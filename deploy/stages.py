@@ -6,9 +6,10 @@ from rich.console import Console
 from torch import Tensor
 
 from common.backbone import Backbone, build_seeded, require_same_spec
-from common.checkpoint import save_backbone, write_text
+from common.checkpoint import save_backbone, state_digest, write_text
 from common.config import digest, dump_toml
 from common.device import place
+from common.errors import InputError
 from common.ledger import derive_seed
 from common.model_file import ModelFile
 from common.tokenizer import Tokenizer, decode_all, load_tokenizer
@@ -31,7 +32,13 @@ def pretrain_model(
     settings = getattr(config.pretrain, which)
     seed = derive_seed(config.seed, f"pretrain-{which}")
     backbone = build_seeded(architecture, data.spec, seed)
-    backbone.attach(load_tokenizer(workspace.existing_tokenizer()).quantizer)
+    tokenizer = load_tokenizer(workspace.existing_tokenizer())
+    if state_digest(tokenizer) != data.tokenizer_digest:
+        raise InputError(
+            f"{workspace.train_tokens}: tokens of another tokenizer than {workspace.tokenizer}; "
+            "make them again with `varkd tokenize`"
+        )
+    backbone.attach(tokenizer.quantizer)
     path = workspace.teacher if which == "teacher" else workspace.student_before
     with Bar(target, f"pretrain {which}", settings.steps) as bar:
         facts = pretrain(

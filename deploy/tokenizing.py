@@ -20,17 +20,18 @@ from common.crops import Crops, source_side
 from common.errors import InputError
 from common.images import ImageSource, open_images
 from common.ledger import derive_seed
-from common.tokenizer import Tokenizer, save_tokenizer
+from common.tokenizer import Tokenizer, TrainableTokenizerConfig, save_tokenizer
 from common.tokens import TokenHeader, TokensConfig
 from deploy.config import RunConfig, Workspace
 from deploy.encoding import BATCH, Encoder, ImagesPart
 from deploy.parts import Job, Pool, join, parts_folder
+from deploy.trained_tokenizer import load_trained
 
 
 def tokenize(
     config: RunConfig, workspace: Workspace, target: Console, *, local: bool
 ) -> dict[str, Any]:
-    """Fit or load the tokenizer and write the tokens of every split that exists.
+    """Fit the tokenizer, or load a trained one, and write the tokens of every split that exists.
 
     Finished parts stay when it is interrupted, and are not made again by the same tokenizer.
 
@@ -43,7 +44,8 @@ def tokenize(
     if isinstance(train, ImageSource) and test is not None:
         _require_same_classes(train, test)
     target.print(f"tokenizer: {config.tokenizer.kind}, for {len(train)} training images")
-    tokenizer = _fit(config)
+    trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
+    tokenizer = load_trained(config, workspace) if trained else _fit(config)
     parts = {"train": _plan(config, workspace.train_tokens, train, tokenizer)}
     if test is not None:
         parts["test"] = _plan(config, workspace.test_tokens, test, tokenizer)
@@ -59,7 +61,8 @@ def tokenize(
             first = headers[parts[split][0].path]
             header = TokenHeader(spec, classes, first.tokenizer, first.variants)
             join(path, header, parts[split])
-    _save(workspace.tokenizer, tokenizer, config)
+    if not trained:  # else the file is there, with the facts of its training
+        _save(workspace.tokenizer, tokenizer, config)
     write_text(workspace.config, dump_toml(config))
     for path in (workspace.train_tokens, workspace.test_tokens):
         shutil.rmtree(parts_folder(path), ignore_errors=True)

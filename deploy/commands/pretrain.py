@@ -1,9 +1,12 @@
-"""Train teacher and student by maximum likelihood on the tokens.
+"""Train teacher and student by maximum likelihood on the tokens; before that, a tokenizer.
 
-Writes teacher.safetensors and student_before.safetensors into the run folder.
+Writes teacher.safetensors and student_before.safetensors into the run folder. A tokenizer that is
+trained (kind = "conv_vq") comes first, with --model tokenizer: it learns from the images and writes
+tokenizer.safetensors and tokenizer.png, and `varkd tokenize` encodes with it.
 """
 
 import argparse
+from typing import Any
 
 from deploy.arguments import add_config, open_from
 
@@ -12,9 +15,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
         "--model",
-        choices=("teacher", "student", "both"),
+        choices=("tokenizer", "teacher", "student", "both"),
         default="both",
-        help="which one (default: both)",
+        help="which one (default: both teacher and student)",
     )
 
 
@@ -24,6 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.stages import pretrain_model
 
     target = console()
+    if arguments.model == "tokenizer":
+        from deploy.trained_tokenizer import pretrain_tokenizer
+
+        target.print(_sentence(pretrain_tokenizer(config, workspace, target)))
+        return 0
     for which in ("teacher", "student"):
         if arguments.model not in (which, "both"):
             continue
@@ -33,3 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
             f"after {facts['steps']} steps in {facts['seconds']:.1f} s"
         )
     return 0
+
+
+def _sentence(facts: dict[str, Any]) -> str:
+    measured = {split: facts[split] for split in ("train", "test") if facts[split]}
+    quality = ", ".join(f"{found['psnr']:.2f} dB on {split}" for split, found in measured.items())
+    found = measured.get("test", measured["train"])
+    return (
+        f"tokenizer: {facts['parameters']:,} parameters, PSNR {quality}, "
+        f"{found['usage']:.1%} of the codes in use, perplexity {found['perplexity']:.0f} "
+        f"after {facts['steps']} steps in {facts['seconds']:.1f} s"
+    )
