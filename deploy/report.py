@@ -43,8 +43,8 @@ READING = (
     "within clusters is not trained by a relaxed loss and should not grow.",
     "**Entropy**: a student far below its teacher has lost alternatives. The student's is of open "
     "slots alone: what the gate closed never reaches its head.",
-    "**Seconds by stage**: sampling and scoring run beside the learner, which is the bottleneck while "
-    "it hardly waits.",
+    "**Seconds by stage**: sampling and scoring run beside the learner, which is the bottleneck "
+    "while it hardly waits.",
     "**Divergence by position**: what is left to learn, slot by slot, of open slots.",
 )
 TITLES = {

@@ -221,3 +221,13 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(study_file, capsys, tmp_pa
     assert not ended.value.code
     assert "3 methods x 2 seeds" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_methods_share_one_dataset_of_the_teachers_samples(study_file):
+    reads = "contexts.sources.teacher={source='dataset', sequences=%d}"
+    kd, varkd = f"methods.kd.{reads}", f"methods.varkd.{reads}"
+    study = open_study(study_file, [kd % 32, varkd % 32])
+    assert study.generating is not None
+    assert study.generating.seed == study.start.seed
+    with pytest.raises(InputError, match=r"methods\.kd and methods\.varkd read other datasets"):
+        open_study(study_file, [kd % 32, varkd % 16])

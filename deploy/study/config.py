@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from common.config import Config, load_config, read_toml, validate
 from common.errors import InputError
 from deploy.config import CONFIGS, RunConfig, portable
+from deploy.generating import dataset_source
+from rollout.contexts import teacher
 
 OWN = frozenset({"objective", "contexts", "rollout", "teacher", "buffer", "learner"})
 """Sections of a run that a method may change; everything else is the shared start."""
@@ -140,6 +142,7 @@ class Study:
         self.start = portable(validate(RunConfig, self._tree, source=f"{path}: base with [set]"))
         self._path = path
         self._runs = {name: self._validated(name) for name in config.methods}
+        self.generating = self._generating()
 
     def run(self, method: str, seed: int, steps: int) -> RunConfig:
         """The config of one cell; steps is the number that the budget gives the method."""
@@ -147,6 +150,21 @@ class Study:
         every = max(1, -(-steps // self.config.curve))
         learner = run.learner.model_copy(update={"steps": steps, "keep_every": every})
         return run.model_copy(update={"seed": seed, "learner": learner})
+
+    def _generating(self) -> RunConfig | None:
+        """A run that reads a dataset of the teacher's samples, which is part of the start then."""
+        sources = {name: dataset_source(run) for name, run in self._runs.items()}
+        reading = [name for name, source in sources.items() if source is not None]
+        for name in reading[1:]:
+            if _samples(sources[name]) != _samples(sources[reading[0]]):
+                raise InputError(
+                    f"{self._path}: methods.{reading[0]} and methods.{name} read other datasets of "
+                    "the teacher's samples, but a study has one; give them the same "
+                    "contexts.sources.teacher, or source = online"
+                )
+        if not reading:
+            return None
+        return self._runs[reading[0]].model_copy(update={"seed": self.start.seed})
 
     def _validated(self, method: str) -> RunConfig:
         tree = merge(self._tree, self._own(method, ()))
@@ -165,6 +183,10 @@ class Study:
         tree = dict(self.config.methods[method])
         parent = tree.pop("like", None)
         return merge(self._own(parent, (*seen, method)), tree) if parent else tree
+
+
+def _samples(source: teacher.Config | None) -> Any:
+    return source and (source.sampling, source.sequences)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

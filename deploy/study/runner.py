@@ -16,8 +16,10 @@ from rich.console import Console
 from common.checkpoint import write_text
 from common.config import digest, dump_toml
 from common.errors import InputError, RunFailed
+from common.tokenizer import TrainableTokenizerConfig
 from deploy.cluster import cluster
 from deploy.config import Workspace
+from deploy.generating import generate
 from deploy.progress import Bar
 from deploy.quality import feature_facts
 from deploy.stages import pretrain_model
@@ -25,6 +27,7 @@ from deploy.study.cells import Found, Job, probe, read_cell, run_cell
 from deploy.study.config import Study
 from deploy.study.results import BASE, TEACHER
 from deploy.tokenizing import tokenize
+from deploy.trained_tokenizer import pretrain_tokenizer
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,17 @@ def prepare(study: Study, folder: StudyFolder, target: Console, *, local: bool) 
             f"{folder.start}: made for another base or [set] than this study has now; choose "
             "another --out, or throw the old results away with --restart"
         )
+    is_trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
+    if is_trained and not workspace.tokenizer.exists():
+        pretrain_tokenizer(config, workspace, target)
     if not workspace.train_tokens.exists():
         tokenize(config, workspace, target, local=local)
     if config.teacher.weights is None and not workspace.teacher.exists():
         pretrain_model(config, workspace, "teacher", target)
     if config.learner.weights is None and not workspace.student_before.exists():
         pretrain_model(config, workspace, "student", target)
+    if study.generating is not None:
+        generate(study.generating, workspace, target, local=local)
     feature_facts(config, workspace, target)
     write_text(workspace.config, dump_toml(config))
 
