@@ -219,7 +219,7 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(study_file, capsys, tmp_pa
     with pytest.raises(SystemExit) as ended:
         main(["study", str(study_file), "--dry-run", "--out", str(tmp_path / "nothing")])
     assert not ended.value.code
-    assert "3 methods x 2 seeds" in capsys.readouterr().err.replace("\n", " ")
+    assert "3 methods x 2 seeds" in capsys.readouterr().out
     assert not (tmp_path / "nothing").exists()
 
 

@@ -32,13 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.study.config import open_study
     from deploy.study.runner import StudyFolder, describe
 
+    from rich.console import Console
+
     check_layout()
     study = open_study(arguments.study, arguments.overrides)
     default = Path("runs") / (arguments.study.resolve().parent.name)
     folder = StudyFolder((arguments.out or default).resolve())
     target = console()
     if arguments.dry_run:
-        target.print(describe(study, folder))
+        Console().print(describe(study, folder), highlight=False, soft_wrap=True)
         return 0
     from deploy.study.publish import publish
     from deploy.study.runner import collect, run_study
