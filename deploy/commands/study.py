@@ -27,12 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from deploy.layout import check_layout
     from deploy.progress import console
     from deploy.study.config import open_study
     from deploy.study.runner import StudyFolder, describe
-
-    from rich.console import Console
 
     check_layout()
     study = open_study(arguments.study, arguments.overrides)
