@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def summarise(
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "varkd": _own_version(), **found}
+
+
+def commit() -> str:
+    """Of the working tree that the code runs from, and whether it has uncommitted changes."""
+    here = Path(__file__).parent
+    try:
+        found = [
+            subprocess.run(
+                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"])
+        ]
+    except (OSError, subprocess.SubprocessError):  # installed without its repository
+        return "unknown"
+    return found[0] + (" with uncommitted changes" if found[1] else "")
 
 
 def _own_version() -> str:

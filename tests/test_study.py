@@ -142,7 +142,7 @@ def test_a_changed_cell_is_not_taken_for_done(study_file, started):
     list(call_here(lambda job: job.folder.mkdir(parents=True), {0: job}))
     facts = {"method": "base", "seed": 0, "steps": 0, "images": 0, "seconds": 0.0}
     facts |= {"seconds_per_step": 0.0, "survival": None, "device": "-"}
-    stored = {"request": job.request, "facts": facts, "measurements": []}
+    stored = {"request": job.request, "commit": "-", "facts": facts, "measurements": []}
     job.result.write_text(json.dumps(stored))
     assert read_cell(job) is not None
     run_cell(job)  # nothing to do: there is not even a start

@@ -31,7 +31,7 @@ from deploy.config import RunConfig, Workspace
 from deploy.distill import distill
 from deploy.layout import check_layout
 from deploy.pictures import grid, save_png
-from deploy.report import read_rows
+from deploy.report import commit, read_rows
 from deploy.stages import draw_images, load_for_sampling
 from deploy.study.results import BASE, TEACHER, CellFacts, Measurement
 from rollout.evaluate import balanced_labels, measure
@@ -76,6 +76,7 @@ class Found:
 
     facts: CellFacts
     measurements: list[Measurement]
+    commit: str
 
 
 def read_cell(job: Job) -> Found | None:
@@ -86,7 +87,7 @@ def read_cell(job: Job) -> Found | None:
     if stored["request"] != job.request:
         return None
     rows = [Measurement(**row) for row in stored["measurements"]]
-    return Found(CellFacts(**stored["facts"]), rows)
+    return Found(CellFacts(**stored["facts"]), rows, stored["commit"])
 
 
 def run_cell(job: Job) -> None:
@@ -108,6 +109,7 @@ def run_cell(job: Job) -> None:
     measurements = _measure_all(job, workspace, rows)
     stored = {
         "request": job.request,
+        "commit": commit(),
         "facts": asdict(_facts(job, rows)),
         "measurements": [asdict(row) for row in measurements],
     }

@@ -2,8 +2,6 @@
 
 import os
 import platform
-import subprocess
-from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
@@ -72,7 +70,7 @@ def _about(study: Study, wanted: dict[tuple[str, int], Job], cells: list[Found])
         "machine": ", ".join(sorted({cell.facts.device for cell in cells})) or platform.machine(),
         "cells at a time": f"{config.cells.cpus:g} CPUs and {config.cells.gpus:g} GPUs each",
         "load when written": ", ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "commit": _commit(),
+        "commit": ", ".join(sorted({cell.commit for cell in cells})),
         "versions": ", ".join(f"{name} {found}" for name, found in versions().items()),
         "shared start": digest(start),
     }
@@ -103,18 +101,3 @@ def _config_text(wanted: dict[tuple[str, int], Job], method: str) -> str:
     own = {name: getattr(job.config, name) for name in ("objective", "contexts", "rollout")}
     own |= {"teacher": job.config.teacher, "learner": job.config.learner}
     return "\n".join(f"[{name}]\n{dump_toml(section)}" for name, section in own.items())
-
-
-def _commit() -> str:
-    """Of the working tree that the code runs from, and whether it has uncommitted changes."""
-    here = Path(__file__).parent
-    try:
-        found = [
-            subprocess.run(
-                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"])
-        ]
-    except (OSError, subprocess.SubprocessError):  # installed without its repository
-        return "unknown"
-    return found[0] + (" with uncommitted changes" if found[1] else "")
