@@ -72,6 +72,8 @@ def test_the_pairs_have_the_papers_settings(name):
     assert (student.model_dump()["lo"], student.model_dump()["hi"]) == (0.25, 0.75)
     objective = config.objective.model_dump()
     assert (objective["gate"]["tau"], objective["relaxation"]["factor"]) == (0.1, 4)
+    zipar = config.rollout.sampling.decoding.zipar
+    assert (zipar.window if zipar else None) == (4 if name.startswith("llamagen") else None)
     assert config.rollout.class_dropout == 0.1
     assert config.evaluate.sampling == config.sample.sampling
 
