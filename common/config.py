@@ -89,9 +89,11 @@ def _toml_value(raw: str) -> Any:
 
 def _sentence(cls: type[BaseModel], item: Any) -> str:
     path = [part for part in item["loc"] if isinstance(part, str)]
-    key = ".".join(path) or "the config"
+    key = ".".join(path)
     if item["type"] != "extra_forbidden":
-        return f"{key}: {item['msg']} (found {_shorten(item['input'])})"
+        said = item["msg"].removeprefix("Value error, ")
+        # A rule between sections names its keys and values itself.
+        return f"{key}: {said} (found {_shorten(item['input'])})" if path else said
     known = _fields_at(cls, path[:-1])
     close = difflib.get_close_matches(path[-1], known, 1)
     parent = ".".join([*path[:-1], ""])

@@ -68,7 +68,7 @@ def take(services, step):
 
 def test_a_killed_workers_lease_is_reissued_and_every_image_arrives(placed, run_in, ray_cluster):
     config: RunConfig
-    run = run_in("contexts.sources.data.ratio=0")
+    run = run_in("objective.kind=gkd", "contexts.sources.data.ratio=0")
     config, _ = run
     services, crew, student = start(run, placed)
     services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
@@ -90,7 +90,7 @@ def test_a_killed_workers_lease_is_reissued_and_every_image_arrives(placed, run_
 
 
 def test_records_on_ray_re_score_to_their_stamped_version(placed, run_in):
-    run = run_in("contexts.sources.data.ratio=0", "rollout.class_dropout=0.0")
+    run = run_in("objective.kind=gkd", "contexts.sources.data.ratio=0", "rollout.class_dropout=0.0")
     services, crew, student = start(run, placed)
     services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
     for record in take(services, 0).records:
