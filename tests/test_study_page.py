@@ -122,9 +122,12 @@ def test_embedded_data_are_the_files(written, tmp_path):
 def test_markdown_has_a_row_per_model(written):
     lines = written[0].with_name("summary.md").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line.startswith("|")]) == 2 + 2 + len(METHODS)
-    evil = next(line for line in lines if "alert" in line)
+    assert not any("<script" in line for line in lines)
+    table = [line for line in lines if line.startswith("|")]
+    evil = next(line for line in table if "alert" in line)
     assert evil.startswith("| &lt;script&gt;")
-    assert evil.count("|") - evil.count("\\|") == lines[0].count("|")
+    assert evil.count("|") - evil.count("\\|") == table[0].count("|")
+    assert sum(line.startswith("![") for line in lines) == len(CAPTIONS)
 
 
 def test_figures_are_png(written):

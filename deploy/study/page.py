@@ -87,7 +87,8 @@ def write_page(
 ) -> None:
     """Write the page to `path`, and its parts as files beside it.
 
-    The parts are summary.md (the main table), summary.csv, paired.csv and a PNG per figure.
+    The parts are summary.md (its words, main table and figures), summary.csv, paired.csv and a
+    PNG per figure.
     measurements.csv and cells.csv are inside the page; as files they are the caller's, who
     writes them while the study runs.
 
@@ -100,17 +101,39 @@ def write_page(
         analysis, about=about, facts=facts, figures=figures, samples=samples, configs=configs
     )
     write_bytes(path, page.encode())
-    write_bytes(path.with_name("summary.md"), summary_markdown(analysis, about).encode())
+    summary = summary_markdown(analysis, about, figures)
+    write_bytes(path.with_name("summary.md"), summary.encode())
     write_csv(path.with_name("summary.csv"), SummaryRow, summary_rows(analysis))
     write_csv(path.with_name("paired.csv"), PairedRow, paired_rows(analysis))
     for name, data in figures.items():
         write_bytes(path.with_name(f"{name}.png"), data)
 
 
-def summary_markdown(analysis: Analysis, about: About) -> str:
-    """The main table in Markdown, for READMEs."""
-    table = markdown(main_header(analysis), main_table(analysis))
-    return f"{table}\n{_run_in_words(analysis, about)}\n"
+def summary_markdown(analysis: Analysis, about: About, figures: Iterable[str] = ()) -> str:
+    """The page's words, main table and figures in Markdown, to be kept beside the study."""
+    facts = [f"- {name}: {_line(text)}" for name, text in about.details.items()]
+    lines = [
+        f"# {_line(about.title)}",
+        "",
+        _run_in_words(analysis, about),
+        "",
+        *facts,
+        "",
+        "## What the data support",
+        "",
+        f"Behind a method: its mean difference in FID at guidance {analysis.guidance:g} and the "
+        "joint interval.",
+        "",
+        *(f"- {_line(sentence)}" for sentence in conclusions(analysis)),
+        "",
+        markdown(main_header(analysis), main_table(analysis)),
+    ]
+    lines += [f"![{CAPTIONS.get(name, name)}]({name}.png)\n" for name in figures]
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    return escape(" ".join(text.split()), quote=False)
 
 
 def render(

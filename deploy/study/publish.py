@@ -7,6 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from common.config import digest, dump_toml
+from deploy.pictures import save_png, side_by_side
 from deploy.report import versions
 from deploy.study.cells import Found, Job
 from deploy.study.config import Study
@@ -33,6 +34,11 @@ def publish(
     facts = [cell.facts for cell in cells if cell.facts.steps]
     write_csv(folder.root / "measurements.csv", Measurement, measurements)
     write_csv(folder.root / "cells.csv", CellFacts, facts)
+    samples = _samples(study, folder)
+    shown = [TEACHER, BASE, *dict.fromkeys((*config.baselines, *config.ablation))]
+    panels = {name: samples[name] for name in dict.fromkeys(shown) if name in samples}
+    if panels:
+        save_png(folder.root / "samples.png", side_by_side(panels))
     analysis = analyse(
         measurements,
         methods=tuple(config.methods),
@@ -46,7 +52,7 @@ def publish(
         about=_about(study, wanted, cells),
         facts=facts,
         figures=draw(analysis),
-        samples=_samples(study, folder),
+        samples=samples,
         configs={name: _config_text(wanted, name) for name in config.methods},
     )
     missing = [f"{method}/{seed}" for method, seed in wanted.keys() - harvest.found.keys()]
