@@ -161,6 +161,27 @@ def test_another_start_is_refused_and_thrown_away_only_on_demand(study_file, sta
     assert started.start.exists()
 
 
+def test_a_start_that_never_began_may_be_corrected(study_file, tmp_path, quiet):
+    """A wrong path must not lock the folder."""
+    folder = StudyFolder(tmp_path / "out")
+    images = "set.images={kind='folder', train='nowhere', size=8, channels=1}"
+    study = open_study(study_file, [images])
+    with pytest.raises(InputError, match="nowhere"):
+        run_study(study, folder, quiet, local=True, restart=False)
+    study = open_study(study_file, [images.replace("nowhere", "elsewhere")])
+    with pytest.raises(InputError, match="elsewhere"):
+        run_study(study, folder, quiet, local=True, restart=False)
+
+
+def test_a_restart_leaves_what_is_not_the_studys(started):
+    notes = started.root / "notes.txt"
+    notes.write_text("mine")
+    started.cell("kd", 0).mkdir(parents=True)
+    started.budget.write_text("{}")
+    started.clear()
+    assert [entry.name for entry in started.root.iterdir()] == ["notes.txt"]
+
+
 def test_methods_inherit_and_kinds_replace(study_file):
     study = open_study(study_file, [])
     strict, plain = study.run("strict", 3, 9), study.run("varkd", 3, 9)

@@ -23,7 +23,7 @@ from deploy.generating import generate
 from deploy.progress import Bar
 from deploy.quality import feature_facts
 from deploy.stages import pretrain_model
-from deploy.study.cells import Found, Job, probe, read_cell, run_cell
+from deploy.study.cells import SHARED, Found, Job, probe, read_cell, run_cell
 from deploy.study.config import Study
 from deploy.study.results import BASE, TEACHER
 from deploy.tokenizing import tokenize
@@ -43,6 +43,12 @@ class StudyFolder:
     @property
     def budget(self) -> Path:
         return self.root / "budget.json"
+
+    def clear(self) -> None:
+        """Throw results away: what a study made, whatever else lies in the folder."""
+        for made in (self.start, self.root / "cells"):
+            shutil.rmtree(made, ignore_errors=True)
+        self.budget.unlink(missing_ok=True)
 
     def cell(self, method: str, seed: int) -> Path:
         return self.root / "cells" / method / str(seed)
@@ -68,13 +74,13 @@ def prepare(study: Study, folder: StudyFolder, target: Console, *, local: bool) 
     """
     config, workspace = study.start, Workspace(folder.start)
     mark, ours = folder.start / "start.json", {"digest": digest(config)}
-    if not mark.exists():
-        write_text(mark, json.dumps(ours))
-    elif json.loads(mark.read_text()) != ours:
+    is_begun = mark.exists() and any((folder.start / name).exists() for name in SHARED)
+    if is_begun and json.loads(mark.read_text()) != ours:
         raise InputError(
             f"{folder.start}: made for another base or [set] than this study has now; choose "
             "another --out, or throw the old results away with --restart"
         )
+    write_text(mark, json.dumps(ours))
     is_trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
     if is_trained and not workspace.tokenizer.exists():
         pretrain_tokenizer(config, workspace, target)
@@ -227,7 +233,7 @@ def run_study(
         InputError: something in the study's files; finished cells stay.
     """
     if restart:
-        shutil.rmtree(folder.root, ignore_errors=True)
+        folder.clear()
     prepare(study, folder, target, local=local)
     if local:
         return _run(study, folder, call_here, target)
