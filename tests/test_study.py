@@ -16,7 +16,15 @@ from deploy.main import main
 from deploy.study.cells import at_scale, read_cell, run_cell
 from deploy.study.config import merge, open_study
 from deploy.study.publish import publish
-from deploy.study.runner import StudyFolder, call_here, collect, jobs, run_cells, run_study
+from deploy.study.runner import (
+    StudyFolder,
+    budget,
+    call_here,
+    collect,
+    jobs,
+    run_cells,
+    run_study,
+)
 from rollout.sampler import SamplingConfig
 
 STUDY = {
@@ -116,6 +124,12 @@ def test_cells_run_as_ray_tasks(study_file, started, quiet, ray_cluster):
     for name, speed in speeds.items():
         assert harvest.found[name, 0].facts.steps == max(1, round(0.5 / speed))
     assert not (started.cell("kd", 0) / "snapshots").exists()
+    before = wanted["kd", 0].result.stat().st_mtime_ns
+    started.budget.unlink()  # timing anew must not touch what is done
+    steps = budget(study, started, call_here, quiet)
+    assert steps.keys() == study.config.methods.keys()
+    assert wanted["kd", 0].result.stat().st_mtime_ns == before
+    started.budget.write_text(json.dumps({"seconds_per_step": speeds}))
     again, found = collect(study, started)
     assert again.keys() == found.found.keys()
 

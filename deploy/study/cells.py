@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,8 +157,8 @@ def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> 
     seconds = _clock(rows)
     found = []
     for step, file in ends:
-        for scale in job.scales if step == last else (job.fixed,):
-            pixel_NCHW, metrics = judge(file, scale)
+        scales = job.scales if step == last else (job.fixed,)
+        for scale, pixel_NCHW, metrics in judge(file, scales):
             if step == last and scale == job.fixed:
                 _show(job.folder, pixel_NCHW, judge.label_N)
             images = step * job.config.learner.images_per_step
@@ -186,20 +187,23 @@ class Judge:
         self._start = Workspace(start)
         self._cache = TemporaryDirectory(prefix="varkd-")  # gone with this object
 
-    def __call__(self, file: ModelFile, scale: float) -> tuple[Tensor, dict[str, float]]:
-        """pixel_NCHW of the samples, and their metrics."""
+    def __call__(
+        self, file: ModelFile, scales: tuple[float, ...]
+    ) -> Iterator[tuple[float, Tensor, dict[str, float]]]:
+        """For each scale (scale, pixel_NCHW of the samples, their metrics)."""
         settings = self._settings
         backbone, tokenizer = load_for_sampling(file, self._start, self._config.rollout.device)
-        pixel_NCHW = draw_images(
-            backbone,
-            tokenizer,
-            self.label_N,
-            sampling=at_scale(settings.sampling, scale),
-            batch_size=settings.batch_size,
-            seed=derive_seed(self._config.seed, "evaluate"),
-            size=settings.size,
-        )
-        return pixel_NCHW, self._compare(pixel_NCHW)
+        for scale in scales:
+            pixel_NCHW = draw_images(
+                backbone,
+                tokenizer,
+                self.label_N,
+                sampling=at_scale(settings.sampling, scale),
+                batch_size=settings.batch_size,
+                seed=derive_seed(self._config.seed, "evaluate"),
+                size=settings.size,
+            )
+            yield scale, pixel_NCHW, self._compare(pixel_NCHW)
 
     def _compare(self, pixel_NCHW: Tensor) -> dict[str, float]:
         by_classifier = self._settings.features == "classifier"

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,12 @@ class StudyFolder:
 
     def clear(self) -> None:
         """Throw results away: what a study made, whatever else lies in the folder."""
-        for made in (self.start, self.root / "cells"):
+        for made in (self.start, self.root / "cells", self.root / "probes"):
             shutil.rmtree(made, ignore_errors=True)
         self.budget.unlink(missing_ok=True)
+
+    def probe(self, method: str) -> Path:
+        return self.root / "probes" / method
 
     def cell(self, method: str, seed: int) -> Path:
         return self.root / "cells" / method / str(seed)
@@ -103,7 +106,10 @@ def budget(study: Study, folder: StudyFolder, call: Caller, target: Console) -> 
         return dict.fromkeys(study.config.methods, given.steps)
     known = _known_seconds(folder)
     jobs = {
-        name: _job(study, folder, name, study.config.seeds[0], 1 + given.probe_steps)
+        name: replace(
+            _job(study, folder, name, study.config.seeds[0], 1 + given.probe_steps),
+            folder=folder.probe(name),  # thrown away after: never a cell's own
+        )
         for name in study.config.methods
         if name not in known
     }
