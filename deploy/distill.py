@@ -99,7 +99,7 @@ def distill(
     log = MetricsLog(workspace.root, fresh=not resuming)
     started = time.monotonic()
     try:
-        with Bar(target, "distill", config.learner.steps) as bar:
+        with Bar(target, "distill", config.learner.steps) as bar, _config_unless_refused(workspace):
             runner = _run_local if local else _run_on_ray
             outcome, gauges = runner(config, workspace, (data, generated), log, bar)
     finally:
@@ -115,6 +115,18 @@ def distill(
     }
     write_text(workspace.root / "distill.json", json.dumps(facts, indent=2))
     return facts
+
+
+@contextmanager
+def _config_unless_refused(workspace: Workspace) -> Iterator[None]:
+    """A gate may be refused only at the first rollouts: the folder then keeps the config it had."""
+    before = workspace.config.read_text() if workspace.config.exists() else None
+    try:
+        yield
+    except InputError:
+        if before is not None:
+            write_text(workspace.config, before)
+        raise
 
 
 def _prepare_snapshots(

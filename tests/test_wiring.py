@@ -6,6 +6,7 @@ import torch
 from common.checkpoint import load_tensors
 from common.errors import InputError
 from common.tokenizer import load_tokenizer
+from deploy.distill import distill
 from deploy.learning import cluster_map
 from learner.ranks import Solo
 from learner.relaxation import cluster_codebook
@@ -56,6 +57,14 @@ def test_a_resumed_run_reads_its_map(run_in):
 def test_what_defeats_the_objective_is_refused_before_anything_starts(run_in, overrides, words):
     with pytest.raises(InputError, match=words):
         run_in(*overrides)
+
+
+def test_a_gate_that_closes_everything_leaves_the_folders_config(run_in, quiet):
+    run, workspace = run_in("objective.gate.tau=0.99")
+    workspace.config.write_text("seed = 5\n")
+    with pytest.raises(InputError, match=r"objective\.gate\.tau 0\.99 closes"):
+        distill(run, workspace, quiet, local=True)
+    assert workspace.config.read_text() == "seed = 5\n"
 
 
 def test_filters_are_fine_where_no_probability_is_corrected(run_in):
