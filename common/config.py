@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from common.errors import InputError
 
@@ -21,8 +21,25 @@ class Config(BaseModel):
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
     )
 
+    @field_validator("*")
+    @classmethod
+    def _tilde_is_the_home_folder(cls, value: Any) -> Any:
+        """In every path of every section: no shell expands it in TOML or after `key=`."""
+        if isinstance(value, Path):
+            return _expanded(value)
+        if isinstance(value, tuple):
+            return tuple(_expanded(v) if isinstance(v, Path) else v for v in value)
+        return value
+
 
 C = TypeVar("C", bound=Config)
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~name, and nobody is called so
+        raise ValueError(f"{path} names the home folder of an unknown user") from None
 
 
 def load_config(cls: type[C], path: Path, overrides: Iterable[str] = ()) -> C:

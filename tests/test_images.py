@@ -1,7 +1,9 @@
 """Image sources and tokenizer: layouts, the crop, and every kind of bad input by name."""
 
 import io
+import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from PIL import Image
 
 from common.errors import InputError
 from common.images import ImagesConfig, open_images
+from common.tokens import TokensConfig
 
 UNREADABLE = r"ant/1\.png: not a readable"
 
@@ -73,6 +76,41 @@ def test_a_folder_and_a_parquet_of_the_same_images_agree(folder, tmp_path):
     assert by_folder.classes == ("ant", "bee")
     assert [len(batch) for batch in by_folder.batches(4)] == [4, 2]
     assert by_folder.pixels(limit=2).shape[0] == 2
+
+
+def test_the_digest_follows_pixels_and_labels_but_not_places(folder, tmp_path):
+    def digest(path=folder, kind="folder", **changes):
+        return open_images(settings(path, kind, **changes), "train").digest()
+
+    first = digest()
+    rows = [(f.read_bytes(), i // 3) for i, f in enumerate(sorted(folder.rglob("*.png")))]
+    assert digest(parquet(tmp_path / "t.parquet", rows), "parquet") == first
+    (folder / "ant").rename(folder / "aardvark")
+    moved = folder.rename(tmp_path / "moved")
+    assert digest(moved) == first
+    others = [digest(moved, size=4), digest(moved, channels=1)]
+    rows[0], rows[1] = rows[1], rows[0]
+    others.append(digest(parquet(tmp_path / "order.parquet", rows), "parquet"))
+    rows[0], rows[1], rows[2] = rows[1], rows[0], (rows[2][0], 1)
+    others.append(digest(parquet(tmp_path / "label.parquet", rows), "parquet"))
+    changed = moved / "bee" / "2.png"
+    time, data = changed.stat().st_mtime_ns, changed.read_bytes()
+    changed.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
+    os.utime(changed, ns=(time, time))
+    others.append(digest(moved))
+    assert len({first, *others}) == 6
+    digits = [open_images(ImagesConfig(), split) for split in ("train", "test")]
+    assert digits[0].digest() == open_images(ImagesConfig(), "train").digest()
+    assert digits[0].digest() != digits[1].digest() != digits[1].subset(range(9)).digest()
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ImagesConfig(kind="folder", train=Path("~/train")).train == tmp_path / "train"
+    codes = TokensConfig(kind="llamagen_codes", paths=(Path("~/a"), Path("b~")))
+    assert codes.paths == (tmp_path / "a", Path("b~"))
+    with pytest.raises(ValueError, match="~nobody-at-all/x names the home folder of an unknown"):
+        ImagesConfig(kind="folder", train=Path("~nobody-at-all/x"))
 
 
 def test_real_cifar10_opens(shared):

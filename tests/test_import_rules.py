@@ -23,7 +23,7 @@ OWNERS = {
         "common/trajectory.py",
         "common/buffer.py",
         "common/tokens.py",
-        "common/images.py",
+        "common/data/parquet.py",
         "rollout/worker.py",
         "teacher_server/teacher.py",
     },
