@@ -1,20 +1,18 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
-from common.backbone import BackboneConfig, SequenceSpec
-from common.checkpoint import is_ours, load_head
+from common.backbone import BackboneConfig
 from common.config import Config, load_config
-from common.errors import InputError
 from common.images import ImagesConfig
 from common.ledger import Schedule
-from common.model_file import ModelFile
 from common.plugins import from_package
 from common.tokenizer import TokenizerConfig
-from common.tokens import TokensConfig, token_header
+from common.tokens import TokensConfig
+from deploy.workspace import CONFIG_NAMES, Workspace, run_config
 from learner.learner import AnyObjective, LearnerConfig
 from learner.pretrain import PretrainConfig
 from learner.tokenizer_training import TokenizerTrainingConfig
@@ -28,7 +26,6 @@ from teacher_server.teacher import TeacherConfig
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.backbones")]
 AnyTokenizer = Annotated[SerializeAsAny[TokenizerConfig], from_package("common.tokenizers")]
 CONFIGS = Path(__file__).parent / "configs"
-ModelName = Literal["teacher", "student_before", "student", "student_ema"]
 
 
 class ModelsConfig(Config):
@@ -186,86 +183,20 @@ class RunConfig(Config):
         return self
 
 
-class Workspace:
-    """Names of a run's files, all in one folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.config = root / "config.toml"
-        self.tokenizer = root / "tokenizer.safetensors"
-        self.train_tokens = root / "tokens" / "train.parquet"
-        self.test_tokens = root / "tokens" / "test.parquet"
-        self.teacher_tokens = root / "tokens" / "teacher.parquet"
-        self.teacher = root / "teacher.safetensors"
-        self.student_before = root / "student_before.safetensors"
-        self.student = root / "student.safetensors"
-        self.student_ema = root / "student_ema.safetensors"
-        self.classifier = root / "features.safetensors"
-        self.clusters = root / "clusters.safetensors"
-        self.snapshots = root / "snapshots"
-        self.milestones = root / "milestones"
-
-    def milestone(self, name: Literal["student", "student_ema"], step: int) -> Path:
-        """A student that `learner.keep_every` kept."""
-        return self.milestones / f"{name}-{step:08d}.safetensors"
-
-    def model(self, config: RunConfig, name: ModelName) -> ModelFile:
-        """The file of one of the run's models, and what the run expects to find in it."""
-        given = {"teacher": config.teacher.weights, "student_before": config.learner.weights}
-        maker = {
-            "teacher": "pretrain --model teacher",
-            "student_before": "pretrain --model student",
-            "student": "distill",
-            "student_ema": "distill",
-        }
-        chosen = given.get(name)
-        if chosen is not None and not chosen.exists():
-            key = "teacher.weights" if name == "teacher" else "learner.weights"
-            raise InputError(f"{key}: {chosen} does not exist; give the path of a checkpoint")
-        path = chosen or self._existing(getattr(self, name), maker[name])
-        role = "teacher" if name == "teacher" else "student"
-        section = config.teacher if name == "teacher" else config.learner
-        ema = section.weights_ema and chosen is not None
-        spec = self._spec(path)
-        architecture = getattr(config.models, role)
-        return ModelFile(path, f"models.{role}", architecture, spec, self.tokenizer, ema)
-
-    def _spec(self, path: Path) -> SequenceSpec:
-        """What the run's tokens are; a run folder without them trusts the model's own header."""
-        if not self.train_tokens.exists() and is_ours(path):
-            return load_head(path)[1]
-        return token_header(self.existing_tokens())[0]
-
-    def existing_tokens(self) -> Path:
-        return self._existing(self.train_tokens, "tokenize")
-
-    def existing_generated(self) -> Path:
-        return self._existing(self.teacher_tokens, "generate")
-
-    def existing_tokenizer(self) -> Path:
-        return self._existing(self.tokenizer, "tokenize")
-
-    @staticmethod
-    def _existing(path: Path, command: str) -> Path:
-        if not path.exists():
-            raise InputError(f"{path}: no such file; make it with `varkd {command}`")
-        return path
-
-
 def open_run(
     source: Path, overrides: list[str], out: Path | None = None
 ) -> tuple[RunConfig, Workspace]:
     """Load a config from a TOML file, a run folder, or the name of a shipped config.
 
-    The run folder is --out, else the config's `out`, else the folder of a run's own config.toml,
+    The run folder is --out, else the config's `out`, else the folder of a run's own config,
     else runs/<name>.
     """
-    path = source / "config.toml" if source.is_dir() else source
+    path = run_config(source) if source.is_dir() else source
     shipped = CONFIGS / f"{source.name}.toml"
     if not path.exists() and not source.suffix and shipped.exists():
         path = shipped
     config = load_config(RunConfig, path, overrides)
-    own = path.parent if path.name == "config.toml" else Path("runs") / path.stem
+    own = path.parent if path.name in CONFIG_NAMES else Path("runs") / path.stem
     return portable(config), Workspace((out or config.out or own).resolve())
 
 

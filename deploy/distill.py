@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 
 from common.checkpoint import write_text
-from common.config import dump_toml
 from common.errors import InputError, RunFailed
 from common.metrics import PROFILE, MetricsHub, MetricsLog
 from common.tokens import TokenDataset, load_tokens
@@ -155,7 +154,7 @@ def _run_local(
 ) -> tuple[Outcome, dict[str, Any]]:
     data, generated = datasets
     services = wire(config, data, workspace.model(config, "teacher"), Here(), generated)
-    write_text(workspace.config, dump_toml(config))  # not before every part accepted it
+    workspace.keep_config(config)  # not before every part accepted it
     watch = Watch(services.hub, log, bar)
 
     def train(services: Services, sample: Callable[[], object]) -> Outcome:
@@ -186,7 +185,7 @@ def _run_on_ray(
         crew = Crew(services, min_workers=config.rollout.min_workers)
         try:
             place.wait_ready()
-            write_text(workspace.config, dump_toml(config))
+            workspace.keep_config(config)
             watch = Watch(services.hub, log, bar)
             with _stop_on_sigterm(services):
                 while job.running():

@@ -14,8 +14,9 @@ from common.config import digest
 from common.errors import InputError
 from common.model_file import ModelFile, official_state
 from common.tokens import read_header
-from deploy.config import ModelName, RunConfig, Workspace
+from deploy.config import RunConfig, Workspace
 from deploy.report import versions
+from deploy.workspace import ModelName
 
 Layout = Literal["official", "safetensors"]
 

@@ -16,8 +16,6 @@ from rich.console import Console
 from torch import Tensor
 
 from common.backbone import require_same_spec
-from common.checkpoint import write_text
-from common.config import dump_toml
 from common.device import place, precision
 from common.errors import InputError
 from common.ledger import Draws, derive_seed
@@ -116,7 +114,7 @@ def generate(
         _job(config, file, source.sampling, local).finish(parts, target)
         join(path, header, parts)
         shutil.rmtree(parts_folder(path), ignore_errors=True)
-    write_text(workspace.config, dump_toml(config))
+    workspace.keep_config(config)
     return {"sequences": facts["sequences"], "fresh": fresh}
 
 

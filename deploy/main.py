@@ -8,6 +8,7 @@ import argparse
 import importlib
 import pkgutil
 import sys
+from contextlib import ExitStack
 from types import ModuleType
 
 from common.errors import InputError, RunFailed
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     if extra:
         arguments.overrides = [*arguments.overrides, *extra]
     try:
-        sys.exit(arguments.run(arguments))
+        with ExitStack() as arguments.held:  # what a command holds until it ends: its run folder
+            sys.exit(arguments.run(arguments))
     except InputError as error:
         sys.stderr.write(f"varkd {arguments.command}: {error}\n")
         sys.exit(2)

@@ -12,9 +12,10 @@ from common.device import place
 from common.images import open_images
 from common.ledger import derive_seed
 from common.model_file import ModelFile
-from deploy.config import ModelName, RunConfig, Workspace
+from deploy.config import RunConfig, Workspace
 from deploy.progress import Bar
 from deploy.stages import draw_images, load_for_sampling
+from deploy.workspace import ModelName
 from rollout.evaluate import balanced_labels, measure
 from rollout.features import accuracy, load_classifier, save_classifier, train_classifier
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from torch import Tensor
 
 from common.backbone import Backbone, build_seeded, require_same_spec
-from common.checkpoint import save_backbone, state_digest, write_text
-from common.config import digest, dump_toml
+from common.checkpoint import save_backbone, state_digest
+from common.config import digest
 from common.device import place
 from common.errors import InputError
 from common.ledger import derive_seed
@@ -46,7 +46,7 @@ def pretrain_model(
         )
     facts["parameters"] = sum(p.numel() for p in backbone.parameters())
     save_backbone(path, backbone, architecture, pretrain=facts, config_digest=digest(config))
-    write_text(workspace.config, dump_toml(config))
+    workspace.keep_config(config)
     return facts
 
 

@@ -13,9 +13,8 @@ from rich.console import Console
 from torch import Tensor
 
 from common.backbone import SequenceSpec
-from common.checkpoint import state_digest, write_text
+from common.checkpoint import state_digest
 from common.codes import Codes, open_codes
-from common.config import dump_toml
 from common.crops import Crops, source_side
 from common.errors import InputError
 from common.images import ImageSource, open_images
@@ -63,7 +62,7 @@ def tokenize(
             join(path, header, parts[split])
     if not trained:  # else the file is there, with the facts of its training
         _save(workspace.tokenizer, tokenizer, config)
-    write_text(workspace.config, dump_toml(config))
+    workspace.keep_config(config)
     for path in (workspace.train_tokens, workspace.test_tokens):
         shutil.rmtree(parts_folder(path), ignore_errors=True)
     return {"images": len(train), "variants": made[0].variants, "psnr": psnr(made)}

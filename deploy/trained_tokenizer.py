@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from common.checkpoint import load_tensors, write_text
-from common.config import digest, dump_toml
+from common.checkpoint import load_tensors
+from common.config import digest
 from common.crops import cut_views, source_side
 from common.errors import InputError
 from common.images import ImagesConfig, ImageSource, open_images
@@ -75,7 +75,7 @@ def pretrain_tokenizer(config: RunConfig, workspace: Workspace, target: Console)
         config_digest=digest(config),
     )
     _picture(workspace, tokenizer, (held_out or [source])[0].pixels(SHOWN))
-    write_text(workspace.config, dump_toml(config))
+    workspace.keep_config(config)
     return facts
 
 

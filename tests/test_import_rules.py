@@ -19,6 +19,7 @@ MAY_IMPORT = {
 OWNERS = {
     "torch_fidelity": {"rollout/evaluate.py"},
     "torchvision": set(),
+    "filelock": {"deploy/lock.py"},
     "pyarrow": {
         "common/trajectory.py",
         "common/buffer.py",

@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         plan.show(Console())
         return 0
+    arguments.held.enter_context(workspace.locked(arguments.command))
     from deploy.distill import distill
 
     facts = distill(

@@ -25,6 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
+    if arguments.to is None:
+        arguments.held.enter_context(workspace.locked(arguments.command))
     from deploy.export import export
     from deploy.progress import console
 

@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     arguments.config = Path(FAMILIES[arguments.family])
     config, workspace = open_from(arguments)
+    arguments.held.enter_context(workspace.locked(arguments.command))
     import torch
 
     from deploy.cluster import cluster, warm_up

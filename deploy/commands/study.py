@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from deploy.layout import check_layout
+    from deploy.lock import locked
     from deploy.progress import console
     from deploy.study.config import open_study
     from deploy.study.runner import StudyFolder, describe
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         Console().print(describe(study, folder), highlight=False, soft_wrap=True)
         return 0
+    arguments.held.enter_context(locked(folder.root, arguments.command))
     from deploy.study.publish import publish
     from deploy.study.runner import collect, run_study
 

@@ -17,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
+    arguments.held.enter_context(workspace.locked(arguments.command))
     from deploy.progress import console
     from deploy.tokenizing import tokenize
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from common.checkpoint import write_text
-from common.config import digest, dump_toml
+from common.config import digest
 from common.errors import InputError, RunFailed
 from common.tokenizer import TrainableTokenizerConfig
 from deploy.cluster import cluster
@@ -96,7 +96,7 @@ def prepare(study: Study, folder: StudyFolder, target: Console, *, local: bool) 
     if study.generating is not None:
         generate(study.generating, workspace, target, local=local)
     feature_facts(config, workspace, target)
-    write_text(workspace.config, dump_toml(config))
+    workspace.keep_config(config)
 
 
 def budget(study: Study, folder: StudyFolder, call: Caller, target: Console) -> dict[str, int]:
