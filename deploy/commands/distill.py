@@ -25,15 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
-    from rich.console import Console
-
     from deploy.dryrun import plan_run
-    from deploy.progress import console
+    from deploy.progress import console, results
 
     target = console()
     plan = plan_run(config, workspace, timed=arguments.dry_run)
     if arguments.dry_run:
-        plan.show(Console())
+        plan.show(results())
         return 0
     arguments.held.enter_context(workspace.locked(arguments.command))
     from deploy.distill import distill

@@ -27,11 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from deploy.layout import check_layout
     from deploy.lock import locked
-    from deploy.progress import console
+    from deploy.progress import console, results
     from deploy.study.config import open_study
     from deploy.study.runner import StudyFolder, describe
 
@@ -41,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = StudyFolder((arguments.out or default).resolve())
     target = console()
     if arguments.dry_run:
-        Console().print(describe(study, folder), highlight=False, soft_wrap=True)
+        results().print(describe(study, folder))
         return 0
     arguments.held.enter_context(locked(folder.root, arguments.command))
     from deploy.study.publish import publish
