@@ -225,6 +225,11 @@ class Snapshots:
         complete = self._complete()
         return int(complete[-1].name.removeprefix("step-")) if complete else None
 
+    def describe(self) -> str:
+        """What is there to go on from, for a run that has to end."""
+        step = self.newest_step()
+        return "there is no snapshot" if step is None else f"the last good snapshot is step {step}"
+
     def clear(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
 

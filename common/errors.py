@@ -8,6 +8,10 @@ class InputError(ValueError):
     """
 
 
+class Diverged(InputError):
+    """Numbers that must be finite are not: the sentence says at which step, and which."""
+
+
 class RunFailed(RuntimeError):
     """A run ended early for a reason outside the user's files; the message is the cause."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from common.checkpoint import Snapshots, save_backbone_state, state_digest
@@ -71,7 +72,7 @@ def run_snapshots(config: RunConfig, workspace: Workspace) -> Snapshots:
 def build_learner(config: RunConfig, workspace: Workspace, ranks: Ranks) -> Learner:
     """Student, objective, cluster map and the teacher's head, all checked against each other."""
     seed = derive_seed(config.seed, "learner")
-    student = workspace.model(config, "student_before").load()
+    student = workspace.model(config, "student_before").load(torch.float32)
     head = workspace.model(config, "teacher").head()
     return Learner(
         config.learner,

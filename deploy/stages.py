@@ -42,7 +42,13 @@ def pretrain_model(
     path = workspace.teacher if which == "teacher" else workspace.student_before
     with Bar(target, f"pretrain {which}", settings.steps) as bar:
         facts = pretrain(
-            backbone, data, settings, seed=seed, device=config.learner.device, metrics=bar
+            backbone,
+            data,
+            settings,
+            seed=seed,
+            device=config.learner.device,
+            metrics=bar,
+            section=f"pretrain.{which}",
         )
     facts["parameters"] = sum(p.numel() for p in backbone.parameters())
     save_backbone(path, backbone, architecture, pretrain=facts, config_digest=digest(config))

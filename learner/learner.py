@@ -18,6 +18,7 @@ from common.checkpoint import pack
 from common.config import Config
 from common.device import place, precision
 from common.errors import InputError
+from common.finite import NAMES, largest, require_finite
 from common.ledger import derive_seed
 from common.plugins import from_package
 from common.trajectory import TrajectoryBatch
@@ -75,7 +76,8 @@ class LearnerConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the loss is computed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Autocast type of the forward pass; weights and loss stay float32."""
+    """Autocast type of the forward pass; weights and loss stay float32, whatever type the
+    student's file has."""
     cpus: NonNegativeFloat = 1
     """Logical CPUs reserved per rank on the cluster."""
     gpus: NonNegativeFloat = 0
@@ -96,11 +98,15 @@ class Learner:
         teacher: TeacherView | None = None,
         clusters: ClusterMap | None = None,
         ranks: Ranks | None = None,
+        section: str = "learner",
     ) -> None:
+        """`section` of the config holds the optimizer, for messages. The student becomes float32:
+        in half precision most updates would round away."""
         self._config = config
+        self._remedy = config.optimizer.remedy(section)
         self._objective = objective
         self._device = place(config.device)
-        self._student = student.to(self._device).train()
+        self._student = student.to(self._device, torch.float32).train()
         self._optimizer = build_adamw(config.optimizer, self._student)
         self._average = Average(self._student, config.optimizer.ema)
         self._seed = seed
@@ -119,6 +125,8 @@ class Learner:
 
         Raises:
             InputError: the objective refuses the first rollouts (see learner/gate.py).
+            Diverged: loss, gradient, weights or another number of this step is not finite. The
+                state is of no use then; nothing of it may be published or stored.
         """
         light = self._light(batch)
         weighing = self._objective.weigh(light, self._memory, self._ranks)
@@ -134,7 +142,7 @@ class Learner:
             for first in range(0, len(batch), self._config.micro_batch):
                 rows = slice(first, first + self._config.micro_batch)
                 self._accumulate(batch.rows(rows), weighing.rows(rows), coefficient_BL[rows], tally)
-        norm, rate = self._update()
+        norm, rate = self._update(tally.loss)
         lag_B = self.steps_done - light.version_B
         self.steps_done += 1
         self._average.update(self._student, self.steps_done)
@@ -142,7 +150,9 @@ class Learner:
         self.profile.add(tally, self.steps_done)
         if sampled := tally.rollout_means():
             self._objective.remember(self._memory, sampled)
-        return metrics | {"grad_norm": norm, "lr": rate} | self._memory
+        metrics |= {"grad_norm": norm, "lr": rate} | self._memory
+        require_finite(self.steps_done, metrics, self._remedy)
+        return metrics
 
     def _light(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """The batch without what is wide, with the teacher's numbers that the objective reads."""
@@ -190,19 +200,25 @@ class Learner:
         chunk_tokens = self._config.chunk_tokens
         return chunked_loss(hidden_NC, self._student.head, weighted, chunk_tokens, chosen.groups())
 
-    def _update(self) -> tuple[float, float]:
+    def _update(self, loss: Tensor) -> tuple[float, float]:
+        """Norm of the gradient and learning rate; `loss` is this rank's part."""
         parameters = [p for p in self._student.parameters() if p.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:  # e.g. nothing was open on this rank
                 parameter.grad = torch.zeros_like(parameter)
+        loss = loss.clone()  # the tally adds its own up later
         if self._ranks.world > 1:
-            sum_gradients([p.grad for p in parameters if p.grad is not None], self._ranks)
+            grads = [p.grad for p in parameters if p.grad is not None]
+            sum_gradients([*grads, loss], self._ranks)
         norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.clip)
         rate = self._config.optimizer.rate(self.steps_done, self._config.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
-        return float(norm), rate
+        # All ranks see the same three numbers, and wait for the device once.
+        found = torch.stack([loss, norm, largest(parameters)]).tolist()
+        require_finite(self.steps_done + 1, dict(zip(NAMES, found, strict=True)), self._remedy)
+        return found[1], rate
 
     def published(self, dtype: str) -> Weights:
         """The current student as an immutable bundle, versioned by steps done."""

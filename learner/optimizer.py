@@ -35,6 +35,13 @@ class OptimizerConfig(Config):
         done = (step - self.warmup) / max(1, steps - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
+    def remedy(self, section: str) -> str:
+        """What makes a diverging training converge, for messages; `section` holds this config."""
+        return (
+            f"lower {section}.optimizer.learning_rate ({self.learning_rate:g}) or "
+            f"{section}.optimizer.clip ({self.clip:g}), or give it a longer warmup"
+        )
+
 
 def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]

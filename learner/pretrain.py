@@ -65,6 +65,7 @@ def pretrain(
     seed: int,
     device: str,
     metrics: MetricsSink,
+    section: str,
 ) -> dict[str, Any]:
     """Train in place for `config.steps`; returns {"steps", "loss", "seconds"}."""
     started = time.monotonic()
@@ -78,7 +79,9 @@ def pretrain(
             "device": device,
         }
     )
-    learner = Learner(settings, mle.Config(), backbone, seed=seed, contexts=(DATA,))
+    learner = Learner(
+        settings, mle.Config(), backbone, seed=seed, contexts=(DATA,), section=section
+    )
     batches = data_batches(data, config, backbone, seed)
     losses: list[float] = []
     for step in range(1, config.steps + 1):

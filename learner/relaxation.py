@@ -111,6 +111,11 @@ def cluster_codebook(point_VD: Tensor, config: RelaxationConfig) -> ClusterMap |
             f"{codes} codes into clusters of equal size; choose a divisor, or balanced=false"
         )
     point_VD = point_VD.detach().float().cpu()
+    if not bool(torch.isfinite(point_VD).all()):
+        raise InputError(
+            f"objective.relaxation.source is {config.source}, but its vectors are not finite; "
+            "check the file that they come from"
+        )
     if config.metric == "cos":
         point_VD = F.normalize(point_VD, dim=-1)
     from sklearn.cluster import KMeans  # a second of imports, for this alone

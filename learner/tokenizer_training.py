@@ -23,6 +23,7 @@ from common.config import Config
 from common.conv_tokenizer import normalise
 from common.crops import VIEWS, Crops, cut_views
 from common.device import place
+from common.finite import NAMES, largest, require_finite
 from common.ledger import derive_seed
 from common.metrics import MetricsSink
 from common.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
@@ -30,6 +31,8 @@ from learner.optimizer import OptimizerConfig, build_adamw
 
 MEASURED = 2000
 """Images, taken evenly, that the facts of a training are measured on."""
+KEYS = "pretrain.tokenizer"
+"""Section of the config, for messages."""
 
 
 class TokenizerTrainingConfig(Config):
@@ -102,37 +105,55 @@ def train_tokenizer(
     device: str,
     metrics: MetricsSink,
 ) -> dict[str, Any]:
-    """Train in place on uint8 batches; returns {"steps", "loss", "seconds", "codes_moved"}."""
+    """Train in place on uint8 batches; returns {"steps", "loss", "seconds", "codes_moved"}.
+
+    Raises:
+        Diverged: loss, gradient or weights are not finite.
+    """
     started = time.monotonic()
     where = place(device)
     tokenizer.to(where).train()
     optimizer = build_adamw(config.optimizer, tokenizer)
     generator = torch.Generator().manual_seed(derive_seed(seed, "revival"))
     revival = Revival(tokenizer.shape.vocab_size, config.revive_after, generator)
-    loss = torch.zeros(())
+    final = 0.0
     for step in range(1, config.steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = config.optimizer.rate(step - 1, config.steps)
         image_BCHW = normalise(next(batches).to(where))
         found = tokenizer.reconstruct(image_BCHW)
         loss, error = objective(found, image_BCHW)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), config.optimizer.clip)
-        optimizer.step()
+        final, norm = _update(tokenizer, optimizer, loss, config.optimizer, step)
         revival.observe(found.token_BL)
         revival.move(tokenizer, found.vector_nD)
         psnr = 10 * math.log10(4 / max(float(error), 1e-9))  # pixels span 2
-        row = {"loss": loss.item(), "psnr": psnr, "usage": revival.usage}
+        row = {"loss": final, "psnr": psnr, "grad_norm": norm, "usage": revival.usage}
         metrics.post({"step": step, "time": time.time(), **row})
     tokenizer.cpu().eval()
-    seconds = time.monotonic() - started
     return {
         "steps": config.steps,
-        "loss": loss.item(),
-        "seconds": seconds,
+        "loss": final,
+        "seconds": time.monotonic() - started,
         "codes_moved": revival.moved,
     }
+
+
+def _update(
+    tokenizer: TrainableTokenizer,
+    optimizer: torch.optim.AdamW,
+    loss: Tensor,
+    config: OptimizerConfig,
+    step: int,
+) -> tuple[float, float]:
+    """One clipped step down the gradient of `loss`; returns loss and norm of the gradient."""
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = list(tokenizer.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+    optimizer.step()
+    found = torch.stack([loss.detach(), norm, largest(parameters)]).tolist()
+    require_finite(step, dict(zip(NAMES, found, strict=True)), config.remedy(KEYS))
+    return found[0], found[1]
 
 
 @torch.no_grad()

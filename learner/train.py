@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from common.buffer import Share, TrajectorySource
 from common.checkpoint import Snapshots
-from common.errors import Closed
+from common.errors import Closed, Diverged
 from common.ledger import Schedule
 from common.metrics import PROFILE, MetricsSink
 from common.trajectory import concatenate, from_arrow
@@ -87,7 +87,11 @@ class Trainer:
         self._version = 0
 
     def run(self) -> Outcome:
-        """Train until the schedule is done, resuming from the newest snapshot."""
+        """Train until the schedule is done, resuming from the newest snapshot.
+
+        Raises:
+            Diverged: a number is not finite; which, at which step, and what is left of the run.
+        """
         started = time.monotonic()
         self._resume()
         cause = None
@@ -96,6 +100,8 @@ class Trainer:
                 self._step()
         except Closed as closed:
             cause = str(closed)
+        except Diverged as error:
+            raise Diverged(f"{error}; {self._snapshots.describe()}") from error
         self._snapshot(force=True)
         return Outcome(self._learner.steps_done, self._published, time.monotonic() - started, cause)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.backbone import Backbone
 from common.config import Config
+from common.errors import Diverged
 from common.guidance import Guidance, guide
 from common.plan import DecodePlan, DecodingConfig
 
@@ -106,8 +107,24 @@ def decode(
         chosen_Bn = logprob_BnV.gather(-1, token_BL[:, slots, None])[..., 0]
         logprob_BL[:, slots] = torch.where(is_given_Bn, 0.0, chosen_Bn)
         stepper.commit(token_BL[:, slots])
+    _require_finite(logprob_BL)
     back_BL = slot_BL.argsort(1)
     return Decoded(plan, token_BL.gather(1, back_BL), logprob_BL.gather(1, back_BL))
+
+
+def _require_finite(logprob_BL: Tensor) -> None:
+    """Refuse a model whose logits are NaN, or too large to give a distribution.
+
+    Once per batch, so that a device is waited for once.
+
+    Raises:
+        Diverged: in any step of any sequence.
+    """
+    if not bool(torch.isfinite(logprob_BL).all()):
+        raise Diverged(
+            "the model's log-probabilities are not finite while it is sampled: its weights have "
+            "diverged; take weights from before"
+        )
 
 
 class Stepper:
@@ -169,4 +186,5 @@ def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
     """Inverse-CDF sampling in float64: one uniform per slot, exact for large vocabularies."""
     cdf_BnV = logprob_BnV.double().exp().cumsum(-1)
     target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
-    return torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
+    index_Bn = torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
+    return index_Bn.clamp_max(cdf_BnV.shape[-1] - 1)  # NaN is larger than all; `decode` refuses it

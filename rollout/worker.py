@@ -20,7 +20,7 @@ from common.backbone import BackboneConfig
 from common.checkpoint import unpack
 from common.config import Config
 from common.device import place, precision
-from common.errors import Closed
+from common.errors import Closed, Diverged
 from common.ledger import Draws, Lease, Schedule
 from common.model_file import ModelFile
 from common.plan import DecodePlan
@@ -153,7 +153,11 @@ class RolloutWorker:
             return False
 
     def sample(self, lease: Lease) -> pa.RecordBatch:
-        """One unscored record, stamped with the version that really sampled it."""
+        """One unscored record, stamped with the version that really sampled it.
+
+        Raises:
+            Diverged: a model's logits are not finite; the message says whose, and at which step.
+        """
         started = time.perf_counter()
         self._refresh(lease)
         work = self._assignment(lease)
@@ -193,10 +197,25 @@ class RolloutWorker:
             if len(rows):
                 own = DecodePlan(plan.order_BL[rows], plan.step_sizes)
                 own_seeds = [seeds[row] for row in rows.tolist()]
-                token_BL[rows], logprob_BL[rows] = sampler(
-                    work.rows(rows), own_seeds, noise_BL[rows], own
-                )
+                try:
+                    token_BL[rows], logprob_BL[rows] = sampler(
+                        work.rows(rows), own_seeds, noise_BL[rows], own
+                    )
+                except Diverged as error:
+                    raise Diverged(self._diverged(name)) from error
         return token_BL, logprob_BL
+
+    def _diverged(self, name: SamplerName) -> str:
+        if name == "teacher":
+            return (
+                "the teacher's log-probabilities are not finite while it is sampled; check "
+                "teacher.weights, or set rollout.dtype=float32"
+            )
+        return (
+            f"step {self._loaded[1]}: the student's log-probabilities are not finite while it is "
+            "sampled; lower learner.optimizer.learning_rate or learner.optimizer.clip, or give it "
+            "a longer warmup"
+        )
 
     def _assignment(self, lease: Lease) -> Assignment:
         return assign(

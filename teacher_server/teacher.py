@@ -17,6 +17,7 @@ from common.buffer import TrajectorySink
 from common.checkpoint import state_digest
 from common.config import Config
 from common.device import place, precision
+from common.errors import Diverged
 from common.guidance import Guidance, guide, scale_per_slot
 from common.model_file import ModelFile
 from common.plugins import from_package
@@ -97,6 +98,11 @@ class Teacher:
         started = time.perf_counter()
         joined = concatenate(batches).to(self._device)
         hidden_BLC = guided_features(self._backbone, joined, self._config.guidance).float()
+        if not bool(torch.isfinite(hidden_BLC).all()):
+            raise Diverged(
+                f"the teacher's hidden vectors are not finite for images {_range(joined.id_B)}; "
+                "check teacher.weights and teacher.guidance, or set teacher.dtype=float32"
+            )
         signal = self._config.signal.encode(hidden_BLC, self._head)
         signal["entropy"] = entropies(hidden_BLC, self._head)
         columns = {name: value.cpu() for name, value in signal.items()}
@@ -110,6 +116,10 @@ class Teacher:
             )
             first += len(batch)
         return scored
+
+
+def _range(id_B: Tensor) -> str:
+    return f"{int(id_B.min())} to {int(id_B.max())}"
 
 
 def guided_features(

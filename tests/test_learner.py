@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.checkpoint import state_digest
+from common.errors import InputError
 from common.guidance import Guidance
 from common.plugins import kinds, load_plugin
 from common.signal import entropies
@@ -224,7 +225,7 @@ def test_half_precision_signal_is_close_and_refuses_overflow(pair, sampled, clus
     batch = score(sampled(pair[0]), pair[1], half)
     rounded = learner_of(*pair, kd.Config(), signal=half).step(batch)
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=5e-3)
-    with pytest.raises(OverflowError, match="float32"):
+    with pytest.raises(InputError, match=r"teacher\.signal\.dtype=float32"):
         half.encode(torch.full((1, 1, 4), 1e6), torch.nn.Linear(4, V))
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from common.errors import InputError
 from common.signal import SignalConfig
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -22,8 +23,9 @@ class Config(SignalConfig):
     def encode(self, hidden_BLC: Tensor, head: nn.Linear) -> dict[str, Tensor]:
         sent = hidden_BLC.to(DTYPES[self.dtype])
         if not torch.isfinite(sent).all():
-            raise OverflowError(
-                "a guided hidden vector does not fit float16; set signal.dtype=float32"
+            raise InputError(
+                "a guided hidden vector of the teacher does not fit float16; set "
+                "teacher.signal.dtype=float32"
             )
         return {"hidden": sent}
 
