@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
+from PIL import ImageColor
+from pydantic import PositiveInt, field_validator
 
 from common.config import Config
 
@@ -23,6 +24,23 @@ class ImagesConfig(Config):
     """1 converts to grey, 3 to RGB."""
     classes: PositiveInt | None = None
     """Number of classes; by default what the training images show."""
+
+    background: str = "white"
+    """Colour under transparent pixels: a name of CSS or #rrggbb."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """apply turns photographs upright; ignore leaves them as stored, as torchvision does and the
+    published codes were made."""
+
+    @field_validator("background")
+    @classmethod
+    def _background_is_opaque(cls, value: str) -> str:
+        try:
+            colour = ImageColor.getrgb(value)
+        except ValueError:
+            raise ValueError("is no colour; give a name such as white, or #rrggbb") from None
+        if len(colour) != 3:
+            raise ValueError("is itself transparent; give a name such as white, or #rrggbb")
+        return value
 
     @property
     def has_test(self) -> bool:

@@ -70,7 +70,7 @@ class ImageSource(ABC):
 
 def decoding(config: ImagesConfig) -> dict[str, Any]:
     """The settings that decide what pixels a file's content becomes."""
-    return config.model_dump(mode="json", include={"size", "channels"})
+    return config.model_dump(mode="json", include={"size", "channels", "background", "exif"})
 
 
 class Digits(ImageSource):
