@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from common.backbone import Backbone, SequenceSpec, build_seeded
 from common.errors import InputError
@@ -20,7 +21,7 @@ from deploy.stages import pretrain_model
 from deploy.tokenizing import tokenize
 from rollout.sampler import SamplingConfig, decode, noise
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
 os.environ.update(ENVIRONMENT)
 secure_environment()
 
@@ -53,6 +54,28 @@ FACTS = {
     "rollout_seconds": "0",
     "teacher_seconds": "0",
 }
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Inputs that a test draws from torch's own generator are the same in every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def assert_same_gradients() -> Callable[..., None]:
+    """By name, to a share of each tensor's largest entry: entries that cancel are only rounding."""
+
+    def check(found: dict[str, Tensor], wanted: dict[str, Tensor], share: float = 2e-4) -> None:
+        assert found.keys() == wanted.keys()
+        largest = max(float(grad.abs().max()) for grad in wanted.values())
+        for name, grad in wanted.items():
+            bound = share * max(float(grad.abs().max()), 1e-3 * largest)
+            torch.testing.assert_close(
+                found[name], grad, atol=bound, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+    return check
 
 
 @pytest.fixture

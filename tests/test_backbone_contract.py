@@ -38,10 +38,14 @@ def test_a_slot_never_sees_its_own_step_or_later(backbone):
         changed[:, slots.start :] = 1
         after = backbone(class_B, changed, plan)
         torch.testing.assert_close(
-            after[:, : slots.stop], before[:, : slots.stop], msg=f"step {step} leaks"
+            after[:, : slots.stop],
+            before[:, : slots.stop],
+            atol=1e-4,
+            rtol=1e-5,
+            msg=f"step {step} leaks",
         )
         if slots.stop < plan.order_BL.shape[1]:
-            assert not torch.allclose(after[:, slots.stop :], before[:, slots.stop :])
+            assert (after[:, slots.stop :] - before[:, slots.stop :]).abs().max() > 1e-2
 
 
 @torch.no_grad()
@@ -65,7 +69,9 @@ def test_decoding_and_scoring_agree(backbone, shares):
     assert torch.equal(decoded.token_BL[is_prefix], given_BL[is_prefix])
     logprob_BLV = backbone(class_B, decoded.token_BL, plan).log_softmax(-1)
     replayed = logprob_BLV.gather(-1, decoded.token_BL[..., None])[..., 0]
-    torch.testing.assert_close(decoded.logprob_BL[~is_prefix], replayed[~is_prefix])
+    torch.testing.assert_close(
+        decoded.logprob_BL[~is_prefix], replayed[~is_prefix], atol=1e-4, rtol=1e-5
+    )
     assert (decoded.logprob_BL[is_prefix] == 0).all()
 
 
@@ -81,7 +87,7 @@ def test_a_cached_step_equals_the_uncached_contract(backbone):
         plain = Backbone.begin(backbone, class_B, plan, given_BL=token_BL, step=start)
         for step in range(start, len(plan.step_sizes)):
             torch.testing.assert_close(
-                backbone.predict(cached), Backbone.predict(backbone, plain), atol=1e-5, rtol=1e-5
+                backbone.predict(cached), Backbone.predict(backbone, plain), atol=1e-4, rtol=1e-5
             )
             backbone.commit(cached, token_BL[:, plan.slots(step)])
             Backbone.commit(backbone, plain, token_BL[:, plan.slots(step)])

@@ -74,7 +74,9 @@ def gradients(learner, batch):
 
 
 @pytest.mark.parametrize("kind", kinds("learner.objectives"))
-def test_chunks_and_micro_batches_change_nothing(pair, sampled, clusters, kind):
+def test_chunks_and_micro_batches_change_nothing(
+    pair, sampled, clusters, kind, assert_same_gradients
+):
     objective = load_plugin("learner.objectives", kind).Config()
     batch = score(sampled(pair[0]), pair[1])
     found = [
@@ -85,16 +87,16 @@ def test_chunks_and_micro_batches_change_nothing(pair, sampled, clusters, kind):
     ]
     for metrics, grads in found[1:]:
         assert metrics["loss"] == pytest.approx(found[0][0]["loss"], rel=1e-5)
-        for name, grad in grads.items():
-            torch.testing.assert_close(grad, found[0][1][name], atol=1e-6, rtol=1e-4)
+        assert_same_gradients(grads, found[0][1])
 
 
 def test_chunked_loss_equals_plain_autograd(pair, sampled):
-    student, _ = pair
+    student = pair[0]
     batch = sampled(student)
+    student = student.double()  # in which a sum over codes and tokens has no rounding to speak of
     hidden_NC = student.features(batch.label_B, batch.token_BL, batch.plan).flatten(0, 1)
     hidden_NC = hidden_NC.detach().requires_grad_()
-    weight_NV = torch.randn(len(hidden_NC), V)
+    weight_NV = torch.randn(len(hidden_NC), V).double()
 
     def loss(logit_nV, tokens):
         return (weight_NV[tokens] * logit_nV.log_softmax(-1)).sum()
@@ -103,9 +105,11 @@ def test_chunked_loss_equals_plain_autograd(pair, sampled):
     wanted = torch.autograd.grad(plain, (hidden_NC, student.head.weight))
     chunked = chunked_loss(hidden_NC, student.head, loss, 4)
     found = torch.autograd.grad(3 * chunked, (hidden_NC, student.head.weight))
-    torch.testing.assert_close(chunked, plain)
+    # The chunks' sums are added in float32.
+    terms_NV = weight_NV * student.head(hidden_NC).log_softmax(-1)
+    assert float((chunked - plain).abs()) < 1e-6 * float(terms_NV.abs().sum())
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, 3 * other, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one, 3 * other, atol=1e-9, rtol=1e-9)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -215,7 +219,7 @@ def test_both_signals_give_the_same_loss(pair, sampled, clusters, kind, scale):
         batch = score(sampled(pair[0]), pair[1], signal, scale)
         metrics = learner_of(*pair, objective, clusters=clusters, signal=signal).step(batch)
         losses.append(metrics["loss"])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] > 0.01
 
 
@@ -229,7 +233,7 @@ def test_half_precision_signal_is_close_and_refuses_overflow(pair, sampled, clus
         half.encode(torch.full((1, 1, 4), 1e6), torch.nn.Linear(4, V))
 
 
-def test_denominators_are_global_over_ranks(pair, sampled, clusters):
+def test_denominators_are_global_over_ranks(pair, sampled, clusters, assert_same_gradients):
     """Two ranks with a share each add up to one rank with everything."""
     batch = score(sampled(pair[0]), pair[1])
     objective = varkd.Config()
@@ -261,8 +265,7 @@ def test_denominators_are_global_over_ranks(pair, sampled, clusters):
         learner = learner_of(*pair, objective, clusters=clusters)
         learner._ranks = Recorder(answer)
         grads.append(gradients(learner, share)[1])
-    for name, grad in whole[1].items():
-        torch.testing.assert_close(grads[0][name] + grads[1][name], grad, atol=1e-6, rtol=1e-4)
+    assert_same_gradients({name: grads[0][name] + grads[1][name] for name in grads[0]}, whole[1])
 
 
 def test_a_record_of_another_teacher_is_refused(pair, sampled, clusters):

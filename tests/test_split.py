@@ -1,6 +1,7 @@
 """Exact under any split: chunks, micro-batches, ranks, and a run that is interrupted."""
 
 import copy
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -88,7 +89,10 @@ def learner_of(pair):
     def build(objective, ranks=None, clusters=quarters, **given):
         student, teacher = pair
         head = copy.deepcopy(teacher.head)
-        settings = {"micro_batch": 5, "chunk_tokens": 7, "optimizer": {"clip": 1e9}}
+        # AdamW divides by the gradient's size: where that is only rounding the first step goes
+        # anywhere, by one learning rate.
+        optimizer = {"clip": 1e9, "learning_rate": 1e-6}
+        settings = {"micro_batch": 5, "chunk_tokens": 7, "optimizer": optimizer}
         settings |= {"profile_every": 2} | given
         return Learner(
             LearnerConfig.model_validate(settings),
@@ -115,7 +119,12 @@ def stepped(learner, batch, steps=2):
     return metrics, grads, learner.profile.take()
 
 
-def assert_same(found, wanted):
+@pytest.fixture
+def assert_same(assert_same_gradients):
+    return functools.partial(check_same, assert_same_gradients)
+
+
+def check_same(assert_same_gradients, found, wanted):
     assert found[0] == pytest.approx(wanted[0], rel=1e-4, abs=1e-5)
     assert found[2]["curves"].keys() == wanted[2]["curves"].keys()
     for name, curve in wanted[2]["curves"].items():
@@ -123,14 +132,13 @@ def assert_same(found, wanted):
         assert same["count"] == curve["count"]
         for mean, right in zip(same["mean"], curve["mean"], strict=True):
             assert mean == (right if right is None else pytest.approx(right, rel=1e-4, abs=1e-5))
-    for name, grad in wanted[1].items():
-        torch.testing.assert_close(found[1][name], grad, atol=2e-6, rtol=1e-3)
+    assert_same_gradients(found[1], wanted[1], share=1e-3)
 
 
 @pytest.mark.parametrize(
     ("kind", "fields"), [*((kind, {}) for kind in kinds("learner.objectives")), *RICH.items()]
 )
-def test_two_ranks_learn_as_one(scored, learner_of, kind, fields):
+def test_two_ranks_learn_as_one(scored, learner_of, assert_same, kind, fields):
     objective = made(kind, fields)
     whole = learner_of(objective)
     wanted = stepped(whole, scored)
@@ -149,7 +157,7 @@ def test_two_ranks_learn_as_one(scored, learner_of, kind, fields):
 
 
 @pytest.mark.parametrize("kind", RICH)
-def test_chunks_and_micro_batches_change_nothing(scored, learner_of, kind):
+def test_chunks_and_micro_batches_change_nothing(scored, learner_of, assert_same, kind):
     objective = made(kind, RICH[kind])
     wanted = stepped(learner_of(objective, micro_batch=4, chunk_tokens=1000), scored)
     for micro_batch, chunk_tokens in ((3, 3), (1, 1)):
@@ -214,7 +222,7 @@ def test_the_horizon_grows_while_the_student_is_undecided(scored, learner_of):
     assert [row["horizon/length"] for row in rows] == [1, 3, 3, 5, 5]
     assert all(row["student_entropy/student"] > 0 for row in rows)
     weights = [row["survival/student"] for row in rows]
-    assert weights == [1.0] * 5  # the denominator is the horizon too
+    assert weights == pytest.approx([1.0] * 5)  # the denominator is the horizon too
     assert [row["horizon/length"] for row in lengths(99.0)] == [1] * 5
 
 
