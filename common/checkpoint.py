@@ -1,15 +1,14 @@
-"""Files that survive: atomic writes, safetensors with a self-description, training snapshots.
+"""Files that survive: atomic writes, safetensors with a self-description.
 
-Nothing here unpickles a user's file: weights are safetensors, and optimizer state is read with
-`weights_only=True`.
+Nothing here unpickles a user's file: weights are safetensors.
 """
 
 import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except SafetensorError as error:  # safetensors wraps the operating system's error
         raise InputError(f"{path}: could not be written: {error}; free some space") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # never in place of what went wrong before it
+            temporary.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
@@ -182,56 +182,3 @@ def state_digest(module: nn.Module) -> str:
         hasher.update(name.encode())
         hasher.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()
-
-
-class Snapshots:
-    """Resumable training state: one folder per step, the newest complete one wins."""
-
-    def __init__(self, root: Path, *, keep: int = 2) -> None:
-        self._root = root
-        self._keep = keep
-
-    def save(self, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Store nested tensors and JSON facts for `step`; older snapshots are pruned after."""
-        final = self._root / f"step-{step:08d}"
-        temporary = self._root / f".{final.name}.{os.getpid()}.tmp"
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            torch.save(tensors, temporary / "tensors.pt")
-            (temporary / "facts.json").write_text(json.dumps(facts))
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.replace(final)
-        except OSError as error:
-            raise unwritable(final, error) from error
-        except RuntimeError as error:  # torch.save reports a failed write this way
-            raise InputError(f"{final}: could not be written: {error}; free some space") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._complete()[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def latest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The newest (tensors, facts), or None where nothing was stored yet."""
-        complete = self._complete()
-        if not complete:
-            return None
-        folder = complete[-1]
-        tensors = torch.load(folder / "tensors.pt", map_location="cpu", weights_only=True)
-        return tensors, json.loads((folder / "facts.json").read_text())
-
-    def newest_step(self) -> int | None:
-        """The step of the newest snapshot, without reading it."""
-        complete = self._complete()
-        return int(complete[-1].name.removeprefix("step-")) if complete else None
-
-    def describe(self) -> str:
-        """What is there to go on from, for a run that has to end."""
-        step = self.newest_step()
-        return "there is no snapshot" if step is None else f"the last good snapshot is step {step}"
-
-    def clear(self) -> None:
-        shutil.rmtree(self._root, ignore_errors=True)
-
-    def _complete(self) -> list[Path]:
-        return sorted(self._root.glob("step-*"))

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.checkpoint import Snapshots, save_backbone_state, state_digest
+from common.checkpoint import save_backbone_state, state_digest
 from common.config import digest
 from common.ledger import derive_seed
+from common.snapshots import Snapshots
 from common.tokenizer import load_tokenizer
 from deploy.config import RunConfig, Workspace
 from deploy.pipeline import Services

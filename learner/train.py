@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from common.buffer import Share, TrajectorySource
-from common.checkpoint import Snapshots
 from common.errors import Closed, Diverged
 from common.ledger import Schedule
 from common.metrics import PROFILE, MetricsSink
+from common.snapshots import Snapshots
 from common.trajectory import concatenate, from_arrow
 from common.weights import Weights
 from learner.learner import Learner, Ranks
