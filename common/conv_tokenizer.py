@@ -110,9 +110,6 @@ class ConvTokenizerConfig(TokenizerConfig, ABC):
 class ConvTokenizer(Tokenizer):
     """Encoder, quantiser, decoder; a kind adds how a latent map becomes tokens and back."""
 
-    images_at_once: int
-    """Images that pass through the network together, whatever the caller's batch."""
-
     def __init__(
         self, config: ConvTokenizerConfig, *, size: int, code_width: int, kernel: int
     ) -> None:
@@ -134,10 +131,6 @@ class ConvTokenizer(Tokenizer):
     def embed(self, token_BL: Tensor) -> Tensor:
         """The quantised latent_BDhw that tokens stand for."""
 
-    @abstractmethod
-    def to_pixels(self, image_BCHW: Tensor) -> Tensor:
-        """The decoder's output to uint8, rounded as the official sampler does."""
-
     def latent(self, image_BCHW: Tensor) -> Tensor:
         """latent_BDhw of images in [-1, 1], before it is quantised."""
         return self.quant_conv(self.encoder(image_BCHW))
@@ -151,10 +144,8 @@ class ConvTokenizer(Tokenizer):
         parts = pixel_BCHW.split(self.images_at_once)
         return torch.cat([self.quantise(self.latent(normalise(part))) for part in parts])
 
-    @torch.no_grad()
-    def decode(self, token_BL: Tensor) -> Tensor:
-        parts = token_BL.split(self.images_at_once)
-        return torch.cat([self.to_pixels(self.render(self.embed(part))) for part in parts])
+    def image(self, token_BL: Tensor) -> Tensor:
+        return self.render(self.embed(token_BL))
 
 
 def normalise(pixel_BCHW: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ n = B * L latent vectors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.backbone import SequenceSpec
 from common.checkpoint import load_tensors, save_tensors
@@ -26,6 +27,9 @@ class Tokenizer(nn.Module, ABC):
 
     shape: SequenceSpec
     """Vocabulary, length, grid and scales; its class count is 0, classes are the data's."""
+
+    images_at_once: int = 256
+    """Images that are decoded together, whatever the caller's batch."""
 
     @property
     def quantizer(self) -> ResidualQuantizer | None:
@@ -42,8 +46,27 @@ class Tokenizer(nn.Module, ABC):
         """uint8 pixels to token_BL (int64), in raster order or coarse to fine."""
 
     @abstractmethod
-    def decode(self, token_BL: Tensor) -> Tensor:
-        """Tokens to uint8 pixel_BCHW."""
+    def image(self, token_BL: Tensor) -> Tensor:
+        """Tokens to image_BCHW, nominally in [-1, 1] but not clamped."""
+
+    def to_pixels(self, image_BCHW: Tensor) -> Tensor:
+        """What `image` gives to uint8; an official tokenizer rounds as its sampler does."""
+        return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    @torch.no_grad()
+    def decode(self, token_BL: Tensor, side: int | None = None) -> Tensor:
+        """Tokens to uint8 pixel_BCHW, of another side if one is given.
+
+        Images are resized before they are clamped and rounded, bicubic without antialias, as
+        LlamaGen's sampler brings 384 pixels to 256 (backbones.md 1.6).
+        """
+        parts = []
+        for part_BL in token_BL.split(self.images_at_once):
+            image_BCHW = self.image(part_BL)
+            if side is not None and side != image_BCHW.shape[-1]:
+                image_BCHW = F.interpolate(image_BCHW, size=(side, side), mode="bicubic")
+            parts.append(self.to_pixels(image_BCHW))
+        return torch.cat(parts)
 
     def spec(self, num_classes: int) -> SequenceSpec:
         return replace(self.shape, num_classes=num_classes)
@@ -151,18 +174,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer.eval()
 
 
-@torch.no_grad()
-def decode_all(
-    tokenizer: Tokenizer,
-    token_NL: Tensor,
-    *,
-    batch_size: int = 256,
-    finish: Callable[[Tensor], Tensor] = lambda pixel_BCHW: pixel_BCHW,
-) -> Tensor:
-    """Decode any number of sequences in batches; returns uint8 pixel_NCHW on the CPU.
-
-    `finish` is applied to every batch, so that 50,000 large images need not exist at a time.
-    """
+def decode_all(tokenizer: Tokenizer, token_NL: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Decode any number of sequences in batches; returns uint8 pixel_NCHW on the CPU."""
     device = tokenizer.codebook_VD.device
     parts = token_NL.split(batch_size)
-    return torch.cat([finish(tokenizer.decode(part.to(device)).cpu()) for part in parts])
+    return torch.cat([tokenizer.decode(part.to(device)).cpu() for part in parts])

@@ -1,7 +1,9 @@
 """The stages before and after distillation: pretrain, sample. One process, no Ray."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -12,12 +14,12 @@ from common.device import place
 from common.errors import InputError
 from common.ledger import derive_seed
 from common.model_file import ModelFile
-from common.tokenizer import Tokenizer, decode_all, load_tokenizer
+from common.tokenizer import Tokenizer, load_tokenizer
 from common.tokens import load_tokens
 from deploy.config import RunConfig, Workspace
 from deploy.progress import Bar
 from learner.pretrain import pretrain
-from rollout.evaluate import resize, sample_tokens
+from rollout.evaluate import sample_batches
 from rollout.sampler import SamplingConfig
 
 Model = Literal["teacher", "student"]
@@ -56,6 +58,21 @@ def pretrain_model(
     return facts
 
 
+def draw_batches(
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    label_N: Tensor,
+    *,
+    sampling: SamplingConfig,
+    batch_size: int,
+    seed: int,
+    size: int | None = None,
+) -> Iterator[Tensor]:
+    """Sample and decode, at the side `size` if given: uint8 pixel_BCHW on the CPU, in order."""
+    drawn = sample_batches(backbone, label_N, sampling=sampling, batch_size=batch_size, seed=seed)
+    return (tokenizer.decode(token_BL, size).cpu() for token_BL in drawn)
+
+
 def draw_images(
     backbone: Backbone,
     tokenizer: Tokenizer,
@@ -66,9 +83,17 @@ def draw_images(
     seed: int,
     size: int | None = None,
 ) -> Tensor:
-    """Sample, decode and resize to `size`, if given; returns uint8 pixel_NCHW on the CPU."""
-    token_NL = sample_tokens(backbone, label_N, sampling=sampling, batch_size=batch_size, seed=seed)
-    return decode_all(tokenizer, token_NL, finish=lambda pixel_BCHW: resize(pixel_BCHW, size))
+    """The same as one pixel_NCHW."""
+    batches = draw_batches(
+        backbone,
+        tokenizer,
+        label_N,
+        sampling=sampling,
+        batch_size=batch_size,
+        seed=seed,
+        size=size,
+    )
+    return torch.cat(list(batches))
 
 
 def load_for_sampling(

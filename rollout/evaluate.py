@@ -7,7 +7,7 @@ result says which.
 Shape letters: N images, L slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -16,7 +16,6 @@ from urllib.error import URLError
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.backbone import Backbone
 from common.config import Config
@@ -44,8 +43,9 @@ class EvaluateConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How evaluation samples are drawn."""
     size: PositiveInt | None = None
-    """Side at which images are compared and stored as .npz; samples are resized to it (bicubic, no
-    antialias), as LlamaGen's 384 px models are judged at 256. By default images.size."""
+    """Side at which images are compared and stored as .npz; samples are resized to it before they
+    are rounded (bicubic, no antialias), as LlamaGen's 384 px models are judged at 256. By default
+    images.size."""
     features: Literal["classifier", "inception"] = "classifier"
     """classifier: trained on the training images; inception: torch-fidelity's own."""
     classifier: ClassifierConfig = ClassifierConfig()
@@ -58,32 +58,23 @@ class EvaluateConfig(Config):
     """At most this many reference images; 0 uses all."""
 
 
-def resize(pixel_NCHW: Tensor, side: int | None) -> Tensor:
-    """uint8 images at another side, bicubic without antialias (backbones.md 1.6)."""
-    if side is None or pixel_NCHW.shape[-1] == side:
-        return pixel_NCHW
-    parts = [
-        F.interpolate(part.float(), size=(side, side), mode="bicubic").round().clamp(0, 255).byte()
-        for part in pixel_NCHW.split(64)
-    ]
-    return torch.cat(parts)
-
-
-def sample_tokens(
+def sample_batches(
     backbone: Backbone,
     label_N: Tensor,
     *,
     sampling: SamplingConfig,
     batch_size: int,
     seed: int,
-) -> Tensor:
-    """token_NL by grid position; image i depends on (weights, label, seed, i) alone."""
-    rows: list[Tensor] = []
+) -> Iterator[Tensor]:
+    """token_BL by grid position, `batch_size` images at a time.
+
+    Image i of N depends on (weights, label, seed, i) alone.
+    """
+    device = next(backbone.parameters()).device
     for first in range(0, len(label_N), batch_size):
         label_B = label_N[first : first + batch_size]
         seeds = [derive_seed(seed, "sample", first + i) for i in range(len(label_B))]
         plan = backbone.plan(seeds, sampling.decoding)
-        device = next(backbone.parameters()).device
         decoded = decode(
             backbone,
             label_B.to(device),
@@ -92,8 +83,7 @@ def sample_tokens(
             plan=plan,
         )
         cell_BL = torch.empty_like(decoded.token_BL)
-        rows.append(cell_BL.scatter(1, plan.order_BL.to(device), decoded.token_BL).cpu())
-    return torch.cat(rows)
+        yield cell_BL.scatter(1, plan.order_BL.to(device), decoded.token_BL)
 
 
 def balanced_labels(samples: int, num_classes: int) -> Tensor:

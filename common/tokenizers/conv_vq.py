@@ -108,7 +108,7 @@ class ConvVQ(TrainableTokenizer):
         super().__init__()
         self.shape = config.describe(size)
         self._patch, self._commitment = config.patch, config.commitment
-        self._images_at_once = max(1, VECTORS_AT_ONCE // self.shape.length)
+        self.images_at_once = max(1, VECTORS_AT_ONCE // self.shape.length)
         numbers, width, blocks = channels * config.patch**2, config.width, config.res_blocks
         self.encoder = ResidualMap(numbers, width, blocks, config.code_width)
         self.quantize = Codebook(config.vocab_size, config.code_width, l2_norm=config.l2_norm)
@@ -132,16 +132,12 @@ class ConvVQ(TrainableTokenizer):
     def encode(self, pixel_BCHW: Tensor) -> Tensor:
         parts = [
             self.quantize.distance(self.latent(normalise(part))).argmin(1)
-            for part in pixel_BCHW.split(self._images_at_once)
+            for part in pixel_BCHW.split(self.images_at_once)
         ]
         return torch.cat(parts).view(len(pixel_BCHW), -1)
 
-    @torch.no_grad()
-    def decode(self, token_BL: Tensor) -> Tensor:
-        code_VD = self.quantize.code_VD
-        parts = token_BL.split(self._images_at_once)
-        image_BCHW = torch.cat([self.render(code_VD[part.flatten()]) for part in parts])
-        return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    def image(self, token_BL: Tensor) -> Tensor:
+        return self.render(self.quantize.code_VD[token_BL.flatten()])
 
     def reconstruct(self, image_BCHW: Tensor) -> Reconstruction:
         found = self.quantize(self.latent(image_BCHW))

@@ -117,9 +117,8 @@ class MultiscaleKMeans(MultiscaleTokenizer):
     def encode(self, pixel_BCHW: Tensor) -> Tensor:
         return self.quantize.quantise(self.latent(pixel_BCHW))
 
-    def decode(self, token_BL: Tensor) -> Tensor:
-        image_BCHW = F.pixel_shuffle(self.quantize.accumulate(token_BL), self._patch)
-        return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    def image(self, token_BL: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.quantize.accumulate(token_BL), self._patch)
 
 
 def spaced_images(batches: Iterator[Tensor], limit: int) -> Tensor:

@@ -83,7 +83,6 @@ class PatchKMeans(Tokenizer):
     def encode(self, pixel_BCHW: Tensor) -> Tensor:
         return torch.cdist(self.patches(pixel_BCHW), self.code_VD[None]).argmin(-1)
 
-    def decode(self, token_BL: Tensor) -> Tensor:
+    def image(self, token_BL: Tensor) -> Tensor:
         patch_BDL = self.code_VD[token_BL].transpose(1, 2)
-        image = F.fold(patch_BDL, (self._size, self._size), self._patch, stride=self._patch)
-        return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return F.fold(patch_BDL, (self._size, self._size), self._patch, stride=self._patch)

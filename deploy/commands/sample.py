@@ -12,7 +12,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--model", choices=MODELS, default="student", help="default: student")
     parser.add_argument(
-        "--to", type=Path, help="output: .png for a grid, .npz for arr_0 (default: <out>/grid.png)"
+        "--to",
+        type=Path,
+        help="output: .png for a grid, .npz for ADM's evaluator: arr_0, shuffled, with its labels "
+        "as arr_1 (default: <out>/grid.png)",
     )
 
 
@@ -22,9 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from common.errors import InputError
     from common.ledger import derive_seed
-    from deploy.pictures import grid, save_npz, save_png
-    from deploy.progress import console
-    from deploy.stages import draw_images, load_for_sampling
+    from deploy.pictures import grid, save_png
+    from deploy.progress import Bar, console
+    from deploy.samples import counted, save_npz, shuffled
+    from deploy.stages import draw_batches, load_for_sampling
 
     output = arguments.to or workspace.root / "grid.png"
     if output.suffix not in (".png", ".npz"):
@@ -32,20 +36,25 @@ def run(arguments: argparse.Namespace) -> int:
     workspace.existing_tokenizer()  # the first thing that a new run lacks
     file = workspace.model(config, arguments.model)
     backbone, tokenizer = load_for_sampling(file, workspace, config.rollout.device)
-    per_class = config.sample.per_class
+    per_class, seed = config.sample.per_class, derive_seed(config.seed, "sample-command")
+    is_grid = output.suffix == ".png"
     label_N = torch.arange(backbone.spec.num_classes).repeat_interleave(per_class)
-    pixel_NCHW = draw_images(
+    label_N = label_N if is_grid else shuffled(label_N, seed)
+    side = None if is_grid else config.evaluate.size
+    batches = draw_batches(
         backbone,
         tokenizer,
         label_N,
         sampling=config.sample.sampling,
         batch_size=config.evaluate.batch_size,
-        seed=derive_seed(config.seed, "sample-command"),
-        size=config.evaluate.size if output.suffix == ".npz" else None,
+        seed=seed,
+        size=side,
     )
-    if output.suffix == ".npz":
-        save_npz(output, pixel_NCHW)
-    else:
-        save_png(output, grid(pixel_NCHW, per_class))
-    console().print(f"{len(pixel_NCHW)} images of {file.path.name} in {output}")
+    with Bar(console(), "sample", len(label_N)) as bar:
+        batches = counted(batches, bar)
+        if is_grid:
+            save_png(output, grid(torch.cat(list(batches)), per_class))
+        else:
+            save_npz(output, batches, label_N, side or config.images.size)
+    console().print(f"{len(label_N)} images of {file.path.name} in {output}")
     return 0
