@@ -74,7 +74,7 @@ def _write_images(
         for pixel_BCHW in batches:
             pixel_BHWC = as_rgb(pixel_BCHW).permute(0, 2, 3, 1).contiguous().numpy()
             assert pixel_BHWC.shape[1:] == shape[1:], "images of another side than announced"
-            member.write(memoryview(pixel_BHWC).cast("B"))
+            member.write(pixel_BHWC.data.cast("B"))
             written += len(pixel_BHWC)
     assert written == shape[0], "fewer or more images than labels"
 
