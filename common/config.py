@@ -3,43 +3,56 @@
 import difflib
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from common.errors import InputError
+from common.paths import user_path
+from common.toml_tree import apply_override, read_toml, shortened
+
+UserPath = Annotated[Path, Field(strict=False), AfterValidator(user_path)]
+"""A path in a config; `~` stands for the home folder."""
 
 
 class Config(BaseModel):
-    """Base of every config: unknown keys are errors and values never change after load."""
+    """Base of every config: unknown keys are errors and values never change after load.
+
+    Values have the type that the field says: `true` is no number, "3" neither, and no number is
+    infinite. Every number has two bounds (common/quantities.py).
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        strict=True,
+        allow_inf_nan=False,
     )
 
-    @field_validator("*")
+    @model_validator(mode="before")
     @classmethod
-    def _tilde_is_the_home_folder(cls, value: Any) -> Any:
-        """In every path of every section: no shell expands it in TOML or after `key=`."""
-        if isinstance(value, Path):
-            return _expanded(value)
-        if isinstance(value, tuple):
-            return tuple(_expanded(v) if isinstance(v, Path) else v for v in value)
-        return value
+    def _lists_are_tuples(cls, values: Any) -> Any:
+        """TOML and JSON have lists where a frozen config has tuples."""
+        if not isinstance(values, dict):
+            return values
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 C = TypeVar("C", bound=Config)
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # ~name, and nobody is called so
-        raise ValueError(f"{path} names the home folder of an unknown user") from None
+SHOWN = 6
+"""Mistakes that are named before the rest is counted."""
 
 
 def load_config(cls: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
@@ -55,34 +68,14 @@ def load_config(cls: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
     return validate(cls, tree, source=str(path))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such config file; pass a TOML file or a run folder") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in `tree`; the value is TOML, or else a bare string."""
-    dotted, separator, raw = override.partition("=")
-    if not separator or not dotted.strip():
-        raise InputError(f"override {override!r} must look like section.key=value")
-    *parents, leaf = dotted.strip().split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise InputError(f"override {override!r}: {parent!r} is a value, not a section")
-    node[leaf] = _toml_value(raw)
-
-
 def validate(cls: type[C], tree: dict[str, Any], *, source: str) -> C:
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        lines = [_sentence(cls, item) for item in error.errors()]
+        errors = error.errors()
+        lines = [_sentence(cls, item) for item in errors[:SHOWN]]
+        if len(errors) > SHOWN:
+            lines.append(f"and {len(errors) - SHOWN} more")
         raise InputError(f"{source}: " + "; ".join(lines)) from None
 
 
@@ -97,16 +90,9 @@ def digest(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _toml_value(raw: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {raw}")["v"]
-    except tomllib.TOMLDecodeError:
-        return raw  # a bare word is a string, so kind=llamagen needs no quotes
-
-
 def _sentence(cls: type[BaseModel], item: Any) -> str:
     path = [part for part in item["loc"] if isinstance(part, str)]
-    key = ".".join(path)
+    key = shortened(".".join(path))
     if item["type"] != "extra_forbidden":
         said = item["msg"].removeprefix("Value error, ")
         # A rule between sections names its keys and values itself.
@@ -126,5 +112,4 @@ def _fields_at(cls: Any, path: list[str]) -> list[str]:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(repr(list(value) if isinstance(value, tuple) else value))

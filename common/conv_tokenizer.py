@@ -7,16 +7,17 @@ Shape letters: B batch, C channels, H height, W width, h and w latent sides, L s
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from common.config import UserPath
 from common.conv import GROUPS, ConvSizes, Decoder, Encoder
 from common.errors import InputError
 from common.official import Checkpoint, Rename, load
+from common.quantities import Depth, Vocabulary, Width
 from common.tokenizer import Tokenizer, TokenizerConfig
 
 PIXELS_AT_ONCE = 2**19
@@ -32,17 +33,17 @@ FAMILIES = {
 
 
 class ConvTokenizerConfig(TokenizerConfig, ABC):
-    weights: Path | None = None
+    weights: UserPath | None = None
     """The official file, as downloaded or as safetensors; `varkd tokenize` reads it."""
-    base: int = Field(default=128, gt=0, multiple_of=GROUPS)
+    base: Annotated[Width, Field(multiple_of=GROUPS)] = 128
     """Channels at full resolution."""
-    ch_mult: tuple[PositiveInt, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
+    ch_mult: tuple[Depth, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1, max_length=12)
     """Channels of every level in multiples of base; each level has half the side of the last."""
-    res_blocks: PositiveInt = 2
+    res_blocks: Depth = 2
     """Residual blocks per level; the decoder has one more."""
-    z_channels: PositiveInt = 256
+    z_channels: Width = 256
     """Channels between encoder and quantiser."""
-    vocab_size: PositiveInt = 16384
+    vocab_size: Vocabulary = 16384
     """Code vectors."""
 
     signature: ClassVar[str]

@@ -7,14 +7,15 @@ the teacher sends"). VAR writes (1 + t) c - t u, which is s = 1 + t.
 Shape letters: L slots.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from common.config import Config
 from common.plan import DecodePlan
+from common.quantities import Weight
 
 Rule = Literal["llamagen", "var", "arpg_linear", "arpg_constant"]
 
@@ -22,11 +23,11 @@ Rule = Literal["llamagen", "var", "arpg_linear", "arpg_constant"]
 class Guidance(Config):
     """How strongly; in TOML a bare number is a scale under the model family's published rule."""
 
-    scale: NonNegativeFloat
+    scale: Weight
     """The published knob: LlamaGen's and ARPG's cfg-scale, VAR's cfg (extra strength)."""
     rule: Literal["published", "llamagen", "var", "arpg_linear", "arpg_constant"] = "published"
     """Whose rule turns the scale into one per step; published: the model family's own."""
-    interval: int = Field(default=-1, ge=-1)
+    interval: Annotated[int, Field(ge=-1, le=2**24)] = -1
     """LlamaGen's cfg_interval: tokens 0..interval+1 are guided, later ones not; -1 guides all."""
 
     @model_validator(mode="before")

@@ -10,12 +10,12 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from common.config import Config
 from common.errors import InputError
 from common.ledger import derive_seed
+from common.quantities import Tokens
 
 RANDOM_ORDER_STEPS = 64
 """ARPG's published number of steps for 256 tokens (backbones.md 5.3)."""
@@ -24,7 +24,7 @@ RANDOM_ORDER_STEPS = 64
 class ZipARConfig(Config):
     """Several rows of a raster at a time, each a window behind the one above (method.md 2.2)."""
 
-    window: PositiveInt = 4
+    window: Tokens = 4
     """A row may emit column j once the row above holds j + window tokens; the grid's width or more
     is raster decoding."""
     row_start: Literal["prev_prev_last", "left_above", "zero"] = "prev_prev_last"
@@ -41,7 +41,7 @@ class ZipARConfig(Config):
 class DecodingConfig(Config):
     """What a sampler may choose about the order; next-scale models have no choice."""
 
-    steps: PositiveInt | None = None
+    steps: Tokens | None = None
     """Steps of a random-order model (ARPG); by default 64, or one per token where that is less."""
     schedule: Literal["arccos", "cosine"] = "arccos"
     """How many tokens each of those steps decodes (ARPG's names)."""

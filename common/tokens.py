@@ -8,21 +8,22 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from common.backbone import SequenceSpec
 from common.checkpoint import FORMAT, write_atomically
-from common.config import Config
+from common.config import Config, UserPath
 from common.crops import Crops
 from common.errors import InputError
 from common.ledger import Draws
+from common.quantities import Classes, Count, Gpus, Processes, SomeCpus
 
 ROW_GROUP_TOKENS = 2**22
 """Tokens that are in memory together while a file is written or read."""
@@ -31,21 +32,21 @@ ROW_GROUP_TOKENS = 2**22
 class TokensConfig(Config):
     kind: Literal["images", "llamagen_codes", "arpg_codes"] = "images"
     """images: encode `images`; llamagen_codes, arpg_codes: read published codes for training."""
-    paths: tuple[Path, ...] = ()
+    paths: tuple[UserPath, ...] = ()
     """Folders of published codes; the variants of several LlamaGen folders are joined."""
-    classes: PositiveInt | None = None
+    classes: Classes | None = None
     """Number of classes of published codes; by default one more than their largest label."""
     crops: Crops = "center"
     """Views of every training image: center, flip (and its mirror image) or ten_crop."""
-    crop_range: float = Field(default=1.1, ge=1)
+    crop_range: Annotated[float, Field(ge=1, le=16)] = 1.1
     """Side that ten crops are cut from, in multiples of images.size; published: 1.1 and 1.05."""
-    part_images: PositiveInt = 1024
+    part_images: Count = 1024
     """Images per part; an interrupted command goes on after its finished parts."""
-    workers: PositiveInt = 2
+    workers: Processes = 2
     """Most encoding actors at a time; fewer start where the cluster has less room."""
-    cpus: PositiveFloat = 1
+    cpus: SomeCpus = 1
     """Logical CPUs reserved per actor."""
-    gpus: NonNegativeFloat = 0
+    gpus: Gpus = 0
     """GPUs reserved per actor; with a fraction, several actors' reading keeps one GPU busy."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where images are encoded."""

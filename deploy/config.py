@@ -1,15 +1,18 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from common.backbone import BackboneConfig
-from common.config import Config, load_config
+from common.config import Config, UserPath, load_config
 from common.images import ImagesConfig
 from common.ledger import Schedule
+from common.paths import absolute, user_path
 from common.plugins import from_package
+from common.quantities import Count, CountOrNone, Gigabytes, Megabytes, Processes, Seed
 from common.tokenizer import TokenizerConfig
 from common.tokens import TokensConfig
 from deploy.workspace import CONFIG_NAMES, Workspace, run_config
@@ -47,32 +50,32 @@ class PretrainsConfig(Config):
 
 
 class BufferConfig(Config):
-    max_mb: PositiveFloat = 2048.0
+    max_mb: Megabytes = 2048.0
     """Scored records held before rollout has to wait."""
 
 
 class SampleConfig(Config):
-    per_class: NonNegativeInt = 8
+    per_class: CountOrNone = 8
     """Images per class."""
     sampling: SamplingConfig = SamplingConfig()
     """How they are drawn."""
 
 
 class ClusterConfig(Config):
-    nodes: PositiveInt = 1
+    nodes: Processes = 1
     """Nodes, all alike; the driver is on the first one."""
-    cpus: PositiveInt | None = None
+    cpus: Processes | None = None
     """CPUs of a node; by default this machine's, and on one node as many as the actors want."""
-    gpus: NonNegativeInt | None = None
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of a node; by default this machine's."""
-    gpu_memory_gb: PositiveFloat | None = None
+    gpu_memory_gb: Gigabytes | None = None
     """Memory of a GPU; runs that need more are refused."""
-    memory_gb: PositiveFloat | None = None
+    memory_gb: Gigabytes | None = None
     """Host memory of a node; by default what is free on this machine. Runs that need more are
     refused."""
-    data_images: PositiveInt | None = None
+    data_images: Count | None = None
     """Training images, for a dry run where the data is not at hand."""
-    object_store_mb: PositiveFloat = 512.0
+    object_store_mb: Megabytes = 512.0
     """Shared memory of a Ray cluster that the command starts itself."""
 
     @property
@@ -82,9 +85,9 @@ class ClusterConfig(Config):
 
 
 class RunConfig(Config):
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Everything random in a run is a function of this."""
-    out: Path | None = None
+    out: UserPath | None = None
     """Run folder; by default runs/<name of the config file>."""
     images: ImagesConfig = ImagesConfig()
     """Where real images come from."""
@@ -191,30 +194,31 @@ def open_run(
     The run folder is --out, else the config's `out`, else the folder of a run's own config,
     else runs/<name>.
     """
-    path = run_config(source) if source.is_dir() else source
+    source = user_path(source)
+    path = run_config(source) if os.path.isdir(source) else source
     shipped = CONFIGS / f"{source.name}.toml"
-    if not path.exists() and not source.suffix and shipped.exists():
+    if not os.path.lexists(path) and not source.suffix and shipped.exists():
         path = shipped
     config = load_config(RunConfig, path, overrides)
     own = path.parent if path.name in CONFIG_NAMES else Path("runs") / path.stem
-    return portable(config), Workspace((out or config.out or own).resolve())
+    return portable(config), Workspace(absolute(user_path(out or config.out or own)))
 
 
 def portable(config: RunConfig) -> RunConfig:
     """Absolute paths and no `out`: the run folder's copy means the same from any directory."""
 
-    def absolute(section: Config, *names: str) -> Config:
+    def rooted(section: Config, *names: str) -> Config:
         given = {name: getattr(section, name) for name in names}
-        return section.model_copy(update={n: p.resolve() for n, p in given.items() if p})
+        return section.model_copy(update={n: absolute(p) for n, p in given.items() if p})
 
-    codes = {"paths": tuple(path.resolve() for path in config.tokens.paths)}
+    codes = {"paths": tuple(absolute(path) for path in config.tokens.paths)}
     official = ("weights",) if "weights" in type(config.tokenizer).model_fields else ()
     sections = {
-        "images": absolute(config.images, "train", "test"),
-        "tokenizer": absolute(config.tokenizer, *official),
+        "images": rooted(config.images, "train", "test"),
+        "tokenizer": rooted(config.tokenizer, *official),
         "tokens": config.tokens.model_copy(update=codes),
-        "teacher": absolute(config.teacher, "weights"),
-        "learner": absolute(config.learner, "weights"),
-        "evaluate": absolute(config.evaluate, "inception_weights"),
+        "teacher": rooted(config.teacher, "weights"),
+        "learner": rooted(config.learner, "weights"),
+        "evaluate": rooted(config.evaluate, "inception_weights"),
     }
     return config.model_copy(update={"out": None, **sections})

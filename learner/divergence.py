@@ -8,13 +8,14 @@ Shape letters: N tokens, K categories (codes or clusters), k the teacher's likel
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from common.config import Config
+from common.quantities import CodesOrAll, Fraction, Probability
 
 NEEDS_TAIL = {"rkl", "jsd", "srkl", "mix"}
 """Expectations under the student: a sum over some codes alone can be lowered by leaving them."""
@@ -99,13 +100,13 @@ class Divergence(Config):
     name: Literal["fkl", "rkl", "jsd", "tvd", "skl", "srkl", "mix"] = "rkl"
     """fkl: KL(teacher, student); rkl: KL(student, teacher); jsd: between the two; tvd: total
     variation; skl, srkl: DistiLLM's skewed forward and reverse KL; mix: both KLs, weighted."""
-    beta: float = Field(default=0.5, ge=0, le=1)
+    beta: Probability = 0.5
     """The teacher's weight in the mixture of jsd; exactly fkl at 0 and rkl at 1."""
-    alpha: float = Field(default=0.1, gt=0, lt=1)
+    alpha: Annotated[Fraction, Field(gt=0)] = 0.1
     """Skew of skl and srkl: how much of the first argument is mixed into the second."""
-    rkl_share: float = Field(default=0.5, ge=0, le=1)
+    rkl_share: Probability = 0.5
     """Weight of the reverse KL in mix; the rest is forward KL."""
-    top_k: NonNegativeInt = 0
+    top_k: CodesOrAll = 0
     """Compare only the teacher's k likeliest codes; 0 compares all."""
     tail: bool = True
     """With top_k: all other codes count as one more category."""

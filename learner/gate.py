@@ -10,12 +10,13 @@ import math
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from common.config import Config
 from common.errors import InputError
 from common.ledger import derive_seed
+from common.quantities import Count, Fraction, Nats, SomeProbability, Tokens
 from common.trajectory import TrajectoryBatch
 from learner.ranks import Ranks, gather
 from learner.weighing import Memory, Weighing
@@ -29,10 +30,10 @@ class GateConfig(Config):
     """What closes a slot. first_hit: an earlier confidence below tau; running_mean: an earlier
     mean of the last `window` confidences below tau; per_token: its own confidence below tau;
     speculative: the product of min(1, p/q) of the sampled codes before it, below tau; none."""
-    tau: float = Field(default=0.1, ge=0, lt=1)
+    tau: Fraction = 0.1
     """The threshold; 0 switches the gate off. The same tau means another entropy for another
     vocabulary, since confidence is 1 - H / log V."""
-    window: PositiveInt = 8
+    window: Tokens = 8
     """Slots that running_mean averages."""
     keep_hit: bool = True
     """The slot that closes the sequence keeps its own (small) weight; not in per_token."""
@@ -40,9 +41,9 @@ class GateConfig(Config):
     """Where hits are looked for: in the rollout, or in its ground-truth prefix too."""
     entropy_space: Literal["V", "C"] = "V"
     """Confidence over the codes, or over the clusters of codebook relaxation."""
-    survival_target: float | None = Field(default=None, gt=0, le=1)
+    survival_target: SomeProbability | None = None
     """Instead of tau: the share of suffix slots that should stay open."""
-    calibrate_on: PositiveInt = 1024
+    calibrate_on: Count = 1024
     """Rollouts on which survival_target sets tau; from then on tau stays."""
     control: Literal["none", "random", "truncate"] = "none"
     """Close as many slots as the gate would, but others. random: drawn at random; truncate: the
@@ -51,7 +52,7 @@ class GateConfig(Config):
     weight: Literal["entropy", "maxprob", "none"] = "entropy"
     """entropy: confidence is the weight; maxprob: the teacher's largest probability is; none:
     every open slot counts 1."""
-    power: NonNegativeFloat = 1.0
+    power: Nats = 1.0
     """Exponent of the weight."""
 
     @property

@@ -6,10 +6,10 @@ condition, Fast OPD (arXiv 2602.15260, method.md 4.2).
 Shape letters: B sequences, L slots.
 """
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from common.config import Config
+from common.quantities import Nats, Steps, Tokens, TokensOrNone
 from learner.weighing import Memory
 
 LENGTH = "horizon/length"
@@ -17,13 +17,13 @@ STEPS = "horizon/steps"
 
 
 class HorizonConfig(Config):
-    start: NonNegativeInt = 0
+    start: TokensOrNone = 0
     """Slots of every rollout suffix that count at first; 0 lets all count from the start."""
-    grow: PositiveInt = 1
+    grow: Tokens = 1
     """Slots that are added at a time."""
-    every: PositiveInt = 100
+    every: Steps = 100
     """Steps with rollouts from one addition to the next."""
-    min_entropy: NonNegativeFloat = 0.0
+    min_entropy: Nats = 0.0
     """Add only while the student's mean entropy, in nats, is at least this; 0 always adds."""
 
     def slots(self, suffix_BL: Tensor, memory: Memory) -> Tensor:

@@ -6,21 +6,31 @@ Shape letters: B sequences, L slots, N tokens, C width, V codes.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
+from pydantic import SerializeAsAny
 from torch import Tensor, nn
 
 from common.backbone import Backbone
 from common.checkpoint import pack
-from common.config import Config
+from common.config import Config, UserPath
 from common.device import place, precision
 from common.errors import InputError
 from common.finite import NAMES, largest, require_finite
 from common.ledger import derive_seed
 from common.plugins import from_package
+from common.quantities import (
+    Batch,
+    Cpus,
+    Gpus,
+    Processes,
+    Seconds,
+    Spare,
+    Steps,
+    StepsOrNever,
+    Tokens,
+)
 from common.trajectory import TrajectoryBatch
 from common.weights import Weights
 from learner.chunked import chunked_loss
@@ -38,38 +48,38 @@ AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.
 
 
 class LearnerConfig(Config):
-    weights: Path | None = None
+    weights: UserPath | None = None
     """The student to start from, ours or an official checkpoint; by default
     student_before.safetensors in the run folder."""
     weights_ema: bool = False
     """Read the averaged weights of an official trainer's file."""
-    steps: PositiveInt = 200
+    steps: Steps = 200
     """Optimiser steps of distillation."""
-    images_per_step: PositiveInt = 64
+    images_per_step: Batch = 64
     """Global batch: sequences per optimiser step, over all ranks."""
-    micro_batch: PositiveInt = 64
+    micro_batch: Batch = 64
     """Sequences per forward and backward pass; gradients accumulate to a whole step."""
-    chunk_tokens: PositiveInt = 4096
+    chunk_tokens: Tokens = 4096
     """Tokens whose logits exist at a time; bounds the memory of the loss."""
-    publish_every: PositiveInt = 1
+    publish_every: Steps = 1
     """Steps between versions offered to the rollout workers."""
-    max_lag: NonNegativeInt = 2
+    max_lag: StepsOrNever = 2
     """Oldest weights a trained sample may come from, in learner steps; 0 is on-policy."""
     ordered: bool = False
     """Pin weight versions and batch geometry to the image index: reproducible, somewhat slower."""
-    ranks: PositiveInt = 1
+    ranks: Processes = 1
     """Data-parallel learner processes."""
-    profile_every: NonNegativeInt = 50
+    profile_every: StepsOrNever = 50
     """Steps per window of the curves by slot in profiles.jsonl (confidence, survival, entropy,
     divergence); 0 keeps none."""
-    snapshot_every: NonNegativeInt = 0
+    snapshot_every: StepsOrNever = 0
     """Steps between resumable snapshots; 0 keeps only the last step."""
-    keep_every: NonNegativeInt = 0
+    keep_every: StepsOrNever = 0
     """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
     of quality over training; 0 keeps only the last step's, as student.safetensors."""
-    max_failures: NonNegativeInt = 1
+    max_failures: Spare = 1
     """How often a dead learner is restarted from its newest snapshot."""
-    stall_seconds: PositiveFloat = 300.0
+    stall_seconds: Seconds = 300.0
     """The run ends, naming the stage, when no batch arrives for this long."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, schedule, clipping, EMA."""
@@ -78,9 +88,9 @@ class LearnerConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of the forward pass; weights and loss stay float32, whatever type the
     student's file has."""
-    cpus: NonNegativeFloat = 1
+    cpus: Cpus = 1
     """Logical CPUs reserved per rank on the cluster."""
-    gpus: NonNegativeFloat = 0
+    gpus: Gpus = 0
     """GPUs reserved per rank."""
 
 

@@ -4,26 +4,26 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from common.config import Config
+from common.quantities import Factor, Fraction, LearningRate, StepsOrNever, Weight
 
 
 class OptimizerConfig(Config):
-    learning_rate: PositiveFloat = 1e-4
+    learning_rate: LearningRate = 1e-4
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """AdamW's averaging coefficients."""
-    weight_decay: NonNegativeFloat = 0.05
+    weight_decay: Weight = 0.05
     """Decay of tensors with two or more dimensions (LlamaGen's groups)."""
-    warmup: NonNegativeInt = 0
+    warmup: StepsOrNever = 0
     """Steps of linear warm-up from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after warm-up; cosine ends at 0."""
-    clip: PositiveFloat = 1.0
+    clip: Factor = 1.0
     """Largest norm of the whole gradient."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
+    ema: Fraction = 0.999
     """Decay of the averaged student; ramped up as (1 + t) / (10 + t). 0 copies the student."""
 
     def rate(self, step: int, steps: int) -> float:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
 
 from common.backbone import Backbone
 from common.config import Config
 from common.ledger import Draws
 from common.metrics import MetricsSink
+from common.quantities import Batch, Fraction, Steps
 from common.tokens import TokenDataset
 from common.trajectory import DATA, TrajectoryBatch
 from learner.learner import Learner, LearnerConfig
@@ -22,11 +22,11 @@ from learner.optimizer import OptimizerConfig
 
 
 class PretrainConfig(Config):
-    steps: PositiveInt = 500
+    steps: Steps = 500
     """Optimiser steps."""
-    batch_size: PositiveInt = 64
+    batch_size: Batch = 64
     """Sequences per step."""
-    class_dropout: float = Field(default=0.1, ge=0, lt=1)
+    class_dropout: Fraction = 0.1
     """Probability that a label becomes the null class, so that guidance works later."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, schedule, clipping, EMA."""

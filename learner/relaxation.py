@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors, save_tensors
 from common.config import Config
 from common.errors import InputError
+from common.quantities import Probability, Seed, Vocabulary
 from learner.balance import balanced_clusters
 from learner.divergence import Divergence
 from learner.ranks import Ranks
 
 
 class RelaxationConfig(Config):
-    factor: PositiveInt = 4
+    factor: Vocabulary = 4
     """Codes per cluster on average; 1 switches relaxation off."""
     balanced: bool = False
     """Exactly `factor` codes in every cluster."""
@@ -34,9 +34,9 @@ class RelaxationConfig(Config):
     """cos normalises the code vectors first (the tokenizer already does where its model does)."""
     source: Literal["codebook", "lm_embedding"] = "codebook"
     """What is clustered: the tokenizer's code vectors, or the teacher's output embeddings."""
-    mix: float = Field(default=1.0, ge=0, le=1)
+    mix: Probability = 1.0
     """Weight of the relaxed divergence; the rest is the divergence over the full vocabulary."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of k-means."""
 
     @property

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +25,7 @@ from common.device import place
 from common.finite import NAMES, largest, require_finite
 from common.ledger import derive_seed
 from common.metrics import MetricsSink
+from common.quantities import Batch, Steps
 from common.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
 from learner.optimizer import OptimizerConfig, build_adamw
 
@@ -36,11 +36,11 @@ KEYS = "pretrain.tokenizer"
 
 
 class TokenizerTrainingConfig(Config):
-    steps: PositiveInt = 2000
+    steps: Steps = 2000
     """Optimiser steps."""
-    batch_size: PositiveInt = 64
+    batch_size: Batch = 64
     """Images per step; each is one of the views that tokens.crops names, drawn at random."""
-    revive_after: PositiveInt = 20
+    revive_after: Steps = 20
     """Steps without use after which a code moves to a latent vector of the batch."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=2e-3, weight_decay=0.0, warmup=50, schedule="cosine"

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor
 
 from common.backbone import SequenceSpec
 from common.config import Config
 from common.ledger import Draws, Schedule
 from common.plugins import PluginConfig, make
+from common.quantities import Weight
 from common.tokens import TokenDataset
 from common.trajectory import DATA
 from rollout.sampler import SamplingConfig
@@ -29,7 +30,7 @@ SamplerName = Literal["student", "teacher"]
 
 
 class ContextConfig(PluginConfig, ABC):
-    ratio: NonNegativeFloat = 1.0
+    ratio: Weight = 1.0
     """Relative weight in the mixture; the student's share of the total is the paper's lambda."""
 
     @property

@@ -14,13 +14,13 @@ from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from common.backbone import Backbone
-from common.config import Config
+from common.config import Config, UserPath
 from common.errors import InputError
 from common.ledger import derive_seed
+from common.quantities import Batch, Count, CountOrNone, Side
 from rollout.features import Classifier, ClassifierConfig, as_rgb, load_classifier
 from rollout.sampler import SamplingConfig, decode, noise
 from rollout.torchvision_compat import ensure_torchvision
@@ -36,13 +36,13 @@ NAMES = {
 
 
 class EvaluateConfig(Config):
-    samples: PositiveInt = 2000
+    samples: Count = 2000
     """Images sampled per model; classes in equal shares."""
-    batch_size: PositiveInt = 250
+    batch_size: Batch = 250
     """Images decoded together."""
     sampling: SamplingConfig = SamplingConfig()
     """How evaluation samples are drawn."""
-    size: PositiveInt | None = None
+    size: Side | None = None
     """Side at which images are compared and stored as .npz; samples are resized to it before they
     are rounded (bicubic, no antialias), as LlamaGen's 384 px models are judged at 256. By default
     images.size."""
@@ -50,11 +50,11 @@ class EvaluateConfig(Config):
     """classifier: trained on the training images; inception: torch-fidelity's own."""
     classifier: ClassifierConfig = ClassifierConfig()
     """The classifier behind `features = "classifier"`."""
-    inception_weights: Path | None = None
+    inception_weights: UserPath | None = None
     """torch-fidelity's Inception weights; without a path it downloads them itself."""
     reference: Literal["train", "test"] = "train"
     """Split of real images to compare with (the ImageNet convention is train)."""
-    reference_images: NonNegativeInt = 10000
+    reference_images: CountOrNone = 10000
     """At most this many reference images; 0 uses all."""
 
 

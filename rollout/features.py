@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import load_tensors, save_tensors, state_digest
 from common.config import Config
+from common.quantities import Batch, LearningRate, Steps, Width
 
 
 class ClassifierConfig(Config):
-    width: PositiveInt = 32
+    width: Width = 32
     """Channels of the first convolution; features have twice as many."""
-    steps: PositiveInt = 400
+    steps: Steps = 400
     """Optimiser steps of training."""
-    batch_size: PositiveInt = 128
+    batch_size: Batch = 128
     """Images per step."""
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: LearningRate = 2e-3
     """Adam's peak learning rate (cosine to 0)."""
 
 

@@ -3,11 +3,12 @@
 import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from common.backbone import SequenceSpec
 from common.errors import InputError
 from common.ledger import Draws
+from common.quantities import Probability
 from rollout.context import ContextConfig
 
 ROUNDING = 1e-9
@@ -21,9 +22,9 @@ class PrefixLaw(ContextConfig):
     concatenated token maps, or of the image's own random order.
     """
 
-    lo: float = Field(default=0.25, ge=0, le=1)
+    lo: Probability = 0.25
     """Shortest prefix as a fraction of the sequence; 0 is free running."""
-    hi: float = Field(default=0.75, ge=0, le=1)
+    hi: Probability = 0.75
     """Longest prefix as a fraction of the sequence."""
     per: Literal["sample", "batch"] = "sample"
     """Draw the length for each image, or once per learner step."""

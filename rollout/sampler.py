@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from common.backbone import Backbone
@@ -19,6 +18,7 @@ from common.config import Config
 from common.errors import Diverged
 from common.guidance import Guidance, guide
 from common.plan import DecodePlan, DecodingConfig
+from common.quantities import CodesOrAll, SomeProbability, Temperature
 
 
 class SamplingConfig(Config):
@@ -28,11 +28,11 @@ class SamplingConfig(Config):
     """Classifier-free guidance, a scale or a table; without it the conditional model runs alone."""
     decoding: DecodingConfig = DecodingConfig()
     """Steps of models that decode in random order; ZipAR for raster models."""
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Divides the logits."""
-    top_k: NonNegativeInt = 0
+    top_k: CodesOrAll = 0
     """Keep the k largest logits and their ties; 0 keeps all."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: SomeProbability = 1.0
     """Keep the likeliest tokens that together reach probability p; 1 keeps all (VAR writes 0)."""
     top_p_rule: Literal["llamagen", "var"] = "llamagen"
     """Whose rule decides at the edge: LlamaGen drops from the top where more than p comes before;

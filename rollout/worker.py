@@ -13,7 +13,6 @@ from typing import Literal, Protocol
 
 import pyarrow as pa
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from common.backbone import BackboneConfig
@@ -24,6 +23,7 @@ from common.errors import Closed, Diverged
 from common.ledger import Draws, Lease, Schedule
 from common.model_file import ModelFile
 from common.plan import DecodePlan
+from common.quantities import Batch, Cpus, Fraction, Gpus, Processes, Spare
 from common.tokens import TokenDataset
 from common.trajectory import TrajectoryBatch, to_arrow
 from common.weights import WeightSource
@@ -36,17 +36,17 @@ WEIGHTS_SECONDS = 60.0
 
 
 class RolloutConfig(Config):
-    workers: PositiveInt = 2
+    workers: Processes = 2
     """Rollout worker actors; scaled independently of the learner."""
-    min_workers: PositiveInt = 1
+    min_workers: Processes = 1
     """The run ends with the cause when fewer workers are left alive."""
-    batch_size: PositiveInt = 32
+    batch_size: Batch = 32
     """Images per lease, decoded together; must divide learner.images_per_step."""
-    in_flight: NonNegativeInt = 1
+    in_flight: Spare = 1
     """Sampled leases that may wait for the teacher while the next one is decoded."""
     sampling: SamplingConfig = SamplingConfig()
     """How the student draws tokens; the loss assumes the plain distribution."""
-    class_dropout: float = Field(default=0.1, ge=0, lt=1)
+    class_dropout: Fraction = 0.1
     """Probability that a label becomes the null class, for rollout, student and teacher alike."""
     keep_noise: bool = False
     """Store the uniforms in the record (for replay and for one-step distillation)."""
@@ -54,9 +54,9 @@ class RolloutConfig(Config):
     """Where the student samples."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of sampling and of the published weights."""
-    cpus: NonNegativeFloat = 1
+    cpus: Cpus = 1
     """Logical CPUs reserved per worker on the cluster."""
-    gpus: NonNegativeFloat = 0
+    gpus: Gpus = 0
     """GPUs (or a fraction) reserved per worker."""
 
 

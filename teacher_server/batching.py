@@ -7,18 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Thread
 from typing import Generic, TypeVar
 
-from pydantic import NonNegativeFloat, PositiveInt
-
 from common.config import Config
+from common.quantities import Batch, Milliseconds
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class BatchingConfig(Config):
-    max_images: PositiveInt = 256
+    max_images: Batch = 256
     """Requests are joined until a forward pass has this many images."""
-    wait_ms: NonNegativeFloat = 2.0
+    wait_ms: Milliseconds = 2.0
     """How long the first request waits for company; 0 scores every request by itself."""
 
 

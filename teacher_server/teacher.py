@@ -4,23 +4,23 @@ Shape letters: B sequences, L slots, C width.
 """
 
 import time
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pyarrow as pa
 import torch
-from pydantic import NonNegativeFloat, PositiveInt, SerializeAsAny
+from pydantic import SerializeAsAny
 from torch import Tensor
 
 from common.backbone import Backbone, require_same_spec
 from common.buffer import TrajectorySink
 from common.checkpoint import state_digest
-from common.config import Config
+from common.config import Config, UserPath
 from common.device import place, precision
 from common.errors import Diverged
 from common.guidance import Guidance, guide, scale_per_slot
 from common.model_file import ModelFile
 from common.plugins import from_package
+from common.quantities import Cpus, Gpus, Processes
 from common.signal import SignalConfig, entropies
 from common.signals import guided_hidden
 from common.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow
@@ -30,7 +30,7 @@ PUT_SECONDS = 5.0
 
 
 class TeacherConfig(Config):
-    weights: Path | None = None
+    weights: UserPath | None = None
     """The teacher's file: an official checkpoint (.pt, .pth, .safetensors, FSDP folder) or one of
     ours; by default teacher.safetensors in the run folder."""
     weights_ema: bool = False
@@ -43,15 +43,15 @@ class TeacherConfig(Config):
     """What the teacher sends per token."""
     batching: BatchingConfig = BatchingConfig()
     """How requests are joined; `ordered` runs score every lease by itself."""
-    replicas: PositiveInt = 1
+    replicas: Processes = 1
     """Teacher server actors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the teacher scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; the entropy is always computed in float32."""
-    cpus: NonNegativeFloat = 1
+    cpus: Cpus = 1
     """Logical CPUs reserved per replica on the cluster."""
-    gpus: NonNegativeFloat = 0
+    gpus: Gpus = 0
     """GPUs (or a fraction) reserved per replica."""
 
 

@@ -68,7 +68,10 @@ def test_overrides_are_typed_and_stand_anywhere(capsys, tmp_path):
         ("learner.learning_rat=1", "learner.learning_rat: unknown key"),
         ("learner.step=1", "did you mean learner.steps?"),
         ("rollout.workers=many", "rollout.workers: Input should be a valid integer"),
-        ("rollout.workers=0", "rollout.workers: Input should be greater than 0 (found 0)"),
+        (
+            "rollout.workers=0",
+            "rollout.workers: Input should be greater than or equal to 1 (found 0)",
+        ),
         ("objective.kind=kl", "no learner.objectives plug-in called"),
         ("rollout.batch_size=48", "must be a multiple of rollout.batch_size 48"),
         ("learner.publish_every=9", "publish more often or raise max_lag"),

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from common.backbone import (
@@ -42,6 +42,7 @@ from common.plan import (
     arpg_step_sizes,
     random_order_plan,
 )
+from common.quantities import Depth, Fraction, Width
 from common.two_pass import Memory, TwoPassDecoder, TwoPassSizes, keys_and_values
 
 PRESETS = {
@@ -57,15 +58,15 @@ class Config(BackboneConfig):
 
     preset: Literal["L", "XL", "XXL"] | None = None
     """A published size; sets width, depth and heads."""
-    width: PositiveInt = 128
+    width: Width = 128
     """Channels of the residual stream."""
-    depth: PositiveInt = 4
+    depth: Depth = 4
     """Blocks of both decoders together; even."""
-    heads: PositiveInt = 4
+    heads: Depth = 4
     """Attention heads; width / heads must be a multiple of 4."""
-    multiple_of: PositiveInt = 256
+    multiple_of: Width = 256
     """The feed-forward width is rounded up to a multiple of this."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: Fraction = 0.1
     """Token, residual and feed-forward dropout while training."""
 
     presets = PRESETS

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from common.backbone import (
@@ -35,6 +35,7 @@ from common.layers import (
     start_uniform,
 )
 from common.plan import DecodePlan, DecodingConfig, ZipARPlan, raster_plan, zipar_plan
+from common.quantities import Depth, Fraction, Width
 from common.zipar import BLANK, ZipARCache, feeds
 
 PRESETS = {
@@ -53,17 +54,17 @@ PRESETS = {
 class Config(BackboneConfig):
     preset: Literal["B", "L", "XL", "XXL", "3B", "XXXL", "1B", "7B"] | None = None
     """A published size; sets width, depth and heads."""
-    width: PositiveInt = 128
+    width: Width = 128
     """Channels of the residual stream."""
-    depth: PositiveInt = 4
+    depth: Depth = 4
     """Transformer blocks."""
-    heads: PositiveInt = 4
+    heads: Depth = 4
     """Attention heads; width / heads must be a multiple of 4."""
-    multiple_of: PositiveInt = 256
+    multiple_of: Width = 256
     """The feed-forward width is rounded up to a multiple of this."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: Fraction = 0.1
     """Token, residual and feed-forward dropout while training."""
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    drop_path: Fraction = 0.0
     """Drop-path rate of the last block, rising from 0; as published, it replaces residual and
     feed-forward dropout (token dropout stays)."""
 

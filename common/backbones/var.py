@@ -12,10 +12,10 @@ K scales.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from common.adaln import Block, BlockSizes, HeadNorm
@@ -30,6 +30,7 @@ from common.backbone import (
 from common.errors import InputError
 from common.layers import KeyValueCache, drop_path_rates
 from common.plan import DecodePlan, DecodingConfig, next_scale_plan
+from common.quantities import Depth, Factor, Fraction, Width
 from common.residual import ResidualQuantizer
 
 
@@ -58,27 +59,27 @@ class Config(BackboneConfig):
 
     preset: Literal["d16", "d20", "d24", "d30", "d36-s"] | None = None
     """A published size; sets width, depth, heads, shared_aln and adaln_gamma."""
-    width: PositiveInt = 128
+    width: Width = 128
     """Channels of the residual stream."""
-    depth: PositiveInt = 4
+    depth: Depth = 4
     """Transformer blocks."""
-    heads: PositiveInt = 4
+    heads: Depth = 4
     """Attention heads."""
-    mlp_ratio: PositiveFloat = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     """Feed-forward width over width."""
-    code_width: PositiveInt = 32
+    code_width: Width = 32
     """Channels of the tokenizer's codes."""
-    phis: PositiveInt = 4
+    phis: Depth = 4
     """Shared convolutions of the tokenizer's residual quantiser."""
     l2_norm: bool = True
     """Attention on normalised queries and keys with a learned temperature (all 256 px models)."""
     shared_aln: bool = False
     """One modulation projection for all blocks instead of one each (the 512 px model)."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Fraction = 0.0
     """Dropout after attention and feed-forward while training."""
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    drop_path: Fraction = 0.0
     """Drop-path rate of the last block, rising from 0; published for training: depth / 240."""
-    adaln_gamma: PositiveFloat = 1e-3
+    adaln_gamma: Factor = 1e-3
     """Factor on the initial weights that make the residual gates."""
 
     presets = PRESETS

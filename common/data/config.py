@@ -1,12 +1,12 @@
 """The `[images]` section."""
 
-from pathlib import Path
 from typing import Literal
 
 from PIL import ImageColor
-from pydantic import PositiveInt, field_validator
+from pydantic import field_validator
 
-from common.config import Config
+from common.config import Config, UserPath
+from common.quantities import Classes, Side
 
 Split = Literal["train", "test"]
 
@@ -14,15 +14,15 @@ Split = Literal["train", "test"]
 class ImagesConfig(Config):
     kind: Literal["digits", "folder", "parquet"] = "digits"
     """digits: scikit-learn's 1,797 digits; folder: one folder per class; parquet: image, label."""
-    train: Path | None = None
+    train: UserPath | None = None
     """Training images: a folder of class folders, a Parquet file, or a folder of Parquet files."""
-    test: Path | None = None
+    test: UserPath | None = None
     """Held-out images in the same layout; optional for folder and parquet."""
-    size: PositiveInt = 8
+    size: Side = 8
     """Side in pixels after the ADM centre crop."""
     channels: Literal[1, 3] = 1
     """1 converts to grey, 3 to RGB."""
-    classes: PositiveInt | None = None
+    classes: Classes | None = None
     """Number of classes; by default what the training images show."""
 
     background: str = "white"

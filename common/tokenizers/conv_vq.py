@@ -11,10 +11,10 @@ D code width, P numbers of a patch, n latent vectors, k chosen codes.
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +23,7 @@ from common.codebook import Codebook
 from common.conv import GROUPS, ResidualBlock
 from common.conv_tokenizer import normalise
 from common.errors import InputError
+from common.quantities import Count, Depth, Side, Vocabulary, Weight, Width
 from common.tokenizer import Reconstruction, TrainableTokenizer, TrainableTokenizerConfig
 
 VECTORS_AT_ONCE = 2**15
@@ -30,21 +31,21 @@ VECTORS_AT_ONCE = 2**15
 
 
 class Config(TrainableTokenizerConfig):
-    patch: PositiveInt = 4
+    patch: Side = 4
     """Pixels per token and side; must divide the image's side."""
-    width: int = Field(default=64, gt=0, multiple_of=GROUPS)
+    width: Annotated[Width, Field(multiple_of=GROUPS)] = 64
     """Channels of encoder and decoder, which work at the tokens' resolution."""
-    res_blocks: PositiveInt = 2
+    res_blocks: Depth = 2
     """Residual blocks of the encoder, and of the decoder."""
-    code_width: PositiveInt = 16
+    code_width: Width = 16
     """Numbers per code vector, at most those of a patch."""
-    vocab_size: PositiveInt = 512
+    vocab_size: Vocabulary = 512
     """Code vectors."""
     l2_norm: bool = False
     """Compare directions only, as LlamaGen; the start then loses the patches' contrast."""
-    commitment: NonNegativeFloat = 0.25
+    commitment: Weight = 0.25
     """Training: weight of the term that draws latents to their codes."""
-    fit_patches: PositiveInt = 200_000
+    fit_patches: Count = 200_000
     """Patches that principal components and k-means see, taken evenly from the images."""
 
     def describe(self, size: int) -> SequenceSpec:

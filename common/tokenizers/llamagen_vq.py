@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from common.conv import ConvSizes
 from common.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from common.errors import InputError
 from common.official import ignoring
+from common.quantities import Weight, Width
 from common.tokenizer import Reconstruction, Tokenizer
 
 _BOTH = {"base": 128, "res_blocks": 2, "z_channels": 256, "code_width": 8, "vocab_size": 16384}
@@ -37,13 +37,13 @@ TEMPERATURE = 0.01
 class Config(ConvTokenizerConfig):
     preset: Literal["VQ-16", "VQ-8"] | None = None
     """Published sizes: vq_ds16_c2i.pt is VQ-16, vq_ds8_c2i.pt is VQ-8."""
-    code_width: PositiveInt = 8
+    code_width: Width = 8
     """Numbers per code vector."""
     l2_norm: bool = True
     """Normalise latents and codes, as published."""
-    commitment: NonNegativeFloat = 0.25
+    commitment: Weight = 0.25
     """Training: weight of the term that draws latents to their codes."""
-    entropy: NonNegativeFloat = 0.0
+    entropy: Weight = 0.0
     """Training: weight of the term that spreads images over the codes; 0 as published."""
 
     presets = PRESETS

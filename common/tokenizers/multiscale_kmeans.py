@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.backbone import SequenceSpec
 from common.errors import InputError
+from common.quantities import Count, Depth, Side, Vocabulary
 from common.residual import ResidualQuantizer
 from common.tokenizer import (
     MultiscaleTokenizer,
@@ -31,15 +31,15 @@ FIT_BATCH = 256
 
 
 class Config(TokenizerConfig):
-    patch: PositiveInt = 2
+    patch: Side = 2
     """Side of a patch in pixels; must divide the image's side."""
-    scales: tuple[PositiveInt, ...] = (1, 2, 3, 4)
+    scales: tuple[Side, ...] = (1, 2, 3, 4)
     """Sides of the token maps, coarse to fine; the last is the image's side in patches."""
-    vocab_size: PositiveInt = 128
+    vocab_size: Vocabulary = 128
     """Number of centroids, shared by all scales."""
-    rounds: PositiveInt = 6
+    rounds: Depth = 6
     """Fits of the centroids, each to the residuals that those of the round before leave."""
-    fit_vectors: PositiveInt = 200_000
+    fit_vectors: Count = 200_000
     """Residual vectors of all scales that k-means sees, from images taken evenly."""
 
     def describe(self, size: int) -> SequenceSpec:

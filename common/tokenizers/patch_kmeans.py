@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.backbone import SequenceSpec
 from common.errors import InputError
+from common.quantities import Count, Side, Vocabulary
 from common.tokenizer import Tokenizer, TokenizerConfig
 
 
 class Config(TokenizerConfig):
-    patch: PositiveInt = 2
+    patch: Side = 2
     """Side of a patch in pixels; must divide the image's side."""
-    vocab_size: PositiveInt = 128
+    vocab_size: Vocabulary = 128
     """Number of centroids."""
-    fit_patches: PositiveInt = 200_000
+    fit_patches: Count = 200_000
     """Patches that k-means sees, taken evenly from the images."""
 
     def describe(self, size: int) -> SequenceSpec:

@@ -8,10 +8,10 @@ D code width, n latent vectors.
 """
 
 import re
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ from common.conv import GROUPS, ConvSizes
 from common.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from common.errors import InputError
 from common.official import Checkpoint, load
+from common.quantities import Depth, Side, Vocabulary, Width
 from common.residual import ResidualQuantizer
 from common.tokenizer import MultiscaleTokenizer, Tokenizer, multiscale_shape
 
@@ -35,15 +36,15 @@ TALLY = "quantize.ema_vocab_hit_SV"
 
 
 class Config(ConvTokenizerConfig):
-    base: int = Field(default=160, gt=0, multiple_of=GROUPS)
+    base: Annotated[Width, Field(multiple_of=GROUPS)] = 160
     """Channels at full resolution."""
-    z_channels: PositiveInt = 32
+    z_channels: Width = 32
     """Channels of the latent map, and numbers per code vector."""
-    vocab_size: PositiveInt = 4096
+    vocab_size: Vocabulary = 4096
     """Code vectors."""
-    scales: tuple[PositiveInt, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    scales: tuple[Side, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     """Sides of the token maps; images of side 512 use 1, 2, 3, 4, 6, 9, 13, 18, 24, 32."""
-    phis: int = Field(default=4, ge=2)
+    phis: Annotated[Depth, Field(ge=2)] = 4
     """Convolutions that the scales share."""
     using_znorm: bool = False
     """Choose codes by cosine, not by distance."""

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from common.config import Config, load_config, read_toml, validate
 from common.errors import InputError
+from common.paths import user_path
+from common.quantities import Depth, Factor, Gpus, Seconds, Seed, SomeCpus, Steps
 from deploy.config import CONFIGS, RunConfig, portable
 from deploy.generating import dataset_source
 from rollout.contexts import teacher
@@ -22,12 +24,12 @@ RESERVED = frozenset({"base", "teacher"})
 class BudgetConfig(Config):
     """One of the two; the page says which."""
 
-    steps: PositiveInt | None = None
+    steps: Steps | None = None
     """Learner steps of every cell."""
-    seconds: PositiveFloat | None = None
+    seconds: Seconds | None = None
     """Training seconds of every cell: each method gets the steps that it does in this time, as a
     short run of its own tells before the study starts."""
-    probe_steps: PositiveInt = 10
+    probe_steps: Steps = 10
     """Steps of that short run, after one that warms up."""
 
     @model_validator(mode="after")
@@ -38,9 +40,9 @@ class BudgetConfig(Config):
 
 
 class GuidanceConfig(Config):
-    fixed: PositiveFloat = 1.5
+    fixed: Factor = 1.5
     """The scale of the main table and of the curves; 1 is none."""
-    sweep: tuple[PositiveFloat, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    sweep: tuple[Factor, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
     """Scales at which the end of every cell is measured, so that a shift along the guidance axis is
     not taken for a gain."""
 
@@ -51,11 +53,11 @@ class GuidanceConfig(Config):
 
 
 class CellsConfig(Config):
-    cpus: PositiveFloat = 1
+    cpus: SomeCpus = 1
     """Logical CPUs of a Ray task; a cell is one process."""
-    gpus: NonNegativeFloat = 0
+    gpus: Gpus = 0
     """GPUs, or a fraction, of a Ray task."""
-    tries: PositiveInt = 2
+    tries: Depth = 2
     """A cell whose process died is begun again (from its snapshot) this often in all."""
 
 
@@ -72,11 +74,11 @@ class StudyConfig(Config):
     """The run that all methods vary: a shipped config, or a TOML file beside the study's."""
     set: Tree = Field(default_factory=dict)
     """Sections of that run that differ in this study, for all methods."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0, 1, 2)
     """One cell per method and seed; a seed fixes data order, rollout noise and evaluation noise."""
     budget: BudgetConfig
     """How much every cell may train."""
-    curve: PositiveInt = 4
+    curve: Depth = 4
     """Measurements along every cell at the fixed guidance, the end included."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Scales of evaluation."""
@@ -213,7 +215,7 @@ def open_study(path: Path, overrides: list[str]) -> Study:
 
 
 def _base_tree(base: str, path: Path) -> dict[str, Any]:
-    beside = path.parent / base
+    beside = user_path(path.parent / base)
     if beside.suffix == ".toml":
         return read_toml(beside)
     shipped = CONFIGS / f"{base}.toml"

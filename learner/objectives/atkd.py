@@ -10,9 +10,9 @@ The median is over all tokens of all ranks, so the split into easy and hard is e
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from common.quantities import Probability
 from common.trajectory import TrajectoryBatch
 from learner.divergence import forward_kl
 from learner.objective import ObjectiveConfig, TokenChunk
@@ -26,7 +26,7 @@ NEVER = -1e9
 class Config(ObjectiveConfig):
     columns: ClassVar[tuple[str, ...]] = ("easy",)
 
-    easy_share: float = Field(default=0.2, ge=0, le=1)
+    easy_share: Probability = 0.2
     """Weight of the easy tokens (the paper's lambda); hard ones have the rest."""
 
     def reads(self) -> frozenset[str]:

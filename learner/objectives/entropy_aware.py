@@ -5,16 +5,16 @@ student keeps its alternatives. VarKD takes weight away in the same place. Publi
 image tokens are 5 to 8 nats, so the language-model threshold of 0.8 adds the term nearly always.
 """
 
-from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from common.quantities import Nats
 from common.signal import entropy_of
 from learner.divergence import Divergence
 from learner.objective import ObjectiveConfig, TokenChunk
 
 
 class Config(ObjectiveConfig):
-    threshold: NonNegativeFloat = 0.8
+    threshold: Nats = 0.8
     """Teacher entropy, in nats, above which the second divergence is added."""
     divergence: Divergence = Divergence(name="rkl")
     """On every token."""

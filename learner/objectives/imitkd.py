@@ -4,15 +4,15 @@
 The annealed mixture of data and student contexts is `contexts.sources`.
 """
 
-from pydantic import NonNegativeInt
 from torch import Tensor
 
+from common.quantities import CodesOrAll
 from learner.divergence import forward_kl
 from learner.objective import ObjectiveConfig, TokenChunk
 
 
 class Config(ObjectiveConfig):
-    top_k: NonNegativeInt = 1
+    top_k: CodesOrAll = 1
     """Codes of the soft label; 1 is the teacher's best alone (the paper's), 0 takes all."""
 
     def __call__(self, chunk: TokenChunk) -> Tensor:

@@ -5,18 +5,18 @@ KL over the full vocabulary, without temperature or label term. On rollouts ther
 so only the second term is left.
 """
 
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from common.quantities import Probability, Temperature
 from common.trajectory import is_on_policy
 from learner.divergence import forward_kl, tempered
 from learner.objective import ObjectiveConfig, TokenChunk
 
 
 class Config(ObjectiveConfig):
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Divides the logits of both models; the loss is multiplied by its square."""
-    alpha: float = Field(default=1.0, ge=0, le=1)
+    alpha: Probability = 1.0
     """Weight of the teacher's soft targets; the rest is cross-entropy with the codes of
     data or of the teacher's samples."""
 

@@ -19,9 +19,9 @@ temperature or with guidance bias it.
 from typing import ClassVar
 
 import torch
-from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from common.quantities import Weight
 from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import reverse_kl
 from learner.objective import ObjectiveConfig, TokenChunk
@@ -35,7 +35,7 @@ class Config(ObjectiveConfig):
 
     length_normalised: bool = True
     """Divide the return by the number of later tokens, so that early ones don't dominate."""
-    clip: NonNegativeFloat = 0.2
+    clip: Weight = 0.2
     """PPO's clipping of the ratio to [1 - clip, 1 + clip]; 0 switches it off."""
 
     def reads(self) -> frozenset[str]:

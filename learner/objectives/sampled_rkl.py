@@ -12,9 +12,9 @@ sequences hold no samples of the student and have no loss.
 
 from typing import ClassVar
 
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from common.quantities import Factor, Probability
 from common.trajectory import TrajectoryBatch
 from learner.objective import ObjectiveConfig, TokenChunk
 from learner.ranks import Ranks
@@ -26,9 +26,9 @@ class Config(ObjectiveConfig):
     uses_data: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("advantage", "behaviour")
 
-    kappa: PositiveFloat = 1.0
+    kappa: Factor = 1.0
     """Scale of the advantage."""
-    discount: float = Field(default=0.0, ge=0, le=1)
+    discount: Probability = 0.0
     """How much of the later advantages a token is credited with."""
 
     def reads(self) -> frozenset[str]:

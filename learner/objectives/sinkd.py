@@ -13,9 +13,9 @@ Shape letters: B sequences, L slots, N tokens of a chunk, n tokens of a group, V
 """
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from common.quantities import Depth, Factor, Temperature, Tokens, Weight
 from common.trajectory import TrajectoryBatch
 from learner.divergence import tempered
 from learner.objective import TokenChunk
@@ -25,15 +25,15 @@ from learner.weighing import Memory, Weighing
 
 
 class Config(kd.Config):
-    weight: NonNegativeFloat = 1e-3
+    weight: Weight = 1e-3
     """Weight of the Sinkhorn distance; 8e-4 in the paper's GPT-Neo runs."""
-    group: PositiveInt = 32
+    group: Tokens = 32
     """Tokens that are compared with one another."""
-    epsilon: PositiveFloat = 0.1
+    epsilon: Factor = 0.1
     """Entropic regularisation of the transport plan."""
-    iterations: PositiveInt = 20
+    iterations: Depth = 20
     """Row and column normalisations."""
-    sinkhorn_temperature: PositiveFloat = 2.0
+    sinkhorn_temperature: Temperature = 2.0
     """Softens both models' rows before they are compared."""
 
     def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:

@@ -9,10 +9,11 @@ Losses are per token; the gate's thresholds and counts are over all ranks: exact
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import NonNegativeFloat, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from common.errors import InputError
+from common.quantities import Weight
 from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import Divergence, filled
 from learner.gate import GateConfig, weigh
@@ -39,7 +40,7 @@ class Config(ObjectiveConfig):
     """Divergence on data and teacher contexts; set by the preset unless given."""
     data_apply: Literal["none", "relax", "gate", "both"] = "none"
     """What of the method data and teacher contexts have too."""
-    cross_entropy: NonNegativeFloat = 0.0
+    cross_entropy: Weight = 0.0
     """mu: weight of -log q(x_t) on data and teacher contexts."""
     gate: GateConfig = GateConfig()
     """Confidence weight and gate on student contexts."""

@@ -7,24 +7,25 @@ hi = 0.75, online. The loss is on what the teacher sampled, with the objective's
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 
+from common.quantities import Count, Probability
 from rollout.context import SamplerName
 from rollout.prefix import PrefixLaw
 from rollout.sampler import SamplingConfig
 
 
 class Config(PrefixLaw):
-    lo: float = Field(default=0.0, ge=0, le=1)
+    lo: Probability = 0.0
     """Shortest ground-truth prefix as a fraction of the sequence; 0 is SeqKD."""
-    hi: float = Field(default=0.0, ge=0, le=1)
+    hi: Probability = 0.0
     """Longest prefix as a fraction of the sequence; SeqKD++ has 0.25 and 0.75."""
     source: Literal["online", "dataset"] = "online"
     """online: rollout workers hold the teacher and sample; dataset: sequences are read that
     `varkd generate` has sampled once."""
     sampling: SamplingConfig = SamplingConfig()
     """How the teacher draws tokens; independent of teacher.guidance, which is the target's."""
-    sequences: PositiveInt | None = None
+    sequences: Count | None = None
     """Size of the dataset; by default as many as there are training images."""
 
     @model_validator(mode="after")
