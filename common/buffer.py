@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from common.errors import Closed
+from common.errors import Verdict
 from common.ledger import Schedule
 
 
@@ -56,7 +56,7 @@ class Buffer:
         self._changed = Condition()
         self._records: dict[int, pa.RecordBatch] = {}
         self._assembled: dict[int, Assembled] = {}
-        self._cause: str | None = None
+        self._cause: Verdict | None = None
         self._dropped = 0
         self._duplicates = 0
 
@@ -70,7 +70,7 @@ class Buffer:
             if not self._changed.wait_for(lambda: self._cause or self._has_room(), timeout):
                 return False
             if self._cause:
-                raise Closed(self._cause)
+                raise self._cause.error()
             number = _number(record, b"lease")
             if not self._ledger.stored(number, _number(record, b"generation")):
                 self._duplicates += record.num_rows
@@ -87,14 +87,15 @@ class Buffer:
         one shard has got is handed to the others even after `close`, so that ranks stop together.
 
         Raises:
-            Closed: the run was ended; the message is the cause.
+            Closed: the run was ended; the message is the cause. Any error that it was ended with
+                is raised instead.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._cause or self._assemble(step), timeout)
             assembled = self._assembled.get(step)
             if assembled is None:
                 if self._cause:
-                    raise Closed(self._cause)
+                    raise self._cause.error()
                 return None
             assembled.fetched.add(shard)
             if len(assembled.fetched) == shards:
@@ -110,10 +111,11 @@ class Buffer:
             self._assembled.clear()
             self._changed.notify_all()
 
-    def close(self, cause: str) -> None:
-        """Wake everybody up with `cause`; the first cause stands."""
+    def close(self, cause: str | Verdict) -> None:
+        """Wake everybody up with `cause`, as `Closed` or as what the verdict says; the first cause
+        stands."""
         with self._changed:
-            self._cause = self._cause or cause
+            self._cause = self._cause or Verdict.of(cause)
             self._changed.notify_all()
 
     def gauges(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import Closed
+from common.errors import Verdict
 
 
 def derive_seed(seed: int, stream: str, index: int = 0) -> int:
@@ -126,7 +126,7 @@ class Ledger:
         self._schedule = schedule
         self._changed = Condition()
         self._generation = 0
-        self._cause: str | None = None
+        self._cause: Verdict | None = None
         self._open = False
         self._reset(trained=0, done=())
         self._reissued = 0
@@ -149,7 +149,7 @@ class Ledger:
         with self._changed:
             self._changed.wait_for(lambda: self._cause is not None or self._can_lease(), timeout)
             if self._cause is not None:
-                raise Closed(self._cause)
+                raise self._cause.error()
             if not self._can_lease():
                 return None
             number = heapq.heappop(self._again) if self._again else self._fresh()
@@ -193,11 +193,17 @@ class Ledger:
             self._trained_steps = step
             self._changed.notify_all()
 
-    def close(self, cause: str) -> None:
-        """End the run: every waiting and later `lease` raises; the first cause stands."""
+    def close(self, cause: str | Verdict) -> None:
+        """End the run: every waiting and later `lease` raises `Closed`, or what the verdict
+        says; the first cause stands."""
         with self._changed:
-            self._cause = self._cause or cause
+            self._cause = self._cause or Verdict.of(cause)
             self._changed.notify_all()
+
+    def ending(self) -> Verdict | None:
+        """Why the run was closed, if it was."""
+        with self._changed:
+            return self._cause
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON: steps done, frontier, trained beyond it."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import Protocol
 
-from common.errors import Closed
+from common.errors import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class WeightStore:
         self._keep_behind = keep_behind
         self._changed = Condition()
         self._bundles: dict[int, Weights] = {}
-        self._cause: str | None = None
+        self._cause: Verdict | None = None
 
     def publish(self, weights: Weights) -> None:
         """Offer a version; those more than `keep_behind` steps older are dropped.
@@ -95,15 +95,15 @@ class WeightStore:
         with self._changed:
             self._bundles.clear()
 
-    def close(self, cause: str) -> None:
+    def close(self, cause: str | Verdict) -> None:
         with self._changed:
-            self._cause = self._cause or cause
+            self._cause = self._cause or Verdict.of(cause)
             self._changed.notify_all()
 
     def _wait(self, ready, timeout: float, what: str) -> None:
         arrived = self._changed.wait_for(lambda: self._cause or ready(), timeout)
         if self._cause:
-            raise Closed(self._cause)
+            raise self._cause.error()
         if not arrived:
             raise TimeoutError(f"{what} of the student's weights was not there in {timeout:g} s")
 

@@ -9,16 +9,19 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, distributed
 
-from common.errors import RunFailed
+from common.errors import UNDERSTOOD, RunFailed, Verdict
 from deploy.config import RunConfig
+from deploy.faults import GO_ON, FaultLog
 from deploy.layout import check_layout
 from deploy.learning import learn
 from deploy.pipeline import Services
+from deploy.remote import ray_reason
 from learner.train import Outcome
 
 TRAIN_STORAGE = ".ray_train"
@@ -43,11 +46,27 @@ class TrainRanks:
             distributed.barrier()
 
 
-def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What every Ray Train worker runs."""
+def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any] | Verdict:
+    """What every Ray Train worker runs.
+
+    A failure that was understood is handed back: Ray Train would try an exception again.
+    """
     check_layout()
     torch.set_num_threads(1)
-    outcome = learn(arguments["config"], arguments["root"], arguments["services"], TrainRanks())
+    services: Services = arguments["services"]
+    try:
+        outcome = learn(arguments["config"], arguments["root"], services, TrainRanks())
+    except UNDERSTOOD as error:
+        verdict = Verdict.of(error)
+        services.close(verdict)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()  # ranks in the middle of a sum hear of it
+        return verdict
+    except RuntimeError:
+        ending = services.ledger.ending()
+        if ending is None:
+            raise
+        return ending  # another rank left
     return outcome.as_dict()
 
 
@@ -75,6 +94,7 @@ class TrainJob:
                 failure_config=FailureConfig(max_failures=learner.max_failures),
             ),
         )
+        self._faults = FaultLog(root)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
         self._fit = self._pool.submit(self._trainer.fit)
 
@@ -89,19 +109,28 @@ class TrainJob:
         """Rank 0's outcome.
 
         Raises:
+            InputError, RunFailed: why the run was ended, as it was raised, wherever that was.
             RunFailed: the learner failed for good; the message holds its own error.
         """
         try:
             returned: Any = self._fit.result().return_value
-            return Outcome(**returned)
         except TrainingFailedError as error:
-            raise RunFailed(f"the learner failed: {_cause(error)}") from error
+            raise RunFailed(f"the learner failed: {self._account(_cause(error))}") from error
+        if isinstance(returned, Verdict):
+            raise returned.error()
+        return Outcome(**returned)
+
+    def _account(self, cause: BaseException) -> str:
+        if isinstance(cause, RayActorError):
+            return f"its process died: {ray_reason(cause)}; {GO_ON}"
+        return self._faults.sentence("learner", cause)
 
 
-def _cause(error: BaseException) -> str:
-    """The message of the first rank that failed, without Ray Train's wrapping."""
+def _cause(error: BaseException) -> BaseException:
+    """The error of the first rank that failed, without Ray Train's wrapping."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         inner = getattr(failure, "_base_exc", failure)
-        return f"{type(inner).__name__}: {str(inner).strip().splitlines()[-1]}"
-    return str(error).strip().splitlines()[-1]
+        inner.add_note(getattr(failure, "_traceback_str", ""))
+        return getattr(inner, "health_check_failure", inner)
+    return getattr(error, "controller_failure", error)

@@ -17,6 +17,7 @@ from common.metrics import PROFILE, MetricsHub, MetricsLog
 from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig, Workspace
+from deploy.faults import FaultLog
 from deploy.generating import load_generated
 from deploy.learning import learn, run_snapshots, store_student
 from deploy.pipeline import Services, run_here, wire
@@ -182,7 +183,8 @@ def _run_on_ray(
         data, generated = datasets
         services = wire(config, data, workspace.model(config, "teacher"), place, generated)
         job = TrainJob(config, workspace.root, services)  # starts up beside the actors
-        crew = Crew(services, min_workers=config.rollout.min_workers)
+        faults = FaultLog(workspace.root)
+        crew = Crew(services, min_workers=config.rollout.min_workers, faults=faults)
         try:
             place.wait_ready()
             workspace.keep_config(config)
@@ -193,15 +195,11 @@ def _run_on_ray(
                     watch.poll()
                     time.sleep(POLL_SECONDS)
             watch.poll()
-            outcome = job.result()
-            if crew.failure is not None:
-                raise RunFailed(crew.failure)
-            return outcome, _gauges(services, crew.deaths)
+            return job.result(), _gauges(services, crew.deaths)
         finally:
             if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
                 services.close("the run was given up")
                 job.wait(GIVE_UP_SECONDS)
-            services.ledger.close("the run is over")
             crew.dismiss()
             place.shutdown()
             shutil.rmtree(workspace.root / TRAIN_STORAGE, ignore_errors=True)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, cast
 
-from common.errors import InputError
+from common.errors import UNDERSTOOD, Verdict
 from common.weights import Weights
 from deploy.layout import check_layout
 
@@ -34,6 +34,13 @@ class Shared:
         return ray.get(self.reference)
 
 
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """A call's answer where it ended with an error that somebody understood."""
+
+    verdict: Verdict
+
+
 class Host:
     """The one actor class: holds an object, forwards calls, computes with one thread.
 
@@ -45,33 +52,37 @@ class Host:
         check_layout()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-        self._refusal: InputError | None = None
+        self._refusal: Raised | None = None
         taken = {
             name: value.get() if isinstance(value, Shared) else value
             for name, value in kwargs.items()
         }
         try:
             self._object = cls(*args, **taken)
-        except InputError as error:
+        except UNDERSTOOD as error:
             # Ray would report a constructor's error as the actor's death, as text only.
-            self._refusal = error
+            self._refusal = Raised(Verdict.of(error))
 
-    def ready(self) -> bool:
-        """True once constructed; the user's mistake, if that is why it was not."""
-        if self._refusal is not None:
-            raise self._refusal
-        return True
+    def ready(self) -> bool | Raised:
+        """True once constructed; why it was not, if somebody understood that."""
+        return self._refusal or True
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        self.ready()
-        return getattr(self._object, name)(*args, **kwargs)
+        """The method's answer; an error that was understood is handed back as a value."""
+        if self._refusal is not None:
+            return self._refusal
+        try:
+            return getattr(self._object, name)(*args, **kwargs)
+        except UNDERSTOOD as error:
+            return Raised(Verdict.of(error))
 
 
 class WeightHost(Host):
     """Hosts the weight store; bundles hold a reference in place of their bytes."""
 
-    def publish(self, weights: Weights) -> None:
+    def publish(self, weights: Weights) -> Any:
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
         reference = [ray.put(weights.payload)]
-        self._object.publish(Weights(weights.version, cast(bytes, reference), weights.digest))
+        held = Weights(weights.version, cast(bytes, reference), weights.digest)
+        return self.call("publish", held)

@@ -11,7 +11,8 @@ import sys
 from contextlib import ExitStack
 from types import ModuleType
 
-from common.errors import InputError, RunFailed
+from common.errors import Closed, InputError, RunFailed
+from deploy.faults import report_faults
 
 ORDER = (
     "smoke",
@@ -37,13 +38,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown or extra)}")
     if extra:
         arguments.overrides = [*arguments.overrides, *extra]
+    report_faults(arguments.command)
     try:
         with ExitStack() as arguments.held:  # what a command holds until it ends: its run folder
             sys.exit(arguments.run(arguments))
     except InputError as error:
         sys.stderr.write(f"varkd {arguments.command}: {error}\n")
         sys.exit(2)
-    except RunFailed as error:
+    except (RunFailed, Closed) as error:
         sys.stderr.write(f"varkd {arguments.command}: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from common.checkpoint import unwritable
-from common.errors import InputError, RunFailed
+from common.errors import UNDERSTOOD, InputError, RunFailed, Verdict
 from common.tokens import TokenHeader, read_header, read_tokens, write_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig
@@ -134,7 +134,8 @@ def make_here(parts: Sequence[P], build: Callable[[], Maker[P]], watch: Watch) -
 class PartActor:
     """What Ray Data keeps in its actors: a row is a part's number and the pickled part.
 
-    A user's mistake is handed back as a value: Ray Data would wrap, retry or print an exception.
+    A failure that was understood is handed back as a value: Ray Data would wrap, retry or print an
+    exception.
     """
 
     def __init__(self, build: Callable[[], Maker[Any]], pool: Pool) -> None:
@@ -146,15 +147,13 @@ class PartActor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part: Part = pickle.loads(row["part"])
-        reply = {"number": row["number"], "refusal": "", "failure": ""}
+        reply = {"number": row["number"], "verdict": b""}
         try:
             _count_try(part, self._pool.lower)
             self._maker = self._maker or self._build()
             self._maker.make(part)
-        except InputError as error:
-            reply["refusal"] = str(error)
-        except RunFailed as error:
-            reply["failure"] = str(error)
+        except UNDERSTOOD as error:
+            reply["verdict"] = pickle.dumps(Verdict.of(error))
         return reply
 
 
@@ -208,10 +207,8 @@ def make_on_ray(
     )
     with closing(_rows(replies)) as answered:
         for reply in answered:
-            if reply["refusal"]:
-                raise InputError(reply["refusal"])
-            if reply["failure"]:
-                raise RunFailed(reply["failure"])
+            if reply["verdict"]:
+                raise pickle.loads(reply["verdict"]).error()
             part = parts[reply["number"]]
             _tries(part).unlink(missing_ok=True)
             yield part

@@ -10,10 +10,12 @@ whether it lives in this process or in a Ray actor.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 
 from common.buffer import Buffer
+from common.errors import ServiceDied, Verdict
 from common.ledger import Draws, Ledger, derive_seed
 from common.metrics import MetricsHub
 from common.model_file import ModelFile
@@ -37,10 +39,11 @@ class Services:
     hub: MetricsHub
     workers: dict[str, RolloutWorker]
 
-    def close(self, cause: str) -> None:
-        """End the run for everybody; whoever waits learns the cause."""
+    def close(self, cause: str | Verdict) -> None:
+        """End the run for everybody who is left; whoever waits learns the cause."""
         for service in (self.ledger, self.buffer, self.weights):
-            service.close(cause)
+            with suppress(ServiceDied):
+                service.close(cause)
 
 
 def wire(

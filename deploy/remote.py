@@ -3,10 +3,19 @@
 from typing import Any, TypeVar, cast
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
+from common.errors import RunFailed, ServiceDied
 from common.weights import Weights
-from deploy.host import Host, Shared, Site, WeightHost
+from deploy.faults import GO_ON
+from deploy.host import Host, Raised, Shared, Site, WeightHost
 
 T = TypeVar("T")
 
@@ -14,13 +23,17 @@ T = TypeVar("T")
 class Remote:
     """Forwards every public method to an actor and waits; errors arrive as themselves."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, name: str) -> None:
         self._actor = actor
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: _result(self._actor.call.remote(name, *args, **kwargs))
+        return lambda *args, **kwargs: self._answer(self._actor.call.remote(name, *args, **kwargs))
+
+    def _answer(self, reference: Any) -> Any:
+        return _result(reference, self._name)
 
 
 class AnyRemote:
@@ -41,7 +54,7 @@ class AnyRemote:
                 chosen = self._replicas[0]
                 try:
                     return getattr(chosen, name)(*args, **kwargs)
-                except RayActorError:
+                except ServiceDied:
                     rest = [replica for replica in self._replicas if replica is not chosen]
                     if not rest:
                         raise
@@ -57,12 +70,12 @@ class SharedWeights(Remote):
     """
 
     def publish(self, weights: Weights) -> None:
-        _result(self._actor.publish.remote(weights))
+        self._answer(self._actor.publish.remote(weights))
 
     def get(self, version: int, timeout: float) -> Weights:
-        bundle: Weights = _result(self._actor.call.remote("get", version, timeout))
+        bundle: Weights = self._answer(self._actor.call.remote("get", version, timeout))
         (reference,) = cast(Any, bundle.payload)
-        return Weights(bundle.version, ray.get(reference), bundle.digest)
+        return Weights(bundle.version, self._answer(reference), bundle.digest)
 
 
 class OnRay:
@@ -84,7 +97,7 @@ class OnRay:
         ).remote(cls, args, kwargs)
         self._actors.append(actor)
         self.names[actor] = site.name
-        return cast(T, SharedWeights(actor) if weights else Remote(actor))
+        return cast(T, SharedWeights(actor, site.name) if weights else Remote(actor, site.name))
 
     def share(self, value: T) -> T:
         """What actors take for `value` as a keyword: read from shared memory where it lies once."""
@@ -98,7 +111,7 @@ class OnRay:
     def wait_ready(self) -> None:
         """Block until every actor is up; a constructor's error is raised here, as itself."""
         for actor in self._actors:
-            _result(actor.ready.remote())
+            _result(actor.ready.remote(), self.names[actor])
 
     def shutdown(self) -> None:
         """End every actor that was placed."""
@@ -106,10 +119,44 @@ class OnRay:
             ray.kill(actor)
 
 
-def _result(reference: Any) -> Any:
+def _result(reference: Any, name: str) -> Any:
+    """What the actor called `name` answers.
+
+    Raises:
+        ServiceDied: its process is gone, or what it held.
+        RunFailed: Ray itself failed, or ran out of something.
+    """
     try:
-        return ray.get(reference)
+        answer = ray.get(reference)
+    except (RayActorError, ObjectLostError) as error:
+        raise ServiceDied(f"the process of {name} died: {ray_reason(error)}; {GO_ON}") from error
     except RayTaskError as error:
-        if isinstance(error.cause, Exception):
-            raise error.cause from error
-        raise
+        if not isinstance(error.cause, Exception):
+            raise
+        if isinstance(error.cause, RayError):
+            raise _failed(name, error.cause) from error
+        raise error.cause from error
+    except RayError as error:
+        raise _failed(name, error) from error
+    if not isinstance(answer, Raised):
+        return answer
+    error = answer.verdict.error()
+    # A neighbour of the actor died, not the actor.
+    raise RunFailed(str(error)) if isinstance(error, ServiceDied) else error
+
+
+def _failed(name: str, error: RayError) -> RunFailed:
+    advice = GO_ON
+    if isinstance(error, ObjectStoreFullError):
+        advice = f"raise cluster.object_store_mb; {GO_ON}"
+    if isinstance(error, OutOfDiskError):
+        advice = f"the disk of Ray's temporary folder is full: make room; {GO_ON}"
+    return RunFailed(f"{name}: {ray_reason(error)}; {advice}")
+
+
+def ray_reason(error: BaseException) -> str:
+    """Ray's own account in a line: the cause is in its last one, guesses follow the first point."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    detail = last.rpartition("Worker exit detail: ")[2]
+    return detail.partition(" There are some potential root causes")[0].rstrip(".")

@@ -3,11 +3,12 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from common.buffer import Share, TrajectorySource
-from common.errors import Closed, Diverged
+from common.errors import Closed, Diverged, InputError, RunFailed
 from common.ledger import Schedule
 from common.metrics import PROFILE, MetricsSink
 from common.snapshots import Snapshots
@@ -90,7 +91,9 @@ class Trainer:
         """Train until the schedule is done, resuming from the newest snapshot.
 
         Raises:
+            InputError: something of the user's, here or in a worker; the steps before are kept.
             Diverged: a number is not finite; which, at which step, and what is left of the run.
+            RunFailed: a service died, or no batch came; the steps before are kept.
         """
         started = time.monotonic()
         self._resume()
@@ -102,6 +105,9 @@ class Trainer:
             cause = str(closed)
         except Diverged as error:
             raise Diverged(f"{error}; {self._snapshots.describe()}") from error
+        except (InputError, RunFailed):
+            self._keep()
+            raise
         self._snapshot(force=True)
         return Outcome(self._learner.steps_done, self._published, time.monotonic() - started, cause)
 
@@ -131,9 +137,11 @@ class Trainer:
         if self._ranks.rank != 0:
             return
         step = self._learner.steps_done
-        if self._schedule.is_published(step) or step == self._schedule.steps:
-            self._publish()
-        self._ledger.commit(step, share.leases)
+        try:
+            if self._schedule.is_published(step) or step == self._schedule.steps:
+                self._publish()
+        finally:  # the step is done, whether or not anybody is left to hear of it
+            self._ledger.commit(step, share.leases)
         done = time.monotonic()
         seconds = {"wait": taken - asked, "step": done - taken, "rollout": 0.0, "teacher": 0.0}
         for batch in batches:
@@ -155,7 +163,7 @@ class Trainer:
 
         Raises:
             Closed: the run was ended.
-            TimeoutError: nothing came for `stall_seconds`; the message says who holds what.
+            RunFailed: nothing came for `stall_seconds`; the message says who holds what.
         """
         waiting_since = time.monotonic()
         # With somebody to do the work in this process, waiting on the buffer would be idle time.
@@ -172,9 +180,10 @@ class Trainer:
             if self._while_waiting is not None:
                 self._while_waiting()
             if time.monotonic() - waiting_since > self._stall_seconds:
-                raise TimeoutError(
-                    f"no batch for step {self._learner.steps_done} in {self._stall_seconds:g} s: "
-                    f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
+                raise RunFailed(
+                    f"no batch for step {self._learner.steps_done} in {self._stall_seconds:g} s "
+                    f"(learner.stall_seconds): {self._ledger.describe()}; buffer "
+                    f"{self._buffer.gauges()}; go on from the newest snapshot with --resume"
                 )
 
     def _publish(self) -> None:
@@ -182,6 +191,12 @@ class Trainer:
         self._weights.publish(weights)
         self._version = weights.version
         self._published += 1
+
+    def _keep(self) -> None:
+        """A snapshot on the way out, where the ledger still lives and counts the same steps."""
+        with suppress(RunFailed):
+            if self._ledger.state()["step"] == self._learner.steps_done:
+                self._snapshot(force=True)
 
     def _snapshot(self, *, force: bool = False) -> None:
         step = self._learner.steps_done

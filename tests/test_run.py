@@ -10,7 +10,7 @@ import torch
 
 from common.checkpoint import load_backbone, save_backbone
 from common.config import digest
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from common.plugins import kinds
 from common.trajectory import from_arrow
 from deploy.distill import distill, preflight
@@ -178,7 +178,7 @@ def test_a_stall_names_who_holds_what():
     )
     ledger.restore({"step": 0, "frontier": 0, "beyond": []})
     ledger.lease("worker-7", 0)
-    with pytest.raises(TimeoutError, match=r"no batch for step 0 .* worker-7 has lease 0"):
+    with pytest.raises(RunFailed, match=r"no batch for step 0 .* worker-7 has lease 0"):
         trainer._step()
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from common.codes import open_codes
 from common.crops import cut_views
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from common.images import open_images
 from common.tokenizer import load_tokenizer
 from common.tokens import load_tokens, read_header
@@ -211,9 +211,11 @@ def test_a_part_whose_actors_die_is_given_up(photos, quiet):
     row = {"number": 0, "part": pickle.dumps(part)}
     for _ in range(MOST_TRIES):  # nobody was told that the part is there: as if each try died
         part.path.unlink(missing_ok=True)
-        assert actor(row) == {"number": 0, "refusal": "", "failure": ""}
+        assert actor(row) == {"number": 0, "verdict": b""}
         assert load_tokens(part.path).label_N.tolist() == [0, 0, 0]
-    assert "actors died while they made this part" in actor(row)["failure"]
+    verdict = pickle.loads(actor(row)["verdict"])
+    assert verdict.kind is RunFailed
+    assert "actors died while they made this part" in verdict.message
 
 
 @pytest.fixture

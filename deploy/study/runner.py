@@ -6,16 +6,14 @@ Whatever is finished stays: the start file by file, a cell as its cell.json.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from common.checkpoint import write_text
 from common.config import digest
-from common.errors import InputError, RunFailed
+from common.errors import InputError
 from common.tokenizer import TrainableTokenizerConfig
 from deploy.cluster import cluster
 from deploy.config import Workspace
@@ -26,6 +24,7 @@ from deploy.stages import pretrain_model
 from deploy.study.cells import SHARED, Found, Job, probe, read_cell, run_cell
 from deploy.study.config import Study
 from deploy.study.results import BASE, TEACHER
+from deploy.study.tasks import Caller, call_here, call_on_ray
 from deploy.tokenizing import tokenize
 from deploy.trained_tokenizer import pretrain_tokenizer
 
@@ -63,10 +62,6 @@ class Harvest:
 
     found: dict[tuple[str, int], Found] = field(default_factory=dict)
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
-
-
-Caller = Callable[[Callable[[Job], Any], dict[Any, Job]], Iterator[tuple[Any, Any]]]
-"""Runs a function on jobs by key and yields (key, result or exception) as they end."""
 
 
 def prepare(study: Study, folder: StudyFolder, target: Console, *, local: bool) -> None:
@@ -192,42 +187,6 @@ def gather(wanted: dict[tuple[str, int], Job]) -> dict[tuple[str, int], Found]:
     """Everything that is done."""
     found = {key: read_cell(job) for key, job in wanted.items()}
     return {key: cell for key, cell in found.items() if cell is not None}
-
-
-def call_here(function: Callable[[Job], Any], work: dict[Any, Job]) -> Iterator[tuple[Any, Any]]:
-    """One after the other in this process."""
-    for key, job in work.items():
-        try:
-            yield key, function(job)
-        except (InputError, RunFailed) as error:
-            yield key, error
-
-
-def call_on_ray(cpus: float, gpus: float, tries: int) -> Caller:
-    """As many Ray tasks at a time as the cluster has room for; a lost process is tried again."""
-
-    def call(function: Callable[[Job], Any], work: dict[Any, Job]) -> Iterator[tuple[Any, Any]]:
-        import ray  # not above: the driver sets Ray's environment before it first imports it
-        from ray.exceptions import RayError, RayTaskError
-
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=tries - 1)(function)
-        running = {remote.remote(job): key for key, job in work.items()}
-        try:
-            while running:
-                (ready,), _ = ray.wait(list(running), num_returns=1)
-                key = running.pop(ready)
-                try:
-                    yield key, ray.get(ready)
-                except RayTaskError as error:
-                    cause = error.cause
-                    yield key, cause if isinstance(cause, Exception) else error
-                except RayError as error:
-                    yield key, error
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
-
-    return call
 
 
 def run_study(
