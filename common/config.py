@@ -1,6 +1,5 @@
 """Strict configuration models, and TOML plus dotted overrides as the only way to fill them."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from pydantic import (
 )
 
 from common.errors import InputError
+from common.known_keys import suggestion
 from common.paths import user_path
 from common.toml_tree import apply_override, read_toml, shortened
 
@@ -97,18 +97,7 @@ def _sentence(cls: type[BaseModel], item: Any) -> str:
         said = item["msg"].removeprefix("Value error, ")
         # A rule between sections names its keys and values itself.
         return f"{key}: {said} (found {_shorten(item['input'])})" if path else said
-    known = _fields_at(cls, path[:-1])
-    close = difflib.get_close_matches(path[-1], known, 1)
-    parent = ".".join([*path[:-1], ""])
-    hint = f"did you mean {parent}{close[0]}?" if close else "see `varkd options`"
-    return f"{key}: unknown key; {hint}"
-
-
-def _fields_at(cls: Any, path: list[str]) -> list[str]:
-    for name in path:
-        field = getattr(cls, "model_fields", {}).get(name)
-        cls = field.annotation if field else None
-    return list(getattr(cls, "model_fields", {}))
+    return f"{key}: unknown key; {suggestion(cls, path)}"
 
 
 def _shorten(value: Any) -> str:

@@ -62,14 +62,20 @@ def make(package: str, fields: dict[str, Any]) -> Any:
     return load_plugin(package, str(fields["kind"])).Config.model_validate(rest)
 
 
-def from_package(package: str) -> BeforeValidator:
-    """Pydantic validator that applies `make` to tables that name a kind."""
+class FromPackage:
+    """Applies `make` to tables that name a kind."""
 
-    def resolve(value: Any) -> Any:
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def __call__(self, value: Any) -> Any:
         if isinstance(value, dict):
             if "kind" not in value:
-                raise InputError(f'needs a kind: kind = "..." with one of {kinds(package)}')
-            return make(package, value)
+                raise InputError(f'needs a kind: kind = "..." with one of {kinds(self.package)}')
+            return make(self.package, value)
         return value
 
-    return BeforeValidator(resolve)
+
+def from_package(package: str) -> BeforeValidator:
+    """Pydantic validator of a section whose fields are those of its kind."""
+    return BeforeValidator(FromPackage(package))

@@ -1,17 +1,24 @@
 """Arguments that most commands share; free of heavy imports."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import shtab
 
 if TYPE_CHECKING:
     from deploy.config import RunConfig, Workspace
 
+CONFIGS = {"bash": "_varkd_configs", "zsh": "_varkd_configs", "tcsh": "f"}
+"""Completes the name of a shipped config, or a file; the functions are in deploy/parser.py."""
+
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config", type=Path, help="TOML file, run folder, or shipped config (smoke, cifar10)"
+    config = parser.add_argument(
+        "config", type=Path, help="TOML file, run folder, or shipped config (`varkd configs`)"
     )
+    complete(config, CONFIGS)
     add_overrides(parser)
 
 
@@ -19,7 +26,17 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="see `varkd options`"
     )
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/<config name>)")
+    out = parser.add_argument("--out", type=Path, help="run folder (default: runs/<config name>)")
+    complete(out, shtab.DIRECTORY)
+
+
+def add_local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--local", action="store_true", help="the same code in one process, no Ray")
+
+
+def complete(argument: argparse.Action, how: Mapping[Any, Any]) -> None:
+    """What a shell offers for an argument."""
+    vars(argument)["complete"] = how
 
 
 def open_from(arguments: argparse.Namespace) -> "tuple[RunConfig, Workspace]":

@@ -15,6 +15,7 @@ from common.plugins import from_package
 from common.quantities import Count, CountOrNone, Gigabytes, Megabytes, Processes, Seed
 from common.tokenizer import TokenizerConfig
 from common.tokens import TokensConfig
+from deploy.shipped import find_config
 from deploy.workspace import CONFIG_NAMES, Workspace, run_config
 from learner.learner import AnyObjective, LearnerConfig
 from learner.pretrain import PretrainConfig
@@ -28,7 +29,6 @@ from teacher_server.teacher import TeacherConfig
 
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.backbones")]
 AnyTokenizer = Annotated[SerializeAsAny[TokenizerConfig], from_package("common.tokenizers")]
-CONFIGS = Path(__file__).parent / "configs"
 
 
 class ModelsConfig(Config):
@@ -194,11 +194,8 @@ def open_run(
     The run folder is --out, else the config's `out`, else the folder of a run's own config,
     else runs/<name>.
     """
-    source = user_path(source)
-    path = run_config(source) if os.path.isdir(source) else source
-    shipped = CONFIGS / f"{source.name}.toml"
-    if not os.path.lexists(path) and not source.suffix and shipped.exists():
-        path = shipped
+    path = find_config(user_path(source))
+    path = run_config(path) if os.path.isdir(path) else path
     config = load_config(RunConfig, path, overrides)
     own = path.parent if path.name in CONFIG_NAMES else Path("runs") / path.stem
     return portable(config), Workspace(absolute(user_path(out or config.out or own)))

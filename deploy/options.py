@@ -1,17 +1,18 @@
 """The config's reference, read off the models themselves."""
 
-import difflib
+import textwrap
 from collections.abc import Iterator
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from common.errors import InputError
 from common.plugins import kinds, load_plugin
 from deploy.config import RunConfig
+from deploy.parser import closest
+from deploy.readable import default_of, shown, type_of
 
 PLUGINS = {
     "tokenizer": "common.tokenizers",
@@ -24,23 +25,53 @@ PLUGINS = {
 """Sections whose fields depend on `kind`: the files of a folder."""
 
 
-def describe(section: str) -> list[str]:
-    """One line per field of `section` and below: key, type, default, meaning.
+@dataclass(frozen=True)
+class Option:
+    """A field as people read about it."""
+
+    key: str
+    kind: str
+    """Its type and default in words."""
+    meaning: str
+
+    def line(self) -> str:
+        return f"{self.key} ({self.kind}): {self.meaning}"
+
+    def paragraph(self, width: int) -> str:
+        """For a terminal: the key and its type, then the meaning, within `width`."""
+        wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+        wrap.subsequent_indent = " " * 8
+        head = wrap.fill(f"{self.key}  ({self.kind})")
+        wrap.initial_indent = wrap.subsequent_indent = " " * 4
+        meaning = wrap.fill(self.meaning)
+        return f"{head}\n{meaning}"
+
+
+def describe(section: str) -> list[Option]:
+    """Every field of `section` and below, or of all sections; a field counts as a section.
 
     Raises:
         InputError: there is no such section.
     """
     everything = list(_walk(RunConfig, ""))
     chosen = [
-        line
-        for key, line in everything
-        if not section or _plain(key).startswith(f"{section}.") or _plain(key) == section
+        option
+        for option in everything
+        if not section
+        or _plain(option.key).startswith(f"{section}.")
+        or _plain(option.key) == section
     ]
     if not chosen:
-        names = sorted({_plain(key).rpartition(".")[0] for key, _ in everything} - {""})
-        close = difflib.get_close_matches(section, names, 1)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(names)}"
-        raise InputError(f"no config section called {section!r}; {hint}")
+        keys = [_plain(option.key) for option in everything]
+        names = dict.fromkeys(key.rpartition(".")[0] for key in keys if "." in key)
+        also = [key for key in [*names, *keys] if key.rpartition(".")[2] == section]
+        hint = closest(section, names) or closest(section, keys)
+        if also:
+            hint = f"did you mean {' or '.join(also[:3])}?"
+        tops = sorted({key.partition(".")[0] for key in names})
+        raise InputError(
+            f"no config section called {section!r}; {hint or 'choose one of: ' + ', '.join(tops)}"
+        )
     return chosen
 
 
@@ -51,12 +82,15 @@ def _plain(key: str) -> str:
 
 def _walk(
     model: type[BaseModel], prefix: str, defaults: BaseModel | None = None
-) -> Iterator[tuple[str, str]]:
-    """(key, line) of every field; `defaults` is what the enclosing section presets."""
+) -> Iterator[Option]:
+    """Every field; `defaults` is what the enclosing section presets."""
     for name, field in model.model_fields.items():
         key = prefix + name
         if key in PLUGINS:
-            yield key, f"{key}: {field.description or ''} Kinds: {', '.join(kinds(PLUGINS[key]))}"
+            choice = f"table with kind = one of {' | '.join(kinds(PLUGINS[key]))}"
+            if key == "contexts.sources":
+                choice = f"tables called {' | '.join(kinds(PLUGINS[key]))}"
+            yield Option(key, choice, " ".join((field.description or "").split()))
             for kind in kinds(PLUGINS[key]):
                 plugin = load_plugin(PLUGINS[key], kind).Config
                 mark = f"{key}.{kind}." if key == "contexts.sources" else f"{key}[{kind}]."
@@ -64,9 +98,9 @@ def _walk(
             continue
         nested = _nested(field)
         if nested is None or field.default is None:
-            default = repr(getattr(defaults, name)) if defaults else _default(field)
+            default = shown(getattr(defaults, name)) if defaults else default_of(field)
             meaning = " ".join((field.description or "").split())
-            yield key, f"{key} ({_type(field)}, default {default}): {meaning}"
+            yield Option(key, f"{type_of(field)}, {default}", meaning)
         if nested is not None:
             preset = getattr(defaults, name, field.default)
             yield from _walk(nested, f"{key}.", preset if isinstance(preset, nested) else None)
@@ -78,29 +112,3 @@ def _nested(field: FieldInfo) -> type[BaseModel] | None:
         if isinstance(found, type) and issubclass(found, BaseModel):
             return found
     return None
-
-
-def _type(field: FieldInfo) -> str:
-    limits = [str(limit) for limit in field.metadata]
-    return " ".join([_name(field.annotation), *limits])
-
-
-def _name(annotation: Any) -> str:
-    """A type as a user would write it, with its limits."""
-    parts = get_args(annotation)
-    if hasattr(annotation, "__metadata__"):
-        return " ".join([_name(parts[0]), *map(str, annotation.__metadata__)])
-    if get_origin(annotation) in (Union, UnionType):
-        return " or ".join("none" if part is type(None) else _name(part) for part in parts)
-    if isinstance(annotation, type) and not parts:
-        return annotation.__name__
-    text = str(annotation)
-    for noise in ("typing.", "pathlib._local.", "pathlib."):
-        text = text.replace(noise, "")
-    return text
-
-
-def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
-        return "required"
-    return repr(field.default)

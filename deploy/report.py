@@ -1,9 +1,7 @@
 """What a run leaves for people: report.json, report.md and three pictures."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from deploy.config import RunConfig, Workspace
 from deploy.curves import save_curves, save_diagnostics
 from deploy.pictures import grid, save_png, side_by_side
 from deploy.quality import Quality, assess
+from deploy.versions import installed, python
 
 PACKAGES = ("torch", "ray", "pyarrow", "torch-fidelity", "numpy", "pydantic", "scikit-learn")
 PER_CLASS = 8
@@ -117,8 +116,8 @@ def summarise(
 
 
 def versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "varkd": _own_version(), **found}
+    found = {name: installed(name) for name in PACKAGES}
+    return {"python": python(), "varkd": installed("varkd"), **found}
 
 
 def commit() -> str:
@@ -134,13 +133,6 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):  # installed without its repository
         return "unknown"
     return found[0] + (" with uncommitted changes" if found[1] else "")
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("varkd")
-    except importlib.metadata.PackageNotFoundError:  # run from a working_dir, not installed
-        return "not installed"
 
 
 def to_markdown(report: dict[str, Any], classes: tuple[str, ...]) -> str:

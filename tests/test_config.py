@@ -222,7 +222,7 @@ NO_CONFIGS = {
     "bits": "more than 64 bits",
     "inside": "not a directory",
     "binary": "not valid",
-    "folder": "no such config file",  # a run folder without a config
+    "folder": "is no run folder",  # a run folder without a config
     "nothing": "no such config file",
 }
 

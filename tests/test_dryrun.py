@@ -9,10 +9,11 @@ import torch
 from common.backbone import SequenceSpec
 from common.checkpoint import save_backbone
 from common.plugins import kinds
-from deploy.config import CONFIGS, open_run
+from deploy.config import open_run
 from deploy.dryrun import plan_run
 from deploy.main import main
 from deploy.placement import Hardware, place_actors
+from deploy.shipped import CONFIGS
 from deploy.sizing import PROCESS_MB, Need
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.toml"))

@@ -2,6 +2,10 @@
 
 Runs on a private local Ray cluster, or on the one that RAY_ADDRESS names (`ray job submit`).
 Writes student.safetensors, student_ema.safetensors, metrics and distill.json.
+
+For example:
+  varkd distill cifar10 --dry-run
+  varkd distill runs/cifar10 learner.steps=2000 rollout.workers=4
 """
 
 import argparse

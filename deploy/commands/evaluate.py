@@ -1,6 +1,9 @@
 """Measure teacher and student, before and after, and write the report.
 
 Writes report.json, report.md, samples.png, curves.png and diagnostics.png into the run folder.
+
+For example:
+  varkd evaluate runs/cifar10
 """
 
 import argparse

@@ -1,6 +1,9 @@
 """Write a run's student as a checkpoint that the family's official sampler loads.
 
 The model card beside it says which teacher, objective, data and steps made it, and how it scored.
+
+For example:
+  varkd export runs/cifar10 --layout official --to student.pt
 """
 
 import argparse

@@ -2,6 +2,9 @@
 
 For contexts.sources.teacher.source = "dataset". Interrupted, the command goes on after its
 finished parts. Writes tokens/teacher.parquet into the run folder.
+
+For example:
+  varkd generate mine.toml     # whose [contexts.sources.teacher] has source = "dataset"
 """
 
 import argparse

@@ -3,6 +3,10 @@
 Writes teacher.safetensors and student_before.safetensors into the run folder. A tokenizer that is
 trained (kind = "conv_vq") comes first, with --model tokenizer: it learns from the images and writes
 tokenizer.safetensors and tokenizer.png, and `varkd tokenize` encodes with it.
+
+For example:
+  varkd pretrain runs/cifar10
+  varkd pretrain cifar10_conv --model tokenizer images.train=data/train.parquet
 """
 
 import argparse

@@ -1,4 +1,8 @@
-"""Draw images from a student (or teacher) of a run: a PNG grid, or an .npz for ADM's evaluator."""
+"""Draw images from a student (or teacher) of a run: a PNG grid, or an .npz for ADM's evaluator.
+
+For example:
+  varkd sample runs/cifar10 --model teacher --to teacher.png
+"""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,10 @@
 """Two minutes, no network: distil a small model of handwritten digits through the whole pipeline.
 
 Tokenizer, teacher, student, distillation on Ray, evaluation, report; see deploy/configs/smoke.toml.
+
+For example:
+  varkd smoke
+  varkd smoke --family var seed=1 --out runs/var
 """
 
 import argparse

@@ -2,6 +2,10 @@
 
 Writes study.html (one page, nothing outside it), summary.md, the CSVs and the figures into the
 study's folder. Finished cells stay: the same command goes on where it was stopped.
+
+For example:
+  varkd study studies/digits/study.toml --dry-run
+  varkd study studies/digits/study.toml
 """
 
 import argparse

@@ -3,6 +3,9 @@
 Published codes ([tokens] kind = "llamagen_codes" or "arpg_codes") are read instead of images.
 Interrupted, the command goes on after its finished parts. Writes tokenizer.safetensors and
 tokens/{train,test}.parquet into the run folder.
+
+For example:
+  varkd tokenize cifar10 images.train=data/train.parquet images.test=data/test.parquet
 """
 
 import argparse

@@ -9,8 +9,9 @@ from common.config import Config, load_config, read_toml, validate
 from common.errors import InputError
 from common.paths import user_path
 from common.quantities import Depth, Factor, Gpus, Seconds, Seed, SomeCpus, Steps
-from deploy.config import CONFIGS, RunConfig, portable
+from deploy.config import RunConfig, portable
 from deploy.generating import dataset_source
+from deploy.shipped import CONFIGS
 from rollout.contexts import teacher
 
 OWN = frozenset({"objective", "contexts", "rollout", "teacher", "buffer", "learner"})
