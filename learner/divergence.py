@@ -17,9 +17,6 @@ from torch import Tensor
 from common.config import Config
 from common.quantities import CodesOrAll, Fraction, Probability
 
-NEEDS_TAIL = {"rkl", "jsd", "srkl", "mix"}
-"""Expectations under the student: a sum over some codes alone can be lowered by leaving them."""
-
 
 def forward_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """KL(p || q) per token: cover every mode the teacher likes."""
@@ -73,7 +70,7 @@ def truncated(
     """Both distributions on the teacher's `top_k` codes, and on "any other" as one more category.
 
     With the tail it is a coarser pair of distributions, so a divergence of it is one; without it
-    the two are left unnormalised.
+    the two are left unnormalised, and only some divergences are still least where they agree.
     """
     if top_k >= teacher_NK.shape[-1]:
         return student_NK, teacher_NK
@@ -109,16 +106,35 @@ class Divergence(Config):
     top_k: CodesOrAll = 0
     """Compare only the teacher's k likeliest codes; 0 compares all."""
     tail: bool = True
-    """With top_k: all other codes count as one more category."""
+    """With top_k: all other codes count as one more category. Only tvd, jsd and an even mix can do
+    without."""
 
     @model_validator(mode="after")
-    def _student_expectations_have_a_tail(self) -> Self:
-        if self.top_k and not self.tail and self.name in NEEDS_TAIL:
+    def _is_least_at_the_teacher(self) -> Self:
+        if self.top_k and not self.tail and not self._sums_positive_terms:
             raise ValueError(
-                f"{self.name} over top_k={self.top_k} codes without a tail rewards the student for "
-                "moving its mass to codes that are not compared; set tail=true, or top_k=0"
+                f"{self.name} over top_k={self.top_k} codes without a tail goes below 0 for a "
+                "student that moves its mass to or from these codes, so it would rather do that "
+                "than agree with the teacher; set tail=true, or top_k=0"
             )
         return self
+
+    @property
+    def _sums_positive_terms(self) -> bool:
+        """Whether every code's term is >= 0, and 0 where q = p: then some codes alone will do.
+
+        |p - q| is; so is b p log(p / m) + (1 - b) q log(q / m), as x log x is convex; and
+        (p - q) (log p - log q). One KL's terms are not: p log(p / q) < 0 where q > p.
+        """
+        match self.name:
+            case "tvd":
+                return True
+            case "jsd":
+                return 0 < self.beta < 1
+            case "mix":
+                return self.rkl_share == 0.5
+            case _:
+                return False
 
     def __call__(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
         """Divergence per token, from log-probabilities."""
