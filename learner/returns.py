@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common.trajectory import TrajectoryBatch
+from learner.ranks import Ranks
 
 
 def log_ratio(batch: TrajectoryBatch, where_BL: Tensor) -> Tensor:
@@ -29,3 +30,17 @@ def returns(reward_BL: Tensor, discount: float) -> Tensor:
         total_B = reward_B + discount * total_B
         found.append(total_B)
     return torch.stack(found[::-1], dim=1).to(reward_BL.dtype)
+
+
+def whitened(value_BL: Tensor, where_BL: Tensor, ranks: Ranks) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-8) with the moments of the chosen slots of all ranks; 0 elsewhere.
+
+    float64 in between; without a chosen slot on any rank everything is 0.
+    """
+    chosen_n = value_BL[where_BL].double()
+    total_2 = ranks.sum_(torch.stack([chosen_n.sum(), chosen_n.new_tensor(chosen_n.numel())]))
+    count = total_2[1].clamp_min(1)
+    mean = total_2[0] / count
+    variance = ranks.sum_((chosen_n - mean).square().sum()[None])[0] / count
+    white_BL = (value_BL.double() - mean) * (variance + 1e-8).rsqrt()
+    return white_BL.masked_fill(~where_BL, 0.0).to(value_BL.dtype)

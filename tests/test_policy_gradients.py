@@ -1,6 +1,9 @@
 """Sampled objectives against exact expectations: all sequences of a tiny vocabulary."""
 
 import itertools
+import math
+import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,3 +172,48 @@ def test_minillm_clips_the_ratio_and_weighs_stale_samples():
     torch.testing.assert_close(plain_N, torch.tensor([-2.0, 2.0, -0.5 / 0.9, 0.5 / 0.9]))
     data = TokenChunk("data", token_N, student_NV, teacher_NV, None, column)
     torch.testing.assert_close(minillm.Config()(data), -student_NV[:, 0])
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_official_minillm_returns_are_those_of_the_authors_code(student, teacher_BLV, prefix):
+    """Token by token in Python floats: own reward, 0.95, remaining length, whitening, clipping."""
+    behaviour_BL = of_tokens(student.logprob_BLV()).detach()
+    teacher_BLV = teacher_BLV.clone()
+    teacher_BLV[3, 2] -= 90.0  # a code that the teacher all but excludes
+    batch = everything(teacher_BLV, behaviour_BL, prefix=prefix)
+    plain = []
+    for p_T, q_T in zip(of_tokens(teacher_BLV).tolist(), behaviour_BL.tolist(), strict=True):
+        reward = [max(-50.0, min(50.0, p - q)) for p, q in zip(p_T, q_T, strict=True)]
+        for t in range(prefix, T):
+            total = sum(0.95 ** (later - t) * reward[later] for later in range(t, T))
+            plain.append(total / (T - t))
+    mean, spread = statistics.fmean(plain), statistics.pvariance(plain)
+    wanted = torch.tensor([(x - mean) / math.sqrt(spread + 1e-8) for x in plain])
+    column = minillm.Config(form="official").weigh(batch, {}, Solo()).column["return"]
+    torch.testing.assert_close(column[:, prefix:].flatten(), wanted, atol=1e-5, rtol=1e-5)
+    assert (column[:, :prefix] == 0).all()
+    assert float(column.min()) < -2, "the excluded code stands out"
+
+
+def test_official_minillm_whitens_rollouts_alone(student, teacher_BLV):
+    """Data rows have the authors' mixture of two cross-entropies, and no part in the moments."""
+    behaviour_BL = of_tokens(student.logprob_BLV()).detach()
+    mixed = everything(teacher_BLV, behaviour_BL)
+    count = len(SEQUENCES)
+    context = ("data",) * 9 + ("student",) * (count - 9)
+    prefix_B = torch.tensor([T if name == "data" else 0 for name in context])
+    mixed = replace(mixed, context=context, prefix_B=prefix_B)
+    objective = minillm.Config(form="official")
+    found = objective.weigh(mixed, {}, Solo()).column["return"]
+    alone = objective.weigh(mixed.rows(slice(9, count)), {}, Solo()).column["return"]
+    torch.testing.assert_close(found[9:], alone, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(alone.double().mean(), torch.zeros((), dtype=torch.double))
+    assert (found[:9] == 0).all()
+    nothing = objective.weigh(mixed.rows(slice(0, 9)), {}, Solo()).column["return"]
+    assert (nothing == 0).all()
+    student_NV, teacher_NV = torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    given = TokenChunk("data", torch.tensor([1]), student_NV, teacher_NV, None, {})
+    wanted = -0.5 * math.log(0.8) - 0.5 * (0.5 * math.log(0.2) + 0.5 * math.log(0.8))
+    assert float(objective(given)) == pytest.approx(wanted, rel=1e-5)
+    plain = minillm.Config(form="official", kd_share=0.0)
+    assert float(plain(given)) == pytest.approx(-math.log(0.8), rel=1e-5)

@@ -41,6 +41,7 @@ RICH = {
     "decoupled": {"horizon": {"start": 1, "grow": 1, "every": 1}},
     "sinkd": {"group": 2, "weight": 0.1},
     "sampled_rkl": {"discount": 0.9},
+    "minillm": {"form": "official"},
 }
 """Settings under which as much as possible depends on more than one token."""
 

@@ -1,24 +1,32 @@
 """MiniLLM (arXiv 2306.08543, section 2.2): the reverse KL of whole sequences by policy gradient.
 
-With r_t = log p(y_t) - log q(y_t) and R_{t+1} = sum_{t' > t} r_t', the gradient of
-KL(q(y) || p(y)) is that of
+With r_t = log p(y_t) - log q(y_t) the loss of a rollout's token is, in both forms,
 
-    sum_t KL(q_t || p_t) - rho_t sg[R_{t+1}],    rho_t = q(y_t) / q_old(y_t):
+    KL(q_t || p_t) - min(rho_t sg[A_t], clip(rho_t, 1 - e, 1 + e) sg[A_t]),
+    rho_t = q(y_t) / q_old(y_t):
 
-the exact single-step term, and a policy gradient for what y_t leads to. As published, R_{t+1} is
-divided by the number of later tokens and the ratio is clipped as in PPO; switch both off and the
-expected on-policy gradient is exactly that of the sequence-level divergence. rho_t is also the
-importance weight of teacher-mixed sampling, since q_old is whatever drew the token. Data sequences
-have the language-modelling loss -log q(x_t).
+the exact single-step term, and PPO's clipped policy gradient for what y_t leads to.
 
-Returns are sums over one sequence, made before it is cut, so nothing depends on chunks,
-micro-batches or ranks. q in r_t is the distribution that drew the token: rollouts at another
-temperature or with guidance bias it.
+- `form = "paper"`, equations of the paper: A_t is the mean of r over the tokens after y_t, and
+  data sequences have the language-modelling loss -log q(x_t). Without `length_normalised` and
+  `clip` the expected on-policy gradient is exactly that of the sequence-level divergence.
+- `form = "official"`, the authors' code (microsoft/LMOps, minillm/losses.py and sampler.py, with
+  the values of its scripts and argument defaults): r_t is clipped to +-50 and belongs to its own
+  return, R_t = sum_{t' >= t} 0.95^(t' - t) r_t', which is divided by the number of tokens from t on
+  and whitened over the rollout tokens of the step (there: of one micro-batch on all processes).
+  So A_t has mean 0 whatever the teacher says, and its expected gradient is no divergence's. Data
+  sequences have half language-modelling loss, half cross-entropy with the teacher.
+
+rho_t is also the importance weight of teacher-mixed sampling, since q_old is whatever drew the
+token. Returns are sums over one sequence, made before it is cut, and whitening sums over all
+ranks, so nothing depends on chunks, micro-batches or ranks. q in r_t is the distribution that drew
+the token: rollouts at another temperature or with guidance bias it.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from common.quantities import Weight
@@ -26,17 +34,31 @@ from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import reverse_kl
 from learner.objective import ObjectiveConfig, TokenChunk
 from learner.ranks import Ranks
-from learner.returns import log_ratio, returns
+from learner.returns import log_ratio, returns, whitened
 from learner.weighing import Memory, Weighing
+
+OFFICIAL_DISCOUNT, OFFICIAL_KD_SHARE, OFFICIAL_REWARD_CLIP = 0.95, 0.5, 50.0
+"""Of the official code: --gamma, --kd-ratio, and --cliprange-reward times --reward-scaling."""
 
 
 class Config(ObjectiveConfig):
     columns: ClassVar[tuple[str, ...]] = ("return", "behaviour")
 
+    form: Literal["paper", "official"] = "paper"
+    """paper: means of what comes after a token; official: the authors' code, whose returns hold
+    the token itself, are discounted by 0.95 and whitened, and whose data loss is half KD."""
     length_normalised: bool = True
-    """Divide the return by the number of later tokens, so that early ones don't dominate."""
+    """Divide the return by the number of its tokens, so that early ones don't dominate."""
     clip: Weight = 0.2
     """PPO's clipping of the ratio to [1 - clip, 1 + clip]; 0 switches it off."""
+    kd_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of cross-entropy with the teacher in the loss of data sequences, the rest is that with
+    their codes; by default 0 in the paper's form and 0.5 in the official one."""
+
+    @property
+    def _kd_share(self) -> float:
+        default = OFFICIAL_KD_SHARE if self.form == "official" else 0.0
+        return default if self.kd_share is None else self.kd_share
 
     def reads(self) -> frozenset[str]:
         return frozenset({"token_logprob"})
@@ -44,20 +66,34 @@ class Config(ObjectiveConfig):
     def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
         support_BL = self.support(batch)
         reward_BL = log_ratio(batch, batch.suffix_BL)
-        later_BL = returns(reward_BL, discount=1.0) - reward_BL
+        last = reward_BL.shape[1] - 1
+        after_L = last - torch.arange(last + 1, device=reward_BL.device)
+        if self.form == "official":
+            reward_BL = reward_BL.clamp(-OFFICIAL_REWARD_CLIP, OFFICIAL_REWARD_CLIP)
+            return_BL, count_L = returns(reward_BL, OFFICIAL_DISCOUNT), after_L + 1
+        else:
+            return_BL, count_L = returns(reward_BL, 1.0) - reward_BL, after_L.clamp_min(1)
         if self.length_normalised:
-            count_L = torch.arange(later_BL.shape[1], device=later_BL.device).flip(0)
-            later_BL = later_BL / count_L.clamp_min(1)
-        column = {"return": later_BL, "behaviour": batch.logprob_BL}
+            return_BL = return_BL / count_L
+        if self.form == "official":
+            return_BL = whitened(return_BL, batch.rollout_BL, ranks)
+        column = {"return": return_BL, "behaviour": batch.logprob_BL}
         return Weighing(support_BL.float(), support_BL, support_BL, column)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
         if not is_on_policy(chunk.context):
-            return -chunk.student_token_N
-        later_N = chunk.column["return"]
+            return self._data_loss(chunk)
+        return_N = chunk.column["return"]
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()
-        gain_N = ratio_N * later_N
+        gain_N = ratio_N * return_N
         if self.clip:
             clipped_N = ratio_N.clamp(1 - self.clip, 1 + self.clip)
-            gain_N = torch.minimum(gain_N, clipped_N * later_N)
+            gain_N = torch.minimum(gain_N, clipped_N * return_N)
         return reverse_kl(chunk.student_NV, chunk.required_teacher_NV) - gain_N
+
+    def _data_loss(self, chunk: TokenChunk) -> Tensor:
+        loss_N = -(1 - self._kd_share) * chunk.student_token_N
+        if self._kd_share:
+            soft_N = (chunk.required_teacher_NV.exp() * chunk.student_NV).sum(-1)
+            loss_N = loss_N - self._kd_share * soft_N
+        return loss_N
