@@ -207,7 +207,7 @@ def test_official_minillm_whitens_rollouts_alone(student, teacher_BLV):
     found = objective.weigh(mixed, {}, Solo()).column["return"]
     alone = objective.weigh(mixed.rows(slice(9, count)), {}, Solo()).column["return"]
     torch.testing.assert_close(found[9:], alone, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(alone.double().mean(), torch.zeros((), dtype=torch.double))
+    assert abs(float(alone.mean())) < 1e-5
     assert (found[:9] == 0).all()
     nothing = objective.weigh(mixed.rows(slice(0, 9)), {}, Solo()).column["return"]
     assert (nothing == 0).all()

@@ -100,7 +100,7 @@ def test_records_on_ray_re_score_to_their_stamped_version(placed, run_in):
             logprob = student(batch.label_B, batch.token_BL, batch.plan).log_softmax(-1)
         replayed = logprob.gather(-1, batch.token_BL[..., None])[..., 0]
         torch.testing.assert_close(
-            replayed[batch.suffix_BL], batch.logprob_BL[batch.suffix_BL], atol=1e-5, rtol=1e-5
+            replayed[batch.suffix_BL], batch.logprob_BL[batch.suffix_BL], atol=1e-4, rtol=1e-4
         )
     services.close("over")
     crew.dismiss()

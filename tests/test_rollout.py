@@ -109,7 +109,7 @@ def test_guided_decoding_is_the_guided_distribution(tiny):
     with_class, without = (student(c, decoded.token_BL, plan) for c in (class_B, null_B))
     guided = (without + 2 * (with_class - without)).log_softmax(-1)
     replayed = guided.gather(-1, decoded.token_BL[..., None])[..., 0]
-    torch.testing.assert_close(decoded.logprob_BL, replayed, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoded.logprob_BL, replayed, atol=1e-4, rtol=1e-4)
 
 
 class History:

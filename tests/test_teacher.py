@@ -70,7 +70,8 @@ def test_signal_is_the_exact_guided_distribution(stored, tiny, sampled, family, 
     wanted = (without + scale * (with_class - without)).log_softmax(-1)
     columns = {name: value.flatten(0, 1) for name, value in scored.signal.items()}
     found = signal.logprob(columns, model.head).view_as(wanted)
-    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-5)
+    # A scale of 3 multiplies the rounding of logits of both passes by up to 5.
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
     entropy = -(wanted.exp() * wanted).sum(-1)
     torch.testing.assert_close(scored.signal["entropy"], entropy, atol=1e-4, rtol=1e-4)
     per_token = sum(v.nbytes for n, v in columns.items() if n != "entropy") / len(
@@ -98,7 +99,10 @@ def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, t
     assert calls == [4], "four requests of five images fill one batch of twenty"
     for index, batch in enumerate(batches):
         torch.testing.assert_close(
-            found[index].signal["hidden"], alone.opinion(batch).signal["hidden"]
+            found[index].signal["hidden"],
+            alone.opinion(batch).signal["hidden"],
+            atol=1e-4,
+            rtol=1e-4,
         )
         assert torch.equal(found[index].token_BL, batch.token_BL)
 

@@ -172,7 +172,7 @@ def test_cached_decoding_equals_the_slow_masked_pass(model, row_start, mask):
         drawn = decoded.logprob_BL != 0
         assert int(drawn.sum()) == 3 * SPEC.length - 3 * given - 7
         torch.testing.assert_close(
-            decoded.logprob_BL[drawn], found[drawn], atol=1e-5, rtol=1e-5, msg=str(zipar)
+            decoded.logprob_BL[drawn], found[drawn], atol=1e-4, rtol=1e-4, msg=str(zipar)
         )
 
 
@@ -246,7 +246,7 @@ def test_guided_draws_are_the_guided_distribution(model):
         chosen = guided.gather(-1, token_Bn[..., None])[..., 0]
         wanted = decoded.logprob_BL.gather(1, cells)
         assert torch.equal(draw(guided, noise([1, 2, 3], 30).gather(1, cells)), token_Bn)
-        torch.testing.assert_close(chosen, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(chosen, wanted, atol=1e-4, rtol=1e-4)
         for state in states:
             model.commit(state, token_Bn)
 
@@ -292,7 +292,7 @@ def test_a_worker_records_zipar_samples_in_raster_order(model):
         drawn = reference(model, batch.label_B, batch.token_BL, zipar, given)
         raster = model(batch.label_B, batch.token_BL, batch.plan).log_softmax(-1)
     suffix = batch.suffix_BL
-    torch.testing.assert_close(batch.logprob_BL[suffix], drawn[suffix], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.logprob_BL[suffix], drawn[suffix], atol=1e-4, rtol=1e-4)
     raster = raster.gather(-1, batch.token_BL[..., None])[..., 0]
     assert not torch.allclose(batch.logprob_BL[suffix], raster[suffix], atol=1e-3)
     seeds = map(Draws(0, len(data)).noise_seed, range(4))
