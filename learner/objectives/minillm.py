@@ -26,10 +26,9 @@ the token: rollouts at another temperature or with guidance bias it.
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from common.quantities import Weight
+from common.quantities import Probability, Weight
 from common.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import reverse_kl
 from learner.objective import ObjectiveConfig, TokenChunk
@@ -51,7 +50,7 @@ class Config(ObjectiveConfig):
     """Divide the return by the number of its tokens, so that early ones don't dominate."""
     clip: Weight = 0.2
     """PPO's clipping of the ratio to [1 - clip, 1 + clip]; 0 switches it off."""
-    kd_share: float | None = Field(default=None, ge=0, le=1)
+    kd_share: Probability | None = None
     """Share of cross-entropy with the teacher in the loss of data sequences, the rest is that with
     their codes; by default 0 in the paper's form and 0.5 in the official one."""
 
