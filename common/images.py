@@ -1,7 +1,10 @@
 """Image sources: handwritten digits, a folder per class, or Parquet in the Hugging Face layout."""
 
+from pathlib import Path
+
 from common.data.config import ImagesConfig, Split
 from common.data.folder import FolderImages
+from common.data.listing import matches, printable
 from common.data.parquet import ParquetImages
 from common.data.pixels import center_crop, decode_image
 from common.data.source import Digits, ImageSource
@@ -20,9 +23,15 @@ def open_images(config: ImagesConfig, split: Split) -> ImageSource:
     """
     if config.kind == "digits":
         return Digits(config, split)
-    path = config.train if split == "train" else config.test
-    if path is None:
+    given = config.given(split)
+    if not given:
         raise InputError(f"images.{split} is not set; {config.kind} images need a path")
-    if not path.exists():
-        raise InputError(f"images.{split}: {path} does not exist")
-    return FolderImages(config, path) if config.kind == "folder" else ParquetImages(config, path)
+    places: list[Path] = []
+    for path in given:
+        found = [place for place in matches(path) if place.exists()]
+        if not found:
+            said = "does not exist" if matches(path) else "matches no file"
+            raise InputError(f"images.{split}: {printable(path)} {said}; correct the path")
+        places += found
+    source = FolderImages if config.kind == "folder" else ParquetImages
+    return source(config, places, split)

@@ -211,7 +211,7 @@ def portable(config: RunConfig) -> RunConfig:
     codes = {"paths": tuple(absolute(path) for path in config.tokens.paths)}
     official = ("weights",) if "weights" in type(config.tokenizer).model_fields else ()
     sections = {
-        "images": rooted(config.images, "train", "test"),
+        "images": config.images.absolute(),
         "tokenizer": rooted(config.tokenizer, *official),
         "tokens": config.tokens.model_copy(update=codes),
         "teacher": rooted(config.teacher, "weights"),

@@ -29,7 +29,8 @@ def sequence_spec(config: RunConfig, workspace: Workspace) -> SequenceSpec:
 
 def _images_exist(config: RunConfig) -> bool:
     images = config.images
-    return images.kind == "digits" or (images.train is not None and images.train.exists())
+    found = bool(images.given("train")) and not images.missing("train")
+    return images.kind == "digits" or found
 
 
 def data_size(config: RunConfig, workspace: Workspace) -> tuple[int | None, int]:
@@ -83,8 +84,8 @@ def missing(config: RunConfig, workspace: Workspace) -> list[str]:
     if dataset_source(config) is not None:
         wanted.append(("the teacher's tokens", workspace.teacher_tokens, "generate"))
     if config.images.kind != "digits":
-        wanted.append(("images.train", config.images.train, ""))
-        wanted.append(("images.test", config.images.test, ""))
+        wanted += [("images.train", path, "") for path in config.images.missing("train")]
+        wanted += [("images.test", path, "") for path in config.images.missing("test")]
     return [
         f"missing: {name} {path}" + (f", which `varkd {command}` makes" if command else "")
         for name, path, command in wanted

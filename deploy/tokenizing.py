@@ -42,6 +42,7 @@ def tokenize(
     train, test = _open_train(config, shape), _open_test(config)
     if isinstance(train, ImageSource) and test is not None:
         _require_same_classes(train, test)
+    _say_what_was_read(target, train, test)
     target.print(f"tokenizer: {config.tokenizer.kind}, for {len(train)} training images")
     trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
     tokenizer = load_trained(config, workspace) if trained else _fit(config)
@@ -66,6 +67,13 @@ def tokenize(
     for path in (workspace.train_tokens, workspace.test_tokens):
         shutil.rmtree(parts_folder(path), ignore_errors=True)
     return {"images": len(train), "variants": made[0].variants, "psnr": psnr(made)}
+
+
+def _say_what_was_read(target: Console, *sources: ImageSource | Codes | None) -> None:
+    for source in sources:
+        if isinstance(source, ImageSource):
+            for line in source.found.lines(source.name):
+                target.print(line, markup=False, soft_wrap=True)
 
 
 def _open_train(config: RunConfig, shape: SequenceSpec) -> ImageSource | Codes:

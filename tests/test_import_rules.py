@@ -24,6 +24,7 @@ OWNERS = {
         "common/trajectory.py",
         "common/buffer.py",
         "common/tokens.py",
+        "common/data/columns.py",
         "common/data/parquet.py",
         "rollout/worker.py",
         "teacher_server/teacher.py",

@@ -3,45 +3,103 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from common.data.config import ImagesConfig
-from common.data.source import EncodedImages, require_classes
+from common.data.classes import assign, in_order
+from common.data.config import ImagesConfig, Split
+from common.data.listing import (
+    Findings,
+    entries,
+    files_below,
+    is_folder,
+    is_hidden,
+    printable,
+    read_file,
+    suffix_of,
+)
+from common.data.pixels import suffixes
+from common.data.source import EncodedImages
+from common.data.splits import refuse_splits_as_classes
 from common.errors import InputError
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
 class FolderImages(EncodedImages):
-    """`path/<class>/<file>`; classes and files in sorted order, as torchvision's ImageFolder."""
+    """`root/<class>/<file>`, at any depth below the class; several roots add up.
 
-    def __init__(self, config: ImagesConfig, path: Path) -> None:
+    Classes are in torchvision's order, files of a class sorted by the parts of their paths.
+    """
+
+    def __init__(self, config: ImagesConfig, roots: Sequence[Path], split: Split) -> None:
         self._config = config
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-        if not folders:
-            raise InputError(f"{path}: holds no class folders; expected {path}/<class>/<image>")
+        self.found = Findings()
+        self.name = ", ".join(printable(root) for root in roots)
+        folders: dict[str, list[tuple[Path, Path]]] = {}
+        for root in roots:
+            for name in self._class_folders(root, split):
+                folders.setdefault(name, []).append((root, root / name))
+        names = in_order(list(folders), config, self.name, self.found)
         self._files: list[Path] = []
-        labels: list[int] = []
-        for label, folder in enumerate(folders):
-            files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        rows: list[int] = []
+        for row, name in enumerate(names):
+            files = [file for root, folder in folders[name] for file in self._images(root, folder)]
             if not files:
                 raise InputError(
-                    f"{folder}: class folder without images ({', '.join(sorted(SUFFIXES))}); "
-                    "add some or remove the folder"
+                    f"{printable(folders[name][0][1])}: class folder without images "
+                    f"({', '.join(sorted(suffixes()))}); {self._but()}add some or remove the folder"
                 )
             self._files += files
-            labels += [label] * len(files)
-        self.classes = tuple(folder.name for folder in folders)
-        self.label_N = torch.tensor(labels)
-        self.name = str(path)
-        require_classes(config, len(self.classes), self.name)
+            rows += [row] * len(files)
+        self.classes, self.label_N = assign(config, names, np.asarray(rows), self.name, self.found)
+
+    def _class_folders(self, root: Path, split: Split) -> list[str]:
+        """Names of class folders; what else lies beside them is noted."""
+        if not root.is_dir():
+            hint = "; set images.kind=parquet" if root.suffix == ".parquet" else ""
+            raise InputError(f"{printable(root)}: is no folder of class folders{hint}")
+        names, beside = [], []
+        for entry in entries(root):
+            if is_hidden(entry.name):
+                self.found.left_out.add("hidden", entry.name)
+            elif is_folder(entry):
+                names.append(entry.name)
+            else:
+                beside.append(entry.name)
+        if not names:
+            raise InputError(
+                f"{printable(root)}: holds no class folders; expected "
+                f"{printable(root)}/<class>/<image>{_hint(root, beside)}"
+            )
+        for name in beside:
+            self.found.left_out.add("beside the class folders", name)
+        refuse_splits_as_classes(root, names, split)
+        return names
+
+    def _images(self, root: Path, folder: Path) -> list[Path]:
+        known, found = suffixes(), []
+        for parts in files_below(folder, self.found.left_out, root=root):
+            reason = suffix_of(parts[-1])
+            if reason in known:
+                found.append(parts)
+            else:
+                self.found.left_out.add(reason, "/".join([folder.name, *parts]))
+        return [folder.joinpath(*parts) for parts in sorted(found)]
+
+    def _but(self) -> str:
+        left_out = str(self.found.left_out)
+        return f"left out were {left_out}; " if left_out else ""
 
     def _encoded(self) -> Iterator[tuple[str, bytes]]:
         for file in self._files:
-            try:
-                yield str(file), file.read_bytes()
-            except OSError as error:
-                raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
+            yield printable(file), read_file(file)
 
     def _keep(self, rows: Sequence[int]) -> None:
         self._files = [self._files[row] for row in rows]
+
+
+def _hint(root: Path, beside: Sequence[str]) -> str:
+    kinds = {suffix_of(name) for name in beside}
+    if ".parquet" in kinds:
+        return "; set images.kind=parquet for its .parquet files"
+    if kinds & suffixes():
+        return f"; move its images into a folder such as {printable(root / 'all')}"
+    return ""

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.classes import assign
 from common.data.config import ImagesConfig, Split
+from common.data.listing import Findings
 from common.data.pixels import decode_image
 from common.errors import InputError
 
@@ -26,6 +28,8 @@ class ImageSource(ABC):
     classes: tuple[str, ...]
     label_N: Tensor
     name: str
+    found: Findings
+    """Of the whole source, also in its subsets."""
     _config: ImagesConfig
 
     def __len__(self) -> int:
@@ -91,10 +95,12 @@ class Digits(ImageSource):
         self._pixel_N1HW = torch.from_numpy(
             (loaded.images[chosen] * (255 / 16)).round().astype(np.uint8)
         )[:, None]
-        self.label_N = torch.from_numpy(loaded.target[chosen].astype(np.int64))
-        self.classes = tuple(str(name) for name in loaded.target_names)
         self.name = f"scikit-learn digits, {split}"
-        require_classes(config, len(self.classes), self.name)
+        names = [str(name) for name in loaded.target_names]
+        self.found = Findings()
+        self.classes, self.label_N = assign(
+            config, names, loaded.target[chosen], self.name, self.found
+        )
 
     def batches(self, size: int) -> Iterator[Tensor]:
         yield from self._pixel_N1HW.split(size)
@@ -126,13 +132,6 @@ class EncodedImages(ImageSource, ABC):
 
 def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
-
-
-def require_classes(config: ImagesConfig, found: int, name: str) -> None:
-    if config.classes is not None and found != config.classes:
-        raise InputError(
-            f"{name}: has {found} classes, but images.classes is {config.classes}; correct one"
-        )
 
 
 def _evenly(total: int, limit: int) -> list[int]:
