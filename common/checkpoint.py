@@ -85,6 +85,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {name: json.loads(value) for name, value in header.items()}
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save_tensors` wrote beside the tensors, without reading them.
+
+    Raises:
+        InputError: as `load_tensors`, but for damage beyond the header.
+    """
+    header = _header(path)
+    if header.pop("format", None) != FORMAT:
+        raise InputError(f"{path}: no {FORMAT} header; this file was not written by varkd")
+    try:
+        return {name: json.loads(value) for name, value in header.items()}
+    except ValueError as error:
+        raise InputError(f"{path}: its header is damaged: {error}; make it again") from None
+
+
 def save_backbone(path: Path, model: Backbone, config: BackboneConfig, **extra: Any) -> None:
     """Weights with the config and spec that rebuild the module, and its digest."""
     save_backbone_state(path, model.state_dict(), config, model.spec, **extra)

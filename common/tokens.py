@@ -3,6 +3,7 @@
 Shape letters: N images, A variants (encoded views) of an image, L slots, B batch, n rows of a part.
 """
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,6 +115,14 @@ class TokenDataset:
     @property
     def variants(self) -> int:
         return self.token_NAL.shape[1]
+
+    def digest(self) -> str:
+        """Sixteen hex digits of all tokens and labels, and of what they mean."""
+        facts = [self.spec.as_dict(), self.variants, self.tokenizer_digest]
+        hasher = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8)
+        for value in (self.token_NAL, self.label_N):
+            hasher.update(value.contiguous().numpy().data)
+        return hasher.hexdigest()
 
     def pick(
         self, indices: Sequence[int], draws: Draws, class_dropout: float

@@ -15,10 +15,10 @@ from common.errors import InputError
 from common.ledger import derive_seed
 from common.model_file import ModelFile
 from common.tokenizer import Tokenizer, load_tokenizer
-from common.tokens import load_tokens
+from common.tokens import TokenDataset, load_tokens
 from deploy.config import RunConfig, Workspace
-from deploy.progress import Bar
-from learner.pretrain import pretrain
+from deploy.pretraining import Plan, Stage
+from learner.pretrain import PretrainConfig, Pretraining
 from rollout.evaluate import sample_batches
 from rollout.sampler import SamplingConfig
 
@@ -26,36 +26,74 @@ Model = Literal["teacher", "student"]
 
 
 def pretrain_model(
-    config: RunConfig, workspace: Workspace, which: Model, target: Console
+    config: RunConfig,
+    workspace: Workspace,
+    which: Model,
+    target: Console,
+    *,
+    resume: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
-    """Maximum likelihood of teacher or student on the training tokens; writes its file."""
+    """Maximum likelihood of teacher or student on the training tokens; writes its file.
+
+    A file that was made from the same stays. Returns the facts of the training; with a "cause", it
+    was stopped, and its snapshot is all there is.
+
+    Raises:
+        InputError: something in the user's files, or work that would be lost.
+    """
     data = load_tokens(workspace.existing_tokens())
-    architecture = getattr(config.models, which)
-    settings = getattr(config.pretrain, which)
+    architecture, settings = getattr(config.models, which), getattr(config.pretrain, which)
     seed = derive_seed(config.seed, f"pretrain-{which}")
+    quantizer = _tokenizer_of(data, workspace).quantizer
+    plan = _plan(config, workspace, which, data)
+    stage = Stage(plan, workspace, target)
+    if not restart and (facts := stage.finished()) is not None:
+        workspace.keep_config(config)
+        return facts
+    stage.begin(resume=resume, restart=restart)
     backbone = build_seeded(architecture, data.spec, seed)
+    backbone.attach(quantizer)
+    device, section = config.learner.device, f"pretrain.{which}"
+    training = Pretraining(backbone, data, settings, seed=seed, device=device, section=section)
+    course = stage.run(training)
+    workspace.keep_config(config)
+    facts = course.facts() | {"parameters": sum(p.numel() for p in backbone.parameters())}
+    if "cause" in facts:
+        return facts
+    extra = {"pretrain": facts, "made_from": plan.made_from, "config_digest": digest(config)}
+    save_backbone(plan.path, backbone, architecture, **extra)
+    stage.clear()
+    return facts
+
+
+def _tokenizer_of(data: TokenDataset, workspace: Workspace) -> Tokenizer:
     tokenizer = load_tokenizer(workspace.existing_tokenizer())
     if state_digest(tokenizer) != data.tokenizer_digest:
         raise InputError(
             f"{workspace.train_tokens}: tokens of another tokenizer than {workspace.tokenizer}; "
             "make them again with `varkd tokenize`"
         )
-    backbone.attach(tokenizer.quantizer)
-    path = workspace.teacher if which == "teacher" else workspace.student_before
-    with Bar(target, f"pretrain {which}", settings.steps) as bar:
-        facts = pretrain(
-            backbone,
-            data,
-            settings,
-            seed=seed,
-            device=config.learner.device,
-            metrics=bar,
-            section=f"pretrain.{which}",
-        )
-    facts["parameters"] = sum(p.numel() for p in backbone.parameters())
-    save_backbone(path, backbone, architecture, pretrain=facts, config_digest=digest(config))
-    workspace.keep_config(config)
-    return facts
+    return tokenizer
+
+
+def _plan(config: RunConfig, workspace: Workspace, which: Model, data: TokenDataset) -> Plan:
+    settings: PretrainConfig = getattr(config.pretrain, which)
+    section = config.teacher if which == "teacher" else config.learner
+    made_from = {
+        "seed": config.seed,
+        "tokens": data.digest(),
+        "models": {which: getattr(config.models, which).model_dump(mode="json")},
+        "pretrain": {which: settings.model_dump(mode="json", exclude={"snapshot_every"})},
+    }
+    return Plan(
+        name=which,
+        path=workspace.teacher if which == "teacher" else workspace.student_before,
+        made_from=made_from,
+        steps=settings.steps,
+        snapshot_every=settings.snapshot_every,
+        is_distilled_from=section.weights is None,
+    )
 
 
 def draw_batches(

@@ -5,6 +5,7 @@ Shape letters: N images, C channels, H height, W width.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from common.ledger import derive_seed
 from common.plugins import kinds, load_plugin
 from common.tokenizer import (
     Tokenizer,
+    TrainableTokenizer,
     TrainableTokenizerConfig,
     decode_all,
     load_tokenizer,
@@ -28,55 +30,109 @@ from common.tokenizer import (
 )
 from deploy.config import RunConfig, Workspace
 from deploy.pictures import grid, save_png, side_by_side
-from deploy.progress import Bar
-from learner.tokenizer_training import MEASURED, image_batches, measure, train_tokenizer
+from deploy.pretraining import Plan, Stage
+from deploy.progress import busy
+from learner.tokenizer_training import MEASURED, ImageBatches, TokenizerTraining, measure
 
 COMMAND = "varkd pretrain --model tokenizer"
 SHOWN = 64
 """Images in tokenizer.png."""
-FINGERPRINTED = 64
-"""Images, taken evenly, that tell one set from another."""
 
 
-def pretrain_tokenizer(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:
+def pretrain_tokenizer(
+    config: RunConfig,
+    workspace: Workspace,
+    target: Console,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+) -> dict[str, Any]:
     """Train the tokenizer on the training images; writes its file and tokenizer.png.
 
+    A file that was made from the same stays. Returns the facts of the training; with a "cause", it
+    was stopped, and its snapshot is all there is.
+
     Raises:
-        InputError: the tokenizer is of a kind that is not trained, or an image is bad.
+        InputError: the tokenizer is of a kind that is not trained, an image is bad, or work would
+            be lost.
     """
+    source, *held_out = _splits(config.images)
+    with busy(target, "reading the images"):
+        plan = _plan(config, workspace, source)
+    stage = Stage(plan, workspace, target)
+    if not restart and (facts := stage.finished()) is not None:
+        return facts
+    stage.begin(resume=resume, restart=restart)
+    with busy(target, "fitting the codes that the training starts from"):
+        tokenizer, training = _start(config)
+    course = stage.run(training, ("loss", "psnr", "usage"))
+    workspace.keep_config(config)
+    facts = course.facts() | {"parameters": sum(p.numel() for p in tokenizer.parameters())}
+    if "cause" in facts:
+        return facts
+    tokenizer.cpu().eval()
+    judged = [measure(tokenizer, split.pixels(MEASURED)) for split in (source, *held_out)]
+    facts |= dict(zip(("train", "test"), (*judged, None), strict=False))
+    facts["codes_moved"] = training.revival.moved
+    _picture(workspace, tokenizer, (held_out or [source])[0].pixels(SHOWN))
+    _store(config, tokenizer, plan, facts)
+    stage.clear()
+    return facts
+
+
+def _start(config: RunConfig) -> tuple[TrainableTokenizer, TokenizerTraining]:
+    """The tokenizer as it is fitted, and its training, before the first step."""
     settings, images, tokens = config.pretrain.tokenizer, config.images, config.tokens
-    tokenizer_config = _trainable(config)
-    config.tokenizer.describe(images.size)
     side = source_side(images.size, tokens.crops, tokens.crop_range)
     pixel_NCHW = open_images(images.model_copy(update={"size": side}), "train").pixels()
     seed = derive_seed(config.seed, "pretrain-tokenizer")
     views = (cut_views(part, tokens.crops, images.size)[:, 0] for part in pixel_NCHW.split(1024))
-    tokenizer = tokenizer_config.fit(
+    tokenizer = _trainable(config).fit(
         views, size=images.size, channels=images.channels, seed=seed % 2**32
     )
-    generator = torch.Generator().manual_seed(seed)
-    batches = image_batches(pixel_NCHW, images.size, tokens.crops, settings.batch_size, generator)
-    with Bar(target, "pretrain tokenizer", settings.steps, ("loss", "psnr", "usage")) as bar:
-        facts = train_tokenizer(
-            tokenizer, batches, settings, seed=seed, device=config.learner.device, metrics=bar
-        )
-    facts["parameters"] = sum(p.numel() for p in tokenizer.parameters())
-    source, *held_out = _splits(images)
-    facts["train"] = measure(tokenizer, source.pixels(MEASURED))
-    facts["test"] = measure(tokenizer, held_out[0].pixels(MEASURED)) if held_out else None
+    batches = ImageBatches(
+        pixel_NCHW,
+        images.size,
+        tokens.crops,
+        settings.batch_size,
+        torch.Generator().manual_seed(seed),
+    )
+    device = config.learner.device
+    return tokenizer, TokenizerTraining(tokenizer, batches, settings, seed=seed, device=device)
+
+
+def _plan(config: RunConfig, workspace: Workspace, source: ImageSource) -> Plan:
+    settings = config.pretrain.tokenizer
+    _trainable(config).describe(config.images.size)
+    made_from = {
+        "seed": config.seed,
+        "images": fingerprint(source),
+        "tokens": config.tokens.model_dump(mode="json", include={"crops", "crop_range"}),
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "pretrain": {"tokenizer": settings.model_dump(mode="json", exclude={"snapshot_every"})},
+    }
+    return Plan(
+        name="tokenizer",
+        path=workspace.tokenizer,
+        made_from=made_from,
+        steps=settings.steps,
+        snapshot_every=settings.snapshot_every,
+        is_distilled_from=True,
+    )
+
+
+def _store(config: RunConfig, tokenizer: Tokenizer, plan: Plan, facts: dict[str, Any]) -> None:
     save_tokenizer(
-        workspace.tokenizer,
+        plan.path,
         tokenizer,
         config.tokenizer,
-        size=images.size,
-        channels=images.channels,
-        images=fingerprint(source),
+        size=config.images.size,
+        channels=config.images.channels,
+        images=plan.made_from["images"],
         pretrain=facts,
+        made_from=plan.made_from,
         config_digest=digest(config),
     )
-    _picture(workspace, tokenizer, (held_out or [source])[0].pixels(SHOWN))
-    workspace.keep_config(config)
-    return facts
 
 
 def load_trained(config: RunConfig, workspace: Workspace) -> Tokenizer:
@@ -113,10 +169,11 @@ def load_trained(config: RunConfig, workspace: Workspace) -> Tokenizer:
 
 
 def fingerprint(source: ImageSource) -> str:
-    """Changes with the images, but not with where they are stored."""
-    hasher = hashlib.sha256(str(len(source)).encode())
-    hasher.update(source.label_N.numpy().tobytes())
-    hasher.update(source.pixels(FINGERPRINTED).contiguous().numpy().tobytes())
+    """Changes with the pixels of any image and with their order; not with labels, names or where
+    they are stored."""
+    hasher = hashlib.sha256(json.dumps(source.decoding, sort_keys=True).encode())
+    for content in source.hashes():
+        hasher.update(f"{content}\n".encode())
     return hasher.hexdigest()[:16]
 
 

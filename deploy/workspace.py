@@ -40,6 +40,7 @@ class Workspace:
         self.classifier = root / "features.safetensors"
         self.clusters = root / "clusters.safetensors"
         self.snapshots = root / "snapshots"
+        self.pretraining = root / "pretraining"
         self.milestones = root / "milestones"
         self.metrics = root / "metrics.jsonl"
         self.profiles = root / "profiles.jsonl"

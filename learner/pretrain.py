@@ -3,7 +3,6 @@
 The same learner as distillation, with the `mle` objective on whole data sequences.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +11,15 @@ import torch
 from common.backbone import Backbone
 from common.config import Config
 from common.ledger import Draws
-from common.metrics import MetricsSink
-from common.quantities import Batch, Fraction, Steps
+from common.quantities import Batch, Fraction, Steps, StepsOrNever
 from common.tokens import TokenDataset
 from common.trajectory import DATA, TrajectoryBatch
 from learner.learner import Learner, LearnerConfig
 from learner.objectives import mle
 from learner.optimizer import OptimizerConfig
+
+SHOWN = {"loss": "loss", "entropy": f"student_entropy/{DATA}", "grad_norm": "grad_norm", "lr": "lr"}
+"""Numbers of a step, by the learner's names: loss and entropy of the model in nats per token."""
 
 
 class PretrainConfig(Config):
@@ -28,16 +29,20 @@ class PretrainConfig(Config):
     """Sequences per step."""
     class_dropout: Fraction = 0.1
     """Probability that a label becomes the null class, so that guidance works later."""
+    snapshot_every: StepsOrNever = 500
+    """Steps between snapshots that `--resume` goes on from; 0 keeps one only where the training is
+    stopped by Ctrl-C or SIGTERM."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, schedule, clipping, EMA."""
 
 
 def data_batches(
-    data: TokenDataset, config: PretrainConfig, backbone: Backbone, seed: int
+    data: TokenDataset, config: PretrainConfig, backbone: Backbone, seed: int, done: int = 0
 ) -> Iterator[TrajectoryBatch]:
-    """Endless seeded batches of whole data sequences; every epoch visits each image once."""
+    """Endless seeded batches of whole data sequences, from step `done` on; every epoch visits each
+    image once."""
     draws = Draws(seed, len(data))
-    first = 0
+    first = done * config.batch_size
     while True:
         index_B = range(first, first + config.batch_size)
         label_B, cell_BL = data.pick(index_B, draws, config.class_dropout)
@@ -57,38 +62,49 @@ def data_batches(
         first += config.batch_size
 
 
-def pretrain(
-    backbone: Backbone,
-    data: TokenDataset,
-    config: PretrainConfig,
-    *,
-    seed: int,
-    device: str,
-    metrics: MetricsSink,
-    section: str,
-) -> dict[str, Any]:
-    """Train in place for `config.steps`; returns {"steps", "loss", "seconds"}."""
-    started = time.monotonic()
-    settings = LearnerConfig.model_validate(
-        {
-            "steps": config.steps,
-            "images_per_step": config.batch_size,
-            "micro_batch": config.batch_size,
-            "profile_every": 0,
-            "optimizer": config.optimizer,
-            "device": device,
-        }
-    )
-    learner = Learner(
-        settings, mle.Config(), backbone, seed=seed, contexts=(DATA,), section=section
-    )
-    batches = data_batches(data, config, backbone, seed)
-    losses: list[float] = []
-    for step in range(1, config.steps + 1):
-        row = learner.step(next(batches))
-        losses.append(row["loss"])
-        metrics.post({"step": step, "time": time.time(), **row})
-    backbone.eval()
-    recent = losses[-50:]
-    seconds = time.monotonic() - started
-    return {"steps": config.steps, "loss": sum(recent) / len(recent), "seconds": seconds}
+class Pretraining:
+    """Trains a backbone in place; a `learner.resumable.Training`."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: TokenDataset,
+        config: PretrainConfig,
+        *,
+        seed: int,
+        device: str,
+        section: str,
+    ) -> None:
+        """`section` of the run's config is this one's, for messages."""
+        settings = LearnerConfig.model_validate(
+            {
+                "steps": config.steps,
+                "images_per_step": config.batch_size,
+                "micro_batch": config.batch_size,
+                "profile_every": 0,
+                "optimizer": config.optimizer,
+                "device": device,
+            }
+        )
+        self._source = data, config, backbone, seed
+        self._batches = data_batches(*self._source)
+        self._learner = Learner(
+            settings, mle.Config(), backbone, seed=seed, contexts=(DATA,), section=section
+        )
+
+    @property
+    def steps_done(self) -> int:
+        return self._learner.steps_done
+
+    def step(self) -> dict[str, float]:
+        """One update on the next batch; {"loss", "entropy", "grad_norm", "lr"}."""
+        row = self._learner.step(next(self._batches))
+        return {name: row[key] for name, key in SHOWN.items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        return self._learner.snapshot()
+
+    def restore(self, tensors: dict[str, Any], step: int) -> None:
+        """Go on after `step`, with the batches that come then."""
+        self._learner.restore(tensors, step)
+        self._batches = data_batches(*self._source, done=step)

@@ -10,7 +10,6 @@ view, L slots, V codes, D code width, n = B * L latent vectors, k dead codes.
 """
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +23,7 @@ from common.crops import VIEWS, Crops, cut_views
 from common.device import place
 from common.finite import NAMES, largest, require_finite
 from common.ledger import derive_seed
-from common.metrics import MetricsSink
-from common.quantities import Batch, Steps
+from common.quantities import Batch, Steps, StepsOrNever
 from common.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
 from learner.optimizer import OptimizerConfig, build_adamw
 
@@ -42,6 +40,9 @@ class TokenizerTrainingConfig(Config):
     """Images per step; each is one of the views that tokens.crops names, drawn at random."""
     revive_after: Steps = 20
     """Steps without use after which a code moves to a latent vector of the batch."""
+    snapshot_every: StepsOrNever = 500
+    """Steps between snapshots that `--resume` goes on from; 0 keeps one only where the training is
+    stopped by Ctrl-C or SIGTERM."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=2e-3, weight_decay=0.0, warmup=50, schedule="cosine"
     )
@@ -76,18 +77,54 @@ class Revival:
             self._idle_V[token_k] = 0
             self.moved += len(token_k)
 
+    def state(self) -> dict[str, Any]:
+        """Counts and draws, for a snapshot."""
+        generator = self._generator.get_state()
+        return {"idle_V": self._idle_V.clone(), "moved": self.moved, "generator": generator}
 
-def image_batches(
-    pixel_NCHW: Tensor, size: int, crops: Crops, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
+    def restore(self, state: dict[str, Any]) -> None:
+        self._idle_V, self.moved = state["idle_V"], state["moved"]
+        self._generator.set_state(state["generator"])
+
+
+class ImageBatches:
     """Endless uint8 pixel_BCSS; every epoch visits each image once, in one of its views."""
-    rest_n = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(rest_n) < batch_size:
-            rest_n = torch.cat([rest_n, torch.randperm(len(pixel_NCHW), generator=generator)])
-        row_B, rest_n = rest_n[:batch_size], rest_n[batch_size:]
-        view_B = torch.randint(VIEWS[crops], (batch_size,), generator=generator)
-        yield cut_views(pixel_NCHW[row_B], crops, size)[torch.arange(batch_size), view_B]
+
+    def __init__(
+        self,
+        pixel_NCHW: Tensor,
+        size: int,
+        crops: Crops,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._pixel_NCHW = pixel_NCHW
+        self._size = size
+        self._crops: Crops = crops
+        self._batch_size = batch_size
+        self._generator = generator
+        self._rest_n = torch.empty(0, dtype=torch.long)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        count = self._batch_size
+        while len(self._rest_n) < count:
+            epoch_N = torch.randperm(len(self._pixel_NCHW), generator=self._generator)
+            self._rest_n = torch.cat([self._rest_n, epoch_N])
+        row_B, self._rest_n = self._rest_n[:count], self._rest_n[count:]
+        view_B = torch.randint(VIEWS[self._crops], (count,), generator=self._generator)
+        views = cut_views(self._pixel_NCHW[row_B], self._crops, self._size)
+        return views[torch.arange(count), view_B]
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next batches depend on."""
+        return {"rest_n": self._rest_n.clone(), "generator": self._generator.get_state()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._rest_n = state["rest_n"]
+        self._generator.set_state(state["generator"])
 
 
 def objective(found: Reconstruction, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,64 +133,74 @@ def objective(found: Reconstruction, image_BCHW: Tensor) -> tuple[Tensor, Tensor
     return error + found.codebook_loss + found.commitment_loss, error.detach()
 
 
-def train_tokenizer(
-    tokenizer: TrainableTokenizer,
-    batches: Iterator[Tensor],
-    config: TokenizerTrainingConfig,
-    *,
-    seed: int,
-    device: str,
-    metrics: MetricsSink,
-) -> dict[str, Any]:
-    """Train in place on uint8 batches; returns {"steps", "loss", "seconds", "codes_moved"}.
+class TokenizerTraining:
+    """Trains a tokenizer in place on uint8 batches; a `learner.resumable.Training`."""
 
-    Raises:
-        Diverged: loss, gradient or weights are not finite.
-    """
-    started = time.monotonic()
-    where = place(device)
-    tokenizer.to(where).train()
-    optimizer = build_adamw(config.optimizer, tokenizer)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "revival"))
-    revival = Revival(tokenizer.shape.vocab_size, config.revive_after, generator)
-    final = 0.0
-    for step in range(1, config.steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = config.optimizer.rate(step - 1, config.steps)
-        image_BCHW = normalise(next(batches).to(where))
-        found = tokenizer.reconstruct(image_BCHW)
+    def __init__(
+        self,
+        tokenizer: TrainableTokenizer,
+        batches: ImageBatches,
+        config: TokenizerTrainingConfig,
+        *,
+        seed: int,
+        device: str,
+    ) -> None:
+        self._device = place(device)
+        self._tokenizer = tokenizer.to(self._device).train()
+        self._batches = batches
+        self._config = config
+        self._optimizer = build_adamw(config.optimizer, tokenizer)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "revival"))
+        self.revival = Revival(tokenizer.shape.vocab_size, config.revive_after, generator)
+        self.steps_done = 0
+
+    def step(self) -> dict[str, float]:
+        """One update, then dead codes are moved; {"loss", "psnr", "usage", "grad_norm", "lr"}.
+
+        Raises:
+            Diverged: loss, gradient or weights are not finite.
+        """
+        rate = self._config.optimizer.rate(self.steps_done, self._config.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        image_BCHW = normalise(next(self._batches).to(self._device))
+        found = self._tokenizer.reconstruct(image_BCHW)
         loss, error = objective(found, image_BCHW)
-        final, norm = _update(tokenizer, optimizer, loss, config.optimizer, step)
-        revival.observe(found.token_BL)
-        revival.move(tokenizer, found.vector_nD)
+        final, norm = self._update(loss)
+        self.revival.observe(found.token_BL)
+        self.revival.move(self._tokenizer, found.vector_nD)
+        self.steps_done += 1
         psnr = 10 * math.log10(4 / max(float(error), 1e-9))  # pixels span 2
-        row = {"loss": final, "psnr": psnr, "grad_norm": norm, "usage": revival.usage}
-        metrics.post({"step": step, "time": time.time(), **row})
-    tokenizer.cpu().eval()
-    return {
-        "steps": config.steps,
-        "loss": final,
-        "seconds": time.monotonic() - started,
-        "codes_moved": revival.moved,
-    }
+        row = {"loss": final, "psnr": psnr, "usage": self.revival.usage}
+        return row | {"grad_norm": norm, "lr": rate}
 
+    def _update(self, loss: Tensor) -> tuple[float, float]:
+        """One clipped step down the gradient of `loss`; returns loss and norm of the gradient."""
+        self._optimizer.zero_grad()
+        loss.backward()
+        parameters = list(self._tokenizer.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.optimizer.clip)
+        self._optimizer.step()
+        found = torch.stack([loss.detach(), norm, largest(parameters)]).tolist()
+        remedy = self._config.optimizer.remedy(KEYS)
+        require_finite(self.steps_done + 1, dict(zip(NAMES, found, strict=True)), remedy)
+        return found[0], found[1]
 
-def _update(
-    tokenizer: TrainableTokenizer,
-    optimizer: torch.optim.AdamW,
-    loss: Tensor,
-    config: OptimizerConfig,
-    step: int,
-) -> tuple[float, float]:
-    """One clipped step down the gradient of `loss`; returns loss and norm of the gradient."""
-    optimizer.zero_grad()
-    loss.backward()
-    parameters = list(tokenizer.parameters())
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-    optimizer.step()
-    found = torch.stack([loss.detach(), norm, largest(parameters)]).tolist()
-    require_finite(step, dict(zip(NAMES, found, strict=True)), config.remedy(KEYS))
-    return found[0], found[1]
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self._tokenizer.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "revival": self.revival.state(),
+            "batches": self._batches.state(),
+        }
+
+    def restore(self, tensors: dict[str, Any], step: int) -> None:
+        """Go on after `step`, with the batches and the draws that come then."""
+        self._tokenizer.load_state_dict(tensors["tokenizer"])
+        self._optimizer.load_state_dict(tensors["optimizer"])
+        self.revival.restore(tensors["revival"])
+        self._batches.restore(tensors["batches"])
+        self.steps_done = step
 
 
 @torch.no_grad()

@@ -59,13 +59,18 @@ class ImageSource(ABC):
         chosen = self if limit is None else self.subset(_evenly(len(self), limit))
         return torch.cat(list(chosen.batches(256)))
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The settings that decide what pixels a file's content becomes."""
+        return decoding(self._config)
+
     def digest(self) -> str:
         """Sixteen hex digits of pixels and labels: of the images' contents, order and labels, the
         number of classes and how images are decoded; not of names or of where they are stored.
 
         Reads every image once, as their pixels do, without decoding it.
         """
-        facts = {"decoding": decoding(self._config), "classes": len(self.classes)}
+        facts = {"decoding": self.decoding, "classes": len(self.classes)}
         hasher = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for label, content in zip(self.label_N.tolist(), self.hashes(), strict=True):
             hasher.update(f"{label} {content}\n".encode())

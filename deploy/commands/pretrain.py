@@ -1,8 +1,12 @@
 """Train teacher and student by maximum likelihood on the tokens; before that, a tokenizer.
 
-Writes teacher.safetensors and student_before.safetensors into the run folder. A tokenizer that is
-trained (kind = "conv_vq") comes first, with --model tokenizer: it learns from the images and writes
+Writes teacher.safetensors and student_before.safetensors into the run folder, with metrics in
+pretrain_teacher.jsonl, pretrain_student.jsonl and TensorBoard. A tokenizer that is trained
+(kind = "conv_vq") comes first, with --model tokenizer: it learns from the images and writes
 tokenizer.safetensors and tokenizer.png, and `varkd tokenize` encodes with it.
+
+What was made from the same tokens and settings stays. Ctrl-C and SIGTERM store a snapshot, and
+--resume goes on from it to the same numbers.
 
 For example:
   varkd pretrain runs/cifar10
@@ -23,6 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="which one (default: both teacher and student)",
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the snapshot of a stopped training"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="train again what is there, finished or not"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,25 +40,34 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.held.enter_context(workspace.locked(arguments.command))
     from deploy.progress import console
     from deploy.stages import pretrain_model
+    from deploy.trained_tokenizer import pretrain_tokenizer
 
     target = console()
-    if arguments.model == "tokenizer":
-        from deploy.trained_tokenizer import pretrain_tokenizer
-
-        target.print(_sentence(pretrain_tokenizer(config, workspace, target)))
-        return 0
-    for which in ("teacher", "student"):
-        if arguments.model not in (which, "both"):
-            continue
-        facts = pretrain_model(config, workspace, which, target)
-        target.print(
-            f"{which}: {facts['parameters']:,} parameters, loss {facts['loss']:.3f} nats/token "
-            f"after {facts['steps']} steps in {facts['seconds']:.1f} s"
-        )
+    how = {"resume": arguments.resume, "restart": arguments.restart}
+    wanted = ("teacher", "student") if arguments.model == "both" else (arguments.model,)
+    for which in wanted:
+        if which == "tokenizer":
+            facts = pretrain_tokenizer(config, workspace, target, **how)
+        else:
+            facts = pretrain_model(config, workspace, which, target, **how)
+        if "cause" in facts:
+            target.print(
+                f"{which}: {facts['cause']} after step {facts['steps']}; `varkd pretrain "
+                f"{workspace.root} --model {arguments.model} --resume` goes on"
+            )
+            return 0
+        target.print(_trained(facts) if which == "tokenizer" else _pretrained(which, facts))
     return 0
 
 
-def _sentence(facts: dict[str, Any]) -> str:
+def _pretrained(which: str, facts: dict[str, Any]) -> str:
+    return (
+        f"{which}: {facts['parameters']:,} parameters, loss {facts['loss']:.3f} nats/token "
+        f"after {facts['steps']} steps in {facts['seconds']:.1f} s"
+    )
+
+
+def _trained(facts: dict[str, Any]) -> str:
     measured = {split: facts[split] for split in ("train", "test") if facts[split]}
     quality = ", ".join(f"{found['psnr']:.2f} dB on {split}" for split, found in measured.items())
     found = measured.get("test", measured["train"])

@@ -44,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     with cluster(config):
         warm_up(config)
         tokenize(config, workspace, target, local=True)
-        pretrain_model(config, workspace, "teacher", target)
-        pretrain_model(config, workspace, "student", target)
+        pretrain_model(config, workspace, "teacher", target, restart=True)
+        pretrain_model(config, workspace, "student", target, restart=True)
         target.print("placing ledger, buffer, weights, teacher, workers and learner")
         facts = distill(config, workspace, target, local=False, restart=True)
     wall = time.monotonic() - started
