@@ -12,7 +12,7 @@ from common.plan import DecodingConfig, ZipARConfig, zipar_plan
 from deploy.config import open_run
 from deploy.meter import decoding_bytes
 from deploy.sizing import skeleton
-from rollout.evaluate import sample_tokens
+from rollout.evaluate import sample_batches
 from rollout.sampler import SamplingConfig
 
 SPEC = SequenceSpec(vocab_size=24, length=30, grid=(5, 6), num_classes=3)
@@ -37,7 +37,7 @@ def test_samples_for_evaluation_follow_the_same_key(tiny):
     model = tiny("llamagen", spec=SPEC)
     label_N = torch.tensor([0, 1, 2])
     found = [
-        sample_tokens(model, label_N, sampling=sampling, batch_size=2, seed=0)
+        torch.cat(list(sample_batches(model, label_N, sampling=sampling, batch_size=2, seed=0)))
         for sampling in map(sampling_of, (None, 6, 2))
     ]
     assert torch.equal(found[0], found[1])
