@@ -47,8 +47,8 @@ class GateConfig(Config):
     """Rollouts on which survival_target sets tau; from then on tau stays."""
     control: Literal["none", "random", "truncate"] = "none"
     """Close as many slots as the gate would, but others. random: drawn at random; truncate: the
-    last ones of every suffix (as Fast OPD, arXiv 2602.15260). If a control does as well as the
-    gate, it is not confidence that helps."""
+    last ones of every suffix (as Fast OPD, arXiv 2602.15260), to a slot. If a control does as well
+    as the gate, it is not confidence that helps."""
     weight: Literal["entropy", "maxprob", "none"] = "entropy"
     """entropy: confidence is the weight; maxprob: the teacher's largest probability is; none:
     every open slot counts 1."""
@@ -213,14 +213,14 @@ def control(
     """As many open slots, over all ranks, as the gate leaves, chosen without the teacher.
 
     random draws every slot by image id, so neither ranks nor batches change it. truncate keeps
-    the first n slots of every sequence, with the least n that reaches the number.
+    the first n slots of every sequence, and one more of as many sequences, drawn by image id, as
+    make the number exact.
     """
     wanted = int(ranks.sum_(open_BL.sum().double()))
-    if config.control == "random":
-        score_BL = torch.stack([_uniforms(int(i), gated_BL.shape[1]) for i in batch.id_B])
-        score_BL = score_BL.to(gated_BL.device)
-    else:
-        score_BL = -gated_BL.cumsum(1).double()
+    score_BL = torch.stack([_uniforms(int(i), gated_BL.shape[1]) for i in batch.id_B])
+    score_BL = score_BL.to(gated_BL.device)
+    if config.control == "truncate":
+        score_BL = score_BL[:, :1] - gated_BL.cumsum(1)
     score_N = gather(ranks, score_BL, gated_BL)
     if not wanted:
         return open_BL
