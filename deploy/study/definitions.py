@@ -23,8 +23,9 @@ DEFINITIONS = {
     ),
     "95 % alone and joint": (
         "The first is the paired t-interval of one comparison taken by itself. The joint interval "
-        "is Bonferroni's (level 1 - 0.05/m for m comparisons): with 95 % all joint intervals "
-        "of all methods and baselines at that guidance cover at once; verdicts use it."
+        "is Bonferroni's (level 1 - 0.05/m for m comparisons): with 95 % all joint intervals of "
+        "all methods and baselines at the fixed guidance cover at once, and so do those at the "
+        "best guidance, but not both sets together; verdicts use it."
     ),
     "Half-width": (
         "Half of the joint interval: the smallest difference that these seeds could have told from "

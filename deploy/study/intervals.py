@@ -51,7 +51,7 @@ class Paired:
     alone: Estimate
     """Mean difference; the interval covers with 95 % if this is the only comparison made."""
     joint: Estimate
-    """The same mean; with 95 % all joint intervals of the family cover at once (Bonferroni)."""
+    """The same mean; with 95 % all joint intervals of one call of `compare` cover at once."""
     p_t: float | None
     """Two-sided paired t-test."""
     p_holm: float | None
