@@ -11,15 +11,18 @@ Shape letters: B sequences, L slots, n slots in the current step, C width, V voc
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from common.config import Config, validate
 from common.errors import InputError
 from common.guidance import Rule
 from common.plan import DecodePlan, DecodingConfig
 from common.plugins import PluginConfig
+from common.quantities import ClassesOrNone, Side, Tokens, Vocabulary
 from common.residual import ResidualQuantizer
 
 
@@ -43,10 +46,27 @@ class SequenceSpec:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "SequenceSpec":
-        rows, cols = values["grid"]
-        scales = tuple(int(side) for side in values.get("scales", ()))
-        return cls(**{**values, "grid": (int(rows), int(cols)), "scales": scales})
+    def from_dict(cls, values: Any) -> "SequenceSpec":
+        """The inverse of `as_dict`, for values from a file.
+
+        Raises:
+            InputError: a field is missing, of another type or size, or the scales don't add up.
+        """
+        spec = cls(**dict(validate(_SpecFields, values, source="the sequences' spec")))
+        if spec.scales and spec.length != sum(side**2 for side in spec.scales):
+            raise InputError(
+                f"the sequences' spec has length {spec.length} and scales {list(spec.scales)}, "
+                "whose squares add up to something else"
+            )
+        return spec
+
+
+class _SpecFields(Config):
+    vocab_size: Vocabulary
+    length: Tokens
+    grid: tuple[Tokens, Tokens]
+    num_classes: ClassesOrNone
+    scales: Annotated[tuple[Side, ...], Field(max_length=64)] = ()
 
 
 def require_same_spec(ours: SequenceSpec, theirs: SequenceSpec, *, us: str, them: str) -> None:

@@ -7,8 +7,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from common.backbone import Backbone, BackboneConfig, SequenceSpec
 from common.errors import InputError
-from common.official import Checkpoint, load
+from common.loading import below, load
+from common.official import FORMAT, Checkpoint
+from common.paths import require_file
 from common.plugins import make
-
-FORMAT = "varkd-1"
+from common.toml_tree import shortened
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -35,10 +36,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777  # as the umask has it
         write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        temporary.chmod(mode)  # safetensors lets nobody but the owner read
+        _flush(temporary)
         temporary.replace(path)
+        with suppress(OSError):  # the file is there; not every file system flushes folders
+            _flush(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     except SafetensorError as error:  # safetensors wraps the operating system's error
@@ -46,6 +51,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):  # never in place of what went wrong before it
             temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's contents, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
@@ -56,7 +70,7 @@ def unwritable(path: Path, error: OSError) -> InputError:
 
 def write_text(path: Path, text: str) -> None:
     def write(temporary: Path) -> None:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
 
@@ -72,17 +86,64 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote.
 
     Raises:
-        InputError: the file is missing, truncated, or not one of ours.
+        InputError: the file is missing, truncated, or not one of ours, or a number is not finite.
     """
-    try:
-        with safe_open(path, "pt") as handle:
-            header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+    header = _header(path)
     if header.pop("format", None) != FORMAT:
         raise InputError(f"{path}: no {FORMAT} header; this file was not written by varkd")
-    return tensors, {name: json.loads(value) for name, value in header.items()}
+    with reading_header(path):
+        metadata = {name: json.loads(value) for name, value in header.items()}
+    checkpoint = Checkpoint(path)
+    return dict(checkpoint.tensors(checkpoint.entries)), metadata
+
+
+@contextmanager
+def reading_header(path: Path) -> Iterator[None]:
+    """Makes one sentence of whatever a foreign or damaged header makes fail.
+
+    Raises:
+        InputError: names `path` and the reason.
+    """
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as e:
+        absent = f"no {e}" if isinstance(e, KeyError) else str(e) or type(e).__name__
+        raise InputError(
+            f"{path}: the header is damaged or another program's ({shortened(absent)}); make the "
+            "file again"
+        ) from None
+
+
+def fill(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give `module`, which may be on the meta device, the tensors that `path` held.
+
+    Raises:
+        InputError: other names, shapes or kinds of numbers than the module's.
+    """
+    own = module.state_dict()
+    expected, found = _kinds(own), _kinds(tensors)
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise InputError(
+                f"{path}: {name} is {found.get(name, 'absent')}, but the header means "
+                f"{expected.get(name, 'nothing of this name')}; make the file again"
+            )
+    cast = {name: value.to(own[name].dtype) for name, value in tensors.items()}
+    module.load_state_dict(cast, assign=True)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {
+        name: f"{list(value.shape)} {'' if value.is_floating_point() else 'whole '}numbers"
+        for name, value in tensors.items()
+    }
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -123,8 +184,9 @@ def is_ours(path: Path) -> bool:
     Raises:
         InputError: there is no such file.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give the path of a checkpoint")
+    if path.is_dir():
+        return False
+    require_file(path, "a checkpoint")
     if path.suffix != ".safetensors":
         return False
     return _header(path).get("format") == FORMAT
@@ -140,16 +202,20 @@ def load_backbone(path: Path, dtype: torch.dtype | None = None) -> tuple[Backbon
     return model.eval(), config
 
 
+def describe(path: Path) -> tuple[SequenceSpec, BackboneConfig]:
+    """What a stored backbone is, from its header alone."""
+    _, config, spec = _skeleton(path)
+    return spec, config
+
+
 def load_head(path: Path) -> tuple[nn.Linear, SequenceSpec, BackboneConfig]:
-    """Only the output head of a stored backbone, and what it belongs to.
+    """Only the output head of a stored backbone, in float32, and what it belongs to.
 
     The other tensors are never read: a learner needs no copy of its teacher.
     """
     model, config, spec = _skeleton(path)
     name = next(name for name, module in model.named_modules() if module is model.head)
-    names = {f"{name}.{part}": part for part in model.head.state_dict()}
-    state = {names[name]: value for name, value in Checkpoint(path).tensors(names)}
-    model.head.load_state_dict(state, assign=True)
+    load(model.head, Checkpoint(path), below(name), dtype=torch.float32)
     return model.head.requires_grad_(False), spec, config
 
 
@@ -158,13 +224,14 @@ def _skeleton(path: Path) -> tuple[Backbone, BackboneConfig, SequenceSpec]:
     header = _header(path)
     if "spec" not in header:
         raise InputError(f"{path}: holds no backbone; expected a file such as student.safetensors")
-    spec = SequenceSpec.from_dict(json.loads(header["spec"]))
-    config = make("common.backbones", json.loads(header["config"]))
-    with torch.device("meta"):
+    with reading_header(path), torch.device("meta"):
+        spec = SequenceSpec.from_dict(json.loads(header["spec"]))
+        config: BackboneConfig = make("common.backbones", json.loads(header["config"]))
         return config.build(spec), config, spec
 
 
 def _header(path: Path) -> dict[str, str]:
+    require_file(path, "a safetensors file")
     try:
         with safe_open(path, "pt") as handle:
             return handle.metadata() or {}

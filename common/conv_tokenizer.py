@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from common.config import UserPath
 from common.conv import GROUPS, ConvSizes, Decoder, Encoder
 from common.errors import InputError
-from common.official import Checkpoint, Rename, load
+from common.loading import Rename, load
+from common.official import Checkpoint
 from common.quantities import Depth, Vocabulary, Width
 from common.tokenizer import Tokenizer, TokenizerConfig
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone import Backbone, BackboneConfig, SequenceSpec, require_same_spec
-from common.checkpoint import is_ours, load_head
+from common.checkpoint import describe, is_ours, load_head
 from common.errors import InputError
-from common.official import Checkpoint, ignoring, load
+from common.loading import below, ignoring, load
+from common.official import Checkpoint
 from common.plugins import kinds, load_plugin
 from common.tokenizer import load_tokenizer
 
@@ -41,7 +42,7 @@ class ModelFile:
             InputError: another family, size, vocabulary, grid or class count; both are named.
         """
         if is_ours(self.path):
-            self._check_ours(*load_head(self.path)[1:])
+            self._check_ours(*describe(self.path))
         else:
             self._open()
 
@@ -73,20 +74,14 @@ class ModelFile:
             return head
         checkpoint = self._open()
         model = self._skeleton()
-        prefix = model.official.head
-        names = [f"{prefix}.{part}" for part in model.head.state_dict()]
-        state = {
-            name.removeprefix(f"{prefix}."): value
-            for name, value in checkpoint.tensors(names, torch.float32)
-        }
-        model.head.load_state_dict(state, assign=True)
+        load(model.head, checkpoint, below(model.official.head), dtype=torch.float32)
         return model.head.requires_grad_(False)
 
     def digest(self) -> str:
         """Sixteen hex digits of every tensor in the file; its other contents do not count."""
         checkpoint = Checkpoint(self.path, ema=self.ema)
         hasher = hashlib.blake2b(digest_size=8)
-        for name, value in checkpoint.tensors(sorted(checkpoint.entries)):
+        for name, value in checkpoint.tensors(sorted(checkpoint.entries), finite=False):
             hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             hasher.update(value.flatten().view(torch.uint8).numpy().data)
         return hasher.hexdigest()
@@ -102,6 +97,12 @@ class ModelFile:
             return self.architecture.build(self.spec)
 
     def _check_ours(self, spec: SequenceSpec, config: BackboneConfig) -> None:
+        if self.ema:
+            section = "teacher" if self.role == "models.teacher" else "learner"
+            raise InputError(
+                f"{section}.weights_ema asks for averaged weights, but {self.path} is a file of "
+                "varkd and holds one set; drop it, or choose a student_ema.safetensors"
+            )
         require_same_spec(self.spec, spec, us="the token dataset", them=str(self.path))
         if not config.same_network(self.architecture):
             ours, theirs = self.architecture.model_dump(), config.model_dump()

@@ -1,35 +1,35 @@
 """Checkpoints in the layouts of the official repositories, read safely and lean.
 
-`Checkpoint` knows names, shapes and types of a file without reading its values; `load` fills a
-module that was built on the meta device, a few per cent of the file at a time, so that the peak
-stays near the size of what is kept. Nothing but tensors is unpickled, with one exception that the
-official trainers need and that cannot run code: `argparse.Namespace` (backbones.md 1.5, 2, 4.2).
+`Checkpoint` knows names, shapes and types of a file without reading its values, which are then
+read a few per cent of the file at a time, so that the peak stays near the size of what is kept
+(common/loading.py). Nothing but tensors is unpickled (common/pickled.py).
 """
 
-import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import InputError
+from common.paths import require_file
+from common.pickled import follow, inspect
+from common.toml_tree import shortened
+from common.wrappers import plain_names
 
 TOP_LEVELS = ("model", "module", "state_dict")
 """Where the official samplers look, in this order, when a file is no bare state dict."""
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DDP and torch.compile leave on every name."""
 GROUP_SHARE = 0.05
 """Part of a file that is resident beside the copies that are kept."""
 SHOWN = 6
-
-Rename = Callable[[str], str | None]
-"""An official name to ours; None for entries that hold no weights."""
+FORMAT = "varkd-1"
+"""What our own safetensors files say in their header."""
+COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that stay as they are; what else a file has becomes float32."""
+NOT_FINITE = "values that are not finite"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Checkpoint:
         self.path = path
         self._file = _data_file(path)
         self._ema = ema
-        self._mapped = True
+        self._is_safetensors = self._file.suffix == ".safetensors"
+        self._mapped = self._is_safetensors or inspect(self._file)
         self._held: dict[str, Tensor] | None = None
         state = self._open()
         self.entries = {
@@ -70,20 +71,39 @@ class Checkpoint:
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def tensors(
-        self, names: Iterable[str], dtype: torch.dtype | None = None
+        self, names: Iterable[str], dtype: torch.dtype | None = None, *, finite: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        """Private copies of the named tensors, floating ones cast to `dtype`."""
+        """Private copies of the named tensors, floating ones cast to `dtype`.
+
+        Raises:
+            InputError: one holds a NaN or an infinity, before or after the cast, unless `finite`
+                is false; or is larger than the whole file.
+        """
         groups = self._groups(list(names)) if self._mapped else [list(names)]
         for group in groups:
             state = self._open()  # a fresh mapping: the pages of the last one are given back
             self._held = None
             for name in group:
+                self._require_stored(name)
                 value = state.pop(name)
                 wanted = dtype if dtype and value.is_floating_point() else value.dtype
                 copied = torch.empty(value.shape, dtype=wanted)
-                yield name, copied.copy_(value)
+                copied.copy_(value)
+                if finite and not is_finite(copied):
+                    held = f"values that do not fit {wanted}" if is_finite(value) else NOT_FINITE
+                    raise InputError(f"{self.path}: {name} holds {held}; choose another file")
+                yield name, copied
                 del value, copied
             del state
+
+    def _require_stored(self, name: str) -> None:
+        """Strides of 0 make anything out of one number."""
+        size, stored = self.entries[name].bytes, self._file.stat().st_size
+        if size > stored:
+            raise InputError(
+                f"{self.path}: {name} claims {size} bytes, but the file has {stored}; expected "
+                "weights that are stored one by one"
+            )
 
     def _groups(self, names: list[str]) -> Iterator[list[str]]:
         limit = GROUP_SHARE * sum(entry.bytes for entry in self.entries.values())
@@ -101,130 +121,45 @@ class Checkpoint:
     def _open(self) -> dict[str, Tensor]:
         if self._held is not None:
             return self._held
-        if self._file.suffix == ".safetensors":
-            return _plain_names(_open_safetensors(self._file))
-        loaded, self._mapped = _unpickle(self._file)
-        state = _plain_names(_find_state(loaded, self._file, ema=self._ema))
+        if self._is_safetensors:
+            state, is_ours = _open_safetensors(self._file)
+            if is_ours and self._ema:
+                raise InputError(
+                    f"{self.path}: a file of varkd holds one set of weights, so there is no "
+                    "average beside it; drop weights_ema, or choose student_ema.safetensors"
+                )
+            if is_ours:
+                return state
+            return plain_names(_section(state, self._file, ema=self._ema), self._file)
+        loaded = follow(self._file, mapped=self._mapped)
+        state = plain_names(_find_state(loaded, self._file, ema=self._ema), self._file)
         if not self._mapped:
-            self._held = state  # an old-style file cannot be mapped: it was read whole
+            self._held = state  # an old-style file was read whole
         return state
 
 
-def load(
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    rename: Rename,
-    *,
-    given: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Fill `module` (on the meta device) from an official file, strictly.
-
-    `given` holds entries of the module that the file does not have by design. Parameters are cast
-    to `dtype`; buffers keep their type.
-
-    Raises:
-        InputError: names are missing or unexpected, or shapes differ; nothing was read yet.
-    """
-    given = dict(given or {})
-    wanted = {name: tuple(v.shape) for name, v in module.state_dict().items() if name not in given}
-    source = {ours: name for name in checkpoint.entries if (ours := rename(name)) is not None}
-    require_names(checkpoint.path, set(wanted), {o: source[o] for o in source})
-    for ours, name in source.items():
-        if checkpoint.entries[name].shape != wanted[ours]:
-            raise InputError(
-                f"{checkpoint.path}: {name} has shape {list(checkpoint.entries[name].shape)}, "
-                f"expected {list(wanted[ours])}; check the model's sizes and the image size"
-            )
-    names = {name: ours for ours, name in source.items()}
-    parameters = {name for name, _ in module.named_parameters()}
-    cast = [name for name, ours in names.items() if ours in parameters]
-    kept = [name for name, ours in names.items() if ours not in parameters]
-    for chosen, wanted_dtype in ((cast, dtype), (kept, None)):
-        for name, value in checkpoint.tensors(chosen, wanted_dtype):
-            module.load_state_dict({names[name]: value}, strict=False, assign=True)
-    module.load_state_dict(given, strict=False, assign=True)
+def is_finite(value: Tensor) -> bool:
+    """Whether it has no NaN and no infinity, in one pass and without a copy."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    low, high = torch.aminmax(value if value.dtype in COMPUTED else value.double())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def require_names(path: Path, wanted: set[str], found: Mapping[str, str]) -> None:
-    """Refuse a file whose names differ from `wanted`; `found` maps ours to the file's.
-
-    Raises:
-        InputError: with the lists of what is missing and what is unexpected.
-    """
-    missing = sorted(wanted - set(found))
-    unexpected = sorted(found[name] for name in set(found) - wanted)
-    if missing or unexpected:
-        parts = [
-            f"{label} {_some(names)}"
-            for label, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        raise InputError(
-            f"{path}: not the expected weights: {'; '.join(parts)}; check the model's sizes"
-        )
-
-
-def ignoring(*patterns: str) -> Rename:
-    """Keep official names as they are, without the entries that match a pattern."""
-
-    def rename(name: str) -> str | None:
-        return None if any(fnmatchcase(name, pattern) for pattern in patterns) else name
-
-    return rename
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def _data_file(path: Path) -> Path:
     """The file itself, or the whole state dict in an FSDP trainer's folder."""
-    if not path.exists():
-        raise InputError(f"{path}: no such checkpoint; give the path of a downloaded file")
     if path.is_dir():
         inner = path / "consolidated.pth"
         if not inner.exists():
             raise InputError(f"{path}: a folder without consolidated.pth; give the file itself")
         return inner
+    require_file(path, "a checkpoint")
     return path
-
-
-def _unpickle(path: Path) -> tuple[Any, bool]:
-    """The file's content with tensors mapped from disk, and whether that was possible."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise _unreadable(path, error) from None
-        except UnpicklingError as error:
-            raise _unsafe(path, error) from None
-        except (OSError, EOFError, ValueError, KeyError) as error:
-            raise _unreadable(path, error) from None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True), False
-        except UnpicklingError as error:
-            raise _unsafe(path, error) from None
-        except (OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
-            raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"{path}: not a readable checkpoint ({reason}); download it again")
-
-
-def _unsafe(path: Path, error: UnpicklingError) -> InputError:
-    text = str(error)
-    if "Unsupported global" not in text and "Unsupported class" not in text:
-        return _unreadable(path, ValueError(text.splitlines()[0] if text else "damaged"))
-    name = text.partition("GLOBAL ")[2].split()[0] if "GLOBAL " in text else "another object"
-    return InputError(
-        f"{path}: a pickle that wants {name}, which could run code: refused; save only its state "
-        "dict, or convert it to safetensors"
-    )
 
 
 def _find_state(loaded: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
@@ -237,9 +172,11 @@ def _find_state(loaded: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
                 return loaded[key]
         if _is_state(loaded) and not ema:
             return loaded
-    keys = sorted(map(str, loaded)) if isinstance(loaded, dict) else [type(loaded).__name__]
+    keys = [type(loaded).__name__]
+    if isinstance(loaded, dict):
+        keys = sorted(shortened(k) for k in loaded if isinstance(k, str)) or ["nothing by name"]
     wanted = "ema" if ema else "a bare state dict, or one under " + ", ".join(TOP_LEVELS)
-    raise InputError(f"{path}: found {_some(keys)} at the top level, expected {wanted}")
+    raise InputError(f"{path}: found {some(keys)} at the top level, expected {wanted}")
 
 
 def _is_state(value: Any) -> bool:
@@ -250,16 +187,28 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _open_safetensors(path: Path) -> dict[str, Tensor]:
+def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """All tensors, mapped from disk, and whether the file describes itself as ours."""
     try:
         with safe_open(path, "pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return state, (handle.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from None
 
 
-def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return dict(state)
+def _section(state: dict[str, Tensor], path: Path, *, ema: bool) -> dict[str, Tensor]:
+    """The part of a flat file that is meant, where names begin with a trainer's top level."""
+    heads = {name.partition(".")[0] for name in state}
+    if ema and "ema" not in heads:
+        raise InputError(
+            f"{path}: weights_ema asks for averaged weights, but no name begins with ema.; drop "
+            "weights_ema, or choose a file that has them"
+        )
+    if "ema" in heads and heads <= {"ema", *TOP_LEVELS}:
+        wanted = "ema" if ema else next(key for key in TOP_LEVELS if key in heads)
+    elif ema:
+        wanted = "ema"
+    else:
+        return state
+    return {n.partition(".")[2]: v for n, v in state.items() if n.startswith(f"{wanted}.")}

@@ -53,6 +53,22 @@ def absolute(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def require_file(path: Path, what: str) -> None:
+    """Refuse what is no regular file, which reading could wait for or never end.
+
+    Raises:
+        InputError: nothing is there, or a folder, a pipe or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the path of {what}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {refusal(error)}; expected {what}") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is {_kind(mode)}; expected {what}")
+
+
 def read_text(path: Path, what: str, *, limit: int = TEXT_BYTES) -> str:
     """A small text file in UTF-8; never waits for a pipe and never reads a device.
 

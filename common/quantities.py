@@ -27,6 +27,7 @@ Vocabulary = Annotated[int, Field(ge=1, le=2**20)]
 CodesOrAll = Annotated[int, Field(ge=0, le=2**20)]
 """The most likely codes; 0 means all."""
 Classes = Annotated[int, Field(ge=1, le=10**6)]
+ClassesOrNone = Annotated[int, Field(ge=0, le=10**6)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 """Pixels or codes along one side of an image."""
 Width = Annotated[int, Field(ge=1, le=2**16)]

@@ -9,7 +9,6 @@ that was damaged later is found out.
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from common.checkpoint import unwritable
 from common.errors import InputError, RunFailed
+from common.pickled import read_pickle
 
 FORMAT = "varkd-snapshot-1"
 TENSORS = "tensors.pt"
@@ -114,9 +114,9 @@ class Snapshots:
         """
         facts, path = self.verify(step), self.folder(step) / TENSORS
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-            raise _damaged(path, "no tensors of ours") from None
+            tensors = read_pickle(path)
+        except InputError as error:
+            raise _damaged(path, f"no tensors of ours ({error})") from None
         if not isinstance(tensors, dict):
             raise _damaged(path, "no tensors of ours")
         if name := self._not_finite(tensors):

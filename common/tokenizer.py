@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.backbone import SequenceSpec
-from common.checkpoint import load_tensors, save_tensors
+from common.checkpoint import fill, load_tensors, reading_header, save_tensors
+from common.config import Config, validate
 from common.errors import InputError
 from common.plugins import PluginConfig, make
+from common.quantities import Side
 from common.residual import ResidualQuantizer
 
 
@@ -164,14 +166,25 @@ def save_tokenizer(
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Rebuild what `save_tokenizer` stored."""
+    """Rebuild what `save_tokenizer` stored.
+
+    Raises:
+        InputError: the file is missing, damaged, no tokenizer, or contradicts itself.
+    """
     tensors, metadata = load_tensors(path)
     if "image" not in metadata:
         raise InputError(f"{path}: holds no tokenizer; run `varkd tokenize` first")
-    config: TokenizerConfig = make("common.tokenizers", metadata["config"])
-    tokenizer = config.build(**metadata["image"])
-    tokenizer.load_state_dict(tensors)
+    with reading_header(path), torch.device("meta"):
+        config: TokenizerConfig = make("common.tokenizers", metadata["config"])
+        shape = validate(_ImageShape, metadata["image"], source="the images' shape")
+        tokenizer = config.build(size=shape.size, channels=shape.channels)
+    fill(path, tokenizer, tensors)
     return tokenizer.eval()
+
+
+class _ImageShape(Config):
+    size: Side
+    channels: Literal[1, 3]
 
 
 def decode_all(tokenizer: Tokenizer, token_NL: Tensor, *, batch_size: int = 256) -> Tensor:

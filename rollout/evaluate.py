@@ -9,7 +9,6 @@ Shape letters: N images, L slots.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 from urllib.error import URLError
 
@@ -20,6 +19,7 @@ from common.backbone import Backbone
 from common.config import Config, UserPath
 from common.errors import InputError
 from common.ledger import derive_seed
+from common.pickled import read_pickle
 from common.quantities import Batch, Count, CountOrNone, Side
 from rollout.features import Classifier, ClassifierConfig, as_rgb, load_classifier
 from rollout.sampler import SamplingConfig, decode, noise
@@ -162,14 +162,9 @@ def _extractor(config: EvaluateConfig, classifier: Path | None) -> dict[str, Any
 def _require_plain_weights(path: Path) -> None:
     """torch-fidelity unpickles this file freely, so first make sure that it is only tensors."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"evaluate.inception_weights: {path} cannot be read: {error}") from None
-    except UnpicklingError as error:
-        raise InputError(
-            f"evaluate.inception_weights: {path} is a pickle with more than tensors in it, which "
-            f"could run code: refused ({str(error).splitlines()[0]})"
-        ) from None
+        read_pickle(path)
+    except InputError as error:
+        raise InputError(f"evaluate.inception_weights: {error}") from None
 
 
 def _register() -> None:

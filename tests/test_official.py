@@ -137,7 +137,7 @@ def test_a_pickle_that_wants_more_is_refused_with_a_sentence(published, tmp_path
     _, state, refer = published
     path = tmp_path / "evil.pt"
     torch.save({"model": state, "extra": Malice()}, path)
-    with pytest.raises(InputError, match=r"evil\.pt: a pickle that wants .*print.*refused"):
+    with pytest.raises(InputError, match=r"evil\.pt: holds code.* run builtins.print"):
         refer(path).load()
     assert "never" not in capsys.readouterr().out
     path.write_bytes(path.read_bytes()[:500])

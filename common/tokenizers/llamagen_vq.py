@@ -20,7 +20,7 @@ from common.codebook import Codebook
 from common.conv import ConvSizes
 from common.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from common.errors import InputError
-from common.official import ignoring
+from common.loading import ignoring
 from common.quantities import Weight, Width
 from common.tokenizer import Reconstruction, Tokenizer
 

@@ -19,7 +19,8 @@ from common.backbone import SequenceSpec
 from common.conv import GROUPS, ConvSizes
 from common.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from common.errors import InputError
-from common.official import Checkpoint, load
+from common.loading import load
+from common.official import Checkpoint
 from common.quantities import Depth, Side, Vocabulary, Width
 from common.residual import ResidualQuantizer
 from common.tokenizer import MultiscaleTokenizer, Tokenizer, multiscale_shape
