@@ -8,8 +8,9 @@ Shape letters: A variants of an image, L slots (the files' T), n rows of a part,
 
 import copy
 import os
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor
 
 from common.backbone import SequenceSpec
+from common.data.config import MOST_CLASSES
+from common.data.contents import Reading, content_hash
+from common.data.listing import is_hidden, printable
 from common.errors import InputError
 from common.tokens import TokensConfig
 
@@ -46,17 +50,38 @@ class Codes(ABC):
         part._items = self._items[rows.start : rows.stop]
         return part
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """(token_nAL, label_n), both int64.
+    def files(self) -> Sequence[Path]:
+        return [file for item in self._items for file in self._files(item)]
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """(where, hash of tokens and label) of every image."""
+        for item in self._items:
+            token_AL, label = self._row(item)
+            yield printable(self._files(item)[0]), _row_hash(token_AL, label)
+
+    def read(self, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
+        """(token_nAL, label_n), both int64; `reading` collects what they were read from.
 
         Raises:
             InputError: a file is missing or damaged, has another shape or type than the first, or
                 holds a token or a label out of range; the message names the file.
         """
+        reading = Reading() if reading is None else reading
+
+        def read(item: Any) -> tuple[np.ndarray, int]:
+            for file in self._files(item):
+                reading.opens(file)
+            return self._row(item)
+
         with ThreadPoolExecutor(READERS) as pool:
-            rows = list(pool.map(self._row, self._items))
+            rows = list(pool.map(read, self._items))
+        reading.hashes += [_row_hash(*row) for row in rows]
         token_nAL = torch.from_numpy(np.stack([token_AL for token_AL, _ in rows]))
         return token_nAL, torch.tensor([label for _, label in rows])
+
+    @abstractmethod
+    def _files(self, item: Any) -> list[Path]:
+        """Where one image's tokens and label lie."""
 
     @abstractmethod
     def _row(self, item: Any) -> tuple[np.ndarray, int]:
@@ -76,8 +101,10 @@ class Codes(ABC):
         return array
 
     def _label(self, file: Path, label: int) -> int:
-        if label < 0 or (self._classes is not None and label >= self._classes):
-            limit = "at least 0" if label < 0 else f"below tokens.classes {self._classes}"
+        most = MOST_CLASSES if self._classes is None else self._classes
+        if not 0 <= label < most:
+            named = "" if self._classes is None else "tokens.classes "
+            limit = "at least 0" if label < 0 else f"below {named}{most}"
             raise InputError(f"{file}: label {label}, expected one {limit}; correct one of them")
         return label
 
@@ -119,6 +146,9 @@ class LlamaGenCodes(Codes):
         self.variants = sum(each)
         self.name = ", ".join(str(folder) for folder in self._codes)
 
+    def _files(self, item: int) -> list[Path]:
+        return [folder / f"{item}.npy" for folder in [*self._codes, *self._labels]]
+
     def _row(self, item: int) -> tuple[np.ndarray, int]:
         shape = (1, self._each, self._shape.length)
         token_PAL = [self._tokens(folder / f"{item}.npy", shape)[0] for folder in self._codes]
@@ -134,7 +164,9 @@ class ArpgCodes(Codes):
 
     def __init__(self, config: TokensConfig, shape: SequenceSpec) -> None:
         path = _existing(config.paths[0])
-        folders = [entry for entry in path.iterdir() if entry.is_dir()]
+        folders = [
+            entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name)
+        ]
         for folder in folders:
             if not _is_number(folder.name):
                 raise InputError(f"{folder}: no class number; expected {path}/<class number>/*.npy")
@@ -147,6 +179,10 @@ class ArpgCodes(Codes):
         folder, name = self._items[0]
         self.variants = self._first(folder / name, leading=())
         self.name = str(path)
+
+    def _files(self, item: tuple[Path, str]) -> list[Path]:
+        folder, name = item
+        return [folder / name]
 
     def _row(self, item: tuple[Path, str]) -> tuple[np.ndarray, int]:
         folder, name = item
@@ -205,7 +241,11 @@ def _names_in(folder: Path) -> list[str]:
         InputError: there are none.
     """
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.endswith(".npy"))
+        names = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.endswith(".npy") and not is_hidden(entry.name)
+        )
     if not names:
         raise InputError(f"{folder}: holds no .npy files; remove the folder or download it again")
     return names
@@ -230,13 +270,23 @@ def _label_in(file: Path) -> int:
     return int(array[0])
 
 
+def _row_hash(token_AL: np.ndarray, label: int) -> str:
+    return content_hash(token_AL.tobytes(), str(label).encode())
+
+
 def _load(file: Path) -> np.ndarray:
-    """An array of integers, as int64; never unpickles."""
+    """An array of integers, as int64; never unpickles, and holds no more than the file does."""
     try:
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe may never end
+            raise InputError(f"{file}: is no regular file; extract it again")
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, OverflowError, TypeError) as error:
         raise InputError(f"{file}: not a readable .npy array: {error}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         found = getattr(array, "dtype", "an archive")
         raise InputError(f"{file}: holds {found}, expected integers; extract it again")
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        raise InputError(f"{file}: holds {array.max()}, which is neither token nor label")
     return array.astype(np.int64)

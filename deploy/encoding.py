@@ -15,10 +15,12 @@ from torch import Tensor
 from common.checkpoint import state_digest
 from common.codes import Codes
 from common.crops import VIEWS, Crops, cut_views
+from common.data.contents import Contents, Reading
 from common.device import place
+from common.errors import InputError
 from common.images import ImageSource
 from common.tokenizer import load_tokenizer
-from common.tokens import TokenHeader, write_tokens
+from common.tokens import TokenHeader, count_images, read_header, write_tokens
 
 BATCH = 64
 """Images that are decoded together."""
@@ -38,6 +40,19 @@ class ImagesPart:
         return len(self.source)
 
 
+def outdated(part: ImagesPart) -> str | None:
+    """Why a part that is there has to be made again, with the name of what differs; else None."""
+    try:
+        facts = read_header(part.path).facts
+        if count_images(part.path) != len(part):
+            return "it has another number of images"
+    except InputError as error:
+        return str(error)
+    if "contents" not in facts:
+        return "it does not say what it was made of"
+    return Contents.from_dict(facts["contents"]).difference(part.source)
+
+
 class Encoder:
     """Holds the tokenizer on its device and makes one part after the other."""
 
@@ -52,25 +67,32 @@ class Encoder:
         Raises:
             InputError: an image or a file of codes is bad, or the part cannot be written.
         """
+        reading = Reading()
         if isinstance(part.source, Codes):
-            token_nAL, label_n = part.source.read()
-            facts = {"squared_error": 0.0, "pixels": 0}
+            token_nAL, label_n = part.source.read(reading)
+            facts: dict[str, Any] = {"squared_error": 0.0, "pixels": 0}
         else:
-            token_nAL, facts = self._encode(part.source, part, watch)
+            token_nAL, facts = self._encode(part.source, part, reading, watch)
             label_n = part.source.label_N
-        facts["largest_label"] = int(label_n.max())
+        facts["labels"] = label_n.unique().tolist()
+        facts["contents"] = reading.contents().as_dict()
+        facts["notes"] = dict(reading.notes)
         shape = self._tokenizer.shape
         header = TokenHeader(shape, (), self._digest, token_nAL.shape[1], facts)
         write_tokens(part.path, header, [(token_nAL, label_n)])
 
     @torch.no_grad()
     def _encode(
-        self, source: ImageSource, part: ImagesPart, watch: Callable[[int], None]
+        self,
+        source: ImageSource,
+        part: ImagesPart,
+        reading: Reading,
+        watch: Callable[[int], None],
     ) -> tuple[Tensor, dict[str, Any]]:
         """token_nAL, and the reconstruction error of the first batch's first views."""
         tokens: list[Tensor] = []
         facts: dict[str, Any] = {}
-        for pixel_BCHW in source.batches(BATCH):
+        for pixel_BCHW in source.batches(BATCH, reading):
             watch(sum(len(token) for token in tokens))
             pixel_BACSS = cut_views(pixel_BCHW, part.crops, part.size)
             token_BL = self._tokenizer.encode(pixel_BACSS.flatten(0, 1).to(self._device)).cpu()

@@ -4,7 +4,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,24 @@ from common.backbone import SequenceSpec
 from common.checkpoint import state_digest
 from common.codes import Codes, open_codes
 from common.crops import Crops, source_side
+from common.data.source import decoding
 from common.errors import InputError
 from common.images import ImageSource, open_images
 from common.ledger import derive_seed
 from common.tokenizer import Tokenizer, TrainableTokenizerConfig, save_tokenizer
 from common.tokens import TokenHeader, TokensConfig
 from deploy.config import RunConfig, Workspace
-from deploy.encoding import BATCH, Encoder, ImagesPart
+from deploy.encoding import BATCH, Encoder, ImagesPart, outdated
 from deploy.parts import Job, Pool, join, parts_folder
 from deploy.trained_tokenizer import load_trained
+
+DONE = {
+    "transparent": " (shown on {background})",
+    "turned upright": " (images.exif)",
+    "of 16 bits": " (scaled to 8)",
+    "of several frames": " (the first was taken)",
+}
+"""How the notes of `common.data.pixels` are told."""
 
 
 def tokenize(
@@ -46,27 +57,34 @@ def tokenize(
     target.print(f"tokenizer: {config.tokenizer.kind}, for {len(train)} training images")
     trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
     tokenizer = load_trained(config, workspace) if trained else _fit(config)
-    parts = {"train": _plan(config, workspace.train_tokens, train, tokenizer)}
+    splits = [_plan(config, "train", workspace.train_tokens, train, tokenizer)]
     if test is not None:
-        parts["test"] = _plan(config, workspace.test_tokens, test, tokenizer)
-    stored = parts["train"][0].path.with_name("tokenizer.safetensors")
+        splits.append(_plan(config, "test", workspace.test_tokens, test, tokenizer))
+    stored = splits[0].parts[0].path.with_name("tokenizer.safetensors")
     _save(stored, tokenizer, config)
-    every_part = [part for split in parts.values() for part in split]
+    every_part = [part for split in splits for part in split.parts]
+    _drop_leftovers(every_part, target)
     headers = _job(config, stored, local).finish(every_part, target, _numbers)
-    made = [headers[part.path] for part in parts["train"]]
+    made = [headers[part.path] for part in splits[0].parts]
     classes = _classes(train, test, config.tokens, made)
-    spec = tokenizer.spec(len(classes))
-    for split, path in (("train", workspace.train_tokens), ("test", workspace.test_tokens)):
-        if split in parts:
-            first = headers[parts[split][0].path]
-            header = TokenHeader(spec, classes, first.tokenizer, first.variants)
-            join(path, header, parts[split])
+    for split in splits:
+        _join(split, headers, tokenizer.spec(len(classes)), classes, config, target)
     if not trained:  # else the file is there, with the facts of its training
         _save(workspace.tokenizer, tokenizer, config)
     workspace.keep_config(config)
-    for path in (workspace.train_tokens, workspace.test_tokens):
-        shutil.rmtree(parts_folder(path), ignore_errors=True)
+    for split in splits:
+        shutil.rmtree(parts_folder(split.path), ignore_errors=True)
     return {"images": len(train), "variants": made[0].variants, "psnr": psnr(made)}
+
+
+@dataclass(frozen=True)
+class PlannedSplit:
+    """A token file and the parts that it is made of."""
+
+    name: str
+    path: Path
+    source: ImageSource | Codes
+    parts: list[ImagesPart]
 
 
 def _say_what_was_read(target: Console, *sources: ImageSource | Codes | None) -> None:
@@ -74,6 +92,47 @@ def _say_what_was_read(target: Console, *sources: ImageSource | Codes | None) ->
         if isinstance(source, ImageSource):
             for line in source.found.lines(source.name):
                 target.print(line, markup=False, soft_wrap=True)
+
+
+def _drop_leftovers(parts: list[ImagesPart], target: Console) -> None:
+    """Remove what a killed command left half-written, and parts of what is another image now."""
+    for folder in {part.path.parent for part in parts}:
+        for half in [*folder.glob(".*.tmp"), *folder.parents[1].glob(".*.parquet.*.tmp")]:
+            half.unlink(missing_ok=True)
+    for part in parts:
+        reason = outdated(part) if part.path.exists() else None
+        if reason is not None:
+            target.print(f"making {part.path.name} again: {reason}", markup=False, soft_wrap=True)
+            part.path.unlink()
+
+
+def _join(
+    split: PlannedSplit,
+    headers: Mapping[Path, TokenHeader],
+    spec: SequenceSpec,
+    classes: tuple[str, ...],
+    config: RunConfig,
+    target: Console,
+) -> None:
+    """One file of all parts, which says what was read, left out and done to pixels."""
+    made = [headers[part.path] for part in split.parts]
+    notes: Counter[str] = Counter()
+    hashes: list[str] = []
+    for header in made:
+        notes.update(header.facts["notes"])
+        hashes += header.facts["contents"]["hashes"]
+    source, facts = split.source, {"pixels": dict(notes)}
+    if isinstance(source, ImageSource):
+        identity = source.identity(hashes)
+        facts |= {"images": source.found.as_dict(), "digest": identity}
+    header = TokenHeader(spec, classes, made[0].tokenizer, made[0].variants, facts)
+    join(split.path, header, split.parts)
+    if notes:
+        told = ", ".join(
+            f"{count:,} {note}{DONE[note].format(background=config.images.background)}"
+            for note, count in sorted(notes.items())
+        )
+        target.print(f"{split.name} images: {told}", markup=False, soft_wrap=True)
 
 
 def _open_train(config: RunConfig, shape: SequenceSpec) -> ImageSource | Codes:
@@ -92,7 +151,9 @@ def _open_test(config: RunConfig) -> ImageSource | None:
 
 def _require_same_classes(train: ImageSource, test: ImageSource) -> None:
     """The last classes may lack held-out images: then Parquet does not show them."""
-    if test.classes != train.classes[: len(test.classes)]:
+    names, held_out = train.classes[: len(test.classes)], test.classes
+    numbers = tuple(str(label) for label in range(len(held_out)))  # files without names
+    if (held_out not in (names, numbers) and names != numbers) or len(names) < len(held_out):
         raise InputError(
             f"{test.name}: its {len(test.classes)} classes are not those of {train.name}, which "
             f"has {len(train.classes)}; give both the same class folders or labels"
@@ -119,16 +180,21 @@ def _save(path: Path, tokenizer: Tokenizer, config: RunConfig) -> None:
 
 
 def _plan(
-    config: RunConfig, path: Path, source: ImageSource | Codes, tokenizer: Tokenizer
-) -> list[ImagesPart]:
-    """Cut a split into parts, in a folder named after all that decides what they hold."""
+    config: RunConfig,
+    name: str,
+    path: Path,
+    source: ImageSource | Codes,
+    tokenizer: Tokenizer,
+) -> PlannedSplit:
+    """Cut a split into parts, in a folder named after all that decides what they hold, but for the
+    images themselves: a part says of which it was made."""
     tokens, rows = config.tokens, len(source)
-    crops: Crops = tokens.crops if path.stem == "train" else "center"
-    deciding = {"kind", "paths", "classes", "crops", "crop_range", "part_images"}
+    crops: Crops = tokens.crops if name == "train" else "center"
     facts = {
         "tokenizer": state_digest(tokenizer),
-        "images": config.images.model_dump(mode="json"),
-        "tokens": tokens.model_dump(mode="json", include=deciding),
+        "decoding": decoding(config.images),
+        "tokens": tokens.model_dump(mode="json", include={"kind", "crop_range", "part_images"}),
+        "crops": crops,
         "rows": rows,
     }
     hasher = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -136,7 +202,7 @@ def _plan(
         hasher.update(source.label_N.numpy().tobytes())
     folder = parts_folder(path) / hasher.hexdigest()[:16]
     starts = range(0, rows, tokens.part_images)
-    return [
+    parts = [
         ImagesPart(
             folder / f"part-{number:05d}.parquet",
             source.subset(range(start, min(start + tokens.part_images, rows))),
@@ -145,6 +211,7 @@ def _plan(
         )
         for number, start in enumerate(starts)
     ]
+    return PlannedSplit(name, path, source, parts)
 
 
 def _job(config: RunConfig, tokenizer_file: Path, local: bool) -> Job:
@@ -186,7 +253,14 @@ def _classes(
     """Names of the classes; codes have only numbers."""
     if isinstance(train, ImageSource):
         return train.classes
-    count = tokens.classes or max(header.facts["largest_label"] for header in made) + 1
+    seen = {label for header in made for label in header.facts["labels"]}
+    count = tokens.classes or max(seen) + 1
+    gap = next((label for label in range(count) if label not in seen), None)
+    if gap is not None and tokens.classes is None:
+        raise InputError(
+            f"{train.name}: no image has label {gap}, but labels go up to {max(seen)}; set "
+            f"tokens.classes={count} if classes without images are meant"
+        )
     if test is not None and len(test.classes) > count:
         raise InputError(
             f"{test.name}: has {len(test.classes)} classes, but the codes {train.name} have "

@@ -139,13 +139,13 @@ KMEANS = "tokenizer={kind='patch_kmeans',patch=4,vocab_size=8}"
     [
         ("", "tokens.crops=flip"),
         ("", "tokens.part_images=6"),
-        ("", "images.train=other"),
+        ("", "images.background=black"),
+        ("", "images.exif=ignore"),
         (KMEANS, "images.channels=1"),
         (KMEANS, "seed=1"),
     ],
 )
 def test_parts_of_another_config_are_not_taken(photos, quiet, tokenizer, change):
-    draw_photos(photos / "other", seed=1)
     base = [tokenizer] if tokenizer else []
     config, workspace = opened(photos, "run", *base)
     sealed = photos / "run" / "tokens" / "train.parquet"
@@ -196,8 +196,8 @@ def test_a_bad_image_met_by_an_actor_is_exit_code_2(ray_cluster, photos, capsys)
 @pytest.mark.ray
 def test_resources_that_no_node_has_are_refused(ray_cluster, photos, quiet, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    config, workspace = opened(photos, "run", "tokens.gpus=1000")
-    with pytest.raises(InputError, match=r"tokens\.gpus is 1000, but the cluster has"):
+    config, workspace = opened(photos, "run", "tokens.gpus=60")
+    with pytest.raises(InputError, match=r"tokens\.gpus is 60, but the cluster has"):
         tokenize(config, workspace, quiet, local=False)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from common.data.classes import assign, in_order
 from common.data.config import ImagesConfig, Split
+from common.data.contents import Reading
 from common.data.listing import (
     Findings,
     entries,
@@ -88,8 +89,12 @@ class FolderImages(EncodedImages):
         left_out = str(self.found.left_out)
         return f"left out were {left_out}; " if left_out else ""
 
-    def _encoded(self) -> Iterator[tuple[str, bytes]]:
+    def files(self) -> Sequence[Path]:
+        return self._files
+
+    def _encoded(self, reading: Reading) -> Iterator[tuple[str, bytes]]:
         for file in self._files:
+            reading.opens(file)
             yield printable(file), read_file(file)
 
     def _keep(self, rows: Sequence[int]) -> None:

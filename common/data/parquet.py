@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from common.data.classes import assign
 from common.data.columns import image_column, label_column
 from common.data.config import MOST_CLASSES, ImagesConfig, Split
+from common.data.contents import Reading
 from common.data.listing import Findings, count, files_below, printable, read_file, suffix_of
 from common.data.source import EncodedImages
 from common.data.splits import shards_of
@@ -134,10 +135,15 @@ class ParquetImages(EncodedImages):
             "images are meant"
         )
 
-    def _encoded(self) -> Iterator[tuple[str, bytes]]:
+    def files(self) -> Sequence[Path]:
+        return [file for file, _ in self._rows]
+
+    def _encoded(self, reading: Reading) -> Iterator[tuple[str, bytes]]:
         for file, row_N in self._rows:
+            reading.opens(file)
             try:
-                yield from _read_rows(file, row_N, self._config)
+                for where, image in _read_rows(file, row_N, self._config):
+                    yield where, _content(image, file.parent, where, reading)
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(file, error) from None
 
@@ -151,8 +157,8 @@ class ParquetImages(EncodedImages):
         self._rows = kept
 
 
-def _read_rows(file: Path, row_N: np.ndarray, config: ImagesConfig) -> Iterator[tuple[str, bytes]]:
-    """(where, content) of increasing rows of a file; row groups without any are not read."""
+def _read_rows(file: Path, row_N: np.ndarray, config: ImagesConfig) -> Iterator[tuple[str, Any]]:
+    """(where, image) of increasing rows of a file; row groups without any are not read."""
     with pq.ParquetFile(file, buffer_size=STREAM_BYTES) as parquet:
         name = image_column(parquet.schema_arrow, config.image_column, printable(file))
         first = 0
@@ -165,13 +171,12 @@ def _read_rows(file: Path, row_N: np.ndarray, config: ImagesConfig) -> Iterator[
                 here = wanted[wanted < first + len(record)]
                 images = record.column(name).take(pa.array(here - first)).to_pylist()
                 for row, image in zip(here, images, strict=True):
-                    where = f"{printable(file)}, row {row}"
-                    yield where, _content(image, file.parent, where)
+                    yield f"{printable(file)}, row {row}", image
                 first, wanted = first + len(record), wanted[len(here) :]
             first = stop
 
 
-def _content(image: Any, folder: Path, where: str) -> bytes:
+def _content(image: Any, folder: Path, where: str, reading: Reading) -> bytes:
     """Bytes in the row, or of the file that it names, relative to the Parquet file's folder."""
     given = image if isinstance(image, dict) else {"bytes": image}
     data, path = given.get("bytes"), given.get("path")
@@ -187,6 +192,7 @@ def _content(image: Any, folder: Path, where: str) -> bytes:
             f"{where}: has no bytes, and its path {printable(path)} is not there (relative to "
             f"{printable(folder)}); embed the images when you write the file"
         )
+    reading.opens(file)
     return read_file(file)
 
 

@@ -4,11 +4,11 @@ Every source yields uint8 batches pixel_BCHW (C is 1 or 3) with integer labels, 
 """
 
 import copy
-import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.data.classes import assign
 from common.data.config import ImagesConfig, Split
+from common.data.contents import Reading, content_hash, rows_digest
 from common.data.listing import Findings
 from common.data.pixels import decode_image
 from common.errors import InputError
@@ -36,16 +37,28 @@ class ImageSource(ABC):
         return len(self.label_N)
 
     @abstractmethod
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield uint8 pixel_BCHW in order; the labels are `label_N`."""
+    def batches(self, size: int, reading: Reading | None = None) -> Iterator[Tensor]:
+        """Yield uint8 pixel_BCHW in order; the labels are `label_N`.
+
+        `reading` collects what they were read from.
+        """
 
     @abstractmethod
-    def hashes(self) -> Iterator[str]:
-        """A hash of every image's content, in order; all of them are read, none is decoded."""
+    def files(self) -> Sequence[Path]:
+        """Where the images lie; others may be named in these."""
+
+    @abstractmethod
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """(where, hash of the content) of every image: all are read, none is decoded."""
 
     @abstractmethod
     def _keep(self, rows: Sequence[int]) -> None:
         """Forget the images of all other rows."""
+
+    def hashes(self) -> Iterator[str]:
+        """A hash of every image's content, in order."""
+        for _, found in self.contents():
+            yield found
 
     def subset(self, rows: Sequence[int]) -> Self:
         """Some of the images, by increasing row number; small to send to another process."""
@@ -70,11 +83,13 @@ class ImageSource(ABC):
 
         Reads every image once, as their pixels do, without decoding it.
         """
+        return self.identity(self.hashes())
+
+    def identity(self, hashes: Iterable[str]) -> str:
+        """`digest`, where all images were read and hashed before."""
         facts = {"decoding": self.decoding, "classes": len(self.classes)}
-        hasher = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for label, content in zip(self.label_N.tolist(), self.hashes(), strict=True):
-            hasher.update(f"{label} {content}\n".encode())
-        return hasher.hexdigest()[:16]
+        text = json.dumps(facts, sort_keys=True)
+        return rows_digest(text, self.label_N.tolist(), hashes)
 
 
 def decoding(config: ImagesConfig) -> dict[str, Any]:
@@ -107,12 +122,17 @@ class Digits(ImageSource):
             config, names, loaded.target[chosen], self.name, self.found
         )
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int, reading: Reading | None = None) -> Iterator[Tensor]:
+        if reading is not None:
+            reading.hashes += [found for _, found in self.contents()]
         yield from self._pixel_N1HW.split(size)
 
-    def hashes(self) -> Iterator[str]:
-        for pixel_1HW in self._pixel_N1HW:
-            yield content_hash(pixel_1HW.numpy().tobytes())
+    def files(self) -> Sequence[Path]:
+        return ()
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        for row, pixel_1HW in enumerate(self._pixel_N1HW):
+            yield f"{self.name}, row {row}", content_hash(pixel_1HW.numpy().tobytes())
 
     def _keep(self, rows: Sequence[int]) -> None:
         self._pixel_N1HW = self._pixel_N1HW[torch.tensor(rows, dtype=torch.long)]
@@ -122,21 +142,22 @@ class EncodedImages(ImageSource, ABC):
     """Images that are decoded and cropped while they are read."""
 
     @abstractmethod
-    def _encoded(self) -> Iterator[tuple[str, bytes]]:
-        """(where an image comes from, its file's content), in order."""
+    def _encoded(self, reading: Reading) -> Iterator[tuple[str, bytes]]:
+        """(where an image comes from, its file's content), in order; files that are opened are
+        told to `reading`."""
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        images = self._encoded()
+    def batches(self, size: int, reading: Reading | None = None) -> Iterator[Tensor]:
+        reading = Reading() if reading is None else reading
+        images = self._encoded(reading)
         while some := list(islice(images, size)):
-            yield torch.stack([decode_image(data, self._config, where) for where, data in some])
+            reading.hashes += [content_hash(data) for _, data in some]
+            yield torch.stack(
+                [decode_image(data, self._config, where, reading.notes) for where, data in some]
+            )
 
-    def hashes(self) -> Iterator[str]:
-        for _, data in self._encoded():
-            yield content_hash(data)
-
-
-def content_hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
+    def contents(self) -> Iterator[tuple[str, str]]:
+        for where, data in self._encoded(Reading()):
+            yield where, content_hash(data)
 
 
 def _evenly(total: int, limit: int) -> list[int]:
