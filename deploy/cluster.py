@@ -4,13 +4,17 @@ import importlib
 import logging
 import os
 import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
+from rich.console import Console
+
+from common.errors import RunFailed
 from deploy.config import RunConfig
+from deploy.joined_cluster import joined_address, refused, require_cluster
+from deploy.private_cluster import private_folder, require_limits, worker_environment
+from deploy.progress import Bar, busy
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,41 +27,88 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def cluster(config: RunConfig, cpus: int | None = None) -> Iterator[None]:
+def cluster(
+    config: RunConfig, cpus: int | None = None, told: Bar | Console | None = None
+) -> Iterator[None]:
     """A Ray connection for the block; a cluster that was started here is shut down after it.
 
-    It offers `cpus`, by default what the roles of one run need.
+    It offers `cpus`, by default what the roles of one run need. `told` hears what is waited for.
+
+    Raises:
+        InputError: RAY_ADDRESS names no cluster that can be joined, or the machine's limits are
+            too low for a private one.
+        RunFailed: Ray does not start.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    joined = bool(os.environ.get("RAY_ADDRESS"))
-    if not joined:
+    address = joined_address()
+    if address is None:
         secure_environment()
     import ray
 
     if ray.is_initialized():  # somebody else's connection, e.g. a test session's
         yield
         return
-    if joined:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        folder = None
-    else:
-        folder = tempfile.mkdtemp(prefix="vk-", dir="/tmp" if os.path.isdir("/tmp") else None)
-        ray.init(
-            address="local",
-            num_cpus=cpus or logical_cpus(config),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=int(config.cluster.object_store_mb * 2**20),
-            _temp_dir=folder,  # sockets live below: the path must be short
-        )
-    try:
+    with ExitStack() as stack:
+        if address is None:
+            _start(config, cpus, told, stack)
+        else:
+            _join(address, told)
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(address: str, told: Bar | Console | None) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    with _waiting(told, f"joining the Ray cluster at {address} (RAY_ADDRESS)") as say:
+        require_cluster(address, say)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            raise refused(address, str(error).strip().partition("\n")[0]) from error
+
+
+def _start(
+    config: RunConfig, cpus: int | None, told: Bar | Console | None, stack: ExitStack
+) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    with _waiting(told, "starting a private Ray cluster") as say:
+        warning = require_limits(config.cluster.object_store_mb)
+        if warning:
+            say(f"warning: {warning}")
+        folder = stack.enter_context(private_folder())
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus or logical_cpus(config),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                object_store_memory=int(config.cluster.object_store_mb * 2**20),
+                runtime_env=worker_environment(),
+                _temp_dir=str(folder),
+            )
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            ray.shutdown()
+            reason = str(error).strip().partition("\n")[0]
+            raise RunFailed(f"Ray does not start on this machine: {reason}") from error
+
+
+@contextmanager
+def _waiting(told: Bar | Console | None, what: str) -> Iterator[Callable[[str], object]]:
+    """Say `what`, again and again where there is nothing else to see; yields what says more."""
+    if isinstance(told, Bar):
+        told.say(what)
+        yield told.say
+    elif told is not None:
+        with busy(told, what):
+            yield told.print
+    else:
+        yield lambda more: None
 
 
 def warm_up(config: RunConfig) -> None:
@@ -82,7 +133,9 @@ def import_modules(names: tuple[str, ...]) -> None:
 
 
 def secure_environment() -> None:
-    """Ray's servers listen on every interface: let in only who knows this run's random token."""
+    """Let nobody else in: Ray's servers, of which three know no password, listen to this machine
+    only (a setting that its name promises to other systems), and want this run's random token."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -23,6 +23,7 @@ from deploy.learning import learn, run_snapshots, store_student
 from deploy.pipeline import Services, run_here, wire
 from deploy.place import Here
 from deploy.progress import Bar
+from deploy.room import require_room, run_demands
 from learner.learner import Solo
 from learner.train import Outcome
 
@@ -174,11 +175,12 @@ def _run_local(
 def _run_on_ray(
     config: RunConfig, workspace: Workspace, datasets: Datasets, log: MetricsLog, bar: Bar
 ) -> tuple[Outcome, dict[str, Any]]:
-    with cluster(config):
+    with cluster(config, told=bar):
         from deploy.crew import Crew
         from deploy.ddp import TRAIN_STORAGE, TrainJob
         from deploy.remote import OnRay
 
+        require_room(run_demands(config), bar.say)
         place = OnRay()
         data, generated = datasets
         services = wire(config, data, workspace.model(config, "teacher"), place, generated)
@@ -186,7 +188,8 @@ def _run_on_ray(
         faults = FaultLog(workspace.root)
         crew = Crew(services, min_workers=config.rollout.min_workers, faults=faults)
         try:
-            place.wait_ready()
+            place.wait_ready(bar.say)
+            bar.say("waiting for the learner")
             workspace.keep_config(config)
             watch = Watch(services.hub, log, bar)
             with _stop_on_sigterm(services):

@@ -18,13 +18,14 @@ import torch
 from rich.console import Console
 
 from common.checkpoint import unwritable
-from common.errors import UNDERSTOOD, InputError, RunFailed, Verdict
+from common.errors import UNDERSTOOD, RunFailed, Verdict
 from common.tokens import TokenHeader, read_header, read_tokens, write_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig
 from deploy.host import Host
 from deploy.layout import check_layout
 from deploy.progress import Bar
+from deploy.room import Demand, require_room
 
 MOST_TRIES = 3
 """A part whose actor died this often is given up: Ray would restart the actor for ever."""
@@ -97,20 +98,20 @@ class Job:
                 bar.show(done + more, numbers(headers.values()))
 
             show(0)
-            for part in self._made(missing, target, show):
+            for part in self._made(missing, bar, show):
                 headers[part.path] = read_header(part.path)
                 done += len(part)
                 show(0)
         return headers
 
-    def _made(self, parts: list[Part], target: Console, watch: Watch) -> Iterator[Part]:
+    def _made(self, parts: list[Part], bar: Bar, watch: Watch) -> Iterator[Part]:
         if not parts:
             return
         if self.local:
             yield from make_here(parts, self.build, watch)
             return
-        with cluster(self.config):
-            yield from make_on_ray(parts, self.build, self.pool, target)
+        with cluster(self.config, told=bar):
+            yield from make_on_ray(parts, self.build, self.pool, bar)
 
 
 def join(path: Path, header: TokenHeader, parts: Iterable[Part]) -> None:
@@ -183,7 +184,7 @@ def _count_try(part: Part, lower: str) -> None:
 
 
 def make_on_ray(
-    parts: Sequence[P], build: Callable[[], Maker[P]], pool: Pool, target: Console
+    parts: Sequence[P], build: Callable[[], Maker[P]], pool: Pool, bar: Bar
 ) -> Iterator[P]:
     """Make the parts in actors of Ray Data; yields each when its file is there, in any order.
 
@@ -193,7 +194,7 @@ def make_on_ray(
     """
     import ray.data
 
-    _require_room(pool, target)
+    require_room([Demand(pool.section, 1, pool.cpus, pool.gpus)], bar.say)
     _quiet_ray_data()
     for part in parts:
         _tries(part).unlink(missing_ok=True)
@@ -216,21 +217,6 @@ def make_on_ray(
 
 def _rows(dataset: Any) -> Generator[dict[str, Any]]:
     yield from dataset.iter_rows()
-
-
-def _require_room(pool: Pool, target: Console) -> None:
-    """Ray Data waits for ever, and silently, for resources that no node has."""
-    import ray
-
-    there = ray.cluster_resources()
-    for name, wanted in (("CPU", pool.cpus), ("GPU", pool.gpus)):
-        if wanted <= there.get(name, 0.0):
-            continue
-        key = f"{pool.section}.{name.lower()}s"
-        found = f"{key} is {wanted:g}, but the cluster has {there.get(name, 0):g}"
-        if not os.environ.get("RAY_ADDRESS"):
-            raise InputError(f"{found}; lower it, or submit to a cluster that has them")
-        target.print(f"{found}; waiting for a node that has them")
 
 
 def _quiet_ray_data() -> None:

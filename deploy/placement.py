@@ -21,6 +21,7 @@ from common.device import place
 from common.errors import InputError
 from deploy.cluster import logical_cpus
 from deploy.config import RunConfig
+from deploy.joined_cluster import joined_address
 from deploy.sizing import MB, Need
 
 RAY_MB = 1200
@@ -55,7 +56,7 @@ class Hardware:
         Raises:
             InputError: a role wants CUDA, and there is none.
         """
-        target, joins = config.cluster, bool(os.environ.get("RAY_ADDRESS"))
+        target, joins = config.cluster, joined_address() is not None
         if target.is_declared and (planned or joins):
             return cls._declared(config)
         if joins:

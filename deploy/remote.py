@@ -1,5 +1,6 @@
 """Make plain objects live in Ray actors and still look like themselves."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import ray
@@ -18,6 +19,7 @@ from deploy.faults import GO_ON
 from deploy.host import Host, Raised, Shared, Site, WeightHost
 
 T = TypeVar("T")
+PATIENCE_SECONDS = 5.0
 
 
 class Remote:
@@ -108,10 +110,17 @@ class OnRay:
         self._turn += 1
         return cast(T, AnyRemote(cast(list[Remote], replicas), self._turn % len(replicas)))
 
-    def wait_ready(self) -> None:
-        """Block until every actor is up; a constructor's error is raised here, as itself."""
-        for actor in self._actors:
-            _result(actor.ready.remote(), self.names[actor])
+    def wait_ready(self, say: Callable[[str], object] = lambda what: None) -> None:
+        """Block until every actor is up; `say` hears of those that are not yet.
+
+        A constructor's error is raised here, as itself.
+        """
+        missing = {actor.ready.remote(): self.names[actor] for actor in self._actors}
+        while missing:
+            say(f"waiting for {', '.join(missing.values())}")
+            ready, _ = ray.wait(list(missing), timeout=PATIENCE_SECONDS)
+            for reference in ready:
+                _result(reference, missing.pop(reference))
 
     def shutdown(self) -> None:
         """End every actor that was placed."""

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 OWNERS = {
     "torch_fidelity": {"rollout/evaluate.py"},
     "torchvision": set(),
-    "filelock": {"deploy/lock.py"},
+    "filelock": {"deploy/lock.py", "deploy/private_cluster.py"},
     "pyarrow": {
         "common/trajectory.py",
         "common/buffer.py",

@@ -40,8 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     target = console()
-    target.print("starting a private Ray cluster, which warms up while the models are trained")
-    with cluster(config):
+    with cluster(config, told=target):
         warm_up(config)
         tokenize(config, workspace, target, local=True)
         pretrain_model(config, workspace, "teacher", target, restart=True)

@@ -203,7 +203,8 @@ def run_study(
     if local:
         return _run(study, folder, call_here, target)
     cells = study.config.cells
-    with cluster(study.start, cpus=max(os.cpu_count() or 1, -int(-cells.cpus // 1))):
+    cpus = max(os.cpu_count() or 1, -int(-cells.cpus // 1))
+    with cluster(study.start, cpus, target):
         return _run(study, folder, call_on_ray(cells.cpus, cells.gpus, cells.tries), target)
 
 
