@@ -1,5 +1,7 @@
 """Measures teacher and student, before and after, on the same labels, seeds and features."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from common.checkpoint import state_digest
 from common.device import place
+from common.errors import Diverged
 from common.images import open_images
 from common.ledger import derive_seed
 from common.model_file import ModelFile
 from deploy.config import RunConfig, Workspace
+from deploy.judge import Judge, Progress, compared_images
+from deploy.pictures import by_class, real_by_class, spread
 from deploy.progress import Bar
-from deploy.stages import draw_images, load_for_sampling
+from deploy.stages import load_for_sampling
 from deploy.workspace import ModelName
-from rollout.evaluate import balanced_labels, measure
 from rollout.features import accuracy, load_classifier, save_classifier, train_classifier
 
 NOTES = {
@@ -35,55 +40,74 @@ SHOWN = {"student": "student_after"}
 """Names in reports where they differ from the file's."""
 
 
+SHOWN_CLASSES = 20
+SHOWN_PER_CLASS = 8
+REAL_PER_CLASS = 2
+REAL = "real"
+"""Of the sheet of samples: rows, and images in a row of a model and of the real images."""
+
+
 @dataclass(frozen=True)
 class Quality:
-    """Metrics by model, how they were made, and the images for the grid."""
+    """Metrics by model, how they were made, and images for the sheet."""
 
     metrics: dict[str, dict[str, float]]
+    left_out: dict[str, str]
+    """Metrics that the number of images does not define, and why."""
     features: dict[str, Any]
-    samples: dict[str, Tensor]
-    labels: Tensor
+    weights: dict[str, dict[str, str]]
+    """File and digest of every model that was measured."""
+    classes: list[str]
+    """Names of the rows of the sheet."""
+    images: dict[str, list[Tensor]]
+    """By model, and of real images: a pixel_PCHW per row."""
 
 
 def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     """Sample every model of the run with the same labels and noise, and compare with real images.
 
-    The evaluation seed is a stream of its own: no training sample is ever drawn from it.
+    Raises:
+        InputError: there are too few images for a FID, more than fit into memory, or a model whose
+            numbers are not finite.
     """
-    settings = config.evaluate
-    if settings.size is not None:  # everything below compares images of that side
-        images = config.images.model_copy(update={"size": settings.size})
-        config = config.model_copy(update={"images": images})
-    features = feature_facts(config, workspace, target)
-    reference = open_images(config.images, settings.reference)
-    real_NCHW = reference.pixels(settings.reference_images or None)
-    label_N = balanced_labels(settings.samples, len(reference.classes))
-    present = _models(config, workspace)
+    settings, present = config.evaluate, _models(config, workspace)
+    judge = Judge(config, workspace)
+    facts = feature_facts(config, workspace, target)
+    judge.read(target)
+    reference = judge.reference
+    shown = [int(judge.class_K[row]) for row in spread(len(judge.class_K), SHOWN_CLASSES)]
+    sheet = {REAL: real_by_class(reference, shown, REAL_PER_CLASS)}
     metrics: dict[str, dict[str, float]] = {}
-    samples: dict[str, Tensor] = {}
-    with Bar(target, "evaluate", len(present)) as bar:
-        for done, (name, file) in enumerate(present.items(), 1):
+    weights: dict[str, dict[str, str]] = {}
+    for name, file in present.items():
+        total = judge.steps(first=not metrics)
+        with Bar(target, f"evaluate {name}", total) as bar, _named(file):
+            progress = Progress(bar, total)
             backbone, tokenizer = load_for_sampling(file, workspace, config.rollout.device)
-            samples[name] = draw_images(
-                backbone,
-                tokenizer,
-                label_N,
-                sampling=settings.sampling,
-                batch_size=settings.batch_size,
-                seed=derive_seed(config.seed, "evaluate"),
-                size=settings.size,
-            )
-            classifier = workspace.classifier if settings.features == "classifier" else None
-            metrics[name] = measure(settings, samples[name], real_NCHW, classifier=classifier)
-            bar.show(done, {f"FID {name}": metrics[name]["fid"]})
-    features |= {
+            pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress)
+            metrics[name] = judge.compare(pixel_NCHW, progress)
+            bar.show(total, {"FID": metrics[name]["fid"]})
+        weights[name] = {"file": file.path.name, "digest": state_digest(backbone)}
+        sheet[name] = by_class(pixel_NCHW, judge.label_N, shown, SHOWN_PER_CLASS)
+    facts |= {
         "kind": settings.features,
         "note": NOTES[settings.features],
-        "reference": f"{len(real_NCHW)} images of {reference.name}",
+        "reference": f"{judge.reals} images of {reference.name}",
+        "classes": f"{len(judge.label_N.unique())} of {len(reference.classes)}",
         "samples": settings.samples,
-        "sampling": settings.sampling.model_dump(),
+        "sampling": settings.sampling.model_dump(mode="json"),
     }
-    return Quality(metrics, features, samples, label_N)
+    names = [reference.classes[label] for label in shown]
+    return Quality(metrics, judge.left_out, facts, weights, names, sheet)
+
+
+@contextmanager
+def _named(file: ModelFile) -> Iterator[None]:
+    """Say which model it is whose numbers are not finite."""
+    try:
+        yield
+    except Diverged as error:
+        raise Diverged(f"{file.path}: {error}") from None
 
 
 def _models(config: RunConfig, workspace: Workspace) -> dict[str, ModelFile]:
@@ -96,6 +120,7 @@ def _models(config: RunConfig, workspace: Workspace) -> dict[str, ModelFile]:
 
 def feature_facts(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:
     """Facts on the feature extractor; trains and stores the classifier unless it is there."""
+    config = config.model_copy(update={"images": compared_images(config)})
     if config.evaluate.features == "inception":
         weights = config.evaluate.inception_weights
         return {"weights": str(weights) if weights else "torch-fidelity's download"}

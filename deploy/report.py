@@ -1,28 +1,30 @@
 """What a run leaves for people: report.json, report.md and three pictures."""
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from rich.console import Console
 
 from common.checkpoint import write_text
 from common.config import digest
 from common.errors import InputError
 from common.metrics import PROFILE
-from common.tokens import token_header
 from deploy.config import RunConfig, Workspace
 from deploy.curves import save_curves, save_diagnostics
-from deploy.pictures import grid, save_png, side_by_side
-from deploy.quality import Quality, assess
+from deploy.pictures import class_sheet, save_png
+from deploy.quality import REAL, Quality, assess
+from deploy.report_page import to_markdown
 from deploy.versions import installed, python
 
 PACKAGES = ("torch", "ray", "pyarrow", "torch-fidelity", "numpy", "pydantic", "scikit-learn")
-PER_CLASS = 8
-MOST_CLASSES = 20
+MOST_PIXELS = 128
+"""Side of an image on the sheet of samples."""
 LEAST_STEPS = 20
 FINAL = (
     "confidence",
@@ -34,20 +36,8 @@ FINAL = (
     "between_clusters",
     "within_clusters",
 )
-READING = (
-    "**Confidence by position**: where the teacher's confidence on rollouts (sampled slots alone) "
-    "lies below that on data, the student's context is one that the teacher does not know.",
-    "**Survival of the gate**: which share of the slots at that distance from the start of the "
-    "rollout still has a loss; a steep fall means that the gate is a short horizon.",
-    "**Divergence between and within clusters**: together the divergence over all codes; what is "
-    "within clusters is not trained by a relaxed loss and should not grow.",
-    "**Entropy**: a student far below its teacher has lost alternatives. The student's is of open "
-    "slots alone: what the gate closed never reaches its head.",
-    "**Seconds by stage**: sampling and scoring run beside the learner, which is the bottleneck "
-    "while it hardly waits.",
-    "**Divergence by position**: what is left to learn, slot by slot, of open slots.",
-)
 TITLES = {
+    REAL: "real",
     "teacher": "teacher",
     "student_before": "student before",
     "student_after": "student after",
@@ -58,20 +48,21 @@ def write_report(
     config: RunConfig, workspace: Workspace, target: Console, *, wall_seconds: float | None = None
 ) -> dict[str, Any]:
     """Evaluate every model of the run and write the report's five files."""
-    facts = _read_facts(workspace.root / "distill.json")
+    facts = read_facts(workspace.root / "distill.json", "distill")
     rows = read_rows(workspace.root / "metrics.jsonl")
     profiles = [row[PROFILE] for row in read_rows(workspace.root / "profiles.jsonl")]
     quality = assess(config, workspace, target)
     report = summarise(config, facts, rows, quality)
     if wall_seconds is not None:
         report["wall_seconds"] = round(wall_seconds, 2)
-    _, classes, _ = token_header(workspace.existing_tokens())
-    save_png(workspace.root / "samples.png", _sample_sheet(quality, len(classes)))
+    report = plain(report)
+    save_png(workspace.root / "samples.png", _sample_sheet(quality))
     save_curves(workspace.root / "curves.png", rows, report["fid"])
     tau = _threshold(config, rows)
     save_diagnostics(workspace.root / "diagnostics.png", rows, profiles, tau=tau)
-    write_text(workspace.root / "report.json", json.dumps(report, indent=2) + "\n")
-    write_text(workspace.root / "report.md", to_markdown(report, classes))
+    text = json.dumps(report, indent=2, allow_nan=False)
+    write_text(workspace.root / "report.json", text + "\n")
+    write_text(workspace.root / "report.md", to_markdown(report))
     return report
 
 
@@ -86,7 +77,10 @@ def summarise(
     return {
         "fid": {name: found["fid"] for name, found in quality.metrics.items()},
         "metrics": quality.metrics,
+        "left_out": quality.left_out,
+        "weights": quality.weights,
         "features": quality.features,
+        "classes_shown": quality.classes,
         "wall_seconds": round(facts.get("wall_seconds", 0.0), 2),
         "steps": facts.get("steps", 0),
         "ended": facts.get("cause") or "all steps done",
@@ -135,47 +129,6 @@ def commit() -> str:
     return found[0] + (" with uncommitted changes" if found[1] else "")
 
 
-def to_markdown(report: dict[str, Any], classes: tuple[str, ...]) -> str:
-    """The same numbers as a page."""
-    names = list(next(iter(report["metrics"].values())))
-    lines = [
-        "# Distillation report",
-        "",
-        "| model | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
-    ]
-    for model, found in report["metrics"].items():
-        lines.append(f"| {model} | " + " | ".join(f"{found[n]:.3f}" for n in names) + " |")
-    features, staleness = report["features"], report["staleness"]
-    survival = report["survival_rate"]
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in report["contexts"].items())
-    lines += [
-        "",
-        f"{features['samples']} samples per model against {features['reference']}. "
-        f"{features['note']}",
-        "",
-        "![samples](samples.png)",
-        "",
-        f"One row per class: {', '.join(classes[:MOST_CLASSES])}.",
-        "",
-        *_curves_page(report),
-        "| run | |",
-        "|---|---|",
-        f"| objective | {report['objective']['kind']} |",
-        f"| contexts | {shares} |",
-        f"| steps | {report['steps']} ({report['ended']}) |",
-        f"| images per second | {report['images_per_second']} |",
-        f"| wall clock | {report['wall_seconds']} s |",
-        f"| weight versions published | {report['weights_published']} |",
-        f"| staleness | mean {staleness['mean']:.2f}, max {staleness['max']:.0f}, bound "
-        f"{staleness['bound']} steps; {staleness['dropped']} images dropped |",
-        f"| survival of the gate | {'-' if survival is None else f'{survival:.1%}'} |",
-        f"| rollout workers | {report['rollout_workers']}, {len(report['worker_deaths'])} died |",
-        f"| seed, config | {report['seed']}, {report['config_digest']} |",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def by_context(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Means over the rows that have it of every metric "name/context", as {name: {context: x}}."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -200,23 +153,6 @@ def final_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"steps": steps} | {name: means[name] for name in (*FINAL, "seconds") if name in means}
 
 
-def _curves_page(report: dict[str, Any]) -> list[str]:
-    final = report["final"]
-    lines = ["![curves](curves.png)", "", "![diagnostics](diagnostics.png)", ""]
-    lines += [*(f"- {line}" for line in READING), ""]
-    if not final:
-        return lines
-    names = [name for name in FINAL if name in final]
-    titles = " | ".join(name.replace("_", " ") for name in names)
-    lines += [f"| steps {final['steps']['first']}-{final['steps']['last']} | share | {titles} |"]
-    lines += ["|---" * (len(names) + 2) + "|"]
-    for context, share in report["shares"].items():
-        values = [final[name].get(context) for name in names]
-        cells = " | ".join("-" if value is None else f"{value:.4g}" for value in values)
-        lines.append(f"| {context} | {share:.1%} | {cells} |")
-    return [*lines, "", "Share: of all rows of the run. Entropies and divergences in nats.", ""]
-
-
 def _threshold(config: RunConfig, rows: list[dict[str, Any]]) -> float | None:
     """The confidence below which the gate closes, where it is the teacher's over all codes."""
     gate = getattr(config.objective, "gate", None)
@@ -233,27 +169,43 @@ def _stage_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _sample_sheet(quality: Quality, num_classes: int) -> Any:
-    shown = min(num_classes, MOST_CLASSES)
-    order = [
-        index
-        for label in range(shown)
-        for index in (quality.labels == label).nonzero().flatten()[:PER_CLASS].tolist()
-    ]
-    columns = max(1, len(order) // shown)
+def _sample_sheet(quality: Quality) -> Image:
+    """Real images beside those of the models, a row per class."""
     panels = {
-        title: grid(quality.samples[name][order], columns)
-        for name, title in TITLES.items()
-        if name in quality.samples
+        title: quality.images[name] for name, title in TITLES.items() if name in quality.images
     }
-    return side_by_side(panels)
+    return class_sheet(quality.classes, panels, most_pixels=MOST_PIXELS)
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path, command: str) -> dict[str, Any]:
+    """A JSON object that `varkd command` wrote.
+
+    Raises:
+        InputError: it is not there, or no such file.
+    """
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make it with `varkd distill`") from None
+        raise InputError(f"{path}: no such file; make it with `varkd {command}`") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: cannot be read as JSON ({error}); remove it and make it again with "
+            f"`varkd {command}`"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: holds no JSON object; remove it and make it again with `varkd {command}`"
+        )
+    return found
+
+
+def plain(value: Any) -> Any:
+    """The same data with None for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -7,12 +7,14 @@ result says which.
 Shape letters: N images, L slots.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from common.backbone import Backbone
@@ -34,10 +36,32 @@ NAMES = {
     "inception_score_mean": "inception_score",
 }
 
+NEIGHBOURS, SPLITS = 3, 10
+"""Of precision and recall, and of the Inception score, as published."""
+LEAST = {
+    "fid": 2,
+    "precision": NEIGHBOURS + 1,
+    "recall": NEIGHBOURS + 1,
+    "inception_score": SPLITS,
+}
+"""Images without which a metric is not defined (KID as FID): of samples, and but for the last one
+of real images too."""
+REASONS = {
+    "precision": f"each with {NEIGHBOURS} neighbours",
+    "recall": f"each with {NEIGHBOURS} neighbours",
+    "inception_score": f"{SPLITS} splits",
+}
+
+REMEDIES = {
+    "classifier": "train another classifier (evaluate.classifier.learning_rate lower, fewer steps)",
+    "inception": "evaluate.inception_weights must be torch-fidelity's own file, whole",
+}
+"""What to do where features are not numbers."""
+
 
 class EvaluateConfig(Config):
     samples: Count = 2000
-    """Images sampled per model; classes in equal shares."""
+    """Images sampled per model; classes with real images in equal shares."""
     batch_size: Batch = 250
     """Images decoded together."""
     sampling: SamplingConfig = SamplingConfig()
@@ -86,21 +110,53 @@ def sample_batches(
         yield cell_BL.scatter(1, plan.order_BL.to(device), decoded.token_BL)
 
 
-def balanced_labels(samples: int, num_classes: int) -> Tensor:
-    """Classes in equal shares, as VAR and ARPG evaluate (backbones.md 6)."""
-    return torch.arange(samples) % num_classes
+def balanced_labels(samples: int, class_K: Tensor) -> Tensor:
+    """Classes in equal shares, as VAR and ARPG evaluate (backbones.md 6).
+
+    `class_K` are the labels of the classes, in order; of fewer samples than classes each has
+    another one, from all over them.
+    """
+    count = len(class_K)
+    place_N = torch.arange(samples)
+    return class_K[place_N * count // samples if samples < count else place_N % count]
+
+
+def left_out(samples: int, reals: int) -> dict[str, str]:
+    """Metrics that so few images do not define, each with the reason.
+
+    Raises:
+        InputError: there are too few of either for a FID.
+    """
+    for key, found, what in (
+        ("evaluate.samples", samples, "samples"),
+        ("evaluate.reference_images", reals, "real images"),
+    ):
+        if found < LEAST["fid"]:
+            raise InputError(
+                f"{key}: FID compares covariances, which takes {LEAST['fid']} {what} at least, "
+                f"here {found}; raise it or give more images"
+            )
+    reasons = {}
+    for name, least in LEAST.items():
+        found = samples if name == "inception_score" else min(samples, reals)
+        if found < least:
+            both = "samples" if name == "inception_score" else "samples and real images"
+            reasons[name] = f"needs {least} {both} ({REASONS[name]}), has {found}"
+    return reasons
 
 
 class Pixels(torch.utils.data.Dataset):
-    """uint8 images in the form that torch-fidelity reads."""
+    """uint8 images in the form that torch-fidelity reads, one after the other."""
 
-    def __init__(self, pixel_NCHW: Tensor) -> None:
+    def __init__(self, pixel_NCHW: Tensor, seen: Callable[[], None]) -> None:
         self._pixel_N3HW = as_rgb(pixel_NCHW)
+        self._seen = seen
 
     def __len__(self) -> int:
         return len(self._pixel_N3HW)
 
     def __getitem__(self, index: int) -> Tensor:
+        self._seen()
         return self._pixel_N3HW[index].clone()
 
 
@@ -111,36 +167,51 @@ def measure(
     *,
     classifier: Path | None = None,
     cache: Path | None = None,
+    seen: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """fid, kid, precision, recall and inception_score of generated against real images.
+    """fid, kid, precision, recall and inception_score of generated against real images, but for
+    those that so few images do not define (`left_out`).
 
     With `cache` the features of the real images are computed once. It must be a folder of this
     process alone, for these images and features: torch-fidelity unpickles freely what it finds.
+    `seen` is called for every image whose features are computed.
 
     Raises:
-        InputError: Inception weights are neither at hand nor downloadable, or unsafe to load.
+        InputError: there are too few images, Inception weights are neither at hand nor
+            downloadable or unsafe to load, or features are not finite.
     """
     ensure_torchvision()
     import torch_fidelity
 
+    absent = left_out(len(generated_NCHW), len(reference_NCHW))
     options: dict[str, Any] = {"batch_size": 256, "verbose": False, "cache": False}
     options |= {"save_cpu_ram": True, "cuda": torch.cuda.is_available()}
     if cache is not None:
         options |= {"cache": True, "cache_root": str(cache), "input2_cache_name": "reference"}
-    options |= {"isc": True, "fid": True, "kid": True, "prc": True}
+    options |= {"fid": True, "isc": "inception_score" not in absent}
+    options |= {"kid": "kid" not in absent, "prc": "precision" not in absent}
     smallest = min(len(generated_NCHW), len(reference_NCHW))
     options |= {"kid_subset_size": min(1000, smallest), "kid_subsets": 20}
+    options |= {"isc_splits": SPLITS, "prc_neighborhood": NEIGHBOURS}
     options |= _extractor(config, classifier)
+    inputs = {"input1": Pixels(generated_NCHW, seen), "input2": Pixels(reference_NCHW, seen)}
     try:
-        found = torch_fidelity.calculate_metrics(
-            input1=Pixels(generated_NCHW), input2=Pixels(reference_NCHW), **options
-        )
+        found = torch_fidelity.calculate_metrics(**inputs, **options)
+    except LinAlgError:
+        raise InputError(f"FID: features are not finite; {REMEDIES[config.features]}") from None
     except URLError as error:
         raise InputError(
             f"evaluate.features is inception, but its weights could not be downloaded ({error}); "
             "set evaluate.inception_weights to the file, or evaluate.features=classifier"
         ) from error
-    return {short: float(found[long]) for long, short in NAMES.items() if long in found}
+    values = {short: float(found[long]) for long, short in NAMES.items() if long in found}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name} is {value}: the features of these images are not finite or too large; "
+                f"{REMEDIES[config.features]}"
+            )
+    return values
 
 
 def _extractor(config: EvaluateConfig, classifier: Path | None) -> dict[str, Any]:
@@ -180,8 +251,8 @@ def _register() -> None:
 
         def __init__(self, name: str, features_list: Sequence[str], **options: Any) -> None:
             super().__init__(name, features_list)
-            path = Path(options["feature_extractor_weights_path"])
-            self.classifier: Classifier = load_classifier(path)[0]
+            self.path = Path(options["feature_extractor_weights_path"])
+            self.classifier: Classifier = load_classifier(self.path)[0]
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -198,6 +269,8 @@ def _register() -> None:
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
             features = self.classifier.features(input)
             found = {"features": features, "logits": self.classifier.output(features)}
+            if not all(bool(torch.isfinite(value).all()) for value in found.values()):
+                raise InputError(f"{self.path}: gives no numbers; {REMEDIES['classifier']}")
             return tuple(found[name] for name in self.features_list)
 
     register_feature_extractor(EXTRACTOR, Extractor)

@@ -11,10 +11,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -24,24 +22,24 @@ from torch import Tensor
 from common.checkpoint import write_text
 from common.config import digest
 from common.device import place
+from common.errors import InputError
 from common.guidance import Guidance
-from common.images import open_images
-from common.ledger import derive_seed
 from common.model_file import ModelFile
 from deploy.config import RunConfig, Workspace
 from deploy.distill import distill
+from deploy.judge import Judge
 from deploy.layout import check_layout
-from deploy.pictures import grid, save_png
+from deploy.pictures import by_class, class_sheet, save_png, spread
 from deploy.report import commit, read_rows
-from deploy.stages import draw_images, load_for_sampling
+from deploy.stages import load_for_sampling
 from deploy.study.results import BASE, TEACHER, CellFacts, Measurement
-from rollout.evaluate import balanced_labels, measure
 from rollout.sampler import SamplingConfig
 
 SHARED = ("tokenizer.safetensors", "tokens", "teacher.safetensors", "student_before.safetensors")
 """Files of the start that every cell reads in place."""
 SHOWN_PER_CLASS = 4
 SHOWN_CLASSES = 10
+SHOWN_PIXELS = 96
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,8 @@ def link(start: Path, folder: Path) -> Workspace:
 
 def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> list[Measurement]:
     """Along the way at the fixed scale, at the end over the whole sweep."""
-    judge = Judge(job.config, job.start)
+    judge = Judge(job.config, Workspace(job.start))
+    judge.read(Console(quiet=True))
     if not rows:
         file = workspace.model(job.config, "teacher" if job.method == TEACHER else "student_before")
         ends, last = [(0, file)], 0
@@ -158,9 +157,13 @@ def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> 
     found = []
     for step, file in ends:
         scales = job.scales if step == last else (job.fixed,)
-        for scale, pixel_NCHW, metrics in judge(file, scales):
+        models = load_for_sampling(file, Workspace(job.start), job.config.rollout.device)
+        for scale in scales:
+            sampling = at_scale(job.config.evaluate.sampling, scale)
+            pixel_NCHW = judge.draw(*models, sampling)
+            metrics = judge.compare(pixel_NCHW)
             if step == last and scale == job.fixed:
-                _show(job.folder, pixel_NCHW, judge.label_N)
+                _show(job.folder, pixel_NCHW, judge)
             images = step * job.config.learner.images_per_step
             row = Measurement(
                 job.method, job.seed, step, images, seconds.get(step, 0.0), scale, **metrics
@@ -169,51 +172,14 @@ def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> 
     return found
 
 
-class Judge:
-    """Samples a model at a guidance scale and compares with the real images, always alike.
+def require_metrics(config: RunConfig, workspace: Workspace) -> None:
+    """All of them: a study's tables have a column for each.
 
-    Labels and noise depend on the cell's seed alone: methods of one seed differ in their weights.
+    Raises:
+        InputError: there are too few images for one of them.
     """
-
-    def __init__(self, config: RunConfig, start: Path) -> None:
-        self._settings = settings = config.evaluate
-        images = config.images
-        if settings.size is not None:
-            images = images.model_copy(update={"size": settings.size})
-        reference = open_images(images, settings.reference)
-        self._real_NCHW = reference.pixels(settings.reference_images or None)
-        self.label_N = balanced_labels(settings.samples, len(reference.classes))
-        self._config = config
-        self._start = Workspace(start)
-        self._cache = TemporaryDirectory(prefix="varkd-")  # gone with this object
-
-    def __call__(
-        self, file: ModelFile, scales: tuple[float, ...]
-    ) -> Iterator[tuple[float, Tensor, dict[str, float]]]:
-        """For each scale (scale, pixel_NCHW of the samples, their metrics)."""
-        settings = self._settings
-        backbone, tokenizer = load_for_sampling(file, self._start, self._config.rollout.device)
-        for scale in scales:
-            pixel_NCHW = draw_images(
-                backbone,
-                tokenizer,
-                self.label_N,
-                sampling=at_scale(settings.sampling, scale),
-                batch_size=settings.batch_size,
-                seed=derive_seed(self._config.seed, "evaluate"),
-                size=settings.size,
-            )
-            yield scale, pixel_NCHW, self._compare(pixel_NCHW)
-
-    def _compare(self, pixel_NCHW: Tensor) -> dict[str, float]:
-        by_classifier = self._settings.features == "classifier"
-        return measure(
-            self._settings,
-            pixel_NCHW,
-            self._real_NCHW,
-            classifier=self._start.classifier if by_classifier else None,
-            cache=Path(self._cache.name),
-        )
+    for name, reason in Judge(config, workspace).left_out.items():
+        raise InputError(f"evaluate: {name} {reason}, and a study compares it; raise the number")
 
 
 def at_scale(sampling: SamplingConfig, scale: float) -> SamplingConfig:
@@ -261,11 +227,9 @@ def _facts(job: Job, rows: list[dict[str, Any]]) -> CellFacts:
     )
 
 
-def _show(folder: Path, pixel_NCHW: Tensor, label_N: Tensor) -> None:
+def _show(folder: Path, pixel_NCHW: Tensor, judge: Judge) -> None:
     """A few samples per class, one row each, for the page."""
-    order = [
-        index
-        for label in range(min(int(label_N.max()) + 1, SHOWN_CLASSES))
-        for index in (label_N == label).nonzero().flatten()[:SHOWN_PER_CLASS].tolist()
-    ]
-    save_png(folder / "samples.png", grid(pixel_NCHW[order], SHOWN_PER_CLASS))
+    shown = [int(judge.class_K[row]) for row in spread(len(judge.class_K), SHOWN_CLASSES)]
+    rows = by_class(pixel_NCHW, judge.label_N, shown, SHOWN_PER_CLASS)
+    names = [judge.reference.classes[label] for label in shown]
+    save_png(folder / "samples.png", class_sheet(names, {"": rows}, most_pixels=SHOWN_PIXELS))

@@ -21,7 +21,7 @@ from deploy.generating import generate
 from deploy.progress import Bar
 from deploy.quality import feature_facts
 from deploy.stages import pretrain_model
-from deploy.study.cells import SHARED, Found, Job, probe, read_cell, run_cell
+from deploy.study.cells import SHARED, Found, Job, probe, read_cell, require_metrics, run_cell
 from deploy.study.config import Study
 from deploy.study.results import BASE, TEACHER
 from deploy.study.tasks import Caller, call_here, call_on_ray
@@ -78,6 +78,7 @@ def prepare(study: Study, folder: StudyFolder, target: Console, *, local: bool) 
             f"{folder.start}: made for another base or [set] than this study has now; choose "
             "another --out, or throw the old results away with --restart"
         )
+    require_metrics(config, workspace)
     write_text(mark, json.dumps(ours))
     is_trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
     if is_trained and not workspace.tokenizer.exists():

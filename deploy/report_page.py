@@ -1,0 +1,90 @@
+"""A run's report as a page in Markdown: the numbers of report.json, with how to read them."""
+
+from html import escape
+from typing import Any
+
+READING = (
+    "**Confidence by position**: where the teacher's confidence on rollouts (sampled slots alone) "
+    "lies below that on data, the student's context is one that the teacher does not know.",
+    "**Survival of the gate**: which share of the slots at that distance from the start of the "
+    "rollout still has a loss; a steep fall means that the gate is a short horizon.",
+    "**Divergence between and within clusters**: together the divergence over all codes; what is "
+    "within clusters is not trained by a relaxed loss and should not grow.",
+    "**Entropy**: a student far below its teacher has lost alternatives. The student's is of open "
+    "slots alone: what the gate closed never reaches its head.",
+    "**Seconds by stage**: sampling and scoring run beside the learner, which is the bottleneck "
+    "while it hardly waits.",
+    "**Divergence by position**: what is left to learn, slot by slot, of open slots.",
+)
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """The page; what is no number in report.json is a dash here."""
+    names = list(next(iter(report["metrics"].values())))
+    lines = [
+        "# Distillation report",
+        "",
+        "| model | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for model, found in report["metrics"].items():
+        lines.append(f"| {model} | " + " | ".join(_number(found[n], ".3f") for n in names) + " |")
+    absent = [f"{name} is left out: it {why}." for name, why in report["left_out"].items()]
+    features, staleness = report["features"], report["staleness"]
+    survival = report["survival_rate"]
+    shown = report["classes_shown"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in report["contexts"].items())
+    lines += [
+        "",
+        f"{features['samples']} samples per model, of {features['classes']} classes, against "
+        f"{_line(features['reference'])}. {features['note']}",
+        *(["", *absent] if absent else []),
+        "",
+        "![samples](samples.png)",
+        "",
+        f"One row per class, {len(shown)} of {features['classes'].split()[-1]}: "
+        f"{', '.join(map(_line, shown))}.",
+        "",
+        *_curves_page(report),
+        "| run | |",
+        "|---|---|",
+        f"| objective | {report['objective']['kind']} |",
+        f"| contexts | {shares} |",
+        f"| steps | {report['steps']} ({_line(report['ended'])}) |",
+        f"| images per second | {report['images_per_second']} |",
+        f"| wall clock | {report['wall_seconds']} s |",
+        f"| weight versions published | {report['weights_published']} |",
+        f"| staleness | mean {_number(staleness['mean'], '.2f')}, max "
+        f"{_number(staleness['max'], '.0f')}, bound "
+        f"{staleness['bound']} steps; {staleness['dropped']} images dropped |",
+        f"| survival of the gate | {_number(survival, '.1%')} |",
+        f"| rollout workers | {report['rollout_workers']}, {len(report['worker_deaths'])} died |",
+        f"| seed, config | {report['seed']}, {report['config_digest']} |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _curves_page(report: dict[str, Any]) -> list[str]:
+    final = report["final"]
+    lines = ["![curves](curves.png)", "", "![diagnostics](diagnostics.png)", ""]
+    lines += [*(f"- {line}" for line in READING), ""]
+    if not final:
+        return lines
+    names = [name for name in final if name not in ("steps", "seconds")]
+    titles = " | ".join(name.replace("_", " ") for name in names)
+    lines += [f"| steps {final['steps']['first']}-{final['steps']['last']} | share | {titles} |"]
+    lines += ["|---" * (len(names) + 2) + "|"]
+    for context, share in report["shares"].items():
+        values = [final[name].get(context) for name in names]
+        cells = " | ".join(_number(value, ".4g") for value in values)
+        lines.append(f"| {context} | {_number(share, '.1%')} | {cells} |")
+    return [*lines, "", "Share: of all rows of the run. Entropies and divergences in nats.", ""]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _line(text: str) -> str:
+    """A name from outside, which may hold anything, inside a line or a table."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
