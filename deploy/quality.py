@@ -57,8 +57,8 @@ class Quality:
     features: dict[str, Any]
     weights: dict[str, dict[str, str]]
     """File and digest of every model that was measured."""
-    classes: list[str]
-    """Names of the rows of the sheet."""
+    classes: dict[int, str]
+    """Rows of the sheet: names by label."""
     images: dict[str, list[Tensor]]
     """By model, and of real images: a pixel_PCHW per row."""
 
@@ -97,7 +97,7 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
         "samples": settings.samples,
         "sampling": settings.sampling.model_dump(mode="json"),
     }
-    names = [reference.classes[label] for label in shown]
+    names = {label: reference.classes[label] for label in shown}
     return Quality(metrics, judge.left_out, facts, weights, names, sheet)
 
 

@@ -13,12 +13,13 @@ from rich.console import Console
 
 from common.checkpoint import write_text
 from common.config import digest
-from common.errors import InputError
-from common.metrics import PROFILE
+from deploy.boards import FOLDER as GRIDS
+from deploy.boards import draw_grids, save_grids
 from deploy.config import RunConfig, Workspace
 from deploy.curves import save_curves, save_diagnostics
 from deploy.pictures import class_sheet, save_png
 from deploy.quality import REAL, Quality, assess
+from deploy.records import read_numbers, read_run_facts, read_windows
 from deploy.report_page import to_markdown
 from deploy.versions import installed, python
 
@@ -48,9 +49,9 @@ def write_report(
     config: RunConfig, workspace: Workspace, target: Console, *, wall_seconds: float | None = None
 ) -> dict[str, Any]:
     """Evaluate every model of the run and write the report's five files."""
-    facts = read_facts(workspace.root / "distill.json", "distill")
-    rows = read_rows(workspace.root / "metrics.jsonl")
-    profiles = [row[PROFILE] for row in read_rows(workspace.root / "profiles.jsonl")]
+    facts = read_run_facts(workspace.root / "distill.json")
+    rows = read_numbers(workspace.root / "metrics.jsonl")
+    profiles = read_windows(workspace.root / "profiles.jsonl")
     quality = assess(config, workspace, target)
     report = summarise(config, facts, rows, quality)
     if wall_seconds is not None:
@@ -63,6 +64,8 @@ def write_report(
     text = json.dumps(report, indent=2, allow_nan=False)
     write_text(workspace.root / "report.json", text + "\n")
     write_text(workspace.root / "report.md", to_markdown(report))
+    grids = draw_grids(config, workspace, quality.classes, report["steps"], target)
+    save_grids(workspace.board / GRIDS, grids)
     return report
 
 
@@ -72,19 +75,17 @@ def summarise(
     """The report as data; every number is read from the run's own records."""
     lags = [row["lag_mean"] for row in rows if "lag_mean" in row]
     survival = [row["survival/student"] for row in rows if "survival/student" in row]
-    span = rows[-1]["time"] - rows[0]["time"] if len(rows) > 1 else 0.0
-    images = rows[-1]["images_total"] - rows[0]["images_total"] if rows else 0
     return {
         "fid": {name: found["fid"] for name, found in quality.metrics.items()},
         "metrics": quality.metrics,
         "left_out": quality.left_out,
         "weights": quality.weights,
         "features": quality.features,
-        "classes_shown": quality.classes,
+        "classes_shown": list(quality.classes.values()),
         "wall_seconds": round(facts.get("wall_seconds", 0.0), 2),
         "steps": facts.get("steps", 0),
         "ended": facts.get("cause") or "all steps done",
-        "images_per_second": round(images / span, 1) if span else 0.0,
+        "images_per_second": _pace(rows),
         "weights_published": facts.get("published", 0),
         "staleness": {
             "mean": sum(lags) / len(lags) if lags else 0.0,
@@ -153,6 +154,14 @@ def final_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"steps": steps} | {name: means[name] for name in (*FINAL, "seconds") if name in means}
 
 
+def _pace(rows: list[dict[str, Any]]) -> float:
+    """Images per second between the first and the last row."""
+    known = [row for row in rows if "time" in row and "images_total" in row]
+    span = known[-1]["time"] - known[0]["time"] if known else 0.0
+    images = known[-1]["images_total"] - known[0]["images_total"] if known else 0
+    return round(images / span, 1) if span > 0 else 0.0
+
+
 def _threshold(config: RunConfig, rows: list[dict[str, Any]]) -> float | None:
     """The confidence below which the gate closes, where it is the teacher's over all codes."""
     gate = getattr(config.objective, "gate", None)
@@ -165,7 +174,9 @@ def _stage_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Mean seconds per step by stage; rollout and teacher overlap with the learner."""
     stages = ("wait", "step", "rollout", "teacher")
     return {
-        stage: sum(row[f"seconds/{stage}"] for row in rows) / len(rows) for stage in stages if rows
+        stage: sum(values) / len(values)
+        for stage in stages
+        if (values := [row[f"seconds/{stage}"] for row in rows if f"seconds/{stage}" in row])
     }
 
 
@@ -174,29 +185,7 @@ def _sample_sheet(quality: Quality) -> Image:
     panels = {
         title: quality.images[name] for name, title in TITLES.items() if name in quality.images
     }
-    return class_sheet(quality.classes, panels, most_pixels=MOST_PIXELS)
-
-
-def read_facts(path: Path, command: str) -> dict[str, Any]:
-    """A JSON object that `varkd command` wrote.
-
-    Raises:
-        InputError: it is not there, or no such file.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make it with `varkd {command}`") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({error}); remove it and make it again with "
-            f"`varkd {command}`"
-        ) from None
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{path}: holds no JSON object; remove it and make it again with `varkd {command}`"
-        )
-    return found
+    return class_sheet(list(quality.classes.values()), panels, most_pixels=MOST_PIXELS)
 
 
 def plain(value: Any) -> Any:
@@ -206,12 +195,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Metric rows by step, in order; none where there is no file."""
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    # A learner that went on from a snapshot repeats the steps after it: the last word counts.
-    return list({row["step"]: row for row in rows}.values())

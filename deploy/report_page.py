@@ -30,38 +30,43 @@ def to_markdown(report: dict[str, Any]) -> str:
     for model, found in report["metrics"].items():
         lines.append(f"| {model} | " + " | ".join(_number(found[n], ".3f") for n in names) + " |")
     absent = [f"{name} is left out: it {why}." for name, why in report["left_out"].items()]
-    features, staleness = report["features"], report["staleness"]
-    survival = report["survival_rate"]
-    shown = report["classes_shown"]
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in report["contexts"].items())
+    features, shown = report["features"], report["classes_shown"]
     lines += [
         "",
         f"{features['samples']} samples per model, of {features['classes']} classes, against "
-        f"{_line(features['reference'])}. {features['note']}",
+        f"{one_line(features['reference'])}. {features['note']}",
         *(["", *absent] if absent else []),
         "",
         "![samples](samples.png)",
         "",
         f"One row per class, {len(shown)} of {features['classes'].split()[-1]}: "
-        f"{', '.join(map(_line, shown))}.",
+        f"{', '.join(map(one_line, shown))}.",
         "",
         *_curves_page(report),
+        *_run_table(report),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run_table(report: dict[str, Any]) -> list[str]:
+    staleness, deaths = report["staleness"], report["worker_deaths"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in report["contexts"].items())
+    return [
         "| run | |",
         "|---|---|",
         f"| objective | {report['objective']['kind']} |",
         f"| contexts | {shares} |",
-        f"| steps | {report['steps']} ({_line(report['ended'])}) |",
+        f"| steps | {report['steps']} ({one_line(report['ended'])}) |",
         f"| images per second | {report['images_per_second']} |",
         f"| wall clock | {report['wall_seconds']} s |",
         f"| weight versions published | {report['weights_published']} |",
         f"| staleness | mean {_number(staleness['mean'], '.2f')}, max "
-        f"{_number(staleness['max'], '.0f')}, bound "
-        f"{staleness['bound']} steps; {staleness['dropped']} images dropped |",
-        f"| survival of the gate | {_number(survival, '.1%')} |",
-        f"| rollout workers | {report['rollout_workers']}, {len(report['worker_deaths'])} died |",
+        f"{_number(staleness['max'], '.0f')}, bound {staleness['bound']} steps; "
+        f"{staleness['dropped']} images dropped |",
+        f"| survival of the gate | {_number(report['survival_rate'], '.1%')} |",
+        f"| rollout workers | {report['rollout_workers']}, {len(deaths)} died |",
         f"| seed, config | {report['seed']}, {report['config_digest']} |",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _curves_page(report: dict[str, Any]) -> list[str]:
@@ -85,6 +90,6 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """A name from outside, which may hold anything, inside a line or a table."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

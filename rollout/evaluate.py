@@ -183,16 +183,9 @@ def measure(
     ensure_torchvision()
     import torch_fidelity
 
-    absent = left_out(len(generated_NCHW), len(reference_NCHW))
-    options: dict[str, Any] = {"batch_size": 256, "verbose": False, "cache": False}
-    options |= {"save_cpu_ram": True, "cuda": torch.cuda.is_available()}
+    options = _options(len(generated_NCHW), len(reference_NCHW))
     if cache is not None:
         options |= {"cache": True, "cache_root": str(cache), "input2_cache_name": "reference"}
-    options |= {"fid": True, "isc": "inception_score" not in absent}
-    options |= {"kid": "kid" not in absent, "prc": "precision" not in absent}
-    smallest = min(len(generated_NCHW), len(reference_NCHW))
-    options |= {"kid_subset_size": min(1000, smallest), "kid_subsets": 20}
-    options |= {"isc_splits": SPLITS, "prc_neighborhood": NEIGHBOURS}
     options |= _extractor(config, classifier)
     inputs = {"input1": Pixels(generated_NCHW, seen), "input2": Pixels(reference_NCHW, seen)}
     try:
@@ -205,13 +198,35 @@ def measure(
             "set evaluate.inception_weights to the file, or evaluate.features=classifier"
         ) from error
     values = {short: float(found[long]) for long, short in NAMES.items() if long in found}
+    return _finite(values, config)
+
+
+def _finite(values: dict[str, float], config: EvaluateConfig) -> dict[str, float]:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise InputError(
-                f"{name} is {value}: the features of these images are not finite or too large; "
-                f"{REMEDIES[config.features]}"
-            )
+            remedy = REMEDIES[config.features]
+            raise InputError(f"{name} is {value}: features are not finite or too large; {remedy}")
     return values
+
+
+def _options(samples: int, reals: int) -> dict[str, Any]:
+    """What torch-fidelity computes of so many images, and how."""
+    absent = left_out(samples, reals)
+    return {
+        "batch_size": 256,
+        "verbose": False,
+        "cache": False,
+        "save_cpu_ram": True,
+        "cuda": torch.cuda.is_available(),
+        "fid": True,
+        "kid": True,
+        "kid_subset_size": min(1000, samples, reals),
+        "kid_subsets": 20,
+        "prc": "precision" not in absent,
+        "prc_neighborhood": NEIGHBOURS,
+        "isc": "inception_score" not in absent,
+        "isc_splits": SPLITS,
+    }
 
 
 def _extractor(config: EvaluateConfig, classifier: Path | None) -> dict[str, Any]:

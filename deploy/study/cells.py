@@ -30,7 +30,8 @@ from deploy.distill import distill
 from deploy.judge import Judge
 from deploy.layout import check_layout
 from deploy.pictures import by_class, class_sheet, save_png, spread
-from deploy.report import commit, read_rows
+from deploy.records import read_rows
+from deploy.report import commit
 from deploy.stages import load_for_sampling
 from deploy.study.results import BASE, TEACHER, CellFacts, Measurement
 from rollout.sampler import SamplingConfig
