@@ -124,6 +124,10 @@ class Official:
     suffix: str = ".pt"
     head: str = "head"
     """Name of the output layer."""
+    hub: str = ""
+    """Where the family publishes weights on the Hugging Face hub."""
+    published: str = ""
+    """Pattern of the names of those files."""
 
 
 class Backbone(nn.Module, ABC):

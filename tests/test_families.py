@@ -76,7 +76,7 @@ def test_an_exported_student_comes_back_to_the_bit(finished, layout):
 def test_the_card_says_where_the_weights_come_from(finished):
     config, workspace = finished
     path = export(config, workspace, name="student_ema", layout="official", output=None)
-    card = path.with_suffix(".md").read_text()
+    card = path.with_name(f"{path.name}.md").read_text()
     for fact in (
         f"{config.models.student.kind}, ",
         "teacher.safetensors, sha256 ",

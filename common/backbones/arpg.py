@@ -109,7 +109,12 @@ class ARPG(Backbone):
     """`features` of a slot predict the token that the plan decodes there."""
 
     guidance_rule = "arpg_linear"
-    official = Official("state_dict", ("freqs_cis", "layers.*.kv_cache.*"))
+    official = Official(
+        "state_dict",
+        ("freqs_cis", "layers.*.kv_cache.*"),
+        hub="hp-l33/ARPG",
+        published="arpg_*.pt",
+    )
 
     def __init__(self, config: Config, spec: SequenceSpec) -> None:
         super().__init__()

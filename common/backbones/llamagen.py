@@ -132,7 +132,13 @@ class Block(nn.Module):
 class LlamaGen(Backbone):
     """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
 
-    official = Official("model", ("freqs_cis", "layers.*.attention.kv_cache.*"), head="output")
+    official = Official(
+        "model",
+        ("freqs_cis", "layers.*.attention.kv_cache.*"),
+        head="output",
+        hub="FoundationVision/LlamaGen",
+        published="c2i_*.pt",
+    )
 
     def __init__(self, config: Config, spec: SequenceSpec) -> None:
         super().__init__()

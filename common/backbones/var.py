@@ -140,7 +140,11 @@ class VAR(Backbone):
 
     guidance_rule = "var"
     official = Official(
-        None, ("lvl_1L", "attn_bias_for_masking", "blocks.*.attn.zero_k_bias"), suffix=".pth"
+        None,
+        ("lvl_1L", "attn_bias_for_masking", "blocks.*.attn.zero_k_bias"),
+        suffix=".pth",
+        hub="FoundationVision/var",
+        published="var_d*.pth",
     )
 
     def __init__(self, config: Config, spec: SequenceSpec) -> None:
