@@ -3,13 +3,15 @@
 import base64
 import csv
 import io
+import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from PIL import Image
 
 from deploy.study.figures import CAPTIONS, draw
-from deploy.study.page import About, uneven, write_page
+from deploy.study.page import About, thumbnail, uneven, write_page
 from deploy.study.results import CellFacts, Measurement, read_csv
 from deploy.study.statistics import analyse
 
@@ -98,6 +100,34 @@ def test_page_says_what_was_measured_and_what_follows(written):
     assert "3 seeds (0, 1, 2)" in words
     order = [cell for cell in page.words if cell in ("teacher", "base", *METHODS)]
     assert order.index("teacher") < order.index("base") < order.index("sft")
+
+
+def test_a_table_is_cards_on_a_narrow_screen(written):
+    """Every cell carries the title of its column, which a phone shows in place of the header."""
+    text = written[0].read_text(encoding="utf-8")
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
+    tables = re.findall(r"<thead>(.*?)</thead>\s*<tbody>(.*?)</tbody>", text, re.DOTALL)
+    assert len(tables) >= 5
+    for head, body in tables:
+        titles = re.findall(r"<th>(.*?)</th>", head)
+        for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL):
+            assert re.findall(r'<td data-label="(.*?)">', row) == titles
+
+
+def test_sheets_are_small_and_those_of_few_pixels_exact(written):
+    from deploy.pictures import grid
+
+    generator = torch.Generator().manual_seed(0)
+    digits = grid(torch.randint(16, (40, 1, 8, 8), generator=generator).byte() * 16, 4)
+    photographs = grid(torch.randint(256, (40, 3, 96, 96), generator=generator).byte(), 4)
+    for sheet, is_exact in ((digits, True), (photographs, False)):
+        data = thumbnail(sheet)
+        with Image.open(io.BytesIO(data)) as back:
+            assert (back.format, back.size) == ("WEBP", sheet.size)
+            assert (back.convert("RGB").tobytes() == sheet.tobytes()) == is_exact
+        png = io.BytesIO()
+        sheet.save(png, "PNG", optimize=True)
+        assert len(data) < 0.7 * png.tell()
 
 
 def test_embedded_data_are_the_files(written, tmp_path):

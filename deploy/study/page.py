@@ -1,6 +1,7 @@
 """The study as one self-contained HTML page, with its tables, figures and data inside.
 
-The page needs no network and no script; every text from outside is escaped.
+The page needs no network and no script, can be read on a phone, and escapes every text from
+outside; it is laid out in page.html.jinja.
 """
 
 import base64
@@ -10,14 +11,15 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from deploy.study.definitions import DEFINITIONS
 from deploy.study.figures import CAPTIONS
 from deploy.study.results import CellFacts, Measurement, csv_text, write_bytes, write_csv
-from deploy.study.statistics import Analysis
+from deploy.study.statistics import Analysis, Comparison
 from deploy.study.tables import (
     COST_HEADER,
     PAIRED_HEADER,
@@ -33,29 +35,9 @@ from deploy.study.tables import (
 )
 from deploy.study.verdicts import conclusions, notes
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8885; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 84rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.4rem; }
-h2 { border-bottom: 1px solid var(--line); } h3 { font-size: 1.05rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .5rem; text-align: left; vertical-align: top; }
-tr { border-bottom: 1px solid var(--line); } th { background: var(--soft); }
-td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 12rem; }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
-.plain td:last-child { min-width: 0; white-space: nowrap; }
-figure { margin: 1rem 0; break-inside: avoid; }
-figure img { background: #fff; max-width: 100%; border-radius: 4px; }
-figcaption, .soft { font-size: .85rem; opacity: .8; }
-.samples { display: flex; flex-wrap: wrap; gap: 1rem; } .samples figure { margin: 0; }
-pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; }
-dt { font-weight: 600; margin-top: .6rem; } dd { margin-left: 1rem; }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
-.facts dt, .facts dd { margin: 0; overflow-wrap: anywhere; }
-@media print { body { max-width: none; font-size: 11px; } .wide { overflow: visible; }
-  td { white-space: normal; } h2, h3 { break-after: avoid; } tr { break-inside: avoid; } }
-"""
+TEMPLATE = "page.html.jinja"
+LOSSLESS_BYTES = 40_000
+"""Sheets that are larger than this without loss are stored with some."""
 TOLERANCE = 0.05
 """Share by which a cell may miss the median budget before the page says so."""
 
@@ -146,34 +128,62 @@ def render(
     configs: Mapping[str, str],
 ) -> str:
     """The page as text; arguments as for `write_page`."""
-    doubts = [*analysis.gaps, *uneven(facts, about.equal), *notes(analysis)]
-    parts = [
-        f"<h1>{escape(about.title)}</h1>",
-        f"<p>{escape(_run_in_words(analysis, about))}</p>",
-        _definitions(about.details, "facts"),
-        "<h2>What the data support</h2>",
-        f'<p class="soft">Behind a method: its mean difference in FID at guidance '
-        f"{analysis.guidance:g} and the joint interval.</p>",
-        _list(conclusions(analysis)),
-        *(["<h2>Gaps and doubts</h2>", _list(doubts)] if doubts else []),
-        "<h2>Teacher, base student and methods</h2>",
-        _table(main_header(analysis), main_table(analysis)),
-        *_comparisons(analysis),
-        "<h2>Cost</h2>",
-        _table(COST_HEADER, cost_table(analysis.methods, facts)),
-        "<h2>Figures</h2>",
-        *(_figure(_data("image/png", figures[name]), CAPTIONS.get(name, name)) for name in figures),
-        *_samples(samples),
-        "<h2>Definitions</h2>",
-        _definitions(DEFINITIONS, "terms"),
-        "<h2>Data and configs</h2>",
-        _downloads(analysis, facts),
-        *(_config(name, text) for name, text in configs.items()),
-    ]
-    head = f'<meta charset="utf-8"><title>{escape(about.title)}</title><style>{STYLE}</style>'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    sheets = {name: _data("image/webp", thumbnail(image)) for name, image in samples.items()}
+    drawn = {
+        CAPTIONS.get(name, name): _data("image/webp", lossless(png))
+        for name, png in figures.items()
+    }
+    return _template().render(
+        title=about.title,
+        words=_run_in_words(analysis, about),
+        details=about.details,
+        guidance=f"{analysis.guidance:g}",
+        conclusions=conclusions(analysis),
+        doubts=[*analysis.gaps, *uneven(facts, about.equal), *notes(analysis)],
+        main=(main_header(analysis), main_table(analysis)),
+        comparisons=list(_comparisons(analysis)),
+        cost=(COST_HEADER, cost_table(analysis.methods, facts)),
+        figures=_pictures(drawn),
+        samples=_pictures(sheets),
+        definitions=DEFINITIONS,
+        downloads=_downloads(analysis, facts),
+        configs=configs,
+    )
+
+
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    page = Environment(
+        loader=loader,
+        autoescape=True,  # names of methods and classes come from outside
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return page.get_template(TEMPLATE)
+
+
+def _pictures(sources: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"caption": caption, "source": source} for caption, source in sources.items()]
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A sheet of samples as WebP: enlarged pixels take little room without loss, photographs more,
+    so they get some."""
+    exact = _webp(image, lossless=True)
+    return exact if len(exact) <= LOSSLESS_BYTES else _webp(image, quality=80)
+
+
+def lossless(png: bytes) -> bytes:
+    """The same picture in less room."""
+    with Image.open(io.BytesIO(png)) as image:
+        return _webp(image, lossless=True)
+
+
+def _webp(image: Image.Image, **options: Any) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "WEBP", **options)
+    return data.getvalue()
 
 
 def uneven(facts: Sequence[CellFacts], equal: Literal["steps", "seconds"]) -> list[str]:
@@ -202,76 +212,43 @@ def _run_in_words(analysis: Analysis, about: About) -> str:
     )
 
 
-def _comparisons(analysis: Analysis) -> Iterable[str]:
+@dataclass(frozen=True)
+class Section:
+    """A table of comparisons."""
+
+    title: str
+    words: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def _comparisons(analysis: Analysis) -> Iterable[Section]:
+    def section(title: str, rows: Sequence[Comparison], words: str = "") -> Section:
+        return Section(title, words, PAIRED_HEADER, paired_table(rows, analysis.guidance))
+
     if analysis.reference:
-        yield "<h2>Teacher against base student</h2>"
-        yield _table(PAIRED_HEADER, paired_table([analysis.reference], analysis.guidance))
+        yield section("Teacher against base student", [analysis.reference])
     families = {f"Against {name}": rows for name, rows in analysis.against.items() if rows}
     for place, (title, rows) in enumerate(families.items()):
-        yield f"<h2>{escape(title)}</h2>"
-        if place:
-            yield '<p class="soft">Baselines above are compared in their own table.</p>'
-        yield _table(PAIRED_HEADER, paired_table(rows, analysis.guidance))
+        words = "Baselines above are compared in their own table." if place else ""
+        yield section(title, rows, words)
     if analysis.ablation:
-        yield "<h2>Ablation</h2><p>Each method against the one before it.</p>"
         header = ["method", "against", *PAIRED_HEADER[1:]]
         lines = zip(
             analysis.ablation, paired_table(analysis.ablation, analysis.guidance), strict=True
         )
-        yield _table(header, [[line[0], row.baseline, *line[1:]] for row, line in lines])
+        rows = [[line[0], row.baseline, *line[1:]] for row, line in lines]
+        yield Section("Ablation", "Each method against the one before it.", header, rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{line.replace(chr(10), '<br>')}</tr>" for line in lines)
-    shape = "" if header[-1] == "verdict" else ' class="plain"'
-    table = f"<table{shape}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-    return f'<div class="wide">{table}</div>'
-
-
-def _list(sentences: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
-
-
-def _definitions(terms: Mapping[str, str], kind: str) -> str:
-    entries = (f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in terms.items())
-    return f'<dl class="{kind}">{"".join(entries)}</dl>' if terms else ""
-
-
-def _figure(source: str, caption: str) -> str:
-    text = escape(caption)
-    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def _samples(samples: Mapping[str, Image.Image]) -> Iterable[str]:
-    if not samples:
-        return
-    yield "<h2>Samples</h2><p>Same labels and noise in every panel.</p>"
-    yield '<div class="samples">'
-    for name, image in samples.items():
-        data = io.BytesIO()
-        image.save(data, "PNG", optimize=True)
-        yield _figure(_data("image/png", data.getvalue()), name)
-    yield "</div>"
-
-
-def _downloads(analysis: Analysis, facts: Sequence[CellFacts]) -> str:
+def _downloads(analysis: Analysis, facts: Sequence[CellFacts]) -> dict[str, str]:
     files = {
         "measurements.csv": csv_text(Measurement, analysis.measurements),
         "cells.csv": csv_text(CellFacts, facts),
         "summary.csv": csv_text(SummaryRow, summary_rows(analysis)),
         "paired.csv": csv_text(PairedRow, paired_rows(analysis)),
     }
-    links = (
-        f'<a download="{name}" href="{_data("text/csv;charset=utf-8", text.encode())}">{name}</a>'
-        for name, text in files.items()
-    )
-    return f"<p>{', '.join(links)}</p>"
-
-
-def _config(name: str, text: str) -> str:
-    return f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
+    return {name: _data("text/csv;charset=utf-8", text.encode()) for name, text in files.items()}
 
 
 def _data(kind: str, data: bytes) -> str:
