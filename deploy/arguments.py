@@ -28,6 +28,16 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
     out = parser.add_argument("--out", type=Path, help="run folder (default: runs/<config name>)")
     complete(out, shtab.DIRECTORY)
+    add_cpu(parser)
+
+
+def add_cpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="try a config for GPUs on this machine's CPUs: devices, precision and processes "
+        "change, sizes stay",
+    )
 
 
 def add_local(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +51,24 @@ def complete(argument: argparse.Action, how: Mapping[Any, Any]) -> None:
 
 def open_from(arguments: argparse.Namespace) -> "tuple[RunConfig, Workspace]":
     """Config and workspace of the parsed arguments, after checking that we are ourselves."""
-    from deploy.config import open_run
-    from deploy.layout import check_layout
+    from deploy.progress import busy, console
 
-    check_layout()
-    return open_run(arguments.config, arguments.overrides, arguments.out)
+    with busy(console(), "starting", at_once=False):  # torch takes seconds, or a minute from a disk
+        from deploy.config import open_run
+        from deploy.layout import check_layout
+
+        check_layout()
+        config, workspace = open_run(arguments.config, arguments.overrides, arguments.out)
+    if arguments.cpu:
+        from deploy.on_cpu import on_cpu
+
+        config, changes = on_cpu(config)
+        say_changes(changes)
+    return config, workspace
+
+
+def say_changes(changes: list[str]) -> None:
+    """What --cpu did."""
+    from deploy.progress import console
+
+    console().print(f"--cpu: {', '.join(changes) or 'nothing to change'}")

@@ -107,8 +107,11 @@ class Bar:
 
 
 @contextmanager
-def busy(target: Console, what: str) -> Iterator[None]:
-    """Something without a count: a spinner and the time that has passed; not inside a Bar."""
+def busy(target: Console, what: str, *, at_once: bool = True) -> Iterator[None]:
+    """Something without a count: a spinner and the time that has passed; not inside a Bar.
+
+    Without `at_once` there is no plain line before it has taken long.
+    """
     pulse = Pulse(target, lambda: what)
     progress = Progress(
         SpinnerColumn(),
@@ -120,7 +123,8 @@ def busy(target: Console, what: str) -> Iterator[None]:
     progress.add_task(what, total=None, numbers=[])
     with progress:
         pulse.start()
-        pulse.news(due=True)
+        if at_once:
+            pulse.news(due=True)
         try:
             yield
         finally:

@@ -159,6 +159,10 @@ class EncodedImages(ImageSource, ABC):
         for where, data in self._encoded(Reading()):
             yield where, content_hash(data)
 
+    def encoded(self) -> Iterator[tuple[str, bytes]]:
+        """(where an image comes from, its file's content), in order."""
+        yield from self._encoded(Reading())
+
 
 def _evenly(total: int, limit: int) -> list[int]:
     return torch.linspace(0, total - 1, min(limit, total)).round().long().tolist()

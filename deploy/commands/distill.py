@@ -10,12 +10,14 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, open_from
+from deploy.arguments import add_config, add_local, open_from
+
+INTERRUPTED = "if steps were done, go on with --resume; --restart throws them away"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--local", action="store_true", help="the same code in one process, no Ray")
+    add_local(parser)
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest snapshot of this config"
     )
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     arguments.held.enter_context(workspace.locked(arguments.command))
     from deploy.distill import distill
+    from deploy.ending import end, quoted
 
     facts = distill(
         config,
@@ -48,9 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         restart=arguments.restart,
     )
-    ending = facts["cause"] or "all steps done"
-    target.print(
+    root = quoted(workspace.root)
+    again = f"varkd distill {root} --resume" + (" --local" if arguments.local else "")
+    end(
         f"{facts['steps']} steps in {facts['wall_seconds']:.1f} s, {facts['published']} versions "
-        f"published ({ending}); `varkd evaluate {workspace.root}` writes the report"
+        f"published ({facts['cause'] or 'all steps done'})",
+        files=(workspace.student, workspace.student_ema, workspace.metrics),
+        following=again if facts["cause"] else f"varkd evaluate {root}",
     )
     return 0

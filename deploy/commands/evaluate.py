@@ -18,11 +18,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
+    from deploy.ending import end, quoted
     from deploy.progress import console
     from deploy.report import write_report
 
-    target = console()
-    report = write_report(config, workspace, target)
+    report = write_report(config, workspace, console())
     fids = ", ".join(f"{name} {value:.3f}" for name, value in report["fid"].items())
-    target.print(f"FID: {fids}; report in {workspace.root / 'report.md'}")
+    pictures = ("samples.png", "curves.png", "diagnostics.png")
+    end(
+        f"FID: {fids}",
+        files=[workspace.root / name for name in ("report.md", *pictures)],
+        following=f"varkd sample {quoted(workspace.root)}",
+    )
     return 0

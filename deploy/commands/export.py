@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     if arguments.to is None:
         arguments.held.enter_context(workspace.locked(arguments.command))
+    from deploy.ending import end
     from deploy.export import card_of, export
-    from deploy.progress import console
 
     path = export(
         config,
@@ -40,5 +40,5 @@ def run(arguments: argparse.Namespace) -> int:
         layout=arguments.layout,
         output=arguments.to,
     )
-    console().print(f"{arguments.model} in {path}, card in {card_of(path)}")
+    end(f"{arguments.model} and its model card", files=[path, card_of(path)])
     return 0

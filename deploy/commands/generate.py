@@ -9,22 +9,30 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, open_from
+from deploy.arguments import add_config, add_local, open_from
+
+INTERRUPTED = "the same command goes on after the parts that are finished"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--local", action="store_true", help="the same code in one process, no Ray")
+    add_local(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
+    from deploy.ending import end, quoted
     from deploy.generating import generate
     from deploy.progress import console
 
     target = console()
     facts = generate(config, workspace, target, local=arguments.local)
-    done = "sampled into" if facts["fresh"] else "of this teacher were there already in"
-    target.print(f"{facts['sequences']} sequences {done} {workspace.teacher_tokens}")
+    done = "sampled" if facts["fresh"] else "of this teacher were there already"
+    local = " --local" if arguments.local else ""
+    end(
+        f"{facts['sequences']:,} sequences {done}",
+        files=[workspace.teacher_tokens],
+        following=f"varkd distill {quoted(workspace.root)}{local}",
+    )
     return 0

@@ -38,25 +38,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
+    from deploy.ending import after_models, end, quoted
     from deploy.progress import console
     from deploy.stages import pretrain_model
     from deploy.trained_tokenizer import pretrain_tokenizer
 
     target = console()
     how = {"resume": arguments.resume, "restart": arguments.restart}
+    files = {"teacher": workspace.teacher, "student": workspace.student_before}
     wanted = ("teacher", "student") if arguments.model == "both" else (arguments.model,)
     for which in wanted:
         if which == "tokenizer":
             facts = pretrain_tokenizer(config, workspace, target, **how)
         else:
             facts = pretrain_model(config, workspace, which, target, **how)
+        root = quoted(workspace.root)
         if "cause" in facts:
-            target.print(
-                f"{which}: {facts['cause']} after step {facts['steps']}; `varkd pretrain "
-                f"{workspace.root} --model {arguments.model} --resume` goes on"
+            end(
+                f"{which}: {facts['cause']} after step {facts['steps']}",
+                following=f"varkd pretrain {root} --model {arguments.model} --resume",
             )
             return 0
-        target.print(_trained(facts) if which == "tokenizer" else _pretrained(which, facts))
+        if which == "tokenizer":
+            picture = workspace.tokenizer.with_suffix(".png")
+            made, after = (workspace.tokenizer, picture), f"varkd tokenize {root}"
+            end(_trained(facts), files=made, following=after)
+        else:
+            after = after_models(config, workspace) if which == wanted[-1] else None
+            end(_pretrained(which, facts), files=[files[which]], following=after)
     return 0
 
 

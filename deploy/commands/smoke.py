@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from deploy.cluster import cluster, warm_up
     from deploy.distill import distill
+    from deploy.ending import end, quoted
     from deploy.progress import console
     from deploy.report import write_report
     from deploy.stages import pretrain_model
@@ -51,9 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     report = write_report(config, workspace, target, wall_seconds=wall)
     total = time.monotonic() - started
     fid = report["fid"]
-    target.print(
+    end(
         f"FID teacher {fid['teacher']:.3f}, student {fid['student_before']:.3f} -> "
-        f"{fid['student_after']:.3f} after {facts['steps']} steps; {total:.0f} s in all. "
-        f"Look at {workspace.root / 'samples.png'}"
+        f"{fid['student_after']:.3f} after {facts['steps']} steps; {total:.0f} s in all",
+        files=[workspace.root / name for name in ("samples.png", "report.md")],
+        following=f"varkd sample {quoted(workspace.root)}  # for your images: varkd init FOLDER",
     )
     return 0

@@ -10,14 +10,28 @@ For example:
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import shtab
+
+from deploy.arguments import add_cpu, complete, say_changes
+
+if TYPE_CHECKING:
+    from deploy.study.runner import Harvest, StudyFolder
+
+INTERRUPTED = "finished cells stay: the same command goes on after them"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, help="TOML file; studies/*/study.toml are examples")
+    study = parser.add_argument(
+        "study", type=Path, help="TOML file; studies/*/study.toml are examples"
+    )
+    complete(study, shtab.FILE)
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. seeds=[0,1] budget.steps=50"
     )
     parser.add_argument("--out", type=Path, help="folder (default: runs/<folder of the file>)")
+    add_cpu(parser)
     parser.add_argument("--local", action="store_true", help="one cell after the other, no Ray")
     parser.add_argument(
         "--restart", action="store_true", help="throw the results in the folder away first"
@@ -39,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_layout()
     study = open_study(arguments.study, arguments.overrides)
+    if arguments.cpu:
+        say_changes(study.move_to_cpu())
     default = Path("runs") / (arguments.study.resolve().parent.name)
     folder = StudyFolder((arguments.out or default).resolve())
     target = console()
@@ -55,4 +71,20 @@ def run(arguments: argparse.Namespace) -> int:
         local, restart = arguments.local, arguments.restart
         wanted, harvest = run_study(study, folder, target, local=local, restart=restart)
     publish(study, folder, wanted, harvest, target)
+    return _end(arguments, folder, wanted, harvest)
+
+
+def _end(
+    arguments: argparse.Namespace, folder: "StudyFolder", wanted: dict[Any, Any], harvest: "Harvest"
+) -> int:
+    from deploy.ending import end, quoted
+
+    done, failed = len(harvest.found), len(harvest.failed)
+    left = len(wanted) - done
+    again = f"varkd study {quoted(arguments.study)} --out {quoted(folder.root)}"
+    end(
+        f"{done} of {len(wanted)} cells" + (f", {failed} failed" if failed else ""),
+        files=[folder.root / "study.html", folder.root / "summary.md"],
+        following=again if left else None,
+    )
     return 1 if harvest.failed else 0

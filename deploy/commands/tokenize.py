@@ -10,17 +10,20 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, open_from
+from deploy.arguments import add_config, add_local, open_from
+
+INTERRUPTED = "the same command goes on after the parts that are finished"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--local", action="store_true", help="the same code in one process, no Ray")
+    add_local(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
+    from deploy.ending import after_tokens, end
     from deploy.progress import console
     from deploy.tokenizing import tokenize
 
@@ -28,5 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     facts = tokenize(config, workspace, target, local=arguments.local)
     views = f" with {facts['variants']} variants each" if facts["variants"] > 1 else ""
     quality = "" if facts["psnr"] is None else f" (PSNR {facts['psnr']:.1f} dB)"
-    target.print(f"tokens of {facts['images']} images{views}{quality} in {workspace.root}")
+    tokens = [path for path in (workspace.train_tokens, workspace.test_tokens) if path.exists()]
+    end(
+        f"tokens of {facts['images']:,} images{views}{quality}",
+        files=[workspace.tokenizer, *tokens],
+        following=after_tokens(config, workspace),
+    )
     return 0

@@ -11,6 +11,7 @@ from common.paths import user_path
 from common.quantities import Depth, Factor, Gpus, Seconds, Seed, SomeCpus, Steps
 from deploy.config import RunConfig, portable
 from deploy.generating import dataset_source
+from deploy.on_cpu import on_cpu
 from deploy.shipped import CONFIGS
 from rollout.contexts import teacher
 
@@ -153,6 +154,15 @@ class Study:
         every = max(1, -(-steps // self.config.curve))
         learner = run.learner.model_copy(update={"steps": steps, "keep_every": every})
         return run.model_copy(update={"seed": seed, "learner": learner})
+
+    def move_to_cpu(self) -> list[str]:
+        """Run the start and all methods on this machine's CPUs; what that changes of the start."""
+        self.start, changes = on_cpu(self.start)
+        self._runs = {name: on_cpu(run)[0] for name, run in self._runs.items()}
+        self.generating = self._generating()
+        cells = self.config.cells.model_copy(update={"gpus": 0.0})
+        self.config = self.config.model_copy(update={"cells": cells})
+        return changes
 
     def _generating(self) -> RunConfig | None:
         """A run that reads a dataset of the teacher's samples, which is part of the start then."""

@@ -1,0 +1,75 @@
+"""Write a config for your own images: sizes, models and steps that suit them and a laptop.
+
+Looks at the images first: a folder of class folders or Parquet files, with folders train and test
+in it or without. Every choice has its reason beside it. Without images it takes scikit-learn's
+digits. Nothing is overwritten.
+
+For example:
+  varkd init photos/
+  varkd init photos/train.parquet --to photos.toml
+"""
+
+import argparse
+from pathlib import Path
+
+import shtab
+
+from deploy.arguments import complete
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    images = parser.add_argument(
+        "images", type=Path, nargs="?", help="folder of class folders, or Parquet"
+    )
+    complete(images, shtab.FILE)
+    target = parser.add_argument("--to", type=Path, help="the config (default: <name>.toml)")
+    complete(target, shtab.FILE)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import tomllib
+
+    from common.checkpoint import unwritable
+    from common.config import validate
+    from common.errors import InputError
+    from deploy.config import RunConfig
+    from deploy.ending import end, quoted
+    from deploy.first_config import write_config
+    from deploy.layout import check_layout
+    from deploy.progress import busy, console
+    from deploy.survey import survey
+
+    check_layout()
+    path = arguments.to or Path(f"{_name(arguments.images)}.toml")
+    if path.exists():
+        raise InputError(f"{path}: is there already; choose another name with --to")
+    with busy(console(), f"looking at {arguments.images or 'the digits'}"):
+        found = survey(arguments.images and arguments.images.expanduser())
+    text = write_config(found, quoted(path))
+    validate(RunConfig, tomllib.loads(text), source=str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"{path}: is there already; choose another name with --to") from None
+    except OSError as error:
+        raise unwritable(path, error) from error
+    test = f", {found.test_images:,} held out" if found.test_images else ""
+    end(
+        f"{found.images:,} images of {len(found.classes):,} classes{test}",
+        files=[path],
+        following=f"varkd tokenize {quoted(path)}",
+    )
+    return 0
+
+
+def _name(images: Path | None) -> str:
+    """Of the folder that holds the images, not of its `train`."""
+    if images is None:
+        return "digits"
+    name = images.expanduser().resolve()
+    generic = {"train", "training", "data", "images"}
+    parts = [part for part in (name.stem, *(p.name for p in name.parents)) if part]
+    chosen = next((part for part in parts if part.lower() not in generic), "images")
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in chosen) or "images"
