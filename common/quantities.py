@@ -2,7 +2,7 @@
 
 The bounds are far outside of what anybody runs; they are there so that a slip of the keyboard is
 a sentence and not a day of swapping. What is plausible on its own and still too much together is
-refused by `varkd ... --dry-run` and before anything is allocated (deploy/afford.py).
+refused by `--dry-run` and before anything is allocated (common/memory.py).
 """
 
 from typing import Annotated

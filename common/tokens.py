@@ -7,7 +7,8 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,13 +20,19 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from common.backbone import SequenceSpec
-from common.checkpoint import FORMAT, write_atomically
+from common.checkpoint import reading_header, write_atomically
 from common.config import Config, UserPath
 from common.crops import Crops
 from common.errors import InputError
 from common.ledger import Draws
+from common.memory import require_memory
+from common.paths import require_file
 from common.quantities import Classes, Count, Gpus, Processes, SomeCpus
+from common.token_header import TokenHeader
+from common.toml_tree import shortened
 
+__all__ = ["TokenDataset", "TokenHeader", "TokensConfig"]
+NUMPY = {torch.int16: np.int16, torch.int32: np.int32}
 ROW_GROUP_TOKENS = 2**22
 """Tokens that are in memory together while a file is written or read."""
 
@@ -61,42 +68,6 @@ class TokensConfig(Config):
         if self.kind == "arpg_codes" and len(self.paths) > 1:
             raise ValueError(f"arpg_codes are one folder, but paths has {len(self.paths)}")
         return self
-
-
-@dataclass(frozen=True)
-class TokenHeader:
-    """What a token file says about its rows."""
-
-    spec: SequenceSpec
-    classes: tuple[str, ...]
-    tokenizer: str
-    """Digest of the tokenizer's state."""
-    variants: int = 1
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The smallest type that holds every token."""
-        return torch.int16 if self.spec.vocab_size <= 2**15 else torch.int32
-
-    @property
-    def width(self) -> int:
-        """Tokens per row."""
-        return self.variants * self.spec.length
-
-    def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)})
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Self:
-        facts = json.loads(text)
-        return cls(
-            SequenceSpec.from_dict(facts["spec"]),
-            tuple(facts["classes"]),
-            facts["tokenizer"],
-            facts.get("variants", 1),  # files of one variant once did not say so
-            facts.get("facts", {}),
-        )
 
 
 @dataclass(frozen=True)
@@ -206,28 +177,30 @@ def _joined(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def read_tokens(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """(token_nAL, label_n) of one row group after the other, checked against the file's header.
+    """(token_nAL, label_n) of some rows after the others, checked against the file's header.
 
     Raises:
-        InputError: the file is missing, is no token dataset, or holds a token or label that its
-            spec does not have.
+        InputError: the file is missing, is no token dataset, is empty, or holds a token or label
+            that its spec does not have.
     """
     header = read_header(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["token", "label"])
-                token = table.column("token").combine_chunks().flatten().to_numpy()
-                label = table.column("label").to_numpy()
-                _require_range(path, "tokens", token, header.spec.vocab_size)
-                if header.spec.num_classes:
-                    _require_range(path, "labels", label, header.spec.num_classes)
-                token_nAL = torch.tensor(token, dtype=header.dtype).view(
-                    len(label), header.variants, header.spec.length
-                )
-                yield token_nAL, torch.tensor(label)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: no readable token dataset: {error}") from None
+    rows = max(1, ROW_GROUP_TOKENS // header.width)
+    with _reading(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=rows, columns=["token", "label"]):
+            yield _checked(path, header, batch)
+
+
+def _checked(path: Path, header: TokenHeader, batch: pa.RecordBatch) -> tuple[Tensor, Tensor]:
+    column, label = batch.column("token"), batch.column("label")
+    if column.null_count or column.flatten().null_count or label.null_count:
+        raise InputError(f"{path}: rows without a token or a label; encode the images again")
+    token = column.flatten().to_numpy()
+    _require_range(path, "tokens", token, header.spec.vocab_size)
+    _require_range(path, "labels", label.to_numpy(), header.spec.num_classes or 2**31)
+    token_nAL = torch.from_numpy(token.astype(NUMPY[header.dtype])).view(
+        len(label), header.variants, header.spec.length
+    )
+    return token_nAL, torch.from_numpy(label.to_numpy().astype(np.int64))
 
 
 def _require_range(path: Path, what: str, values: np.ndarray, limit: int) -> None:
@@ -243,38 +216,79 @@ def load_tokens(path: Path) -> TokenDataset:
     """Read what `save_tokens` wrote; memory beside the dataset stays at one row group.
 
     Raises:
-        InputError: see `read_tokens`.
+        InputError: see `read_tokens`; or the dataset is larger than the free memory.
     """
     header = read_header(path)
     rows = count_images(path)
+    size = rows * (header.width * header.dtype.itemsize + 8)
+    require_memory(size, f"{path}: the token dataset", "use fewer images or variants")
     token_NAL = torch.empty(rows, header.variants, header.spec.length, dtype=header.dtype)
     label_N = torch.empty(rows, dtype=torch.long)
     first = 0
     for token_nAL, label_n in read_tokens(path):
         stop = first + len(label_n)
+        if stop > rows:
+            break
         token_NAL[first:stop], label_N[first:stop] = token_nAL, label_n
         first = stop
+    if first != rows:
+        raise InputError(f"{path}: has other rows than the {rows} that it counts; make it again")
     return TokenDataset(token_NAL, label_N, header.spec, header.classes, header.tokenizer)
 
 
 def count_images(path: Path) -> int:
-    """Rows of a token dataset, from its footer alone."""
-    return pq.read_metadata(path).num_rows
+    """Rows of a token dataset, from its footer alone.
+
+    Raises:
+        InputError: no readable dataset, or one without rows.
+    """
+    require_file(path, "a token dataset")
+    with _reading(path):
+        rows = pq.read_metadata(path).num_rows
+    if rows < 1:
+        raise InputError(f"{path}: holds no images; encode them again with `varkd tokenize`")
+    return rows
 
 
 def read_header(path: Path) -> TokenHeader:
     """What a token dataset says of itself, without reading its rows.
 
     Raises:
-        InputError: the file is missing or is no token dataset.
+        InputError: the file is missing, is no token dataset, or its columns are not what its header
+            says.
     """
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: no readable token dataset: {error}") from None
+    require_file(path, "a token dataset")
+    with _reading(path):
+        schema = pq.read_schema(path)
+    metadata = schema.metadata or {}
     if b"varkd" not in metadata:
         raise InputError(f"{path}: no token dataset of varkd; write it with `varkd tokenize`")
-    return TokenHeader.from_json(metadata[b"varkd"])
+    with reading_header(path):
+        header = TokenHeader.from_json(metadata[b"varkd"])
+    expected = f"a list of {header.width} whole numbers"
+    if schema.names.count("token") != 1 or schema.names.count("label") != 1:
+        raise InputError(f"{path}: its columns are {schema.names[:6]}, expected token and label")
+    token, label = schema.field("token").type, schema.field("label").type
+    is_list = pa.types.is_fixed_size_list(token) and pa.types.is_integer(token.value_type)
+    if not is_list or token.list_size != header.width:
+        raise InputError(
+            f"{path}: token is {token}, but by the header {expected}; encode the images again"
+        )
+    if not pa.types.is_integer(label):
+        raise InputError(f"{path}: label is {label}, expected a whole number; make it again")
+    return header
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever Arrow makes of a damaged file, as one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        reason = shortened(str(error).partition("\n")[0])
+        raise InputError(f"{path}: no readable token dataset: {reason}") from None
 
 
 def token_header(path: Path) -> tuple[SequenceSpec, tuple[str, ...], str]:

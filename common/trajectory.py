@@ -174,19 +174,37 @@ def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
     """Decode and check; the caller owns the memory.
 
     Raises:
-        InputError: another schema version, a token outside the vocabulary, or a value that is
-            not finite. Nothing that failed becomes data.
+        InputError: another schema version, columns of other names, types or lengths, a token
+            outside the vocabulary, or a value that is not finite. Nothing that failed becomes data.
     """
+    try:
+        batch = _decoded(record)
+    except InputError:
+        raise
+    except (pa.ArrowException, AttributeError, LookupError, TypeError, ValueError) as error:
+        absent = f"no {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"record is damaged: {absent}") from None
+    _check(batch)
+    return batch
+
+
+def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
     facts = {key.decode(): value.decode() for key, value in (record.schema.metadata or {}).items()}
     if facts.pop("schema", None) != str(SCHEMA_VERSION):
         raise InputError(f"record has no trajectory schema {SCHEMA_VERSION}: {record.schema.names}")
     facts.pop("oldest")
-    spec = SequenceSpec.from_dict(json.loads(facts.pop("spec")))
+    try:
+        spec = SequenceSpec.from_dict(json.loads(facts.pop("spec")))
+    except InputError as error:
+        raise InputError(f"record is damaged: {error}") from None
     step_sizes = tuple(int(n) for n in facts.pop("step_sizes").split(","))
     column = {
         name: _to_tensor(record.column(name)) for name in record.schema.names if name != "context"
     }
-    batch = TrajectoryBatch(
+    for name in ("id", "version", "label", "prefix", "order", "token"):
+        if column[name].dtype not in (torch.int32, torch.int64):
+            raise InputError(f"record column {name} is {column[name].dtype}, expected an integer")
+    return TrajectoryBatch(
         spec=spec,
         id_B=column["id"],
         version_B=column["version"],
@@ -204,8 +222,6 @@ def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
         },
         facts=facts,
     )
-    _check(batch)
-    return batch
 
 
 def bytes_per_image(length: int, signal_bytes: int, *, noise: bool) -> int:
@@ -214,14 +230,47 @@ def bytes_per_image(length: int, signal_bytes: int, *, noise: bool) -> int:
 
 
 def _check(batch: TrajectoryBatch) -> None:
-    low, high = int(batch.token_BL.min()), int(batch.token_BL.max())
-    if low < 0 or high >= batch.spec.vocab_size:
-        raise InputError(
-            f"record holds tokens {low}..{high}, but the vocabulary has {batch.spec.vocab_size}"
-        )
-    for name, value in (("logprob", batch.logprob_BL), *batch.signal.items()):
+    _check_shapes(batch)
+    spec = batch.spec
+    for name, value, limit in (
+        ("tokens", batch.token_BL, spec.vocab_size),
+        ("labels", batch.label_B, spec.num_classes + 1),
+        ("prefixes", batch.prefix_B, spec.length + 1),
+    ):
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= limit:
+            known = "the vocabulary has" if name == "tokens" else "the spec allows less than"
+            raise InputError(f"record holds {name} {low}..{high}, but {known} {limit}")
+    if not (batch.plan.order_BL.sort().values == torch.arange(spec.length)).all():
+        raise InputError("record column order holds rows that do not visit every position once")
+    noise = {} if batch.noise_BL is None else {"noise": batch.noise_BL}
+    for name, value in {"logprob": batch.logprob_BL, **noise, **batch.signal}.items():
         if not torch.isfinite(value).all():
             raise InputError(f"record column {name} holds values that are not finite")
+
+
+def _check_shapes(batch: TrajectoryBatch) -> None:
+    count, length = len(batch.context), batch.spec.length
+    if not count or not all(isinstance(name, str) for name in batch.context):
+        raise InputError("record has no rows, or rows without a context")
+    if min(batch.plan.step_sizes) < 1:
+        raise InputError(f"record has steps of {batch.plan.step_sizes} slots")
+    row, whole = (count,), (count, length)
+    columns = {
+        "id": (batch.id_B, row),
+        "version": (batch.version_B, row),
+        "label": (batch.label_B, row),
+        "prefix": (batch.prefix_B, row),
+        "order": (batch.plan.order_BL, whole),
+        "token": (batch.token_BL, whole),
+        "logprob": (batch.logprob_BL, whole),
+        **{name: (value, (*whole, *value.shape[2:])) for name, value in batch.signal.items()},
+    }
+    if batch.noise_BL is not None:
+        columns["noise"] = (batch.noise_BL, whole)
+    for name, (value, shape) in columns.items():
+        if tuple(value.shape) != shape:
+            raise InputError(f"record column {name} is {list(value.shape)}, expected {list(shape)}")
 
 
 def _to_column(value: Tensor) -> pa.Array:
