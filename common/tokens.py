@@ -236,6 +236,15 @@ def load_tokens(path: Path) -> TokenDataset:
     return TokenDataset(token_NAL, label_N, header.spec, header.classes, header.tokenizer)
 
 
+def read_labels(path: Path) -> Tensor:
+    """label_N alone; raises as `read_tokens`."""
+    read_header(path)
+    try:
+        return torch.tensor(pq.read_table(path, columns=["label"]).column("label").to_numpy())
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(f"{path}: no readable token dataset: {error}") from None
+
+
 def count_images(path: Path) -> int:
     """Rows of a token dataset, from its footer alone.
 

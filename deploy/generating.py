@@ -18,6 +18,7 @@ from torch import Tensor
 from common.backbone import require_same_spec
 from common.device import place, precision
 from common.errors import InputError
+from common.identity import difference
 from common.ledger import Draws, derive_seed
 from common.model_file import ModelFile
 from common.tokens import (
@@ -26,7 +27,7 @@ from common.tokens import (
     count_images,
     load_tokens,
     read_header,
-    read_tokens,
+    read_labels,
     write_tokens,
 )
 from deploy.config import RunConfig, Workspace
@@ -34,8 +35,10 @@ from deploy.parts import Job, Pool, Watch, join, parts_folder
 from rollout.contexts import teacher
 from rollout.sampler import SamplingConfig, decode, noise
 
-DECIDING = ("teacher", "sampling", "sequences")
+DECIDING = ("teacher", "sampling", "sequences", "labels")
 """Facts of the file that a run must agree with; seed and precision may differ."""
+LATER = frozenset({"labels"})
+"""Facts that files of earlier versions do not have."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def generate(
     require_same_spec(train.spec, file.spec, us="the token dataset", them=str(file.path))
     facts = _facts(config, workspace, source, file)
     header = TokenHeader(train.spec, train.classes, train.tokenizer, 1, facts)
-    fresh = not path.is_file() or read_header(path) != header
+    fresh = not _holds(path, header, target)
     if fresh:
         parts = _plan(config, workspace, facts)
         _job(config, file, source.sampling, local).finish(parts, target)
@@ -142,6 +145,8 @@ def load_generated(config: RunConfig, workspace: Workspace) -> TokenDataset | No
     wanted = {"tokenizer": train.tokenizer, **{name: facts[name] for name in DECIDING}}
     found = {"tokenizer": header.tokenizer, **header.facts}
     for name in wanted:
+        if name in LATER and name not in found:
+            continue
         if found.get(name) != wanted[name]:
             raise InputError(
                 f"{path}: was made with {name} {found.get(name)}, but the run has {name} "
@@ -150,14 +155,37 @@ def load_generated(config: RunConfig, workspace: Workspace) -> TokenDataset | No
     return load_tokens(path)
 
 
+def _holds(path: Path, header: TokenHeader, target: Console) -> bool:
+    """Whether the file is there, whole, and of just this header; why not, if it is there."""
+    if not path.exists():
+        return False
+    try:
+        found = read_header(path)
+        rows = count_images(path)
+    except InputError as error:
+        target.print(f"{error}; it is sampled anew")
+        return False
+    if found == header and rows == header.facts["sequences"]:
+        return True
+    changed = difference(_described(found), _described(header))
+    target.print(f"{path}: sampled anew, for {changed or 'the tokens are of another tokenizer'}")
+    return False
+
+
+def _described(header: TokenHeader) -> dict[str, Any]:
+    return {"spec": header.spec.as_dict(), **header.facts}
+
+
 def _facts(
     config: RunConfig, workspace: Workspace, source: teacher.Config, file: ModelFile
 ) -> dict[str, Any]:
     """All that decides what the sequences are, as JSON."""
+    label_N = read_labels(workspace.existing_tokens())
     return {
         "teacher": file.digest(),
         "sampling": source.sampling.model_dump(mode="json"),
-        "sequences": source.sequences or count_images(workspace.existing_tokens()),
+        "sequences": source.sequences or len(label_N),
+        "labels": hashlib.blake2b(label_N.numpy().tobytes(), digest_size=8).hexdigest(),
         "seed": config.seed,
         "dtype": config.rollout.dtype,
     }
@@ -165,10 +193,9 @@ def _facts(
 
 def _plan(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> list[SamplesPart]:
     """Cut the dataset into parts, in a folder named after all that decides what they hold."""
-    label_N = torch.cat([label for _, label in read_tokens(workspace.train_tokens)])
+    label_N = read_labels(workspace.train_tokens)
     count, size = facts["sequences"], config.tokens.part_images
     hasher = hashlib.sha256(json.dumps({**facts, "part": size}, sort_keys=True).encode())
-    hasher.update(label_N.numpy().tobytes())
     folder = parts_folder(workspace.teacher_tokens) / hasher.hexdigest()[:16]
     draws = Draws(derive_seed(config.seed, "generate"), len(label_N))
     parts = []

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from common.checkpoint import unwritable
-from common.errors import UNDERSTOOD, RunFailed, Verdict
+from common.errors import UNDERSTOOD, InputError, RunFailed, Verdict
 from common.tokens import TokenHeader, read_header, read_tokens, write_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig
@@ -87,7 +87,7 @@ class Job:
             InputError: the maker's own refusals, or the private cluster has too few CPUs or GPUs.
             RunFailed: actors died over the same part again and again.
         """
-        headers = {part.path: read_header(part.path) for part in parts if part.path.exists()}
+        headers = dict(_whole(parts, target))
         missing = [part for part in parts if part.path not in headers]
         done = sum(len(part) for part in parts) - sum(len(part) for part in missing)
         if done:
@@ -112,6 +112,18 @@ class Job:
             return
         with cluster(self.config, told=bar):
             yield from make_on_ray(parts, self.build, self.pool, bar)
+
+
+def _whole(parts: Sequence[Part], target: Console) -> Iterator[tuple[Path, TokenHeader]]:
+    """Parts that are there with their headers; a damaged one is thrown away."""
+    for part in parts:
+        if not part.path.exists():
+            continue
+        try:
+            yield part.path, read_header(part.path)
+        except InputError as error:
+            target.print(f"{error}; this part is made again")
+            part.path.unlink()
 
 
 def join(path: Path, header: TokenHeader, parts: Iterable[Part]) -> None:

@@ -3,26 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from common.checkpoint import state_digest
-from common.device import place
 from common.errors import Diverged
-from common.images import open_images
-from common.ledger import derive_seed
 from common.model_file import ModelFile
+from deploy.classifier import classifier_facts
 from deploy.config import RunConfig, Workspace
 from deploy.judge import Judge, Progress, compared_images
 from deploy.pictures import by_class, real_by_class, spread
 from deploy.progress import Bar
 from deploy.stages import load_for_sampling
 from deploy.workspace import ModelName
-from rollout.features import accuracy, load_classifier, save_classifier, train_classifier
 
 NOTES = {
     "classifier": (
@@ -124,35 +119,4 @@ def feature_facts(config: RunConfig, workspace: Workspace, target: Console) -> d
     if config.evaluate.features == "inception":
         weights = config.evaluate.inception_weights
         return {"weights": str(weights) if weights else "torch-fidelity's download"}
-    wanted = {
-        "images": config.images.model_dump(mode="json"),
-        "classifier": config.evaluate.classifier.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-    if workspace.classifier.exists():
-        _, facts = load_classifier(workspace.classifier)
-        if facts["made_from"] == wanted:
-            return {key: facts[key] for key in ("digest", "accuracy", "accuracy_on")}
-    return _train_features(config, workspace.classifier, wanted, target)
-
-
-def _train_features(
-    config: RunConfig, path: Path, made_from: dict[str, Any], target: Console
-) -> dict[str, Any]:
-    train = open_images(config.images, "train")
-    target.print(f"features: training a classifier on {len(train)} images")
-    model = train_classifier(
-        config.evaluate.classifier,
-        train.pixels(),
-        train.label_N,
-        num_classes=len(train.classes),
-        generator=torch.Generator().manual_seed(derive_seed(config.seed, "features")),
-        device=place(config.learner.device),
-    )
-    split = "test" if config.images.has_test else "train"
-    judged = open_images(config.images, split)
-    found = accuracy(model, judged.pixels(), judged.label_N)
-    facts = {"made_from": made_from, "accuracy": found, "accuracy_on": split}
-    save_classifier(path, model, facts)
-    _, stored = load_classifier(path)
-    return {key: stored[key] for key in ("digest", "accuracy", "accuracy_on")}
+    return classifier_facts(config, workspace, target)

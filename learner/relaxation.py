@@ -192,4 +192,13 @@ def _digest(point_VD: Tensor) -> str:
 
 
 def _answers(path: Path, request: dict[str, Any]) -> bool:
-    return path.exists() and load_tensors(path)[1].get("relaxation") == request
+    """Whether there is a whole map at `path`, made for just this request."""
+    if not path.exists():
+        return False
+    try:
+        tensors, facts = load_tensors(path)
+    except InputError:  # damaged: made again
+        return False
+    if facts.get("relaxation") != request or "cluster_V" not in tensors:
+        return False
+    return number_by_first_code(tensors["cluster_V"].long()).digest == facts.get("digest")

@@ -7,6 +7,7 @@ classifier (its digest is reported), and nothing else.
 Shape letters: B batch, C channels, H height, W width, K classes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from common.checkpoint import load_tensors, save_tensors, state_digest
 from common.config import Config
+from common.finite import largest, require_finite
 from common.quantities import Batch, LearningRate, Steps, Width
 
 
@@ -72,15 +74,23 @@ def train_classifier(
     num_classes: int,
     generator: torch.Generator,
     device: torch.device,
+    watch: Callable[[int, float], object] = lambda step, loss: None,
 ) -> Classifier:
-    """Cross-entropy on random crops (one pixel of shift), seeded by `generator`."""
+    """Cross-entropy on random crops (one pixel of shift), seeded by `generator`.
+
+    `watch` hears step and loss.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         model = Classifier(config.width, num_classes).to(device)
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     side = pixel_NCHW.shape[-1]
-    for _ in range(config.steps):
+    remedy = f"lower evaluate.classifier.learning_rate ({config.learning_rate:g})"
+    for step in range(1, config.steps + 1):
         chosen_B = torch.randint(len(pixel_NCHW), (config.batch_size,), generator=generator)
         top, left = torch.randint(3, (2,), generator=generator).tolist()
         shifted = F.pad(pixel_NCHW[chosen_B], (1, 1, 1, 1))[
@@ -91,6 +101,10 @@ def train_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
+        found = float(loss.detach())
+        require_finite(step, {"classifier's loss": found}, remedy)
+        watch(step, found)
+    require_finite(config.steps, {"largest weight": float(largest(model.parameters()))}, remedy)
     return model.cpu().eval()
 
 
