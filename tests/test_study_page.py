@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import math
 import re
 from html.parser import HTMLParser
 
@@ -186,3 +187,48 @@ def test_unequal_budgets_are_told():
     cells = [*facts(("a",)), CellFacts("b", 4, 90, 720, 110.0, 1.1, None, "cpu")]
     assert [said.split(":")[0] for said in uneven(cells, "steps")] == ["b, seed 4"]
     assert uneven(cells, "seconds") == []
+
+
+EXTREMES = {
+    "one seed": lambda seed, place, step: 5.0 + place,
+    "equal": lambda seed, place, step: 5.0,
+    "zero": lambda seed, place, step: 0.0,
+    "ties by seed": lambda seed, place, step: 5.0 + seed,
+    "no number": lambda seed, place, step: math.nan,
+    "a cell without a number": lambda seed, place, step: math.inf if seed == place else 5.0 + seed,
+    "as large as floats": lambda seed, place, step: 1e300 * (1 + seed + place),
+}
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+@pytest.mark.parametrize("baselines", [[], ["a"], ["base"]])
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_what_cannot_be_told_is_said_in_words(tmp_path, extreme, baselines):
+    """Few seeds, ties and cells without a number leave no "nan" behind, and say why."""
+    seeds = (0,) if extreme == "one seed" else (0, 1)
+    names = ("teacher", "base", "a")
+    cells = [
+        Measurement(name, seed, 50 * (place > 1), 400, 1.0, 2.0, fid, fid, fid, fid, fid)
+        for place, name in enumerate(names)
+        for seed in seeds
+        for fid in [EXTREMES[extreme](seed, place, 50)]
+    ]
+    found = analyse(cells, methods=["a"], baselines=baselines, ablation=["a"], guidance=2.0)
+    about = About("few", "100 steps", "steps", "Inception", {})
+    path = tmp_path / "index.html"
+    figures, costs = draw(found), facts(["a"], seeds)
+    write_page(path, found, about=about, facts=costs, figures=figures, samples={}, configs={})
+    page = " ".join(Page(path.read_text(encoding="utf-8")).words)
+    tables = [(tmp_path / name).read_text() for name in ("summary.csv", "paired.csv")]
+    for text in (page, (tmp_path / "summary.md").read_text(), *tables):
+        assert not re.search(r"(?<![a-z])(nan|None)(?![a-z])", text), text
+    said = {
+        "one seed": "With a single seed there are no intervals",
+        "equal": "they measure no spread",
+        "zero": "they measure no spread",
+        "ties by seed": "they measure no spread",
+        "no number": "FID is not a number at guidance 2",
+        "a cell without a number": "FID is not a number at guidance 2",
+        "as large as floats": "",
+    }
+    assert said[extreme] in page

@@ -24,7 +24,8 @@ class SummaryRow:
     """"fixed": at the fixed guidance; "sweep": at this guidance; "best": at the chosen ones."""
     guidance: float | None
     metric: str
-    mean: float
+    mean: float | None
+    """Empty where no seed has a number."""
     low: float | None
     high: float | None
     seeds: int
@@ -41,7 +42,8 @@ class PairedRow:
     view: str
     """"fixed" or "best" guidance."""
     seeds: int
-    difference: float
+    difference: float | None
+    """Empty where no seed has both."""
     low: float | None
     high: float | None
     joint_low: float | None
@@ -68,7 +70,7 @@ def summary_rows(analysis: Analysis) -> Iterator[SummaryRow]:
 def _summary_row(
     method: str, view: str, guidance: float | None, metric: str, found: Estimate
 ) -> SummaryRow:
-    bounds = found.mean, found.low, found.high, found.count
+    bounds = found.mean if found.count else None, found.low, found.high, found.count
     return SummaryRow(method, view, guidance, metric, *bounds)
 
 
@@ -93,7 +95,7 @@ def _paired_row(family: str, row: Comparison, view: str, paired: Paired, said: s
         baseline=row.baseline,
         view=view,
         seeds=len(paired.seeds),
-        difference=paired.alone.mean,
+        difference=paired.alone.mean if paired.seeds else None,
         low=paired.alone.low,
         high=paired.alone.high,
         joint_low=paired.joint.low,

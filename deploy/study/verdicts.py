@@ -21,8 +21,9 @@ def number(value: float, half_width: float | None = None) -> str:
     """
     if not math.isfinite(value):
         return "-"
-    scale = half_width or abs(value)
-    digits = 2 if half_width else 3
+    measured = half_width if half_width and math.isfinite(half_width) else None
+    scale = measured or abs(value)
+    digits = 2 if measured else 3
     decimals = max(0, digits - 1 - math.floor(math.log10(scale))) if scale else 0
     while value and decimals < 12 and not float(f"{value:.{decimals}f}"):
         decimals += 1
