@@ -231,6 +231,9 @@ def test_half_precision_signal_is_close_and_refuses_overflow(pair, sampled, clus
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=5e-3)
     with pytest.raises(InputError, match=r"teacher\.signal\.dtype=float32"):
         half.encode(torch.full((1, 1, 4), 1e6), torch.nn.Linear(4, V))
+    for signal in (half, guided_hidden.Config()):
+        with pytest.raises(InputError, match=r"is not finite; check teacher\.weights"):
+            signal.encode(torch.full((1, 1, 4), torch.nan), torch.nn.Linear(4, V))
 
 
 def test_denominators_are_global_over_ranks(pair, sampled, clusters, assert_same_gradients):

@@ -22,6 +22,11 @@ class Config(SignalConfig):
 
     def encode(self, hidden_BLC: Tensor, head: nn.Linear) -> dict[str, Tensor]:
         sent = hidden_BLC.to(DTYPES[self.dtype])
+        if not torch.isfinite(hidden_BLC).all():
+            raise InputError(
+                "a guided hidden vector of the teacher is not finite; check teacher.weights and "
+                "teacher.guidance"
+            )
         if not torch.isfinite(sent).all():
             raise InputError(
                 "a guided hidden vector of the teacher does not fit float16; set "
