@@ -239,10 +239,8 @@ def load_tokens(path: Path) -> TokenDataset:
 def read_labels(path: Path) -> Tensor:
     """label_N alone; raises as `read_tokens`."""
     read_header(path)
-    try:
+    with _reading(path):
         return torch.tensor(pq.read_table(path, columns=["label"]).column("label").to_numpy())
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(f"{path}: no readable token dataset: {error}") from None
 
 
 def count_images(path: Path) -> int:
@@ -298,9 +296,3 @@ def _reading(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
         reason = shortened(str(error).partition("\n")[0])
         raise InputError(f"{path}: no readable token dataset: {reason}") from None
-
-
-def token_header(path: Path) -> tuple[SequenceSpec, tuple[str, ...], str]:
-    """(spec, class names, tokenizer digest), see `read_header`."""
-    header = read_header(path)
-    return header.spec, header.classes, header.tokenizer

@@ -10,7 +10,7 @@ from common.checkpoint import is_ours, load_head, write_text
 from common.config import dump_toml
 from common.errors import InputError
 from common.model_file import ModelFile
-from common.tokens import token_header
+from common.tokens import read_header
 from deploy.lock import locked
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Workspace:
         """What the run's tokens are; a run folder without them trusts the model's own header."""
         if not self.train_tokens.exists() and is_ours(path):
             return load_head(path)[1]
-        return token_header(self.existing_tokens())[0]
+        return read_header(self.existing_tokens()).spec
 
     def existing_tokens(self) -> Path:
         return self._existing(self.train_tokens, "tokenize")
