@@ -11,20 +11,17 @@ import torch
 from common.checkpoint import load_backbone
 from common.config import apply_override
 from common.errors import InputError, RunFailed
+from common.identity import difference
 from deploy.config import Workspace
 from deploy.main import main
-from deploy.study.cells import at_scale, read_cell, run_cell
+from deploy.study.budget import StudyFolder, budget, jobs
+from deploy.study.cells import at_scale, run_cell
 from deploy.study.config import merge, open_study
+from deploy.study.jobs import read_cell, why_again
 from deploy.study.publish import publish
-from deploy.study.runner import (
-    StudyFolder,
-    budget,
-    call_here,
-    collect,
-    jobs,
-    run_cells,
-    run_study,
-)
+from deploy.study.runner import collect, run_cells, run_study
+from deploy.study.start import made_from
+from deploy.study.tasks import call_here
 from rollout.sampler import SamplingConfig
 
 STUDY = {
@@ -125,11 +122,12 @@ def test_cells_run_as_ray_tasks(study_file, started, quiet, ray_cluster):
         assert harvest.found[name, 0].facts.steps == max(1, round(0.5 / speed))
     assert not (started.cell("kd", 0) / "snapshots").exists()
     before = wanted["kd", 0].result.stat().st_mtime_ns
+    timed = started.budget.read_text()
     started.budget.unlink()  # timing anew must not touch what is done
     steps = budget(study, started, call_here, quiet)
     assert steps.keys() == study.config.methods.keys()
     assert wanted["kd", 0].result.stat().st_mtime_ns == before
-    started.budget.write_text(json.dumps({"seconds_per_step": speeds}))
+    started.budget.write_text(timed)
     again, found = collect(study, started)
     assert again.keys() == found.found.keys()
 
@@ -156,23 +154,76 @@ def test_a_changed_cell_is_not_taken_for_done(study_file, started):
     list(call_here(lambda job: job.folder.mkdir(parents=True), {0: job}))
     facts = {"method": "base", "seed": 0, "steps": 0, "images": 0, "seconds": 0.0}
     facts |= {"seconds_per_step": 0.0, "survival": None, "device": "-"}
-    stored = {"request": job.request, "commit": "-", "facts": facts, "measurements": []}
+    stored = {
+        "request": job.request,
+        "made_from": job.made_from,
+        "commit": "-",
+        "facts": facts,
+        "measurements": [],
+    }
     job.result.write_text(json.dumps(stored))
     assert read_cell(job) is not None
     run_cell(job)  # nothing to do: there is not even a start
-    for other in (
-        replace(job, scales=(2.0,)),
-        replace(job, weights="student_ema"),
-        replace(job, config=study.start.model_copy(update={"seed": 5})),
+    for other, words in (
+        (replace(job, scales=(2.0,)), "measured.scales was [1.0, 1.5] and is [2.0]"),
+        (replace(job, weights="student_ema"), "measured.weights was student and is student_ema"),
+        (replace(job, config=study.start.model_copy(update={"seed": 5})), "seed was 0 and is 5"),
+        (replace(job, contents={"teacher": "other"}), "start.teacher was not given and is other"),
     ):
         assert read_cell(other) is None
+        assert why_again(other) == words
+    rollout = job.config.rollout.model_copy(update={"cpus": 2.5})
+    cluster = job.config.cluster.model_copy(update={"nodes": 3})
+    harmless = job.config.model_copy(update={"rollout": rollout, "cluster": cluster})
+    assert read_cell(replace(job, config=harmless)) is not None
 
 
 def test_another_start_is_refused_and_thrown_away_only_on_demand(study_file, started, quiet):
-    (started.start / "start.json").write_text('{"digest": "other"}')
-    with pytest.raises(InputError, match="--restart"):
-        run_study(open_study(study_file, []), started, quiet, local=True, restart=False)
+    study = open_study(study_file, [])
+    held = made_from(study.start)
+    held["pretrain"]["teacher"]["steps"] += 1
+    (started.start / "start.json").write_text(json.dumps({"made_from": held}))
+    with pytest.raises(InputError, match=r"pretrain\.teacher\.steps was 31 and is 30.*--restart"):
+        run_study(study, started, quiet, local=True, restart=False)
     assert started.start.exists()
+
+
+def test_a_start_is_known_by_contents_and_not_by_where_or_when(study_file, tmp_path, prepared):
+    """Another teacher under the same name is another start; the same one elsewhere is not."""
+    weights = tmp_path / "teacher.safetensors"
+    weights.write_bytes((prepared / "teacher.safetensors").read_bytes())
+    study = open_study(study_file, [f"set.teacher.weights='{weights}'", "set.cluster.nodes=2"])
+    first = made_from(study.start)
+    weights.rename(tmp_path / "moved.safetensors")
+    moved = open_study(study_file, [f"set.teacher.weights='{tmp_path / 'moved.safetensors'}'"])
+    assert difference(first, made_from(moved.start)) is None
+    weights.write_bytes((prepared / "student_before.safetensors").read_bytes())
+    changed = difference(first, made_from(study.start))
+    assert changed is not None
+    assert changed.startswith("teacher.weights was ")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"request": 3}', "[" * 100_000])
+def test_damaged_results_are_made_again_and_said_so(study_file, started, damage):
+    study = open_study(study_file, [])
+    job = jobs(study, started, dict.fromkeys(study.config.methods, 4))["base", 0]
+    assert why_again(job) is None
+    job.folder.mkdir(parents=True)
+    job.result.write_text(damage)
+    assert read_cell(job) is None
+    assert why_again(job) is not None
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"seconds_per_step": {"kd": "soon"}}'])
+def test_damaged_budgets_and_starts_are_named(study_file, started, quiet, damage):
+    study = open_study(study_file, ["budget={seconds=0.5, probe_steps=2}"])
+    started.budget.write_text(damage)
+    with pytest.raises(InputError, match=r"budget\.json: .* the methods are timed again"):
+        budget(study, started, call_here, quiet)
+    if damage == "{":
+        (started.start / "start.json").write_text(damage)
+        with pytest.raises(InputError, match=r"start\.json: not readable"):
+            jobs(study, started, {})
 
 
 def test_a_start_that_never_began_may_be_corrected(study_file, tmp_path, quiet):

@@ -11,16 +11,15 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from common.checkpoint import write_text
-from common.config import digest
 from common.device import place
 from common.errors import InputError
 from common.guidance import Guidance
@@ -33,6 +32,7 @@ from deploy.pictures import by_class, class_sheet, save_png, spread
 from deploy.records import read_rows
 from deploy.report import commit
 from deploy.stages import load_for_sampling
+from deploy.study.jobs import Job, read_cell
 from deploy.study.results import BASE, TEACHER, CellFacts, Measurement
 from rollout.sampler import SamplingConfig
 
@@ -41,53 +41,6 @@ SHARED = ("tokenizer.safetensors", "tokens", "teacher.safetensors", "student_bef
 SHOWN_PER_CLASS = 4
 SHOWN_CLASSES = 10
 SHOWN_PIXELS = 96
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a process needs to run one cell; it travels to wherever there is room."""
-
-    method: str
-    seed: int
-    config: RunConfig
-    start: Path
-    """The run folder of the shared start."""
-    folder: Path
-    """The cell's own."""
-    scales: tuple[float, ...]
-    fixed: float
-    weights: Literal["student", "student_ema"]
-    threads: int = 1
-
-    @property
-    def request(self) -> str:
-        """Changes whenever the cell would have to be run anew."""
-        asked = (self.scales, self.fixed, self.weights)
-        return f"{digest(self.config)}/{'/'.join(map(str, asked))}"
-
-    @property
-    def result(self) -> Path:
-        return self.folder / "cell.json"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a cell found."""
-
-    facts: CellFacts
-    measurements: list[Measurement]
-    commit: str
-
-
-def read_cell(job: Job) -> Found | None:
-    """What this very cell found earlier; None where there is work to do."""
-    if not job.result.exists():
-        return None
-    stored = json.loads(job.result.read_text())
-    if stored["request"] != job.request:
-        return None
-    rows = [Measurement(**row) for row in stored["measurements"]]
-    return Found(CellFacts(**stored["facts"]), rows, stored["commit"])
 
 
 def run_cell(job: Job) -> None:
@@ -109,6 +62,7 @@ def run_cell(job: Job) -> None:
     measurements = _measure_all(job, workspace, rows)
     stored = {
         "request": job.request,
+        "made_from": job.made_from,
         "commit": commit(),
         "facts": asdict(_facts(job, rows)),
         "measurements": [asdict(row) for row in measurements],

@@ -9,9 +9,9 @@ from rich.console import Console
 from common.config import digest, dump_toml
 from deploy.pictures import save_png, side_by_side
 from deploy.report import versions
-from deploy.study.cells import Found, Job
 from deploy.study.config import Study
 from deploy.study.figures import draw
+from deploy.study.jobs import Found, Job
 from deploy.study.page import About, write_page
 from deploy.study.results import BASE, TEACHER, CellFacts, Measurement, write_csv
 from deploy.study.runner import Harvest, StudyFolder

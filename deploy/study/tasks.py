@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from common.errors import UNDERSTOOD, Verdict
-from deploy.study.cells import Job
+from deploy.study.jobs import Job
 
 Caller = Callable[[Callable[[Job], Any], dict[Any, Job]], Iterator[tuple[Any, Any]]]
 """Runs a function on jobs by key and yields (key, result or exception) as they end."""
