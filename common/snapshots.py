@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import unwritable
-from common.errors import InputError, RunFailed
+from common.errors import Diverged, InputError
 from common.pickled import read_pickle
 
 FORMAT = "varkd-snapshot-1"
@@ -40,17 +40,17 @@ class Snapshots:
         finite: tuple[str, ...] = (),
     ) -> None:
         """`facts` go into every snapshot; entries of the tensors named in `finite` must be so."""
-        self._root = root
+        self.root = root
         self._keep = keep
         self._facts = dict(facts or {})
         self._finite = finite
 
     def folder(self, step: int) -> Path:
-        return self._root / f"step-{step:08d}"
+        return self.root / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
         """Steps that have a snapshot, damaged or not, in order."""
-        names = [folder.name.removeprefix("step-") for folder in self._root.glob("step-*")]
+        names = [folder.name.removeprefix("step-") for folder in self.root.glob("step-*")]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def newest_step(self) -> int | None:
@@ -62,12 +62,12 @@ class Snapshots:
 
         Raises:
             InputError: the disk is full, or the folder cannot be written.
-            RunFailed: a tensor that must be finite is not; the snapshots before stay.
+            Diverged: a tensor that must be finite is not; the snapshots before stay.
         """
         final = self.folder(step)
         if name := self._not_finite(tensors):
-            raise RunFailed(f"{name} is not finite at step {step}; no snapshot of it is kept")
-        temporary = self._root / f".{final.name}.{os.getpid()}.tmp"
+            raise Diverged(f"step {step}: {name} is not finite; no snapshot of it is kept")
+        temporary = self.root / f".{final.name}.{os.getpid()}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -144,15 +144,15 @@ class Snapshots:
                 shutil.rmtree(self.folder(later), ignore_errors=True)
 
     def clear(self) -> None:
-        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def _rename(self, temporary: Path, final: Path) -> None:
-        aside = self._root / f".{final.name}.old"
+        aside = self.root / f".{final.name}.old"
         shutil.rmtree(aside, ignore_errors=True)
         if final.exists():
             final.replace(aside)
         temporary.replace(final)
-        _flush(self._root)
+        _flush(self.root)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _read_facts(self, step: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from deploy.layout import check_layout
 from deploy.learning import learn
 from deploy.pipeline import Services
 from deploy.remote import ray_reason
+from deploy.start import Start
 from learner.train import Outcome
 
 TRAIN_STORAGE = ".ray_train"
@@ -55,7 +56,8 @@ def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any] | Verdict:
     torch.set_num_threads(1)
     services: Services = arguments["services"]
     try:
-        outcome = learn(arguments["config"], arguments["root"], services, TrainRanks())
+        root, start = arguments["root"], arguments["start"]
+        outcome = learn(arguments["config"], root, services, TrainRanks(), start)
     except UNDERSTOOD as error:
         verdict = Verdict.of(error)
         services.close(verdict)
@@ -73,7 +75,7 @@ def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any] | Verdict:
 class TrainJob:
     """`TorchTrainer.fit` in a thread of its own, so that the driver can watch the workers."""
 
-    def __init__(self, config: RunConfig, root: Path, services: Services) -> None:
+    def __init__(self, config: RunConfig, root: Path, services: Services, start: Start) -> None:
         learner = config.learner
         resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
         # Workers stay with the driver; a learner that restarts talks to the same services.
@@ -81,7 +83,7 @@ class TrainJob:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         self._trainer = TorchTrainer(
             learn_on_rank,
-            train_loop_config={"config": config, "root": root, "services": slim},
+            train_loop_config={"config": config, "root": root, "services": slim, "start": start},
             # Gradients are summed on the GPU, denominators on the CPU, where NCCL cannot.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
             scaling_config=ScalingConfig(

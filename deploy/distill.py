@@ -1,70 +1,56 @@
-"""One distillation run from files to files: check, start, watch, store the student."""
+"""One distillation run from files to files: check, start, watch, store the student.
+
+Nothing in the run folder changes before the first step is done: see deploy/start.py.
+"""
 
 import json
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from common.checkpoint import write_text
-from common.errors import InputError, RunFailed
-from common.metrics import PROFILE, MetricsHub, MetricsLog
+from common.errors import Closed, RunFailed
+from common.metrics import MetricsLog
 from common.tokens import TokenDataset, load_tokens
 from deploy.cluster import cluster
 from deploy.config import RunConfig, Workspace
 from deploy.faults import FaultLog
 from deploy.generating import load_generated
-from deploy.learning import learn, run_snapshots, store_student
+from deploy.identity import identify
+from deploy.learning import learn, store_student
 from deploy.pipeline import Services, run_here, wire
 from deploy.place import Here
 from deploy.progress import Bar
 from deploy.room import require_room, run_demands
+from deploy.start import Begin, Start, plan, run_snapshots
+from deploy.stopping import Stopped, StopRequest, stop_request
+from deploy.watch import Watch
 from learner.learner import Solo
 from learner.train import Outcome
 
-Datasets = tuple[TokenDataset, TokenDataset | None]
-"""The training images' tokens, and the teacher's own where a context reads them."""
 POLL_SECONDS = 0.2
 GIVE_UP_SECONDS = 60.0
-SHOWN = {
-    "loss": "loss",
-    "img/s": "images_per_second",
-    "version": "version",
-    "lag": "lag_mean",
-    "buffer": "buffer/fill",
-}
 
 
-@dataclass
-class Watch:
-    """Moves metric rows from the hub to disk and to the screen."""
+@dataclass(frozen=True)
+class Run:
+    """A run that was checked and is ready to start."""
 
-    hub: MetricsHub
-    log: MetricsLog
-    bar: Bar
-    cursor: int = 0
-    recent: list[tuple[float, int]] = field(default_factory=list)
-    shown: dict[str, float] = field(default_factory=dict)
+    config: RunConfig
+    workspace: Workspace
+    data: TokenDataset
+    generated: TokenDataset | None
+    """The teacher's own tokens, where a context reads them."""
+    start: Start
 
-    def poll(self) -> None:
-        rows = self.hub.since(self.cursor)
-        self.cursor += len(rows)
-        steps = [row for row in rows if PROFILE not in row]
-        for row in steps:
-            self.recent = [*self.recent[-19:], (row["time"], int(row["images_total"]))]
-            (first, before), (last, after) = self.recent[0], self.recent[-1]
-            row["images_per_second"] = (after - before) / (last - first) if last > first else 0.0
-        if rows:
-            self.log.write(rows)
-        if steps:
-            for row in steps:  # a step without student rows has no lag: show the last one
-                self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}
-            self.bar.show(steps[-1]["step"], self.shown)
+    def wire(self, place: Any) -> Services:
+        teacher = self.workspace.model(self.config, "teacher")
+        return wire(self.config, self.data, teacher, place, self.generated)
 
 
 def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
@@ -88,93 +74,116 @@ def distill(
     local: bool,
     resume: bool = False,
     restart: bool = False,
+    resume_from: int | None = None,
 ) -> dict[str, Any]:
-    """Run to the end (or to SIGTERM) and write the student; returns the facts of the run.
+    """Run to the end (or to Ctrl-C or SIGTERM) and write the student; the facts of the run.
+
+    `resume` goes on from the newest snapshot, `resume_from` from the one of that step; `restart`
+    throws an earlier run in the folder away, once this one has done a step.
 
     Raises:
         InputError: something in the user's files.
         RunFailed: workers or the learner failed for good; finished steps are in the snapshots.
     """
-    data, generated = preflight(config, workspace), load_generated(config, workspace)
-    resuming = _prepare_snapshots(config, workspace, resume=resume, restart=restart)
-    log = MetricsLog(workspace.root, fresh=not resuming)
     started = time.monotonic()
-    try:
-        with Bar(target, "distill", config.learner.steps) as bar, _config_unless_refused(workspace):
-            runner = _run_local if local else _run_on_ray
-            outcome, gauges = runner(config, workspace, (data, generated), log, bar)
-    finally:
-        log.close()
-    if outcome.steps:  # a run that was stopped while starting up has nothing to store
-        _store_students(config, workspace)
-    facts = {
-        **outcome.as_dict(),
-        "wall_seconds": time.monotonic() - started,
-        "resumed": resuming,
-        "local": local,
-        **gauges,
-    }
-    write_text(workspace.root / "distill.json", json.dumps(facts, indent=2))
+    resume = resume or resume_from is not None
+    begin: Begin = "restart" if restart else "resume" if resume else "new"
+    with stop_request() as stop:
+        outcome, gauges, first = Outcome(0, 0, 0.0), {}, 0
+        try:
+            run = _check(config, workspace, target, begin, resume_from)
+            outcome = Outcome(first := run.start.step, 0, 0.0)
+            if first < config.learner.steps:
+                outcome, gauges = _train(run, target, stop, local=local)
+        except Stopped:
+            pass
+        is_done = outcome.steps == config.learner.steps
+        facts = {**_account(outcome, first, None if is_done else stop.name), **gauges}
+        facts |= {"wall_seconds": time.monotonic() - started, "local": local}
+        if facts["begun"] or is_done:
+            _store(config, workspace, facts)
     return facts
 
 
+def _account(outcome: Outcome, first: int, stopped: str | None) -> dict[str, Any]:
+    """How a run that began after step `first` went, and who stopped it, if anybody."""
+    return {
+        **outcome.as_dict(),
+        "cause": f"stopped by {stopped}" if stopped else outcome.cause,
+        "stopped": stopped,
+        "begun": outcome.steps > first,
+        "resumed": first > 0,
+    }
+
+
+def _check(
+    config: RunConfig,
+    workspace: Workspace,
+    target: Console,
+    begin: Begin,
+    resume_from: int | None,
+) -> Run:
+    """Everything that can be refused before anything is started; reads and writes nothing."""
+    data, generated = preflight(config, workspace), load_generated(config, workspace)
+    identity = identify(config, workspace, data, generated)
+    start = plan(config, workspace, identity, begin, resume_from)
+    for words in start.words:
+        target.print(words)
+    return Run(config, workspace, data, generated, start)
+
+
+def _train(
+    run: Run, target: Console, stop: StopRequest, *, local: bool
+) -> tuple[Outcome, dict[str, Any]]:
+    log = MetricsLog(run.workspace.root)
+    try:
+        with Bar(target, "distill", run.config.learner.steps) as bar:
+            watch = Watch(log, bar, stop, target)
+            with _clusters_unless_begun(run.workspace, watch):
+                found = (_run_local if local else _run_on_ray)(run, watch)
+            if watch.failure is not None:
+                raise watch.failure
+            return found
+    finally:
+        log.close()
+
+
 @contextmanager
-def _config_unless_refused(workspace: Workspace) -> Iterator[None]:
-    """A gate may be refused only at the first rollouts: the folder then keeps the config it had."""
-    before = workspace.config.read_text() if workspace.config.exists() else None
+def _clusters_unless_begun(workspace: Workspace, watch: Watch) -> Iterator[None]:
+    """The learner writes its cluster map before the first step: a run that is refused there leaves
+    the map of an earlier one as it was."""
+    path = workspace.clusters
+    before = path.read_bytes() if path.exists() else None
     try:
         yield
-    except InputError:
-        if before is not None:
-            write_text(workspace.config, before)
-        raise
+    finally:
+        if not watch.rows and before is None:
+            path.unlink(missing_ok=True)
+        elif not watch.rows and before is not None and path.read_bytes() != before:
+            path.write_bytes(before)
 
 
-def _prepare_snapshots(
-    config: RunConfig, workspace: Workspace, *, resume: bool, restart: bool
-) -> bool:
-    """Whether the run goes on from a snapshot; unfinished work is never thrown away unasked.
-
-    Raises:
-        InputError: an unfinished run of this config is there, and it was not said what to do.
-    """
-    snapshots = run_snapshots(config, workspace)
-    done = snapshots.newest_step()
-    if done is None or (resume and not restart):
-        return done is not None
-    if done < config.learner.steps and not restart:
-        raise InputError(
-            f"{workspace.snapshots}: this run stopped at step {done} of {config.learner.steps}; "
-            "go on with --resume, or throw it away with --restart"
-        )
-    snapshots.clear()
-    return False
-
-
-def _run_local(
-    config: RunConfig, workspace: Workspace, datasets: Datasets, log: MetricsLog, bar: Bar
-) -> tuple[Outcome, dict[str, Any]]:
-    data, generated = datasets
-    services = wire(config, data, workspace.model(config, "teacher"), Here(), generated)
-    workspace.keep_config(config)  # not before every part accepted it
-    watch = Watch(services.hub, log, bar)
+def _run_local(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
+    services = run.wire(Here())
 
     def train(services: Services, sample: Callable[[], object]) -> Outcome:
         def while_waiting() -> None:
-            watch.poll()
+            watch.poll(services)
             sample()
 
-        return learn(config, workspace.root, services, Solo(), while_waiting)
+        root = run.workspace.root
+        return learn(run.config, root, services, Solo(), run.start, while_waiting)
 
-    with _stop_on_sigterm(services):
+    watch.stop.poll_from_here()
+    try:
         outcome = run_here(services, train)
-    watch.poll()
+    finally:
+        watch.poll(services)
     return outcome, _gauges(services, deaths={})
 
 
-def _run_on_ray(
-    config: RunConfig, workspace: Workspace, datasets: Datasets, log: MetricsLog, bar: Bar
-) -> tuple[Outcome, dict[str, Any]]:
+def _run_on_ray(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
+    config, root, bar = run.config, run.workspace.root, watch.bar
     with cluster(config, told=bar):
         from deploy.crew import Crew
         from deploy.ddp import TRAIN_STORAGE, TrainJob
@@ -182,56 +191,51 @@ def _run_on_ray(
 
         require_room(run_demands(config), bar.say)
         place = OnRay()
-        data, generated = datasets
-        services = wire(config, data, workspace.model(config, "teacher"), place, generated)
-        job = TrainJob(config, workspace.root, services)  # starts up beside the actors
-        faults = FaultLog(workspace.root)
+        services = run.wire(place)
+        job = TrainJob(config, root, services, run.start)  # starts up beside the actors
+        faults = FaultLog(root)
         crew = Crew(services, min_workers=config.rollout.min_workers, faults=faults)
         try:
             place.wait_ready(bar.say)
             bar.say("waiting for the learner")
-            workspace.keep_config(config)
-            watch = Watch(services.hub, log, bar)
-            with _stop_on_sigterm(services):
-                while job.running():
-                    crew.check()
-                    watch.poll()
-                    time.sleep(POLL_SECONDS)
-            watch.poll()
+            watch.stop.poll_from_here()
+            while job.running():
+                crew.check()
+                watch.poll(services)
+                time.sleep(POLL_SECONDS)
+            watch.poll(services)
             return job.result(), _gauges(services, crew.deaths)
         finally:
+            watch.stop.poll_from_here()  # ended in order from here, whatever happened
             if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
                 services.close("the run was given up")
                 job.wait(GIVE_UP_SECONDS)
+            _last_rows(watch, services)
             crew.dismiss()
             place.shutdown()
-            shutil.rmtree(workspace.root / TRAIN_STORAGE, ignore_errors=True)
+            shutil.rmtree(root / TRAIN_STORAGE, ignore_errors=True)
+
+
+def _last_rows(watch: Watch, services: Services) -> None:
+    """What the learner posted before it failed, if the hub still lives."""
+    try:
+        watch.poll(services)
+    except (Closed, RunFailed):
+        return
 
 
 def _gauges(services: Services, deaths: dict[str, str]) -> dict[str, Any]:
     return {**services.buffer.gauges(), **services.ledger.gauges(), "deaths": deaths}
 
 
-@contextmanager
-def _stop_on_sigterm(services: Services) -> Iterator[None]:
-    """SIGTERM ends the run in order: no more leases, a snapshot, exit code 0."""
-
-    def stop(number: int, frame: object) -> None:
-        services.close("stopped by SIGTERM; run again with --resume to go on")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _store_students(config: RunConfig, workspace: Workspace) -> None:
-    """Write the newest snapshot's student and its average."""
-    found = run_snapshots(config, workspace).latest()
+def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> None:
+    """The newest snapshot's student and its average, and how the run went."""
+    found = run_snapshots(workspace).latest()
     if found is None:
         raise RunFailed("the learner ended without a snapshot")
-    tensors, facts = found
-    steps = facts["ledger"]["step"]
+    tensors, state = found
+    steps = state["ledger"]["step"]
     store_student(config, workspace, workspace.student, tensors["student"], steps)
     store_student(config, workspace, workspace.student_ema, tensors["ema"], steps)
+    if facts["begun"] or not workspace.facts.exists():
+        write_text(workspace.facts, json.dumps(facts, indent=2))

@@ -10,10 +10,10 @@ from torch import Tensor
 from common.checkpoint import save_backbone_state, state_digest
 from common.config import digest
 from common.ledger import derive_seed
-from common.snapshots import Snapshots
 from common.tokenizer import load_tokenizer
 from deploy.config import RunConfig, Workspace
 from deploy.pipeline import Services
+from deploy.start import Start, run_snapshots, take_over
 from learner.learner import Learner
 from learner.ranks import Ranks
 from learner.relaxation import ClusterMap, run_clusters
@@ -26,11 +26,18 @@ def learn(
     root: Path,
     services: Services,
     ranks: Ranks,
+    start: Start,
     while_waiting: Callable[[], object] | None = None,
 ) -> Outcome:
-    """Train one rank to the end of the schedule, resuming from snapshots in the run folder."""
+    """Train one rank to the end of the schedule, from where the run starts.
+
+    A learner that begins again in the middle of the run goes on from the run's newest snapshot.
+    """
     workspace = Workspace(root)
     is_first = ranks.rank == 0
+    snapshots = run_snapshots(workspace, start.identity)
+    is_begun = services.ledger.state()["step"] > start.step
+    step = snapshots.newest_step() if is_begun else start.step
     trainer = Trainer(
         build_learner(config, workspace, ranks),
         config.schedule(),
@@ -38,12 +45,14 @@ def learn(
         weights=services.weights,
         ledger=services.ledger,
         metrics=services.hub,
-        snapshots=run_snapshots(config, workspace),
+        snapshots=snapshots,
+        found=snapshots.load(step) if step else None,
         ranks=ranks,
         weights_dtype=config.rollout.dtype,
         snapshot_every=config.learner.snapshot_every,
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
+        take_over=None if is_begun else partial(take_over, config, workspace, start),
         after_step=partial(_keep_milestone, config, workspace) if is_first else None,
     )
     return trainer.run()
@@ -63,11 +72,6 @@ def store_student(
     spec = workspace.model(config, "student_before").spec
     facts = {"steps": steps, "config_digest": digest(config)}
     save_backbone_state(path, state, config.models.student, spec, **facts)
-
-
-def run_snapshots(config: RunConfig, workspace: Workspace) -> Snapshots:
-    """Snapshots of exactly this config: another config never resumes from them."""
-    return Snapshots(workspace.snapshots / digest(config))
 
 
 def build_learner(config: RunConfig, workspace: Workspace, ranks: Ranks) -> Learner:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.metrics import PROFILE
+from common.metrics import PROFILE, read_rows
 
 
 def read_facts(path: Path, command: str) -> dict[str, Any]:
@@ -78,12 +78,3 @@ def _is_window(found: Any) -> bool:
         return all(isinstance(mean, list) for mean in means) and found["first"] <= found["last"]
     except (AttributeError, LookupError, TypeError):
         return False
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Metric rows by step, in order; none where there is no file."""
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    # A learner that went on from a snapshot repeats the steps after it: the last word counts.
-    return list({row["step"]: row for row in rows}.values())

@@ -47,6 +47,18 @@ class Workspace:
         self.board = root / "tensorboard"
         self.facts = root / "distill.json"
 
+    def traces(self) -> list[Path]:
+        """What is there of a distillation and its evaluation: what belongs to one run alone."""
+        reports = ("report.json", "report.md", "samples.png", "curves.png", "diagnostics.png")
+        files = (self.student, self.student_ema, self.metrics, self.profiles, self.facts)
+        folders = (self.snapshots, self.milestones)
+        paths = (*files, *folders, *(self.root / name for name in reports))
+        return [path for path in paths if path.exists() or path.is_symlink()]
+
+    def has_run(self) -> bool:
+        """Whether a distillation was begun here."""
+        return bool(self.traces())
+
     def milestone(self, name: Literal["student", "student_ema"], step: int) -> Path:
         """A student that `learner.keep_every` kept."""
         return self.milestones / f"{name}-{step:08d}.safetensors"

@@ -64,13 +64,17 @@ class Trainer:
         ledger: Book,
         metrics: MetricsSink,
         snapshots: Snapshots,
+        found: tuple[dict[str, Any], dict[str, Any]] | None = None,
         ranks: Ranks,
         weights_dtype: str,
         snapshot_every: int,
         stall_seconds: float,
         while_waiting: Callable[[], object] | None = None,
+        take_over: Callable[[], object] | None = None,
         after_step: Callable[[Learner], object] | None = None,
     ) -> None:
+        """`found` is the snapshot to go on from. `take_over` is called by rank 0 after the first
+        step and before anything of it is stored: until then the run may still be refused."""
         self._learner = learner
         self._schedule = schedule
         self._buffer = buffer
@@ -78,14 +82,17 @@ class Trainer:
         self._ledger = ledger
         self._metrics = metrics
         self._snapshots = snapshots
+        self._found = found
         self._ranks = ranks
         self._weights_dtype = weights_dtype
         self._snapshot_every = snapshot_every
         self._stall_seconds = stall_seconds
         self._while_waiting = while_waiting
+        self._take_over = take_over
         self._after_step = after_step
         self._published = 0
         self._version = 0
+        self._kept = 0  # the step of the newest snapshot
 
     def run(self) -> Outcome:
         """Train until the schedule is done, resuming from the newest snapshot.
@@ -112,13 +119,14 @@ class Trainer:
         return Outcome(self._learner.steps_done, self._published, time.monotonic() - started, cause)
 
     def _resume(self) -> None:
-        """All ranks load the same snapshot; rank 0 takes the services back to it."""
-        found = self._snapshots.latest()
+        """All ranks begin with the same snapshot; rank 0 takes the services back to it."""
         state = {"step": 0, "frontier": 0, "beyond": []}
-        if found is not None:
-            tensors, facts = found
+        if self._found is not None:
+            tensors, facts = self._found
             state = facts["ledger"]
             self._learner.restore(tensors, state["step"])
+            self._found = None  # as large as the learner itself
+        self._kept = state["step"]
         self._ranks.barrier()
         if self._ranks.rank == 0:
             self._buffer.clear()
@@ -137,6 +145,9 @@ class Trainer:
         if self._ranks.rank != 0:
             return
         step = self._learner.steps_done
+        if self._take_over is not None:
+            self._take_over()
+            self._take_over = None
         try:
             if self._schedule.is_published(step) or step == self._schedule.steps:
                 self._publish()
@@ -200,7 +211,8 @@ class Trainer:
 
     def _snapshot(self, *, force: bool = False) -> None:
         step = self._learner.steps_done
-        if self._ranks.rank != 0 or step == 0:
+        if self._ranks.rank != 0 or step == self._kept:
             return
         if force or (self._snapshot_every and step % self._snapshot_every == 0):
             self._snapshots.save(step, self._learner.snapshot(), {"ledger": self._ledger.state()})
+            self._kept = step

@@ -185,13 +185,13 @@ def test_bash_completes_commands_options_and_configs(tmp_path):
         "complete -p varkd",
         'try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_varkd; echo ${COMPREPLY[@]}; }',
         "try varkd dis",
-        "try varkd distill --resu",
+        "try varkd distill --rest",
         "try varkd distill cifar",
     ]
     done = subprocess.run(
         ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT
     )
-    assert done.stdout.splitlines()[1:] == ["distill", "--resume", "cifar10 cifar10_conv"]
+    assert done.stdout.splitlines()[1:] == ["distill", "--restart", "cifar10 cifar10_conv"]
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -146,7 +146,7 @@ def test_curves_go_to_a_file_of_their_own(tmp_path):
     log = MetricsLog(tmp_path)
     log.write([{"step": 1, "loss": 0.5}, {"step": 1, PROFILE: {"first": 1}}])
     log.close()
-    again = MetricsLog(tmp_path, fresh=False)
+    again = MetricsLog(tmp_path)
     again.write([{"step": 2, PROFILE: {"first": 2}}])
     again.close()
     lines = (tmp_path / "profiles.jsonl").read_text().splitlines()

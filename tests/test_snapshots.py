@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.errors import InputError, RunFailed
+from common.errors import Diverged, InputError
 from common.snapshots import Snapshots
 
 STATE = {"student": {"w": torch.arange(4.0)}, "objective": {"mean": 0.5}}
@@ -104,7 +104,7 @@ def test_what_is_sealed_and_still_no_state_of_ours_never_loads(tmp_path):
 
 def test_a_state_that_is_not_finite_is_not_kept(kept):
     broken = {"student": {"w": torch.tensor([0.0, torch.inf])}}
-    with pytest.raises(RunFailed, match=r"student\.w is not finite at step 6"):
+    with pytest.raises(Diverged, match=r"step 6: student\.w is not finite"):
         kept.save(6, broken, {"ledger": {"step": 6}})
     assert kept.steps() == [2, 4]
 

@@ -1,28 +1,47 @@
 """Distil the student from the teacher: rollout workers, teacher server, buffer, learner.
 
 Runs on a private local Ray cluster, or on the one that RAY_ADDRESS names (`ray job submit`).
-Writes student.safetensors, student_ema.safetensors, metrics and distill.json.
+Writes student.safetensors, student_ema.safetensors, metrics and distill.json. A run folder holds
+one run: another one is started beside it, from the same files, with --from RUN --out NEW.
+
+Ctrl-C (exit code 130) and SIGTERM (exit code 0) end the run in order: the step is finished and a
+snapshot stored, from which --resume goes on. A second one ends it at once.
 
 For example:
   varkd distill cifar10 --dry-run
   varkd distill runs/cifar10 learner.steps=2000 rollout.workers=4
+  varkd distill runs/cifar10 --from runs/cifar10 --out runs/kd objective.kind=kd
 """
 
 import argparse
+from pathlib import Path
 
 from deploy.arguments import add_config, add_local, open_from
 
-INTERRUPTED = "if steps were done, go on with --resume; --restart throws them away"
+INTERRUPTED = "the run had not begun; the folder is as it was"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_local(parser)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest snapshot of this config"
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest snapshot; more learner.steps lengthen the schedule from there",
     )
-    parser.add_argument(
-        "--restart", action="store_true", help="throw an unfinished run of this config away"
+    how.add_argument(
+        "--resume-from", type=int, metavar="STEP", help="go on from the snapshot of this step"
+    )
+    how.add_argument(
+        "--restart", action="store_true", help="throw the run in the folder away, done or not"
+    )
+    how.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="RUN",
+        help="read tokens, tokenizer, teacher and base student of another run folder in place",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check, resolve and print the run; start nothing"
@@ -40,8 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
         plan.show(results())
         return 0
     arguments.held.enter_context(workspace.locked(arguments.command))
+    if arguments.source is not None:
+        from deploy.borrowing import borrowed
+
+        arguments.held.enter_context(borrowed(arguments.source, workspace))
     from deploy.distill import distill
     from deploy.ending import end, quoted
+    from deploy.stopping import EXIT_CODES
 
     facts = distill(
         config,
@@ -50,13 +74,17 @@ def run(arguments: argparse.Namespace) -> int:
         local=arguments.local,
         resume=arguments.resume,
         restart=arguments.restart,
+        resume_from=arguments.resume_from,
     )
     root = quoted(workspace.root)
     again = f"varkd distill {root} --resume" + (" --local" if arguments.local else "")
-    end(
-        f"{facts['steps']} steps in {facts['wall_seconds']:.1f} s, {facts['published']} versions "
-        f"published ({facts['cause'] or 'all steps done'})",
-        files=(workspace.student, workspace.student_ema, workspace.metrics),
-        following=again if facts["cause"] else f"varkd evaluate {root}",
-    )
-    return 0
+    if facts["stopped"] and not facts["begun"]:
+        target.print(f"{facts['cause']} before its first step; {workspace.root} is as it was")
+    else:
+        end(
+            f"{facts['steps']} steps in {facts['wall_seconds']:.1f} s, {facts['published']} "
+            f"versions published ({facts['cause'] or 'all steps done'})",
+            files=(workspace.student, workspace.student_ema, workspace.metrics),
+            following=again if facts["cause"] else f"varkd evaluate {root}",
+        )
+    return EXIT_CODES.get(facts["stopped"], 0)

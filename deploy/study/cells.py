@@ -23,13 +23,14 @@ from common.checkpoint import write_text
 from common.device import place
 from common.errors import InputError
 from common.guidance import Guidance
+from common.metrics import read_rows
 from common.model_file import ModelFile
+from deploy.borrowing import link
 from deploy.config import RunConfig, Workspace
 from deploy.distill import distill
 from deploy.judge import Judge
 from deploy.layout import check_layout
 from deploy.pictures import by_class, class_sheet, save_png, spread
-from deploy.records import read_rows
 from deploy.report import commit
 from deploy.stages import load_for_sampling
 from deploy.study.jobs import Job, read_cell
@@ -54,10 +55,14 @@ def run_cell(job: Job) -> None:
     torch.set_num_threads(job.threads)
     if read_cell(job) is not None:
         return
-    workspace = link(job.start, job.folder)
+    workspace = _linked(job)
     trained = job.method not in (BASE, TEACHER)
     if trained:
-        distill(job.config, workspace, Console(quiet=True), local=True, resume=True)
+        how = {"resume": _is_begun(job), "restart": not _is_begun(job)}
+        write_text(job.begun, json.dumps({"request": job.request}))
+        facts = distill(job.config, workspace, Console(quiet=True), local=True, **how)
+        if facts["stopped"]:  # its snapshot stays, and the same study goes on from there
+            raise KeyboardInterrupt
     rows = read_rows(workspace.root / "metrics.jsonl") if trained else []
     measurements = _measure_all(job, workspace, rows)
     stored = {
@@ -76,22 +81,31 @@ def probe(job: Job) -> float:
     """Seconds per step of a method, from a short run that is thrown away."""
     check_layout()
     torch.set_num_threads(job.threads)
-    workspace = link(job.start, job.folder)
+    workspace = _linked(job)
     try:
-        distill(job.config, workspace, Console(quiet=True), local=True, restart=True)
+        facts = distill(job.config, workspace, Console(quiet=True), local=True, restart=True)
+        if facts["stopped"]:
+            raise KeyboardInterrupt
         rows = read_rows(workspace.root / "metrics.jsonl")[1:]  # the first one warms up
         return sum(_step_seconds(row) for row in rows) / len(rows)
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def link(start: Path, folder: Path) -> Workspace:
-    """A run folder that reads the start's files in place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in SHARED:
-        if (start / name).exists() and not (folder / name).exists():
-            (folder / name).symlink_to(os.path.relpath(start / name, folder))
-    return Workspace(folder)
+def _is_begun(job: Job) -> bool:
+    """Whether the folder's run is this very job's, and can go on; else it is thrown away."""
+    try:
+        is_ours = json.loads(job.begun.read_text()) == {"request": job.request}
+    except (OSError, ValueError):
+        return False
+    return is_ours and Workspace(job.folder).snapshots.exists()
+
+
+def _linked(job: Job) -> Workspace:
+    """The cell's run folder, which reads the start's files in place."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    link(job.start, job.folder)
+    return Workspace(job.folder)
 
 
 def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> list[Measurement]:

@@ -55,6 +55,11 @@ class Job:
     def result(self) -> Path:
         return self.folder / "cell.json"
 
+    @property
+    def begun(self) -> Path:
+        """Which request the folder's unfinished run is for."""
+        return self.folder / "begun.json"
+
 
 @dataclass(frozen=True)
 class Found:
