@@ -6,7 +6,7 @@ import torch
 from common.errors import InputError
 from common.images import ImagesConfig, open_images
 from common.plugins import make
-from common.tokenizers.multiscale_kmeans import spaced_images
+from common.subsample import draw_rows
 
 KMEANS = ["patch_kmeans", "multiscale_kmeans"]
 
@@ -48,9 +48,37 @@ def test_multiscale_kmeans_never_loses_by_another_round():
     assert errors[-1] < 0.95 * errors[0]
 
 
-@pytest.mark.parametrize(("limit", "stride"), [(1, 128), (10, 16), (33, 4), (50, 2), (100, 1)])
-def test_images_are_sampled_evenly(limit, stride):
-    """The smallest power of two as distance that keeps at most `limit` of 100 images."""
-    pixels = torch.arange(100, dtype=torch.uint8)[:, None, None, None]
-    found = spaced_images(iter(pixels.split(7)), limit).flatten().tolist()
-    assert found == list(range(0, 100, stride))
+@pytest.mark.parametrize("limit", [1, 10, 33, 99, 100, 500])
+def test_rows_are_drawn_in_order_without_repeats_whatever_the_pieces(limit):
+    rows = torch.arange(100)[:, None, None]
+    for seed in range(3):
+        drawn = [draw_rows(rows.split(size), limit, seed).flatten() for size in (1, 7, 16, 100)]
+        assert all(torch.equal(drawn[0], other) for other in drawn)
+        assert len(drawn[0]) == min(limit, 100)
+        assert torch.equal(drawn[0], drawn[0].unique())
+
+
+def test_every_row_has_the_same_chance_to_be_drawn():
+    rows = torch.arange(40)
+    seen = torch.bincount(torch.cat([draw_rows(rows.split(7), 8, seed) for seed in range(2000)]))
+    # Binomial with 2,000 tries of 8 / 40: 400 +- 17.9; five of these for the furthest of 40 rows.
+    assert (seen - 400).abs().max() < 5 * 17.9
+
+
+def test_a_grid_with_a_plain_border_is_seen_whole():
+    """Every eighth patch, in a grid eight patches wide, is the left border of every image."""
+    noise = torch.randint(256, (64, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    noise[..., :2] = 255
+    config = configure("patch_kmeans", fit_patches=64 * 64 // 8)
+    fitted = config.fit(iter(noise.byte().split(16)), size=16, channels=1, seed=0)
+    error = (fitted.decode(fitted.encode(noise.byte())).float() - noise).square().mean()
+    assert error < 0.5 * (noise.float() - noise.float().mean()).square().mean()
+
+
+def test_images_that_alternate_are_all_seen():
+    """Every second image is plain, as in a set of images and masks."""
+    pixels = torch.randint(256, (128, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    pixels[::2] = 0
+    config = configure("multiscale_kmeans", fit_vectors=30 * 32)
+    fitted = config.fit(iter(pixels.split(16)), size=8, channels=1, seed=0)
+    assert len(fitted.codebook_VD.unique(dim=0)) == 32

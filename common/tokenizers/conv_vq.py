@@ -24,6 +24,7 @@ from common.conv import GROUPS, ResidualBlock
 from common.conv_tokenizer import normalise
 from common.errors import InputError
 from common.quantities import Count, Depth, Side, Vocabulary, Weight, Width
+from common.subsample import draw_rows
 from common.tokenizer import Reconstruction, TrainableTokenizer, TrainableTokenizerConfig
 
 VECTORS_AT_ONCE = 2**15
@@ -46,7 +47,7 @@ class Config(TrainableTokenizerConfig):
     commitment: Weight = 0.25
     """Training: weight of the term that draws latents to their codes."""
     fit_patches: Count = 200_000
-    """Patches that principal components and k-means see, taken evenly from the images."""
+    """Patches that principal components and k-means see, drawn at random from all images."""
 
     def describe(self, size: int) -> SequenceSpec:
         if size % self.patch:
@@ -75,8 +76,7 @@ class Config(TrainableTokenizerConfig):
             torch.manual_seed(seed)
             tokenizer = self.build(size=size, channels=channels)
         folded = (F.pixel_unshuffle(normalise(batch), self.patch) for batch in batches)
-        patch_nP = torch.cat([_vectors(batch) for batch in folded])
-        patch_nP = patch_nP[:: -(-len(patch_nP) // self.fit_patches)]
+        patch_nP = draw_rows((_vectors(batch) for batch in folded), self.fit_patches, seed)
         tokenizer.start_from(patch_nP, seed)
         return tokenizer.eval()
 

@@ -19,6 +19,7 @@ from common.backbone import SequenceSpec
 from common.errors import InputError
 from common.quantities import Count, Depth, Side, Vocabulary
 from common.residual import ResidualQuantizer
+from common.subsample import draw_rows
 from common.tokenizer import (
     MultiscaleTokenizer,
     Tokenizer,
@@ -40,7 +41,7 @@ class Config(TokenizerConfig):
     rounds: Depth = 6
     """Fits of the centroids, each to the residuals that those of the round before leave."""
     fit_vectors: Count = 200_000
-    """Residual vectors of all scales that k-means sees, from images taken evenly."""
+    """Residual vectors of all scales that k-means sees, from images drawn at random."""
 
     def describe(self, size: int) -> SequenceSpec:
         shape = multiscale_shape(self.vocab_size, self.scales)
@@ -59,7 +60,7 @@ class Config(TokenizerConfig):
         tokenizer = MultiscaleKMeans(self, size=size, channels=channels)
         quantize = tokenizer.quantize
         images = max(1, self.fit_vectors // quantize.length)
-        latent_NDhh = tokenizer.latent(spaced_images(batches, images))
+        latent_NDhh = tokenizer.latent(draw_rows(batches, images, seed))
         # All codes are still zero, so these are the image itself at every scale.
         vector_nD, least = _residuals(quantize, latent_NDhh)
         self._require_variety(vector_nD)
@@ -119,21 +120,6 @@ class MultiscaleKMeans(MultiscaleTokenizer):
 
     def image(self, token_BL: Tensor) -> Tensor:
         return F.pixel_shuffle(self.quantize.accumulate(token_BL), self._patch)
-
-
-def spaced_images(batches: Iterator[Tensor], limit: int) -> Tensor:
-    """pixel_NCHW at one distance from each other: more than half of `limit`, or all that exist.
-
-    Never holds more than that, however many there are.
-    """
-    kept: list[Tensor] = []
-    stride = 1
-    for index, image in enumerate(image for batch in batches for image in batch):
-        if index % stride == 0:
-            kept.append(image.clone())  # not a view, which would hold on to the whole batch
-        if len(kept) > limit:
-            kept, stride = kept[::2], 2 * stride
-    return torch.stack(kept)
 
 
 def _residuals(quantize: ResidualQuantizer, latent_NDhh: Tensor) -> tuple[Tensor, float]:

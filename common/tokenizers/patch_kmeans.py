@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from common.backbone import SequenceSpec
 from common.errors import InputError
 from common.quantities import Count, Side, Vocabulary
+from common.subsample import draw_rows
 from common.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -24,7 +25,7 @@ class Config(TokenizerConfig):
     vocab_size: Vocabulary = 128
     """Number of centroids."""
     fit_patches: Count = 200_000
-    """Patches that k-means sees, taken evenly from the images."""
+    """Patches that k-means sees, drawn at random from all images."""
 
     def describe(self, size: int) -> SequenceSpec:
         if size % self.patch:
@@ -41,9 +42,8 @@ class Config(TokenizerConfig):
         from sklearn.cluster import MiniBatchKMeans  # a second of imports, for this alone
 
         tokenizer = PatchKMeans(self, size=size, channels=channels)
-        patch_ND = torch.cat([tokenizer.patches(batch).flatten(0, 1) for batch in batches])
-        stride = -(-len(patch_ND) // self.fit_patches)
-        sample_ND = patch_ND[::stride]
+        patches = (tokenizer.patches(batch).flatten(0, 1) for batch in batches)
+        sample_ND = draw_rows(patches, self.fit_patches, seed)
         distinct = len(torch.unique(sample_ND, dim=0))
         if distinct < self.vocab_size:
             raise InputError(
