@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_fuzz
+from hypothesis import strategies as st
 from PIL import Image
 
 from common.data.config import Split
@@ -426,6 +429,27 @@ def test_names_in_the_schema_name_the_classes(tmp_path):
     assert (source.classes, source.label_N.tolist()) == (("ant", "bee", "cat"), [0, 2])
     assert source.found.remarks == ["1 class of 3 without an image"]
     assert opened(path, "parquet", class_ids=["cat", "ant", "bee"]).label_N.tolist() == [1, 0]
+
+
+@settings_of_fuzz(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+    length=st.integers(0, 20000),
+)
+def test_damaged_tables_are_read_or_refused(tmp_path_factory, changes, length):
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    data = bytearray(table(folder / "whole.parquet", rows_of(0, 1, 0, 1)).read_bytes())
+    data = data[: max(length, 4)]
+    for place, value in changes:
+        data[place % len(data)] = value
+    (folder / "damaged.parquet").write_bytes(data)
+    try:
+        found = opened(folder / "damaged.parquet", "parquet").pixels()
+    except InputError as error:
+        sentence = str(error)
+        assert "damaged.parquet" in sentence
+    else:
+        assert len(found)
 
 
 def test_a_path_is_the_same_from_anywhere(tmp_path, monkeypatch):

@@ -202,6 +202,17 @@ def test_codes_that_leave_a_class_out_are_refused(photos):
     assert read_header(workspace.train_tokens).spec.num_classes == 2
 
 
+def test_tokens_of_a_few_classes_have_the_classes_of_published_weights(photos):
+    ids = ["images.class_ids={ant=7,bee=3}", "images.classes=10"]
+    said, workspace = encode("run", *ids, "images.test=train")
+    assert said.count("8 classes of 10 without an image") == 2
+    for path in (workspace.train_tokens, workspace.test_tokens):
+        data = load_tokens(path)
+        assert data.spec.num_classes == 10
+        assert data.label_N.tolist() == [7] * 6 + [3] * 6
+        assert (data.classes[3], data.classes[7]) == ("bee", "ant")
+
+
 def test_what_was_read_left_out_and_done_is_said_and_kept(photos):
     clear = Image.new("RGBA", (8, 8), (9, 9, 9, 0))
     clear.save(photos / "train" / "ant" / "clear.png")

@@ -25,6 +25,8 @@ RECORD_ROWS = 256
 """Rows of a Parquet file that are in memory together."""
 STREAM_BYTES = 2**20
 """Read at a time from a column, which in one row group may have gigabytes."""
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError)
+"""What pyarrow raises on files that are cut or forged."""
 SUFFIXES = {".parquet", ".pq"}
 
 
@@ -76,7 +78,7 @@ class ParquetImages(EncodedImages):
             image = image_column(schema, self._config.image_column, printable(file))
             name = label_column(schema, self._config.label_column, printable(file))
             column = pq.read_table(file, columns=[name]).column(name)
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise _unreadable(file, error) from None
         for what, found, usual in (("images", image, "image"), ("labels", name, "label")):
             remark = f"{what} are in column {found}"
@@ -144,7 +146,7 @@ class ParquetImages(EncodedImages):
             try:
                 for where, image in _read_rows(file, row_N, self._config):
                     yield where, _content(image, file.parent, where, reading)
-            except (pa.ArrowException, OSError) as error:
+            except DAMAGE as error:
                 raise _unreadable(file, error) from None
 
     def _keep(self, rows: Sequence[int]) -> None:
@@ -167,7 +169,9 @@ def _read_rows(file: Path, row_N: np.ndarray, config: ImagesConfig) -> Iterator[
             wanted = row_N[(row_N >= first) & (row_N < stop)]
             records = parquet.iter_batches(RECORD_ROWS, row_groups=[group], columns=[name])
             while len(wanted):
-                record = next(records)
+                record = next(records, None)
+                if record is None:
+                    raise InputError(f"{printable(file)}: ends before row {wanted[0]}")
                 here = wanted[wanted < first + len(record)]
                 images = record.column(name).take(pa.array(here - first)).to_pylist()
                 for row, image in zip(here, images, strict=True):
