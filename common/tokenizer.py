@@ -23,6 +23,9 @@ from common.plugins import PluginConfig, make
 from common.quantities import Side
 from common.residual import ResidualQuantizer
 
+MOST_TOKENS = 2**20
+"""Tokens of a multi-scale image; published ones have 680 and 2,240."""
+
 
 class Tokenizer(nn.Module, ABC):
     """Holds its codebook as buffers; saved and loaded as safetensors."""
@@ -138,16 +141,20 @@ class TrainableTokenizerConfig(TokenizerConfig, ABC):
 
 
 def multiscale_shape(vocab_size: int, scales: tuple[int, ...]) -> SequenceSpec:
-    """Square token maps of the sides `scales`, coarse to fine (0 classes).
+    """Square token maps of the sides `scales`, coarse to fine (0 classes); sides may repeat.
 
     Raises:
-        InputError: the sides don't grow.
+        InputError: a side is smaller than the one before, or there are too many tokens.
     """
-    if not scales or any(coarse >= fine for coarse, fine in pairwise(scales)):
+    if not scales or any(coarse > fine for coarse, fine in pairwise(scales)):
         raise InputError(
-            f"tokenizer.scales is {list(scales)}; each side must be larger than the one before"
+            f"tokenizer.scales is {list(scales)}; no side may be smaller than the one before"
         )
     length = sum(side**2 for side in scales)
+    if length > MOST_TOKENS:
+        raise InputError(
+            f"tokenizer.scales make {length} tokens per image, more than {MOST_TOKENS}; lower them"
+        )
     return SequenceSpec(vocab_size, length, (scales[-1], scales[-1]), 0, scales)
 
 

@@ -157,7 +157,7 @@ def test_files_with_something_else_are_refused(rewrap, kind, wrap, message):
         ("patch_kmeans", {"patch": 3}, r"tokenizer\.patch is 3.*images\.size 8"),
         ("multiscale_kmeans", {"patch": 3}, r"tokenizer\.patch 3 gives 2\.66667 patches"),
         ("multiscale_kmeans", {"scales": (1, 2)}, r"ends with 2.*images\.size 8.*gives 4 patches"),
-        ("multiscale_kmeans", {"scales": (1, 4, 4)}, r"\[1, 4, 4\]; each side must be larger"),
+        ("multiscale_kmeans", {"scales": (1, 4, 3, 4)}, r"\[1, 4, 3, 4\]; no side may be smaller"),
         ("multiscale_kmeans", {"scales": ()}, r"tokenizer\.scales is \[\]"),
         ("llamagen_vq", {"vocab_size": 32}, r"holds a LlamaGen tokenizer.*vocab_size 64.* is 32;"),
         ("llamagen_vq", {"base": 64}, r"base 32, ch_mult \(2, 1\).*tokenizer\.base is 64"),
@@ -173,7 +173,7 @@ def test_files_with_something_else_are_refused(rewrap, kind, wrap, message):
         ("var_vqvae", {"weights": VQ["weights"]}, r"a LlamaGen tokenizer.*expected a VAR tok"),
         ("var_vqvae", {"weights": None}, r"tokenizer\.weights is not set.*z32\.pth"),
         ("var_vqvae", {"scales": (1, 2)}, r"images\.size is 8.*set images\.size to 4"),
-        ("var_vqvae", {"scales": (2, 1, 4)}, r"each side must be larger"),
+        ("var_vqvae", {"scales": (2, 1, 4)}, r"no side may be smaller"),
         ("var_vqvae", {"channels": 1}, r"images\.channels is 1; set it to 3"),
     ],
 )
