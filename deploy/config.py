@@ -57,8 +57,8 @@ class BufferConfig(Config):
 class SampleConfig(Config):
     per_class: CountOrNone = 8
     """Images per class."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How they are drawn."""
+    sampling: SamplingConfig | None = None
+    """How they are drawn; by default as `varkd evaluate` does, by evaluate.sampling."""
 
 
 class ClusterConfig(Config):

@@ -10,6 +10,7 @@ from common.backbone import SequenceSpec
 from common.checkpoint import save_backbone
 from common.plugins import kinds
 from deploy.config import open_run
+from deploy.drawing import how_to_draw
 from deploy.dryrun import plan_run
 from deploy.main import main
 from deploy.placement import Hardware, place_actors
@@ -76,7 +77,7 @@ def test_the_pairs_have_the_papers_settings(name):
     zipar = config.rollout.sampling.decoding.zipar
     assert (zipar.window if zipar else None) == (4 if name.startswith("llamagen") else None)
     assert config.rollout.class_dropout == 0.1
-    assert config.evaluate.sampling == config.sample.sampling
+    assert how_to_draw(config) == config.evaluate.sampling
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -67,6 +67,7 @@ def varkd(capsys, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # seven processes, each of which imports torch
 def test_every_next_command_can_be_typed_as_it_is_printed(tmp_path):
     """From a folder with a space in its name to a grid of samples; results alone on stdout."""
     home = tmp_path / "my home"
@@ -90,7 +91,7 @@ def test_every_next_command_can_be_typed_as_it_is_printed(tmp_path):
         following = [text for text in lines if text.startswith("next:  ")]
         command = following[-1].removeprefix("next:  ") if following else ""
         assert len(seen) < 10
-    assert seen == ["init", "tokenize", "pretrain", "distill", "evaluate", "sample"]
+    assert seen == ["init", "tokenize", "pretrain", "distill", "evaluate", "sample", "export"]
 
 
 @pytest.mark.parametrize(
