@@ -1,6 +1,10 @@
 """What fits into this machine's memory, asked before anything is allocated."""
 
+from collections.abc import Callable
+
 import psutil
+import torch
+from torch import nn
 
 from common.errors import InputError
 
@@ -19,3 +23,9 @@ def require_memory(needed: float, what: str, remedy: str) -> None:
             f"{what} takes {needed / GB:.1f} GB of memory, but {free / GB:.1f} GB are free; "
             f"{remedy}"
         )
+
+
+def module_bytes(build: Callable[[], nn.Module]) -> int:
+    """What the module's parameters and buffers will take, without making them."""
+    with torch.device("meta"):
+        return sum(value.nbytes for value in build().state_dict().values())

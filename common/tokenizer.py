@@ -19,6 +19,7 @@ from common.backbone import SequenceSpec
 from common.checkpoint import fill, load_tensors, reading_header, save_tensors
 from common.config import Config, validate
 from common.errors import InputError
+from common.memory import module_bytes, require_memory
 from common.plugins import PluginConfig, make
 from common.quantities import Side
 from common.residual import ResidualQuantizer
@@ -156,6 +157,17 @@ def multiscale_shape(vocab_size: int, scales: tuple[int, ...]) -> SequenceSpec:
             f"tokenizer.scales make {length} tokens per image, more than {MOST_TOKENS}; lower them"
         )
     return SequenceSpec(vocab_size, length, (scales[-1], scales[-1]), 0, scales)
+
+
+def require_room(config: TokenizerConfig, *, size: int, channels: int) -> None:
+    """Refuse a tokenizer that does not fit into this machine's memory.
+
+    Raises:
+        InputError: its parameters and buffers are larger than what is free.
+    """
+    needed = module_bytes(lambda: config.build(size=size, channels=channels))
+    sizes = "tokenizer.vocab_size, its widths or its depth"
+    require_memory(needed, "a tokenizer of these sizes", f"lower {sizes}")
 
 
 def save_tokenizer(

@@ -7,12 +7,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from common.backbone import Backbone, build_seeded, require_same_spec
+from common.backbone import (
+    Backbone,
+    BackboneConfig,
+    SequenceSpec,
+    build_seeded,
+    require_same_spec,
+)
 from common.checkpoint import save_backbone, state_digest
 from common.config import digest
 from common.device import place
 from common.errors import InputError
 from common.ledger import derive_seed
+from common.memory import module_bytes, require_memory
 from common.model_file import ModelFile
 from common.tokenizer import Tokenizer, load_tokenizer
 from common.tokens import TokenDataset, load_tokens
@@ -23,6 +30,8 @@ from rollout.evaluate import sample_batches
 from rollout.sampler import SamplingConfig
 
 Model = Literal["teacher", "student"]
+TRAINED_COPIES = 4
+"""Weights, gradients and AdamW's two averages."""
 
 
 def pretrain_model(
@@ -51,9 +60,9 @@ def pretrain_model(
     if not restart and (facts := stage.finished()) is not None:
         workspace.keep_config(config)
         return facts
-    stage.begin(resume=resume, restart=restart)
-    backbone = build_seeded(architecture, data.spec, seed)
+    backbone = _untrained(architecture, data.spec, which, seed)
     backbone.attach(quantizer)
+    stage.begin(resume=resume, restart=restart)
     device, section = config.learner.device, f"pretrain.{which}"
     training = Pretraining(backbone, data, settings, seed=seed, device=device, section=section)
     course = stage.run(training)
@@ -65,6 +74,18 @@ def pretrain_model(
     save_backbone(plan.path, backbone, architecture, **extra)
     stage.clear()
     return facts
+
+
+def _untrained(
+    architecture: BackboneConfig, spec: SequenceSpec, which: Model, seed: int
+) -> Backbone:
+    """A fresh model, if it can be trained here; activations, which come on top, are not counted."""
+    require_memory(
+        TRAINED_COPIES * module_bytes(lambda: architecture.build(spec)),
+        f"pretraining models.{which}",
+        f"lower the width or depth of models.{which}, or tokenizer.vocab_size",
+    )
+    return build_seeded(architecture, spec, seed)
 
 
 def _tokenizer_of(data: TokenDataset, workspace: Workspace) -> Tokenizer:

@@ -22,7 +22,12 @@ from common.data.source import decoding
 from common.errors import InputError
 from common.images import ImageSource, open_images
 from common.ledger import derive_seed
-from common.tokenizer import Tokenizer, TrainableTokenizerConfig, save_tokenizer
+from common.tokenizer import (
+    Tokenizer,
+    TrainableTokenizerConfig,
+    require_room,
+    save_tokenizer,
+)
 from common.tokens import TokenHeader, TokensConfig
 from deploy.config import RunConfig, Workspace
 from deploy.encoding import BATCH, Encoder, ImagesPart, outdated
@@ -166,6 +171,7 @@ def _fit(config: RunConfig) -> Tokenizer:
     def batches() -> Iterator[Tensor]:  # opened only if the tokenizer looks at images
         yield from open_images(images, "train").batches(BATCH)
 
+    require_room(config.tokenizer, size=images.size, channels=images.channels)
     return config.tokenizer.fit(
         batches(),
         size=images.size,

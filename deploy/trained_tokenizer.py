@@ -19,6 +19,7 @@ from common.crops import cut_views, source_side
 from common.errors import InputError
 from common.images import ImagesConfig, ImageSource, open_images
 from common.ledger import derive_seed
+from common.memory import require_memory
 from common.plugins import kinds, load_plugin
 from common.tokenizer import (
     Tokenizer,
@@ -26,6 +27,7 @@ from common.tokenizer import (
     TrainableTokenizerConfig,
     decode_all,
     load_tokenizer,
+    require_room,
     save_tokenizer,
 )
 from deploy.config import RunConfig, Workspace
@@ -84,7 +86,11 @@ def _start(config: RunConfig) -> tuple[TrainableTokenizer, TokenizerTraining]:
     """The tokenizer as it is fitted, and its training, before the first step."""
     settings, images, tokens = config.pretrain.tokenizer, config.images, config.tokens
     side = source_side(images.size, tokens.crops, tokens.crop_range)
-    pixel_NCHW = open_images(images.model_copy(update={"size": side}), "train").pixels()
+    require_room(config.tokenizer, size=images.size, channels=images.channels)
+    source = open_images(images.model_copy(update={"size": side}), "train")
+    pixels = 2 * len(source) * images.channels * side**2  # twice while they are put together
+    require_memory(pixels, "the training images", "lower images.size or give fewer images")
+    pixel_NCHW = source.pixels()
     seed = derive_seed(config.seed, "pretrain-tokenizer")
     views = (cut_views(part, tokens.crops, images.size)[:, 0] for part in pixel_NCHW.split(1024))
     tokenizer = _trainable(config).fit(
