@@ -59,7 +59,7 @@ def run_cell(job: Job) -> None:
     trained = job.method not in (BASE, TEACHER)
     if trained:
         how = {"resume": _is_begun(job), "restart": not _is_begun(job)}
-        write_text(job.begun, json.dumps({"request": job.request}))
+        write_text(job.begun, json.dumps(_asked(job)))
         facts = distill(job.config, workspace, Console(quiet=True), local=True, **how)
         if facts["stopped"]:  # its snapshot stays, and the same study goes on from there
             raise KeyboardInterrupt
@@ -95,10 +95,15 @@ def probe(job: Job) -> float:
 def _is_begun(job: Job) -> bool:
     """Whether the folder's run is this very job's, and can go on; else it is thrown away."""
     try:
-        is_ours = json.loads(job.begun.read_text()) == {"request": job.request}
+        is_ours = json.loads(job.begun.read_text()) == _asked(job)
     except (OSError, ValueError):
         return False
     return is_ours and Workspace(job.folder).snapshots.exists()
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """As JSON reads it back."""
+    return json.loads(json.dumps({"request": job.request, "made_from": job.made_from}))
 
 
 def _linked(job: Job) -> Workspace:
