@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.images import open_images
 from common.ledger import derive_seed
 from common.model_file import ModelFile
-from common.tokens import token_header
+from common.tokens import read_header
 from deploy.config import RunConfig
 from deploy.pictures import by_class, class_sheet, real_by_class, save_png, spread
 from deploy.progress import Bar, busy
@@ -99,7 +99,7 @@ def how_to_draw(config: RunConfig) -> SamplingConfig:
 def class_names(workspace: Workspace, total: int) -> tuple[str, ...]:
     """As the tokens have them; a run folder without tokens has only numbers."""
     if workspace.train_tokens.exists():
-        return token_header(workspace.train_tokens)[1]
+        return read_header(workspace.train_tokens).classes
     return tuple(str(label) for label in range(total))
 
 
