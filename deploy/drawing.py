@@ -15,12 +15,13 @@ from torch import Tensor
 from common.errors import InputError
 from common.images import open_images
 from common.ledger import derive_seed
+from common.memory import require_memory
 from common.model_file import ModelFile
 from common.tokens import read_header
 from deploy.config import RunConfig
 from deploy.pictures import by_class, class_sheet, real_by_class, save_png, spread
 from deploy.progress import Bar, busy
-from deploy.samples import counted, save_npz, shuffled
+from deploy.samples import counted, require_room, save_npz, shuffled
 from deploy.stages import draw_batches, load_for_sampling
 from deploy.workspace import ModelName, Workspace
 from rollout.sampler import SamplingConfig
@@ -84,11 +85,21 @@ def take_order(
         per_class = min(per_class, SHEET_COLUMNS) if is_sheet else per_class
     if not per_class:
         raise InputError("nothing to draw; set --per-class or sample.per_class to 1 or more")
+    _require_space(len(chosen) * per_class, config, None if is_sheet else output)
     root = derive_seed(config.seed if seed is None else seed, "sample-command")
     label_N = torch.tensor(chosen).repeat_interleave(per_class)
     label_N = label_N if is_sheet else shuffled(label_N, root)
     rows = {label: names[label] for label in chosen}
     return Order(output, model, file, rows, per_class, root, label_N)
+
+
+def _require_space(images: int, config: RunConfig, output: Path | None) -> None:
+    """A sheet is made in memory, an .npz needs the disk: asked before there is even a label."""
+    if output is not None:
+        require_room(output, images, config.evaluate.size or config.images.size)
+        return
+    size = images * config.images.channels * config.images.size**2
+    require_memory(size, f"a sheet of {images:,} images", "lower --per-class or choose classes")
 
 
 def how_to_draw(config: RunConfig) -> SamplingConfig:

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from common.backbone import Backbone
-from common.errors import InputError
 from common.images import ImagesConfig, open_images
 from common.ledger import derive_seed
+from common.memory import require_memory
 from common.tokenizer import Tokenizer
 from deploy.config import RunConfig, Workspace
 from deploy.pictures import spread
@@ -59,7 +58,11 @@ class Judge:
         everything = len(self.reference)
         self.reals = min(everything, settings.reference_images or everything)
         self.left_out = left_out(settings.samples, self.reals)
-        _require_memory(settings.samples, self.reals, images.channels, images.size)
+        require_memory(
+            (settings.samples + self.reals) * images.channels * images.size**2,
+            f"evaluate.samples {settings.samples:,} beside {self.reals:,} real images",
+            "lower evaluate.samples or evaluate.reference_images",
+        )
         self.class_K = self.reference.label_N.unique()
         self.label_N = balanced_labels(settings.samples, self.class_K)
         self._seed = derive_seed(config.seed, "evaluate")
@@ -129,15 +132,3 @@ def compared_images(config: RunConfig) -> ImagesConfig:
     """The images at the side at which they are compared."""
     side = config.evaluate.size or config.images.size
     return config.images.model_copy(update={"size": side})
-
-
-def _require_memory(samples: int, reals: int, channels: int, side: int) -> None:
-    """Samples of one model and the real images are in memory together."""
-    needed = (samples + reals) * channels * side**2
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise InputError(
-            f"evaluate.samples {samples:,} and {reals:,} real images of {side} px take "
-            f"{needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB of memory are free; lower "
-            "evaluate.samples or evaluate.reference_images"
-        )

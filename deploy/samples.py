@@ -6,9 +6,12 @@ it waits in memory.
 Shape letters: N images, B batch, C channels, H height, W width.
 """
 
+import glob
 import shutil
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from common.errors import InputError
 from deploy.progress import Bar
 from rollout.features import as_rgb
 
+STALE_SECONDS = 3600
+"""A file to which nothing was added for so long is not being written any more."""
 MEMBERS = "arr_0.npy", "arr_1.npy"
 """Names that np.savez gives to what it is handed without names: images, then labels."""
 
@@ -53,7 +58,8 @@ def save_npz(path: Path, batches: Iterable[Tensor], label_N: Tensor, side: int) 
         InputError: the disk has no room; `path` is as it was before.
     """
     shape = len(label_N), side, side, 3
-    _require_room(path, int(np.prod(shape, dtype=np.int64)) + 8 * len(label_N))
+    _sweep(path)
+    require_room(path, len(label_N), side)
 
     def write(temporary: Path) -> None:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -79,8 +85,13 @@ def _write_images(
     assert written == shape[0], "fewer or more images than labels"
 
 
-def _require_room(path: Path, size: int) -> None:
-    """Refuse before hours of sampling what would fill the disk."""
+def require_room(path: Path, images: int, side: int) -> None:
+    """Refuse before hours of sampling what would fill the disk.
+
+    Raises:
+        InputError: an .npz of so many images is larger than what is free.
+    """
+    size = images * (3 * side**2 + 8)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if size > free:
@@ -88,3 +99,12 @@ def _require_room(path: Path, size: int) -> None:
             f"{path}: needs {size / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB free; free "
             "some space, choose another --to or fewer images"
         )
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed commands left half-written of this very file: it may be gigabytes."""
+    for half in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = half.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        with suppress(OSError):
+            if number.isdecimal() and time.time() - half.stat().st_mtime > STALE_SECONDS:
+                half.unlink()

@@ -104,12 +104,11 @@ def test_images_that_are_all_alike_have_finite_metrics(classifier, constant):
         assert (found["precision"], found["recall"]) == (1, 1)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_features_that_are_no_numbers_are_refused_with_a_sentence(tmp_path, value):
+def test_features_that_are_no_numbers_are_refused_with_a_sentence(tmp_path):
     path = tmp_path / "features.safetensors"
     broken = Classifier(4, 3)
-    broken.squeeze.bias.data[0] = value
-    broken.output.weight.data[0, 0] = value
+    broken.output.weight.data.fill_(3e38)  # finite itself, and twice of it is not
+    broken.squeeze.bias.data.fill_(9.0)
     save_classifier(path, broken, {})
     with pytest.raises(InputError, match=r"features\.safetensors: gives no numbers; train another"):
         measure(CONFIG, images(20), images(20), classifier=path)
@@ -155,3 +154,12 @@ def test_a_report_of_few_samples_says_what_it_leaves_out(run_in, quiet):
 def test_json_has_no_word_for_what_is_not_finite():
     found = plain({"a": [1.5, math.nan, {"b": (-math.inf, 2)}], "c": "nan", "d": None})
     assert found == {"a": [1.5, None, {"b": [None, 2]}], "c": "nan", "d": None}
+
+
+def test_more_images_than_memory_holds_are_refused_before_any_is_drawn(run_in):
+    from deploy.judge import Judge
+
+    config, workspace = run_in()
+    huge = config.evaluate.model_copy(update={"samples": 10**13})
+    with pytest.raises(InputError, match=r"evaluate\.samples 10,000,000,000,000 beside .* lower"):
+        Judge(config.model_copy(update={"evaluate": huge}), workspace)

@@ -1,5 +1,6 @@
 """Samples as files for other people's evaluators: sides, rounding, order, room on the disk."""
 
+import os
 import subprocess
 import sys
 import weakref
@@ -166,3 +167,19 @@ except InputError as error:
     assert done.stderr.startswith(f"{path}: could not be written"), done.stderr
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_what_a_killed_command_left_of_the_same_file_is_removed(tmp_path):
+    halves = [tmp_path / f".{name}.99.tmp" for name in ("x.npz", "x.npz.old", "y.npz")]
+    fresh = tmp_path / ".x.npz.77.tmp"
+    for path in (*halves, fresh):
+        path.write_bytes(b"half")
+    for path in halves:
+        os.utime(path, (0, 0))
+    save_npz(tmp_path / "x.npz", drawn(torch.arange(3)), torch.arange(3), side=4)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "x.npz",
+        ".x.npz.old.99.tmp",
+        ".y.npz.99.tmp",
+        ".x.npz.77.tmp",
+    }
