@@ -228,7 +228,18 @@ def make_on_ray(
 
 
 def _rows(dataset: Any) -> Generator[dict[str, Any]]:
-    yield from dataset.iter_rows()
+    from ray.exceptions import RayError, RayTaskError
+
+    from deploy.remote import ray_reason
+
+    try:
+        yield from dataset.iter_rows()
+    except RayTaskError:
+        raise  # a fault of ours
+    except RayError as error:
+        raise RunFailed(
+            f"Ray failed: {ray_reason(error)}; finished parts are kept: give the command again"
+        ) from error
 
 
 def _quiet_ray_data() -> None:

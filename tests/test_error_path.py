@@ -1,9 +1,13 @@
 """A failure has one fate: the same sentence, exit code and files, wherever it happens."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,8 @@ from deploy.crew import Crew
 from deploy.distill import preflight
 from deploy.faults import FaultLog
 from deploy.pipeline import Services, wire
+
+ROOT = Path(__file__).parent.parent
 
 
 class Particular(InputError):
@@ -201,3 +207,20 @@ def test_what_nobody_foresaw_leaves_its_traceback_in_a_file(tmp_path):
     assert "worker-1" in trace
     assert 'raise KeyError("x")' in trace
     assert FaultLog(tmp_path).sentence("w", InputError("says it all")) == "says it all"
+
+
+def test_an_exception_that_nobody_caught_is_a_sentence_and_a_file(tmp_path):
+    code = "from deploy.faults import report_faults; report_faults('distill'); {}['lost']"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    (log,) = tmp_path.glob("varkd-fault-*.log")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("varkd distill: KeyError: 'lost'; ")
+    assert sentence.endswith(str(log))
+    assert "Traceback" in log.read_text()

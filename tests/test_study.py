@@ -21,7 +21,7 @@ from deploy.study.jobs import read_cell, why_again
 from deploy.study.publish import publish
 from deploy.study.runner import collect, run_cells, run_study
 from deploy.study.start import made_from
-from deploy.study.tasks import call_here
+from deploy.study.tasks import call_here, call_on_ray
 from rollout.sampler import SamplingConfig
 
 STUDY = {
@@ -271,6 +271,22 @@ def test_every_scale_is_the_runs_own_sampling_but_for_the_scale():
     assert guidance is not None
     assert (guidance.scale, guidance.rule) == (2.0, "var")
     assert at_scale(sampling, 2.0).top_k == 5
+
+
+@pytest.mark.ray
+def test_a_refused_cell_says_the_same_here_and_as_a_ray_task(
+    study_file, started, quiet, ray_cluster
+):
+    study = open_study(study_file, ["methods.strict.objective.gate.tau=0.99", "seeds=[0]"])
+    wanted = jobs(study, started, dict.fromkeys(study.config.methods, 4))
+    refused = {("strict", 0): wanted["strict", 0]}
+    sentences = []
+    for call in (call_here, call_on_ray(1, 0, tries=3)):
+        with pytest.raises(InputError) as caught:
+            run_cells(refused, call, quiet)
+        sentences.append(str(caught.value))
+    assert sentences[0].startswith("methods.strict, seed 0: objective.gate.tau 0.99 closes")
+    assert sentences[1] == sentences[0]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from deploy.cluster import cluster
+from deploy.faults import summary
 from deploy.progress import Bar
 from deploy.study.budget import StudyFolder, budget, jobs, known_seconds, steps_within
 from deploy.study.cells import run_cell
@@ -45,7 +46,8 @@ def run_cells(wanted: dict[tuple[str, int], Job], call: Caller, target: Console)
             if isinstance(outcome, InputError):
                 raise InputError(f"methods.{method}, seed {seed}: {outcome}")
             if isinstance(outcome, Exception):
-                harvest.failed[method, seed] = f"{type(outcome).__name__}: {outcome}"
+                said = isinstance(outcome, RunFailed)
+                harvest.failed[method, seed] = str(outcome) if said else summary(outcome)
                 target.print(f"{method}, seed {seed} failed: {harvest.failed[method, seed]}")
                 continue
             found = read_cell(wanted[method, seed])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from common.errors import UNDERSTOOD, Verdict
+from common.errors import UNDERSTOOD, RunFailed, Verdict
 from deploy.study.jobs import Job
 
 Caller = Callable[[Callable[[Job], Any], dict[Any, Job]], Iterator[tuple[Any, Any]]]
@@ -34,6 +34,8 @@ def call_on_ray(cpus: float, gpus: float, tries: int) -> Caller:
         import ray  # not above: the driver sets Ray's environment before it first imports it
         from ray.exceptions import RayError, RayTaskError
 
+        from deploy.remote import ray_reason
+
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=tries - 1)(_understood)
         running = {task.remote(function, job): key for key, job in work.items()}
         try:
@@ -47,7 +49,7 @@ def call_on_ray(cpus: float, gpus: float, tries: int) -> Caller:
                     cause = error.cause
                     yield key, cause if isinstance(cause, Exception) else error
                 except RayError as error:
-                    yield key, error
+                    yield key, RunFailed(f"Ray lost it {tries} times: {ray_reason(error)}")
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
