@@ -9,6 +9,8 @@ from types import TracebackType
 
 from common.errors import UNDERSTOOD
 
+MEMORY = ("MemoryError", "OutOfMemoryError")
+"""Python's and torch's, by name: torch is not loaded for this."""
 GO_ON = "go on from the newest snapshot with --resume"
 
 
@@ -53,9 +55,10 @@ def report_faults(command: str) -> None:
         except OSError:
             sys.stderr.write(trace)
             return
-        sys.stderr.write(
-            f"varkd {command}: {summary(error)}; this is a fault of varkd, not of your files: "
-            f"please report it with {file.name}\n"
-        )
+        if kind.__name__ in MEMORY:
+            advice = f"use smaller batches, or a machine with more memory (see {file.name})"
+        else:
+            advice = f"this is a fault of varkd, not of your files: report it with {file.name}"
+        sys.stderr.write(f"varkd {command}: {summary(error)}; {advice}\n")
 
     sys.excepthook = report

@@ -1,6 +1,7 @@
 """Make plain objects live in Ray actors and still look like themselves."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import ray
@@ -32,10 +33,12 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: self._answer(self._actor.call.remote(name, *args, **kwargs))
+        return lambda *args, **kwargs: self._ask(
+            lambda: self._actor.call.remote(name, *args, **kwargs)
+        )
 
-    def _answer(self, reference: Any) -> Any:
-        return _result(reference, self._name)
+    def _ask(self, send: Callable[[], Any]) -> Any:
+        return _answer(self._name, send)
 
 
 class AnyRemote:
@@ -72,12 +75,12 @@ class SharedWeights(Remote):
     """
 
     def publish(self, weights: Weights) -> None:
-        self._answer(self._actor.publish.remote(weights))
+        self._ask(lambda: self._actor.publish.remote(weights))
 
     def get(self, version: int, timeout: float) -> Weights:
-        bundle: Weights = self._answer(self._actor.call.remote("get", version, timeout))
+        bundle: Weights = self._ask(lambda: self._actor.call.remote("get", version, timeout))
         (reference,) = cast(Any, bundle.payload)
-        return Weights(bundle.version, self._answer(reference), bundle.digest)
+        return Weights(bundle.version, self._ask(lambda: reference), bundle.digest)
 
 
 class OnRay:
@@ -103,7 +106,10 @@ class OnRay:
 
     def share(self, value: T) -> T:
         """What actors take for `value` as a keyword: read from shared memory where it lies once."""
-        return cast(T, Shared(ray.put(value)))
+        try:
+            return cast(T, Shared(ray.put(value)))
+        except RayError as error:
+            raise _failed("the token data", error) from error
 
     def any_of(self, replicas: list[T]) -> T:
         """A view of all replicas that starts at another one for every caller."""
@@ -120,7 +126,7 @@ class OnRay:
             say(f"waiting for {', '.join(missing.values())}")
             ready, _ = ray.wait(list(missing), timeout=PATIENCE_SECONDS)
             for reference in ready:
-                _result(reference, missing.pop(reference))
+                _answer(missing.pop(reference), partial(_itself, reference))
 
     def shutdown(self) -> None:
         """End every actor that was placed."""
@@ -128,15 +134,15 @@ class OnRay:
             ray.kill(actor)
 
 
-def _result(reference: Any, name: str) -> Any:
-    """What the actor called `name` answers.
+def _answer(name: str, send: Callable[[], Any]) -> Any:
+    """What the actor called `name` answers; arguments may find no room on their way to it.
 
     Raises:
         ServiceDied: its process is gone, or what it held.
         RunFailed: Ray itself failed, or ran out of something.
     """
     try:
-        answer = ray.get(reference)
+        answer = ray.get(send())
     except (RayActorError, ObjectLostError) as error:
         raise ServiceDied(f"the process of {name} died: {ray_reason(error)}; {GO_ON}") from error
     except RayTaskError as error:
@@ -152,6 +158,10 @@ def _result(reference: Any, name: str) -> Any:
     error = answer.verdict.error()
     # A neighbour of the actor died, not the actor.
     raise RunFailed(str(error)) if isinstance(error, ServiceDied) else error
+
+
+def _itself(reference: Any) -> Any:
+    return reference
 
 
 def _failed(name: str, error: RayError) -> RunFailed:
