@@ -17,7 +17,7 @@ from common.identity import difference
 from common.metrics import MetricsSink
 from common.snapshots import Snapshots
 from deploy.progress import Bar
-from deploy.signals import stop_requests
+from deploy.stopping import Stopped, stop_request
 from deploy.training_log import TrainingLog
 from deploy.workspace import Workspace
 from learner.resumable import Course, ResumableTraining, Training
@@ -37,6 +37,17 @@ class Plan:
     snapshot_every: int
     is_distilled_from: bool
     """Whether the run's distilled student rests on this file."""
+
+
+def require_finished(facts: dict[str, Any], target: Console) -> None:
+    """For commands that have more to do after a training.
+
+    Raises:
+        Stopped: it was stopped; its snapshot is there.
+    """
+    if "cause" in facts:
+        target.print(f"stopped by {facts['cause']} after step {facts['steps']}")
+        raise Stopped
 
 
 class Tee:
@@ -112,8 +123,9 @@ class Stage:
         title = f"pretrain {plan.name}"
         log = TrainingLog(self._workspace, title.replace(" ", "_"), done=done)
         try:
-            with Bar(self._target, title, plan.steps, shown) as bar, stop_requests() as asked:
-                return course.run(Tee(log, bar), asked)
+            with Bar(self._target, title, plan.steps, shown) as bar, stop_request() as request:
+                request.poll_from_here()
+                return course.run(Tee(log, bar), lambda: request.name)
         finally:
             log.close()
 

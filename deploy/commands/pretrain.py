@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.ending import after_models, end, quoted
     from deploy.progress import console
     from deploy.stages import pretrain_model
+    from deploy.stopping import EXIT_CODES
     from deploy.trained_tokenizer import pretrain_tokenizer
 
     target = console()
@@ -55,10 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
         root = quoted(workspace.root)
         if "cause" in facts:
             end(
-                f"{which}: {facts['cause']} after step {facts['steps']}",
+                f"{which}: stopped by {facts['cause']} after step {facts['steps']}",
                 following=f"varkd pretrain {root} --model {arguments.model} --resume",
             )
-            return 0
+            return EXIT_CODES[facts["cause"]]
         if which == "tokenizer":
             picture = workspace.tokenizer.with_suffix(".png")
             made, after = (workspace.tokenizer, picture), f"varkd tokenize {root}"

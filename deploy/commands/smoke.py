@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.cluster import cluster, warm_up
     from deploy.distill import distill
     from deploy.ending import end, quoted
+    from deploy.pretraining import require_finished
     from deploy.progress import console
     from deploy.report import write_report
     from deploy.stages import pretrain_model
@@ -44,8 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     with cluster(config, told=target):
         warm_up(config)
         tokenize(config, workspace, target, local=True)
-        pretrain_model(config, workspace, "teacher", target, restart=True)
-        pretrain_model(config, workspace, "student", target, restart=True)
+        for which in ("teacher", "student"):
+            facts = pretrain_model(config, workspace, which, target, restart=True)
+            require_finished(facts, target)
         target.print("placing ledger, buffer, weights, teacher, workers and learner")
         facts = distill(config, workspace, target, local=False, restart=True)
     wall = time.monotonic() - started

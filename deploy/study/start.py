@@ -19,6 +19,7 @@ from common.tokenizer import TrainableTokenizerConfig
 from common.tokens import load_tokens, read_header
 from deploy.config import RunConfig, Workspace
 from deploy.generating import generate
+from deploy.pretraining import require_finished
 from deploy.progress import busy
 from deploy.quality import feature_facts
 from deploy.stages import pretrain_model
@@ -61,21 +62,15 @@ def prepare(study: Study, root: Path, target: Console, *, local: bool) -> None:
 def _make(study: Study, workspace: Workspace, target: Console, *, local: bool) -> None:
     config = study.start
     if isinstance(config.tokenizer, TrainableTokenizerConfig):
-        _unless_stopped(pretrain_tokenizer(config, workspace, target, resume=True), target)
+        require_finished(pretrain_tokenizer(config, workspace, target, resume=True), target)
     if not _is_whole(workspace.train_tokens, target):
         tokenize(config, workspace, target, local=local)
     if config.teacher.weights is None:
-        _unless_stopped(pretrain_model(config, workspace, "teacher", target, resume=True), target)
+        require_finished(pretrain_model(config, workspace, "teacher", target, resume=True), target)
     if config.learner.weights is None:
-        _unless_stopped(pretrain_model(config, workspace, "student", target, resume=True), target)
+        require_finished(pretrain_model(config, workspace, "student", target, resume=True), target)
     if study.generating is not None:
         generate(study.generating, workspace, target, local=local)
-
-
-def _unless_stopped(facts: dict[str, Any], target: Console) -> None:
-    if "cause" in facts:
-        target.print(f"start: {facts['cause']}; the same command goes on")
-        raise KeyboardInterrupt
 
 
 def _is_whole(tokens: Path, target: Console) -> bool:
