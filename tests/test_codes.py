@@ -1,5 +1,6 @@
 """Published codes: what is read from their layouts, and every kind of damage by name."""
 
+import os
 import shutil
 
 import numpy as np
@@ -114,6 +115,18 @@ def arpg_config(path, **changes):
     return TokensConfig(kind="arpg_codes", paths=(path,), **changes)
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def claim(path, rows):
+    """A header that promises petabytes."""
+    with path.open("wb") as file:
+        facts = {"descr": "<i8", "fortran_order": False, "shape": (rows, 4)}
+        np.lib.format.write_array_header_1_0(file, facts)
+
+
 def test_arpg_codes_are_labelled_by_their_folders(arpg):
     codes = open_codes(arpg_config(arpg), SHAPE)
     token, label = codes.read()
@@ -135,6 +148,12 @@ def test_arpg_codes_are_labelled_by_their_folders(arpg):
         (lambda d: save(d, "2", "n0.npy", np.zeros(4, int)), r"2/n0\.npy: has shape \(4,\)"),
         (lambda d: (d / "10").rename(d / "11"), r"11: label 11, expected one below .*classes 11"),
         (lambda d: [shutil.rmtree(d / name) for name in ("2", "10")], "holds no class folders"),
+        (lambda d: pipe(d / "2" / "n1.npy"), r"2/n1\.npy: is no regular file"),
+        (lambda d: claim(d / "2" / "n1.npy", 10**15), r"2/n1\.npy: not a readable \.npy array"),
+        (
+            lambda d: save(d, "2", "n1.npy", np.full((2, 4), 2**64 - 1, np.uint64)),
+            r"2/n1\.npy: holds 18446744073709551615, which is neither",
+        ),
     ],
 )
 def test_bad_arpg_codes_name_the_file(arpg, spoil, message):
