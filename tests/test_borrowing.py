@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
-from deploy.borrowing import borrowed, link
-from deploy.config import open_run
+from deploy.borrowing import borrowed, link, shared
+from deploy.config import Workspace, open_run
 from deploy.main import main
 from deploy.stages import pretrain_model
+from deploy.study.config import open_study
+from deploy.study.start import prepare
 from deploy.tokenizing import tokenize
 
 
@@ -79,6 +81,19 @@ def test_what_is_made_anew_replaces_the_link_and_not_the_file(first, tiny_overri
     assert not (beside / "student_before.safetensors").is_symlink()
     assert not (beside / "tokens" / "train.parquet").is_symlink()
     assert all(path.read_bytes() == contents for path, contents in before.items())
+
+
+def test_a_study_may_start_from_a_run_folder(run_in, tmp_path, quiet):
+    config, workspace = run_in()
+    workspace.keep_config(config)
+    file, root = tmp_path / "study.toml", tmp_path / "start"
+    file.write_text("base = 'run'\nbudget.steps = 2\n[methods.kd]\nobjective.kind = 'kd'\n")
+    study = open_study(file, [])
+    assert study.start == config
+    prepare(study, root, quiet, local=True)
+    for theirs, ours in zip(shared(workspace), shared(Workspace(root)), strict=True):
+        assert not theirs.exists() or ours.samefile(theirs) or ours.name == "features.safetensors"
+    assert (root / "teacher.safetensors").is_symlink()
 
 
 def test_a_folder_without_a_run_is_no_start(tmp_path, first):

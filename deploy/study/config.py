@@ -13,6 +13,7 @@ from deploy.config import RunConfig, portable
 from deploy.generating import dataset_source
 from deploy.on_cpu import on_cpu
 from deploy.shipped import CONFIGS
+from deploy.workspace import run_config
 from rollout.contexts import teacher
 
 OWN = frozenset({"objective", "contexts", "rollout", "teacher", "buffer", "learner"})
@@ -73,7 +74,8 @@ class StudyConfig(Config):
     question: str = ""
     """One paragraph under the heading: what is asked, and why so."""
     base: str = "smoke"
-    """The run that all methods vary: a shipped config, or a TOML file beside the study's."""
+    """The run that all methods vary: a shipped config, a TOML file beside the study's, or a run
+    folder, whose tokens and models are then read in place."""
     set: Tree = Field(default_factory=dict)
     """Sections of that run that differ in this study, for all methods."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0, 1, 2)
@@ -143,6 +145,9 @@ class Study:
     def __init__(self, config: StudyConfig, path: Path) -> None:
         self.config = config
         self._tree = merge(_base_tree(config.base, path), config.set)
+        beside = user_path(path.parent / config.base)
+        self.shared = beside.resolve() if beside.is_dir() else None
+        """The run folder whose files the start reads in place."""
         self.start = portable(validate(RunConfig, self._tree, source=f"{path}: base with [set]"))
         self._path = path
         self._runs = {name: self._validated(name) for name in config.methods}
@@ -227,12 +232,15 @@ def open_study(path: Path, overrides: list[str]) -> Study:
 
 def _base_tree(base: str, path: Path) -> dict[str, Any]:
     beside = user_path(path.parent / base)
+    if beside.is_dir():
+        return read_toml(run_config(beside))
     if beside.suffix == ".toml":
         return read_toml(beside)
     shipped = CONFIGS / f"{base}.toml"
     if not shipped.exists():
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
         raise InputError(
-            f"{path}: base is {base!r}; expected a .toml file beside it, or one of {known}"
+            f"{path}: base is {base!r}; expected a .toml file or a run folder beside it, or one "
+            f"of {known}"
         )
     return read_toml(shipped)

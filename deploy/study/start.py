@@ -17,6 +17,7 @@ from common.images import open_images
 from common.model_file import ModelFile
 from common.tokenizer import TrainableTokenizerConfig
 from common.tokens import load_tokens, read_header
+from deploy.borrowing import link
 from deploy.config import RunConfig, Workspace
 from deploy.generating import generate
 from deploy.pretraining import require_finished
@@ -61,6 +62,8 @@ def prepare(study: Study, root: Path, target: Console, *, local: bool) -> None:
 
 def _make(study: Study, workspace: Workspace, target: Console, *, local: bool) -> None:
     config = study.start
+    if study.shared is not None:
+        link(study.shared, workspace.root)
     if isinstance(config.tokenizer, TrainableTokenizerConfig):
         require_finished(pretrain_tokenizer(config, workspace, target, resume=True), target)
     if not _is_whole(workspace.train_tokens, target):
