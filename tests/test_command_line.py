@@ -1,8 +1,10 @@
 """The command line as a newcomer meets it: words that are nearly right, help, streams, versions."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,24 @@ def test_a_reader_that_leaves_is_no_error():
     assert done.stderr == ""
     done = shell("varkd --help | true; varkd configs | true; true")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130():
+    """While the command waits for a reader of more than a pipe holds."""
+    words = ["options", *["objective"] * 20]
+    with subprocess.Popen(
+        [sys.executable, "-m", "deploy.main", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.decode() == "\nvarkd options: interrupted; run the same command again\n"
 
 
 def test_options_are_whole_lines_in_a_pipe_and_wrapped_on_a_terminal(capsys):
