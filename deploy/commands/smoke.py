@@ -9,6 +9,7 @@ For example:
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from deploy.arguments import add_overrides, open_from
 
@@ -50,10 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
             require_finished(facts, target)
         target.print("placing ledger, buffer, weights, teacher, workers and learner")
         facts = distill(config, workspace, target, local=False, restart=True)
+    if facts["stopped"]:
+        return _stopped(facts, workspace.root)
     wall = time.monotonic() - started
-    report = write_report(config, workspace, target, wall_seconds=wall)
+    fid = write_report(config, workspace, target, wall_seconds=wall)["fid"]
     total = time.monotonic() - started
-    fid = report["fid"]
     end(
         f"FID teacher {fid['teacher']:.3f}, student {fid['student_before']:.3f} -> "
         f"{fid['student_after']:.3f} after {facts['steps']} steps; {total:.0f} s in all",
@@ -61,3 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
         following=f"varkd sample {quoted(workspace.root)}  # for your images: varkd init FOLDER",
     )
     return 0
+
+
+def _stopped(facts: dict[str, Any], root: Path) -> int:
+    """Without a student there is nothing to report."""
+    from deploy.ending import end, quoted
+    from deploy.stopping import EXIT_CODES
+
+    resume = f"varkd distill {quoted(root)} --resume"
+    end(
+        f"{facts['cause']} after {facts['steps']} steps of distillation",
+        following=resume if facts["begun"] else "varkd smoke",
+    )
+    return EXIT_CODES[facts["stopped"]]
