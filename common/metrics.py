@@ -4,6 +4,7 @@
 A row holds the scalars of one step, or under the key PROFILE the curves of a window of steps.
 """
 
+import importlib
 import json
 import os
 import socket
@@ -131,32 +132,30 @@ class EventFile:
     def __init__(self, folder: Path, step: int) -> None:
         """Events of `step` and later ones in other files of the folder no longer count; a run that
         begins with step 1 removes them."""
-        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         if step <= 1:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
-        self._events = event_pb2
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBER)}"
         self._file = (folder / f"events.out.tfevents.{name}").open("wb")
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        log = protos("event").SessionLog
+        start = log(status=log.START)
         self._add(step=step, session_log=start)  # TensorBoard purges from here on
 
     def add(self, row: Mapping[str, Any]) -> None:
         """All scalars of a row, at its step and time."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
+        summary = protos("summary").Summary
         numbers = {
             name: value
             for name, value in row.items()
             if name not in UNPLOTTED and isinstance(value, int | float)
         }
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
-        self._add(step=row["step"], wall_time=row.get("time"), summary=Summary(value=values))
+        values = [summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        self._add(step=row["step"], wall_time=row.get("time"), summary=summary(value=values))
 
     def flush(self) -> None:
         self._file.flush()
@@ -165,8 +164,13 @@ class EventFile:
         self._file.close()
 
     def _add(self, *, wall_time: float | None = None, **fields: Any) -> None:
-        event = self._events.Event(wall_time=wall_time or time.time(), **fields)
+        event = protos("event").Event(wall_time=wall_time or time.time(), **fields)
         self._records.write(event.SerializeToString())
+
+
+def protos(name: str) -> Any:
+    """TensorBoard's messages: classes that are made at import, so no type checker sees them."""
+    return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -184,7 +184,7 @@ def _wanted(pickle: BinaryIO) -> Iterator[str]:
         elif opcode.name == "MEMOIZE":
             memo[len(memo)] = latest
             continue
-        found = memo.get(argument) if opcode.name.endswith("GET") else argument
+        found = memo.get(argument or 0) if opcode.name.endswith("GET") else argument
         latest = found if isinstance(found, str) else None
         if latest is not None:
             strings = [*strings[-1:], latest]

@@ -18,6 +18,7 @@ from rich.console import Console
 from common.checkpoint import write_atomically
 from common.errors import InputError
 from common.ledger import derive_seed
+from common.metrics import protos
 from common.model_file import ModelFile
 from deploy.config import RunConfig, Workspace
 from deploy.pictures import by_class, class_sheet, spread
@@ -95,10 +96,9 @@ def _models(
 
 def save_grids(folder: Path, grids: Sequence[Grid]) -> None:
     """Events with images, in place of those that an earlier call left in the folder."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    Event, Summary = protos("event").Event, protos("summary").Summary
     now = time.time()
 
     def write(temporary: Path) -> None:
