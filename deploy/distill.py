@@ -26,6 +26,7 @@ from deploy.learning import learn, store_student
 from deploy.pipeline import Services, run_here, wire
 from deploy.place import Here
 from deploy.progress import Bar
+from deploy.records import read_facts
 from deploy.room import require_room, run_demands
 from deploy.start import Begin, Start, plan, run_snapshots
 from deploy.stopping import Stopped, StopRequest, stop_request
@@ -237,5 +238,6 @@ def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> No
     steps = state["ledger"]["step"]
     store_student(config, workspace, workspace.student, tensors["student"], steps)
     store_student(config, workspace, workspace.student_ema, tensors["ema"], steps)
-    if facts["begun"] or not workspace.facts.exists():
-        write_text(workspace.facts, json.dumps(facts, indent=2))
+    if not facts["begun"] and workspace.facts.exists():  # all steps were done earlier
+        facts = {**read_facts(workspace.facts, "distill"), "resumed": True}
+    write_text(workspace.facts, json.dumps(facts, indent=2))

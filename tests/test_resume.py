@@ -286,6 +286,14 @@ def test_a_run_that_was_killed_before_its_student_was_stored_gets_it(half, again
     assert rows_of(workspace) == rows
 
 
+def test_resuming_what_is_done_keeps_the_facts_of_the_run_that_did_it(half, again):
+    _, workspace = half()
+    before = json.loads(workspace.facts.read_text())
+    facts, _ = go(again("learner.steps=4", "rollout.workers=3"), resume=True)
+    assert facts["resumed"]
+    assert json.loads(workspace.facts.read_text()) == {**before, "resumed": True}
+
+
 def test_a_broken_line_of_metrics_is_named_before_a_run_goes_on(half, again):
     _, workspace = half()
     lines = workspace.metrics.read_text().splitlines()
