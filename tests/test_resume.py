@@ -273,6 +273,12 @@ def test_a_damaged_snapshot_is_named_and_the_one_beside_it_goes_on(half, again):
         go(again("learner.steps=7"), resume=True)
 
 
+def test_snapshots_after_the_one_that_is_gone_on_from_are_of_no_run_any_more(half, again):
+    _, workspace = half()
+    go(again("learner.steps=3"), resume_from=2)
+    assert Snapshots(workspace.snapshots).steps() == [2, 3]
+
+
 def test_a_run_that_was_killed_before_its_student_was_stored_gets_it(half, again):
     _, workspace = half()
     student, rows = load_backbone(workspace.student)[0].state_dict(), rows_of(workspace)
