@@ -16,6 +16,7 @@ from threading import Lock
 from typing import IO, Any, Protocol
 
 from common.errors import InputError
+from common.paths import require_file
 
 PROFILE = "profile"
 """Key of rows that hold curves (learner/profile.py) and no scalars."""
@@ -189,6 +190,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(line, row) of what is whole."""
+    require_file(path, "rows of metrics")
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -214,5 +216,8 @@ def _drop_from(path: Path, step: int) -> None:
         return
     kept = [] if step <= 1 else [line for line, row in _lines(path) if row["step"] < step]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.replace(path)
+    try:
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

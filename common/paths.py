@@ -4,14 +4,18 @@ Free of third parties, so that the command line can use it before it imports any
 """
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from common.errors import InputError
 
 TEXT_BYTES = 2**20
 """Largest configuration that is read; real ones have a few thousand bytes."""
+JSON_BYTES = 2**26
+"""Largest file of facts or results."""
 
 
 def user_path(value: str | os.PathLike[str]) -> Path:
@@ -84,10 +88,11 @@ def read_text(path: Path, what: str, *, limit: int = TEXT_BYTES) -> str:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {refusal(error)}; expected {what}") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)  # `fdopen` would refuse a folder in words of its own
+        raise InputError(f"{path}: is {_kind(mode)}; expected {what}")
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"{path}: is {_kind(found.st_mode)}; expected {what}")
         try:
             content = file.read(limit + 1)
         except OSError as error:
@@ -100,6 +105,20 @@ def read_text(path: Path, what: str, *, limit: int = TEXT_BYTES) -> str:
         raise InputError(
             f"{path}: not valid UTF-8 at byte {error.start}; save it as UTF-8, expected {what}"
         ) from None
+
+
+def read_json(path: Path, what: str) -> Any:
+    """A JSON file of ours, as it was written.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        InputError: as `read_text`, or it is no JSON; the message ends with the reason.
+    """
+    text = read_text(path, what, limit=JSON_BYTES)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected {what}, which is JSON, but found {error}") from None
 
 
 def refusal(error: OSError | ValueError) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common.checkpoint import unwritable
 from common.errors import Diverged, InputError
+from common.paths import read_json
 from common.pickled import read_pickle
 
 FORMAT = "varkd-snapshot-1"
@@ -160,7 +161,7 @@ class Snapshots:
         try:
             if path.stat().st_size > MOST_FACTS:
                 raise _damaged(path, "no facts of ours")
-            found = json.loads(path.read_text())
+            found = read_json(path, "facts of a snapshot")
             is_whole = found.pop("digest") == _sealed(found) and found["format"] == FORMAT
         except OSError as error:
             raise _damaged(path, error.strerror or str(error)) from None

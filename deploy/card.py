@@ -26,6 +26,8 @@ MARK = "---\nlibrary_name: varkd\n"
 
 def is_card(path: Path) -> bool:
     """Whether an export of ours wrote this file."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as handle:
             return handle.read(len(MARK)) == MARK.encode()

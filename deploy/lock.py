@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from common.checkpoint import unwritable
 from common.errors import InputError
+from common.paths import read_json
 
 LOCK = ".lock"
 HOLDER = ".lock.json"
@@ -73,7 +74,7 @@ def _ourselves(command: str) -> dict[str, Any]:
 
 def _who(holder: Path) -> str:
     try:
-        found = json.loads(holder.read_text())
+        found = read_json(holder, "who holds a folder")
         return (
             f"`varkd {found['command']}` is at work here (process {found['pid']} on "
             f"{found['host']}, since {found['since']})"

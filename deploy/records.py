@@ -1,11 +1,11 @@
 """What a run wrote about itself, read again: distill.json, metrics.jsonl, profiles.jsonl."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.metrics import PROFILE, read_rows
+from common.paths import read_json
 
 
 def read_facts(path: Path, command: str) -> dict[str, Any]:
@@ -15,14 +15,11 @@ def read_facts(path: Path, command: str) -> dict[str, Any]:
         InputError: it is not there, or no such file.
     """
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, f"what `varkd {command}` writes")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; make it with `varkd {command}`") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({error}); remove it and make it again with "
-            f"`varkd {command}`"
-        ) from None
+    except InputError as error:
+        raise InputError(f"{error}; remove it and make it again with `varkd {command}`") from None
     if not isinstance(found, dict):
         raise InputError(
             f"{path}: holds no JSON object; remove it and make it again with `varkd {command}`"

@@ -10,6 +10,7 @@ from common.checkpoint import is_ours, load_head, write_text
 from common.config import dump_toml
 from common.errors import InputError
 from common.model_file import ModelFile
+from common.paths import read_text
 from common.tokens import read_header
 from deploy.lock import locked
 
@@ -133,7 +134,10 @@ def run_config(folder: Path) -> Path:
     given, resolved = (folder / name for name in CONFIG_NAMES)
     if not resolved.exists() or not given.exists() or _is_ours(given):
         return given if given.exists() or not resolved.exists() else resolved
-    if f"{MADE_FROM}{_mark(given)}" not in resolved.read_text().splitlines()[:2]:
+    if (
+        f"{MADE_FROM}{_mark(given)}"
+        not in read_text(resolved, "a resolved config").splitlines()[:2]
+    ):
         raise InputError(
             f"{given} was changed after {resolved.name} was made from it and the command line; "
             "name the file that is meant instead of the folder"
@@ -153,6 +157,6 @@ def _mark(config: Path) -> str:
 
 def _contents(config: Path) -> bytes:
     try:
-        return config.read_bytes()
-    except OSError:  # a folder, or not for us to read: in any case not ours
+        return read_text(config, "a config").encode()
+    except (FileNotFoundError, InputError):  # not for us to read: in any case not ours
         return b""

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from common.checkpoint import write_text
 from common.errors import InputError
+from common.paths import read_json
 from deploy.progress import Bar
 from deploy.study.cells import probe
 from deploy.study.config import Study
@@ -80,7 +81,7 @@ def known_seconds(folder: StudyFolder, probes: dict[str, Job] | None = None) -> 
     if not folder.budget.exists():
         return {}
     try:
-        stored = json.loads(folder.budget.read_text())
+        stored = read_json(folder.budget, "seconds of a study's methods")
         seconds = {name: float(value) for name, value in stored["seconds_per_step"].items()}
         requests = dict(stored.get("requests", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

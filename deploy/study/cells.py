@@ -25,6 +25,7 @@ from common.errors import InputError
 from common.guidance import Guidance
 from common.metrics import read_rows
 from common.model_file import ModelFile
+from common.paths import read_json
 from deploy.borrowing import link
 from deploy.config import RunConfig, Workspace
 from deploy.distill import distill
@@ -95,8 +96,8 @@ def probe(job: Job) -> float:
 def _is_begun(job: Job) -> bool:
     """Whether the folder's run is this very job's, and can go on; else it is thrown away."""
     try:
-        is_ours = json.loads(job.begun.read_text()) == _asked(job)
-    except (OSError, ValueError):
+        is_ours = read_json(job.begun, "the request of a cell") == _asked(job)
+    except (FileNotFoundError, InputError):
         return False
     return is_ours and Workspace(job.folder).snapshots.exists()
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from common.errors import InputError
 from common.identity import difference
+from common.paths import read_json
 from deploy.config import RunConfig
 from deploy.study.results import CellFacts, Measurement
 
@@ -95,7 +97,7 @@ def why_again(job: Job) -> str | None:
 def _stored(job: Job) -> dict[str, Any] | None:
     """The cell's file; None where there is none, or none that a cell wrote."""
     try:
-        stored = json.loads(job.result.read_text())
-    except (OSError, ValueError, RecursionError):
+        stored = read_json(job.result, "the result of a cell")
+    except (FileNotFoundError, InputError):
         return None
     return stored if isinstance(stored, dict) else None

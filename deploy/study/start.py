@@ -15,6 +15,7 @@ from common.errors import InputError
 from common.identity import difference
 from common.images import open_images
 from common.model_file import ModelFile
+from common.paths import read_json
 from common.tokenizer import TrainableTokenizerConfig
 from common.tokens import load_tokens, read_header
 from deploy.borrowing import link
@@ -97,10 +98,10 @@ def read_mark(root: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path, "what a start was made from")
+    except InputError as error:
         raise InputError(
-            f"{path}: not readable ({error}), so nobody knows what the start was made from; begin "
+            f"{error}, so nobody knows what the start was made from; begin "
             "again with --restart, or choose another --out"
         ) from None
     return found if isinstance(found, dict) else {}
