@@ -1,0 +1,107 @@
+"""One command in a process of its own: forked with everything imported, bounded and watched."""
+
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
+
+SECONDS = 60.0
+"""A command on these tiny files takes one or two; the machine may be busy."""
+GROWTH_MB = 1500
+"""Memory that a command may add to what Python, torch and scikit-learn hold anyway."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a command did: its exit code (negative: the signal that ended it) and its words."""
+
+    argv: tuple[str, ...]
+    code: int | None
+    out: str
+    err: str
+    seconds: float
+    grown_mb: float
+
+    @property
+    def sentence(self) -> str:
+        """The last line that it wrote to stderr."""
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+class Server:
+    """Forks commands from a process that imported the product once."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["fuzzing.preload"])
+        # Python 3.11's fork server does not take over sys.path, and passes over what it misses.
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.pop("PYTHONPATH")
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
+
+    def run(self, argv: list[str], folder: Path, *, seconds: float = SECONDS) -> Trial:
+        """Run `varkd argv` in `folder`; after `seconds` it is killed, and its code is None."""
+        notes = folder.parent / f"{folder.name}.notes"
+        notes.mkdir(exist_ok=True)
+        started = time.monotonic()
+        child = self._context.Process(target=_command, args=(argv, str(folder), str(notes)))
+        child.start()
+        child.join(seconds)
+        hung = child.is_alive()
+        if hung:
+            child.kill()
+            child.join()
+        grown = (notes / "grown").read_text() if (notes / "grown").exists() else "0"
+        (notes / "grown").unlink(missing_ok=True)
+        return Trial(
+            tuple(argv),
+            None if hung else child.exitcode,
+            (notes / "out").read_text(errors="replace"),
+            (notes / "err").read_text(errors="replace"),
+            time.monotonic() - started,
+            float(grown),
+        )
+
+
+def _command(argv: list[str], folder: str, notes: str) -> None:
+    """In the forked process: words go to files, memory has an end, then `main`."""
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{notes}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout = os.fdopen(1, "w", buffering=1, errors="surrogateescape", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.chdir(folder)
+    import torch
+
+    from deploy.main import main
+
+    torch.set_num_threads(1)
+    held = int(re.findall(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[0]) << 10
+    limit = held + 3 * (GROWTH_MB << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code: object = 0
+    try:
+        main(argv)
+    except SystemExit as ended:  # anything else ends as for a user: with a traceback and code 1
+        code = ended.code
+    finally:
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        Path(notes, "grown").write_text(str(grown))
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
