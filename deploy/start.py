@@ -6,6 +6,7 @@ the first step, because until then a run may still be refused.
 
 import shutil
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ class Start:
     """The snapshot's step; 0 begins anew."""
     words: tuple[str, ...] = ()
     """What the user should know of it."""
+    aside: Path | None = None
+    """Where the results of an earlier run move that left no snapshot to tell it by."""
 
 
 def run_snapshots(workspace: Workspace, identity: dict[str, Any] | None = None) -> Snapshots:
@@ -59,7 +62,7 @@ def plan(
         return fresh
     if begin == "new":
         _refuse_a_run(config, workspace, steps)
-        return fresh
+        return _beside_results(workspace, fresh)
     if not steps and at_step is None and not workspace.has_run():
         nothing = f"nothing to resume in {workspace.root}: the run begins at step 0"
         return Start(fresh.identity, words=(nothing,))
@@ -76,6 +79,10 @@ def take_over(config: RunConfig, workspace: Workspace, start: Start) -> None:
     """Make the folder this run's, which has just done its first step."""
     if start.step:
         run_snapshots(workspace).drop_after(start.step)
+    elif start.aside is not None:
+        start.aside.mkdir()
+        for path in workspace.traces():
+            path.rename(start.aside / path.name)
     else:
         for path in workspace.traces():
             if path not in (workspace.metrics, workspace.profiles):
@@ -91,21 +98,34 @@ def remove(path: Path) -> None:
 
 
 def _refuse_a_run(config: RunConfig, workspace: Workspace, steps: list[int]) -> None:
-    found = workspace.traces()
-    if not found:
+    if not steps:
         return
     beside = f"start another beside it with --from {workspace.root} --out NEW"
     wanted = config.learner.steps
-    if steps and steps[-1] < wanted:
+    if steps[-1] < wanted:
         raise InputError(
             f"{workspace.root}: this run stopped at step {steps[-1]} of {wanted}; go on with "
             f"--resume, throw it away with --restart, or {beside}"
         )
-    done = f"a run of {steps[-1]} steps" if steps else f"a run already ({found[0].name})"
     raise InputError(
-        f"{workspace.root}: holds {done}; {beside}, train it further with --resume "
-        "learner.steps=MORE, or throw it away with --restart"
+        f"{workspace.root}: holds a run of {steps[-1]} steps; {beside}, train it further with "
+        "--resume learner.steps=MORE, or throw it away with --restart"
     )
+
+
+def _beside_results(workspace: Workspace, fresh: Start) -> Start:
+    """A run whose snapshots somebody removed cannot go on, but what it made is not thrown away."""
+    found = workspace.traces()
+    if not found:
+        return fresh
+    numbers = (workspace.root / f"earlier-{number}" for number in count(1))
+    aside = next(folder for folder in numbers if not folder.exists())
+    names = " and others" if len(found) > 1 else ""
+    words = (
+        f"{workspace.root}: {found[0].name}{names} are of an earlier run without snapshots; they "
+        f"move to {aside.name}/ after the first step",
+    )
+    return Start(fresh.identity, words=words, aside=aside)
 
 
 def _snapshot(

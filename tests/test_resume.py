@@ -241,9 +241,21 @@ def test_a_run_without_snapshots_cannot_go_on(half, again):
     before = tree(workspace.root)
     with pytest.raises(InputError, match="no snapshot to go on from; begin again with --restart"):
         go(again("learner.steps=6"), resume=True)
-    with pytest.raises(InputError, match=r"holds a run already \(student\.safetensors\)"):
-        go(again("learner.steps=6"))
     assert tree(workspace.root) == before
+
+
+def test_results_without_snapshots_move_aside_once_a_new_run_has_begun(half, again):
+    _, workspace = half()
+    made = {path.name: path.read_bytes() for path in workspace.traces() if path.is_file()}
+    for number in (1, 2):
+        Snapshots(workspace.snapshots).clear()
+        facts, said = go(again("learner.steps=6"))
+        assert "student.safetensors and others are of an earlier run without snapshots" in said
+        assert f"they move to earlier-{number}/" in said
+        assert (facts["steps"], facts["resumed"]) == (6, False)
+    kept = workspace.root / "earlier-1"
+    assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == made
+    assert [row["step"] for row in rows_of(workspace)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_damaged_snapshot_is_named_and_the_one_beside_it_goes_on(half, again):
