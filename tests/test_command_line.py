@@ -238,7 +238,8 @@ def test_options_are_whole_lines_in_a_pipe_and_wrapped_on_a_terminal(capsys):
 def test_types_are_what_a_person_may_write():
     kinds = {option.key: option.kind for option in describe("")}
     assert kinds["learner.steps"].startswith("integer >= 1")
-    assert kinds["images.train"] == "path or none, default none"
+    assert kinds["learner.weights"] == "path or none, default none"
+    assert kinds["images.train"] == "path or list of path or none, default none"
     assert kinds["images.kind"] == "one of digits | folder | parquet, default digits"
     assert kinds["learner.ordered"] == "true | false, default false"
     assert kinds["tokenizer"].startswith("table with kind = one of conv_vq | ")

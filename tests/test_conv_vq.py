@@ -170,7 +170,8 @@ def varkd(capsys, *arguments):
         code = main([str(argument) for argument in arguments])
     except SystemExit as end:
         code = end.code
-    return code, " ".join(capsys.readouterr().err.split())
+    shown = capsys.readouterr()
+    return code, " ".join((shown.err + shown.out).split())
 
 
 def test_train_then_encode_and_what_is_refused(capsys, tmp_path):
