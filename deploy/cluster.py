@@ -15,6 +15,7 @@ from deploy.config import RunConfig
 from deploy.joined_cluster import joined_address, refused, require_cluster
 from deploy.private_cluster import private_folder, require_limits, worker_environment
 from deploy.progress import Bar, busy
+from deploy.stopping import handlers_kept
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,19 +54,20 @@ def cluster(
         if address is None:
             _start(config, cpus, told, stack)
         else:
-            _join(address, told)
-        stack.callback(ray.shutdown)
+            _join(address, told, stack)
         yield
 
 
-def _join(address: str, told: Bar | Console | None) -> None:
+def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
     import ray
     from ray.exceptions import RayError
 
     with _waiting(told, f"joining the Ray cluster at {address} (RAY_ADDRESS)") as say:
         require_cluster(address, say)
+        stack.callback(ray.shutdown)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            with handlers_kept():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise refused(address, str(error).strip().partition("\n")[0]) from error
 
@@ -81,19 +83,20 @@ def _start(
         if warning:
             say(f"warning: {warning}")
         folder = stack.enter_context(private_folder())
+        stack.callback(ray.shutdown)
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus or logical_cpus(config),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                object_store_memory=int(config.cluster.object_store_mb * 2**20),
-                runtime_env=worker_environment(),
-                _temp_dir=str(folder),
-            )
+            with handlers_kept():  # Ray's end the process at once
+                ray.init(
+                    address="local",
+                    num_cpus=cpus or logical_cpus(config),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    object_store_memory=int(config.cluster.object_store_mb * 2**20),
+                    runtime_env=worker_environment(),
+                    _temp_dir=str(folder),
+                )
         except (OSError, RuntimeError, ValueError, RayError) as error:
-            ray.shutdown()
             reason = str(error).strip().partition("\n")[0]
             raise RunFailed(f"Ray does not start on this machine: {reason}") from error
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from common.errors import Closed, InputError, RunFailed
 from deploy.faults import report_faults
 from deploy.parser import parse
+from deploy.stopping import EXIT_CODES, Stopped, stop_request
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,7 +36,8 @@ def _run(argv: list[str] | None) -> None:
     arguments = parse(argv)
     report_faults(arguments.command)
     try:
-        with ExitStack() as arguments.held:  # what a command holds until it ends: its run folder
+        # What a command holds until it ends: its run folder.
+        with stop_request(), ExitStack() as arguments.held:
             sys.exit(arguments.run(arguments))
     except InputError as error:
         sys.stderr.write(f"varkd {arguments.command}: {error}\n")
@@ -43,9 +45,9 @@ def _run(argv: list[str] | None) -> None:
     except (RunFailed, Closed) as error:
         sys.stderr.write(f"varkd {arguments.command}: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\nvarkd {arguments.command}: interrupted; {arguments.interrupted}\n")
-        sys.exit(130)
+    except Stopped as stopped:
+        sys.stderr.write(f"\nvarkd {arguments.command}: {stopped}; {arguments.interrupted}\n")
+        sys.exit(EXIT_CODES[stopped.name])
 
 
 def _reader_left() -> bool:

@@ -47,7 +47,7 @@ def require_finished(facts: dict[str, Any], target: Console) -> None:
     """
     if "cause" in facts:
         target.print(f"stopped by {facts['cause']} after step {facts['steps']}")
-        raise Stopped
+        raise Stopped(facts["cause"])
 
 
 class Tee:

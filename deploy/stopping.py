@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 EXIT_CODES = {"Ctrl-C": 130, "SIGTERM": 0}
@@ -13,7 +15,12 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was stopped before it did anything that has to be ended in order."""
+    """Somebody stopped the command; what it had to end in order was ended."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is Ctrl-C or SIGTERM."""
+        super().__init__(f"stopped by {name}")
+        self.name = name
 
 
 class StopRequest:
@@ -38,7 +45,7 @@ class StopRequest:
             os._exit(128 + number)
         self.name = name
         if not self._is_polled:
-            raise Stopped
+            raise Stopped(name)
 
 
 @contextmanager
@@ -49,5 +56,26 @@ def stop_request() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _install(before)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """For a block that installs handlers of its own: ours are back after it.
+
+    Raises:
+        Stopped: such a handler ended the block; nothing else in it may exit.
+    """
+    before = {number: signal.getsignal(number) for number in NAMES}
+    try:
+        yield
+    except SystemExit:
+        raise Stopped("SIGTERM") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            _install(before)
+
+
+def _install(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -114,9 +114,9 @@ class ResumableTraining:
         course.losses = [*course.losses[1 - AVERAGED :], row["loss"]]
         metrics.post({"step": course.steps, "time": time.time(), **row})
         course.seconds += time.monotonic() - started
-        if course.steps == self._steps:
+        cause = stopped()  # at the last step as well: a command may have more to do after it
+        if course.steps == self._steps and cause is None:
             return
-        cause = stopped()
         if cause is not None or (self._every and course.steps % self._every == 0):
             facts = {"made_from": self._made_from, "course": asdict(course)}
             self._snapshots.save(course.steps, self._training.snapshot(), facts)

@@ -204,8 +204,12 @@ def test_a_reader_that_leaves_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_ctrl_c_is_one_line_and_exit_code_130():
-    """While the command waits for a reader of more than a pipe holds."""
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 0)],
+)
+def test_a_command_that_is_stopped_says_so_in_one_line(number, name, code):
+    """While it waits for a reader of more than a pipe holds."""
     words = ["options", *["objective"] * 20]
     with subprocess.Popen(
         [sys.executable, "-m", "deploy.main", *words],
@@ -216,10 +220,10 @@ def test_ctrl_c_is_one_line_and_exit_code_130():
         assert process.stdout is not None
         process.stdout.read(1)
         time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.decode() == "\nvarkd options: interrupted; run the same command again\n"
+    assert process.returncode == code
+    assert err.decode() == f"\nvarkd options: stopped by {name}; run the same command again\n"
 
 
 def test_options_are_whole_lines_in_a_pipe_and_wrapped_on_a_terminal(capsys):

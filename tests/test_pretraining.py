@@ -99,6 +99,20 @@ def test_a_stopped_training_goes_on_to_the_same_bits(build, cut, tiny, data, tmp
     assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in pairs)
 
 
+def test_a_stop_at_the_last_step_is_heard_and_nothing_is_left_to_do(tiny, data, tmp_path):
+    """Whoever trains the student next must not go on after Ctrl-C."""
+    training = backbone_training(tiny, data)
+    course = resumable(training, tmp_path).run(
+        Rows(), lambda: "Ctrl-C" if training.steps_done == STEPS else None
+    )
+    assert (course.cause, course.steps) == ("Ctrl-C", STEPS)
+    again = resumable(backbone_training(tiny, data), tmp_path)
+    assert again.resume() == STEPS
+    rows = Rows()
+    course = again.run(rows, never)
+    assert (course.cause, course.steps, len(rows)) == (None, STEPS, 0)
+
+
 def test_snapshots_come_every_so_many_steps_but_not_after_the_last(tiny, data, tmp_path):
     training = backbone_training(tiny, data)
     resumable(training, tmp_path, every=4).run(Rows(), never)

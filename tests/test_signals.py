@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,76 @@ def test_a_second_signal_ends_a_run_that_takes_long_to_end_in_order(second, code
         said = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert said.strip().endswith("again: ended at once")
+
+
+STARTING = """
+import os, signal, sys
+from deploy.stopping import Stopped, handlers_kept, stop_request
+with stop_request() as stop:
+    try:
+        with handlers_kept():  # as Ray does, before and after it is up
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+            if "during" in sys.argv:
+                os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    except Stopped as stopped:
+        print(stopped, end="")
+"""
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+def test_handlers_that_a_library_installs_do_not_end_the_run_their_own_way(when):
+    command = [sys.executable, "-c", STARTING, when]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("stopped by SIGTERM", "", 0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [False, True])
+def test_sigterm_ends_a_run_on_ray_in_order_while_it_starts_and_later(command, begun):
+    words, workspace = command
+    before = {path.name for path in workspace.root.iterdir()}
+    words = [word for word in words if word != "--local"]
+    with varkd(*words, f"learner.steps={STEPS}") as process:
+        assert process.stdout is not None
+        said = ""
+        while not begun and "waiting for" not in said:
+            said += (line := process.stdout.readline())
+            assert line, said
+        if begun:
+            until(lambda: len(rows_of(workspace)) >= 3, process)
+        process.send_signal(signal.SIGTERM)
+        said += process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    lines = said.splitlines()
+    foreign = [line for line in lines if re.search(r"GCS|stack trace|Traceback|\.cc:|@ +0x", line)]
+    assert not foreign, said
+    if begun:
+        assert Snapshots(workspace.snapshots).steps() == [len(rows_of(workspace))]
+    else:
+        assert f"stopped by SIGTERM before its first step; {workspace.root} is as it was" in said
+        assert {path.name for path in workspace.root.iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 0)],
+)
+def test_a_study_that_is_stopped_while_it_pretrains_ends_as_every_command(
+    tmp_path, number, name, code
+):
+    words = ["study", "studies/digits/study.toml", "--local", "--out", tmp_path]
+    log = tmp_path / "start" / "pretrain_teacher.jsonl"
+    with varkd(*words) as process:
+        until(lambda: log.exists() and log.read_text().count("\n") > 2, process)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    last = f"varkd study: stopped by {name}; finished cells stay: the same command goes on after"
+    assert last in said
+    assert "Traceback" not in said
 
 
 def test_a_signal_before_the_first_step_leaves_the_folder_as_it_was(command):

@@ -34,6 +34,7 @@ from deploy.layout import check_layout
 from deploy.pictures import by_class, class_sheet, save_png, spread
 from deploy.report import commit
 from deploy.stages import load_for_sampling
+from deploy.stopping import Stopped
 from deploy.study.jobs import Job, read_cell
 from deploy.study.results import BASE, TEACHER, CellFacts, Measurement
 from rollout.sampler import SamplingConfig
@@ -63,7 +64,7 @@ def run_cell(job: Job) -> None:
         write_text(job.begun, json.dumps(_asked(job)))
         facts = distill(job.config, workspace, Console(quiet=True), local=True, **how)
         if facts["stopped"]:  # its snapshot stays, and the same study goes on from there
-            raise KeyboardInterrupt
+            raise Stopped(facts["stopped"])
     rows = read_rows(workspace.root / "metrics.jsonl") if trained else []
     measurements = _measure_all(job, workspace, rows)
     stored = {
@@ -86,7 +87,7 @@ def probe(job: Job) -> float:
     try:
         facts = distill(job.config, workspace, Console(quiet=True), local=True, restart=True)
         if facts["stopped"]:
-            raise KeyboardInterrupt
+            raise Stopped(facts["stopped"])
         rows = read_rows(workspace.root / "metrics.jsonl")[1:]  # the first one warms up
         return sum(_step_seconds(row) for row in rows) / len(rows)
     finally:
