@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -88,9 +89,10 @@ class MetricsLog:
         files = (self._scalars, self._curves, self._board)
         self._scalars = self._curves = self._board = None
         try:
-            for file in files:
-                if file is not None:
-                    file.close()
+            with ExitStack() as stack:  # all of them, whatever the first one says
+                for file in files:
+                    if file is not None:
+                        stack.callback(file.close)
         except OSError as error:
             raise self._unwritable(error) from error
 

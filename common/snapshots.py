@@ -80,8 +80,10 @@ class Snapshots:
             self._rename(temporary, final)
         except OSError as error:
             raise unwritable(final, error) from error
-        except RuntimeError as error:  # torch.save reports a failed write this way
-            raise InputError(f"{final}: could not be written: {error}; free some space") from error
+        except RuntimeError as error:  # torch.save reports a write that was cut off this way
+            raise InputError(
+                f"{final}: could not be written whole; free some space or choose another --out"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self.steps()[: -self._keep]:

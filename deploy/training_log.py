@@ -3,11 +3,12 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import write_text
-from common.errors import InputError
+from common.checkpoint import unwritable, write_text
+from common.metrics import EventFile
 from deploy.workspace import Workspace
 
 
@@ -16,32 +17,42 @@ class TrainingLog:
     steps are done again."""
 
     def __init__(self, workspace: Workspace, name: str, *, done: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         path, board = workspace.root / f"{name}.jsonl", workspace.board / name
+        if not done:
+            shutil.rmtree(board, ignore_errors=True)
+        write_text(path, "".join(f"{json.dumps(row)}\n" for row in _rows(path, done)))
+        self._path = path
         try:
-            if not done:
-                shutil.rmtree(board, ignore_errors=True)
-            write_text(path, "".join(f"{json.dumps(row)}\n" for row in _rows(path, done)))
             self._file = path.open("a")
-            self._board = SummaryWriter(str(board), purge_step=done + 1)
+            self._board = EventFile(board, done + 1)
         except OSError as error:
-            raise InputError(f"{path}: metrics cannot be written: {error.strerror}") from error
+            raise unwritable(path, error) from error
 
     def post(self, row: Mapping[str, Any]) -> None:
+        """Write a row, at once.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._board.add(row)
             self._file.flush()
+            self._board.flush()
         except OSError as error:
-            name = self._file.name
-            raise InputError(f"{name}: cannot be written: {error.strerror}") from error
-        for name, value in row.items():
-            if name not in ("step", "time"):
-                self._board.add_scalar(name, value, row["step"], row["time"])
+            raise unwritable(self._path, error) from error
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        """Let go of the files.
+
+        Raises:
+            InputError: what was still to be written could not be.
+        """
+        try:
+            with closing(self._board), self._file:
+                pass
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
 
 def _rows(path: Path, done: int) -> list[dict[str, Any]]:
