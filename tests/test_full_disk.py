@@ -90,6 +90,7 @@ def test_a_pretraining_whose_log_has_no_room_is_one_sentence(run_on, disk, tiny_
     assert code == 0, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["rows", "snapshot"])
 def test_a_distillation_without_room_is_one_sentence_and_the_snapshot_before_stays(
     run_on, disk, tiny_overrides, room
