@@ -29,7 +29,7 @@ from deploy.progress import Bar
 from deploy.records import read_facts
 from deploy.room import require_room, run_demands
 from deploy.start import Begin, Start, plan, run_snapshots
-from deploy.stopping import Stopped, StopRequest, stop_request
+from deploy.stopping import StopRequest, stop_request
 from deploy.watch import Watch
 from learner.learner import Solo
 from learner.train import Outcome
@@ -96,8 +96,9 @@ def distill(
             outcome = Outcome(first := run.start.step, 0, 0.0)
             if first < config.learner.steps:
                 outcome, gauges = _train(run, target, stop, local=local)
-        except Stopped:
-            pass
+        except KeyboardInterrupt:  # Stopped, or what Ray made of it
+            if stop.name is None:
+                raise
         is_done = outcome.steps == config.learner.steps
         facts = {**_account(outcome, first, None if is_done else stop.name), **gauges}
         facts |= {"wall_seconds": time.monotonic() - started, "local": local}

@@ -50,11 +50,19 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Receive both signals for the block."""
+    """Receive both signals for the block.
+
+    Raises:
+        Stopped: what it was ended by, also where Ray made a plain KeyboardInterrupt of that.
+    """
     request = StopRequest()
     before = {number: signal.signal(number, request.receive) for number in NAMES}
     try:
         yield request
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        raise Stopped(request.name or "Ctrl-C") from None
     finally:
         _install(before)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.snapshots import Snapshots
+from deploy.stopping import Stopped, stop_request
 
 ROOT = Path(__file__).parent.parent
 STEPS = 20_000  # more than any of these runs gets to
@@ -109,6 +110,20 @@ def test_a_second_signal_ends_a_run_that_takes_long_to_end_in_order(second, code
         said = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert said.strip().endswith("again: ended at once")
+
+
+def test_an_interrupt_that_lost_its_name_on_the_way_gets_it_back():
+    """Ray's C++ code makes a plain KeyboardInterrupt of whatever a handler raises."""
+
+    def interrupted():
+        with stop_request():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except Stopped:
+                raise KeyboardInterrupt from None
+
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"):
+        interrupted()
 
 
 STARTING = """
