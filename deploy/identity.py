@@ -4,7 +4,6 @@ Files count by their contents. Every field of the config counts that is not list
 new one is safe until somebody says that it is harmless.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -90,25 +89,16 @@ def identify(
     files = {
         "the teacher": (teacher.path, teacher.digest()),
         "the base student": (student.path, student.digest()),
-        "the token dataset": (workspace.train_tokens, digest_tokens(data)),
+        "the token dataset": (workspace.train_tokens, data.digest()),
     }
     if generated is not None:
-        dataset = (workspace.teacher_tokens, digest_tokens(generated))
+        dataset = (workspace.teacher_tokens, generated.digest())
         files["the teacher's token dataset"] = dataset
     return Identity(
         _fields(config),
         contents={name: digest for name, (_, digest) in files.items()},
         paths={name: path for name, (path, _) in files.items()},
     )
-
-
-def digest_tokens(data: TokenDataset) -> str:
-    """Of tokens, labels and the tokenizer that they belong to; not of how a file stores them."""
-    facts = [data.spec.as_dict(), data.tokenizer_digest, list(data.token_NAL.shape)]
-    hasher = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
-    for tensor in (data.token_NAL, data.label_N):
-        hasher.update(tensor.contiguous().numpy().data)
-    return hasher.hexdigest()
 
 
 def _fields(config: RunConfig) -> dict[str, Any]:
