@@ -1,4 +1,4 @@
-"""Builders shared by all tests; import nothing from `tests`, use these fixtures."""
+"""Fixtures shared by all tests; plain functions that several tests import lie in `building`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
+from building.studies import STUDY
 from rich.console import Console
 from torch import Tensor
 
 from common.backbone import Backbone, SequenceSpec, build_seeded
+from common.config import apply_override
 from common.errors import InputError
 from common.plugins import load_plugin
 from common.tokens import TokenDataset
@@ -214,6 +217,17 @@ def ray_cluster() -> Iterator[Any]:
 def tiny_overrides() -> list[str]:
     """What makes any smoke config a matter of seconds."""
     return TINY
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    """A tiny study on the digits; its runs are those of the other tests."""
+    changed: dict[str, Any] = {}
+    for override in [*TINY, "evaluate.samples=40"]:
+        apply_override(changed, override)
+    path = tmp_path / "study.toml"
+    path.write_text(tomli_w.dumps(STUDY | {"set": changed}))
+    return path
 
 
 @pytest.fixture(scope="session")

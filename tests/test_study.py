@@ -1,54 +1,24 @@
-"""Studies from their file to their results: one start, fair cells, nothing done twice."""
+"""Studies from their start to their results: one start, fair cells, nothing done twice."""
 
 import json
-import re
 from dataclasses import replace
 
 import pytest
-import tomli_w
 import torch
 
 from common.checkpoint import load_backbone
-from common.config import apply_override
 from common.errors import InputError, RunFailed
 from common.identity import difference
 from deploy.config import Workspace
-from deploy.main import main
 from deploy.study.budget import StudyFolder, budget, jobs
 from deploy.study.cells import at_scale, run_cell
-from deploy.study.config import merge, open_study
+from deploy.study.config import open_study
 from deploy.study.jobs import read_cell, why_again
 from deploy.study.publish import publish
 from deploy.study.runner import collect, run_cells, run_study
 from deploy.study.start import made_from
 from deploy.study.tasks import call_here, call_on_ray
 from rollout.sampler import SamplingConfig
-
-STUDY = {
-    "base": "smoke",
-    "seeds": [0, 1],
-    "curve": 2,
-    "baselines": ["kd"],
-    "ablation": ["base", "kd", "varkd"],
-    "budget": {"steps": 4},
-    "guidance": {"fixed": 1.5, "sweep": [1.0]},
-    "methods": {
-        "kd": {"objective": {"kind": "kd"}, "contexts": {"sources": {"student": {"ratio": 0.0}}}},
-        "varkd": {"objective": {"kind": "varkd"}},
-        "strict": {"like": "varkd", "objective": {"gate": {"tau": 0.3}}},
-    },
-}
-
-
-@pytest.fixture
-def study_file(tmp_path, tiny_overrides):
-    """A tiny study on the digits; its runs are those of the other tests."""
-    changed: dict = {}
-    for override in [*tiny_overrides, "evaluate.samples=40"]:
-        apply_override(changed, override)
-    path = tmp_path / "study.toml"
-    path.write_text(tomli_w.dumps(STUDY | {"set": changed}))
-    return path
 
 
 @pytest.fixture
@@ -247,21 +217,6 @@ def test_a_restart_leaves_what_is_not_the_studys(started):
     assert [entry.name for entry in started.root.iterdir()] == ["notes.txt"]
 
 
-def test_methods_inherit_and_kinds_replace(study_file):
-    study = open_study(study_file, [])
-    strict, plain = study.run("strict", 3, 9), study.run("varkd", 3, 9)
-    assert strict.objective.model_dump()["gate"]["tau"] == 0.3
-    assert (strict.seed, strict.learner.steps, strict.learner.keep_every) == (3, 9, 5)
-    assert strict.contexts == plain.contexts
-    assert study.run("kd", 3, 9).contexts.shares()["data"] == 1
-    below = {"objective": {"kind": "varkd", "gate": {"tau": 1}}, "seed": 1}
-    assert merge(below, {"objective": {"kind": "gkd"}})["objective"] == {"kind": "gkd"}
-    assert merge(below, {"objective": {"gate": {"mode": "none"}}})["objective"]["gate"] == {
-        "tau": 1,
-        "mode": "none",
-    }
-
-
 def test_every_scale_is_the_runs_own_sampling_but_for_the_scale():
     sampling = SamplingConfig.model_validate(
         {"guidance": {"scale": 3.0, "rule": "var"}, "top_k": 5}
@@ -287,49 +242,3 @@ def test_a_refused_cell_says_the_same_here_and_as_a_ray_task(
         sentences.append(str(caught.value))
     assert sentences[0].startswith("methods.strict, seed 0: objective.gate.tau 0.99 closes")
     assert sentences[1] == sentences[0]
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("budget.seconds=3", "give steps or seconds"),
-        ("seeds=[1, 1]", "each may occur only once"),
-        ("seeds=[]", "seeds"),
-        ("baselines=['nobody']", "baselines names 'nobody'"),
-        ("methods.kd.tokenizer.patch=1", "methods.kd sets 'tokenizer'"),
-        ("methods.kd.learner.steps=1", "methods.kd.learner sets 'steps'"),
-        ("methods.kd.objective.kind='nope'", "methods.kd: .*nope"),
-        ("methods.kd.like='nobody'", "methods.kd is like 'nobody'"),
-        ("methods.varkd.like='strict'", "go in a circle"),
-        ("methods.teacher.objective.kind='kd'", "a method is called 'teacher'"),
-        ("methods.kd.objective.kind='sampled_rkl'", "learns from rollouts only"),
-        ("base='nope'", "base is 'nope'"),
-        ("set.learner.stepz=3", "learner.stepz: unknown key; did you mean learner.steps"),
-        ("guidance.fixd=3", "guidance.fixd: unknown key; did you mean guidance.fixed"),
-    ],
-)
-def test_a_bad_study_is_refused_before_anything_starts(study_file, capsys, override, words):
-    with pytest.raises(SystemExit) as ended:
-        main(["study", str(study_file), "--dry-run", override])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert re.search(words, error), error
-    assert error.count("\n") == 1
-
-
-def test_a_dry_run_lists_the_cells_and_writes_nothing(study_file, capsys, tmp_path):
-    with pytest.raises(SystemExit) as ended:
-        main(["study", str(study_file), "--dry-run", "--out", str(tmp_path / "nothing")])
-    assert not ended.value.code
-    assert "3 methods x 2 seeds" in capsys.readouterr().out
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_methods_share_one_dataset_of_the_teachers_samples(study_file):
-    reads = "contexts.sources.teacher={source='dataset', sequences=%d}"
-    kd, varkd = f"methods.kd.{reads}", f"methods.varkd.{reads}"
-    study = open_study(study_file, [kd % 32, varkd % 32])
-    assert study.generating is not None
-    assert study.generating.seed == study.start.seed
-    with pytest.raises(InputError, match=r"methods\.kd and methods\.varkd read other datasets"):
-        open_study(study_file, [kd % 32, varkd % 16])
