@@ -2,21 +2,19 @@
 
 import itertools
 import json
-import struct
 
 import pytest
 import torch
+from building.headers import with_header
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from common.backbone import SequenceSpec
 from common.backbones import llamagen
-from common.checkpoint import load_backbone, load_head, load_tensors, save_backbone, save_tensors
+from common.checkpoint import load_backbone, load_head, load_tensors, save_backbone
 from common.errors import InputError
 from common.model_file import ModelFile, official_state
-from common.tokenizer import load_tokenizer, save_tokenizer
-from common.tokenizers import patch_kmeans
 from common.wrappers import MARKED, plain_names
 
 SPEC = SequenceSpec(32, 16, (4, 4), 5)
@@ -185,15 +183,6 @@ def test_a_tensor_larger_than_its_file_is_not_read(tmp_path):
         refer(path, architecture=config, spec=spec).load()
 
 
-def with_header(path, **changes):
-    """The same tensors under another header; None drops an entry."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        metadata = json.loads(file.read(length))["__metadata__"]
-    metadata |= changes
-    return {k: v for k, v in metadata.items() if v is not None}
-
-
 SPEC_JSON = {"vocab_size": 32, "length": 16, "grid": [4, 4], "num_classes": 5, "scales": []}
 HEADERS = [
     {"spec": "{"},
@@ -248,55 +237,3 @@ def test_any_header_is_read_or_refused(model, tmp_path, changes):
             read(path)
         except InputError:
             continue
-
-
-TOKENIZER = patch_kmeans.Config(vocab_size=8, patch=2)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"image": None},
-        {"image": "3"},
-        {"image": '{"size": 1000000000, "channels": 1}'},
-        {"image": '{"size": 8, "channels": 2}'},
-        {"image": '{"size": 8}'},
-        {"image": '{"size": true, "channels": 1}'},
-        {"image": '{"size": 7, "channels": 1}'},
-        {"image": '{"size": 8, "channels": 3}'},
-        {"config": '{"kind": "patch_kmeans", "vocab_size": 1048576, "patch": 2}'},
-        {"config": '{"kind": "conv_vq"}'},
-        {"config": "nothing"},
-        {"format": "varkd-9"},
-    ],
-    ids=str,
-)
-def test_headers_of_tokenizers_are_compared_with_what_the_file_holds(tmp_path, change):
-    path = tmp_path / "tokenizer.safetensors"
-    tokenizer = TOKENIZER.build(size=8, channels=1)
-    save_tokenizer(path, tokenizer, TOKENIZER, size=8, channels=1)
-    assert torch.equal(load_tokenizer(path).codebook_VD, tokenizer.codebook_VD)
-    save_file(load_file(path), path, with_header(path, **change))
-    with pytest.raises(InputError, match=r"tokenizer\.safetensors"):
-        load_tokenizer(path)
-
-
-def test_a_tokenizer_with_a_code_that_is_no_number_is_refused(tmp_path):
-    path = tmp_path / "tokenizer.safetensors"
-    tokenizer = TOKENIZER.build(size=8, channels=1)
-    tokenizer.codebook_VD[2, 1] = torch.nan
-    save_tokenizer(path, tokenizer, TOKENIZER, size=8, channels=1)
-    with pytest.raises(InputError, match="code_VD holds values that are not finite"):
-        load_tokenizer(path)
-
-
-def test_files_of_ours_follow_the_umask(tmp_path):
-    import os
-
-    for mask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
-        before = os.umask(mask)
-        try:
-            save_tensors(tmp_path / "deep" / "a.safetensors", {"a": torch.zeros(2)}, {})
-        finally:
-            os.umask(before)
-        assert (tmp_path / "deep" / "a.safetensors").stat().st_mode & 0o777 == mode
