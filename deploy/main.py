@@ -4,15 +4,19 @@ A command is a file in deploy/commands. Nothing heavy is imported before the arg
 parsed, so that `--help` answers at once.
 """
 
+import errno
 import os
 import select
 import sys
 from contextlib import ExitStack
 
 from common.errors import Closed, InputError, RunFailed
+from common.paths import refusal
 from deploy.faults import report_faults
 from deploy.parser import parse
 from deploy.stopping import EXIT_CODES, Stopped, stop_request
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,8 +30,14 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         if not _reader_left():
             raise
-        _leave_pipes()  # else the interpreter complains when it closes them
+        _leave(1, 2)  # else the interpreter complains when it closes them
         sys.exit(141)  # as a program that SIGPIPE ended
+    except OSError as error:
+        if not _is_full(error):
+            raise
+        sys.stderr.write(f"varkd: cannot write to stdout: {refusal(error)}\n")
+        _leave(1)
+        sys.exit(1)
     except KeyboardInterrupt:  # before a command began
         sys.exit(130)
 
@@ -50,6 +60,18 @@ def _run(argv: list[str] | None) -> None:
         sys.exit(EXIT_CODES[stopped.name])
 
 
+def _is_full(error: OSError) -> bool:
+    """Whether it is stdout that has no room; what could not be written may be lost by now, so
+    that only another byte tells."""
+    if error.filename is not None or error.errno not in NO_ROOM:
+        return False
+    try:
+        os.write(1, b"\n")
+    except OSError:
+        return True
+    return False
+
+
 def _reader_left() -> bool:
     """Whether nobody reads stdout or stderr any more, as after `| head`."""
     pipes = select.poll()
@@ -58,9 +80,9 @@ def _reader_left() -> bool:
     return any(event & select.POLLERR for _, event in pipes.poll(0))
 
 
-def _leave_pipes() -> None:
+def _leave(*numbers: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
+    for number in numbers:
         os.dup2(nowhere, number)
 
 
