@@ -32,6 +32,7 @@ from common.tokens import TokenHeader, TokensConfig
 from deploy.config import RunConfig, Workspace
 from deploy.encoding import BATCH, Encoder, ImagesPart, outdated
 from deploy.parts import Job, Pool, join, parts_folder
+from deploy.progress import busy
 from deploy.trained_tokenizer import load_trained
 
 DONE = {
@@ -55,13 +56,14 @@ def tokenize(
         RunFailed: actors died again and again.
     """
     shape = config.tokenizer.describe(config.images.size)
-    train, test = _open_train(config, shape), _open_test(config)
+    with busy(target, "looking at the images", at_once=False):
+        train, test = _open_train(config, shape), _open_test(config)
     if isinstance(train, ImageSource) and test is not None:
         _require_same_classes(train, test)
     _say_what_was_read(target, train, test)
     target.print(f"tokenizer: {config.tokenizer.kind}, for {len(train)} training images")
     trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
-    tokenizer = load_trained(config, workspace) if trained else _fit(config)
+    tokenizer = load_trained(config, workspace) if trained else _fit(config, target)
     splits = [_plan(config, "train", workspace.train_tokens, train, tokenizer)]
     if test is not None:
         splits.append(_plan(config, "test", workspace.test_tokens, test, tokenizer))
@@ -165,19 +167,20 @@ def _require_same_classes(train: ImageSource, test: ImageSource) -> None:
         )
 
 
-def _fit(config: RunConfig) -> Tokenizer:
+def _fit(config: RunConfig, target: Console) -> Tokenizer:
     images = config.images
 
     def batches() -> Iterator[Tensor]:  # opened only if the tokenizer looks at images
         yield from open_images(images, "train").batches(BATCH)
 
     require_room(config.tokenizer, size=images.size, channels=images.channels)
-    return config.tokenizer.fit(
-        batches(),
-        size=images.size,
-        channels=images.channels,
-        seed=derive_seed(config.seed, "tokenizer") % 2**32,
-    )
+    with busy(target, f"preparing tokenizer {config.tokenizer.kind}", at_once=False):
+        return config.tokenizer.fit(
+            batches(),
+            size=images.size,
+            channels=images.channels,
+            seed=derive_seed(config.seed, "tokenizer") % 2**32,
+        )
 
 
 def _save(path: Path, tokenizer: Tokenizer, config: RunConfig) -> None:
