@@ -7,11 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import shtab
 
+from common.errors import InputError
+from common.paths import user_path
+
 if TYPE_CHECKING:
     from deploy.config import RunConfig, Workspace
 
 CONFIGS = {"bash": "_varkd_configs", "zsh": "_varkd_configs", "tcsh": "f"}
 """Completes the name of a shipped config, or a file; the functions are in deploy/parser.py."""
+
+
+def path_option(text: str) -> Path:
+    """An option's path, with `~` expanded, which a shell leaves in `--to=~/x`; else a sentence."""
+    try:
+        return user_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +37,9 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="see `varkd options`"
     )
-    out = parser.add_argument("--out", type=Path, help="run folder (default: runs/<config name>)")
+    out = parser.add_argument(
+        "--out", type=path_option, help="run folder (default: runs/<config name>)"
+    )
     complete(out, shtab.DIRECTORY)
     add_cpu(parser)
 

@@ -14,9 +14,8 @@ For example:
 """
 
 import argparse
-from pathlib import Path
 
-from deploy.arguments import add_config, add_local, open_from
+from deploy.arguments import add_config, add_local, open_from, path_option
 
 INTERRUPTED = "the run had not begun; the folder is as it was"
 
@@ -39,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--from",
         dest="source",
-        type=Path,
+        type=path_option,
         metavar="RUN",
         help="read tokens, tokenizer, teacher and base student of another run folder in place",
     )

@@ -7,9 +7,8 @@ For example:
 """
 
 import argparse
-from pathlib import Path
 
-from deploy.arguments import add_config, open_from
+from deploy.arguments import add_config, open_from, path_option
 
 MODELS = ("student", "student_ema", "student_before", "teacher")
 
@@ -23,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the family's own file, or its names in a safetensors file (default: official)",
     )
     parser.add_argument("--model", choices=MODELS, default="student", help="default: student")
-    parser.add_argument("--to", type=Path, help="output file (default: <out>/export/<model>)")
+    parser.add_argument(
+        "--to", type=path_option, help="output file (default: <out>/export/<model>)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import shtab
 
-from deploy.arguments import complete
+from deploy.arguments import complete, path_option
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument(
-        "images", type=Path, nargs="?", help="folder of class folders, or Parquet"
+        "images", type=path_option, nargs="?", help="folder of class folders, or Parquet"
     )
     complete(images, shtab.FILE)
-    target = parser.add_argument("--to", type=Path, help="the config (default: <name>.toml)")
+    target = parser.add_argument("--to", type=path_option, help="the config (default: <name>.toml)")
     complete(target, shtab.FILE)
 
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path.exists():
         raise InputError(f"{path}: is there already; choose another name with --to")
     with busy(console(), f"looking at {arguments.images or 'the digits'}"):
-        found = survey(arguments.images and arguments.images.expanduser())
+        found = survey(arguments.images)
     text = write_config(found, quoted(path))
     validate(RunConfig, tomllib.loads(text), source=str(path))
     try:
@@ -68,7 +68,7 @@ def _name(images: Path | None) -> str:
     """Of the folder that holds the images, not of its `train`."""
     if images is None:
         return "digits"
-    name = images.expanduser().resolve()
+    name = images.resolve()
     generic = {"train", "training", "data", "images"}
     parts = [part for part in (name.stem, *(p.name for p in name.parents)) if part]
     chosen = next((part for part in parts if part.lower() not in generic), "images")

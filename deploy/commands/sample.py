@@ -10,11 +10,10 @@ For example:
 """
 
 import argparse
-from pathlib import Path
 
 import shtab
 
-from deploy.arguments import add_config, complete, open_from
+from deploy.arguments import add_config, complete, open_from, path_option
 
 MODELS = ("student", "student_ema", "student_before", "teacher")
 
@@ -24,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=MODELS, default="student", help="default: student")
     target = parser.add_argument(
         "--to",
-        type=Path,
+        type=path_option,
         help="output: .png for a sheet, .npz for ADM's evaluator: arr_0, shuffled, with its labels "
         "as arr_1 (default: <out>/grid.png)",
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import shtab
 
-from deploy.arguments import add_cpu, complete, say_changes
+from deploy.arguments import add_cpu, complete, path_option, say_changes
 
 if TYPE_CHECKING:
     from deploy.study.runner import Harvest, StudyFolder
@@ -30,7 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. seeds=[0,1] budget.steps=50"
     )
-    parser.add_argument("--out", type=Path, help="folder (default: runs/<folder of the file>)")
+    parser.add_argument(
+        "--out", type=path_option, help="folder (default: runs/<folder of the file>)"
+    )
     add_cpu(parser)
     parser.add_argument("--local", action="store_true", help="one cell after the other, no Ray")
     parser.add_argument(
@@ -45,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from common.paths import user_path
     from deploy.layout import check_layout
     from deploy.lock import locked
     from deploy.progress import console, results
@@ -52,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.study.runner import StudyFolder, describe
 
     check_layout()
+    arguments.study = user_path(arguments.study)
     study = open_study(arguments.study, arguments.overrides)
     if arguments.cpu:
         say_changes(study.move_to_cpu())
