@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import (
@@ -13,11 +13,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from common.errors import InputError
-from common.known_keys import suggestion
+from common.known_keys import keys_of_kind, kinds_in, package_of, suggestion
 from common.paths import user_path
 from common.toml_tree import apply_override, read_toml, shortened
 
@@ -49,6 +51,16 @@ class Config(BaseModel):
             return values
         return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _choices_have_a_type(cls, value: Any, info: ValidationInfo) -> Any:
+        """Literal compares by `==`, for which 1, 1.0 and true are the same."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        if any(value == c for c in choices) and type(value) not in {type(c) for c in choices}:
+            raise ValueError(f"Input should be {' or '.join(map(repr, choices))}")
+        return value
+
 
 C = TypeVar("C", bound=Config)
 SHOWN = 6
@@ -62,10 +74,33 @@ def load_config(cls: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
         InputError: the file is missing or no TOML, an override is malformed, a key is unknown or
             a value has the wrong type. The message names the file and the key.
     """
-    tree = read_toml(path)
-    for override in overrides:
+    tree, own = read_toml(path), {}
+    for override in (given := list(overrides)):
+        apply_override(own, override)
+    _drop_other_kinds(cls, tree, own, ())
+    for override in given:
         apply_override(tree, override)
     return validate(cls, tree, source=str(path))
+
+
+def _drop_other_kinds(
+    cls: type[Config], tree: dict[str, Any], own: dict[str, Any], section: tuple[str, ...]
+) -> None:
+    """Take from a file's sections what belongs to the kind that an override replaces.
+
+    What both kinds have stays; what the overrides themselves name is never dropped in silence.
+    """
+    for name, above in own.items():
+        below, here = tree.get(name), (*section, name)
+        if not isinstance(above, dict) or not isinstance(below, dict):
+            continue
+        old, new = below.get("kind"), above.get("kind")
+        package = package_of(cls, here) if new is not None and new != old else None
+        if package is not None and str(new) in kinds_in(package):
+            known = keys_of_kind(package, str(new))
+            for key in [key for key in below if key not in known]:
+                del below[key]
+        _drop_other_kinds(cls, below, above, here)
 
 
 def validate(cls: type[C], tree: dict[str, Any], *, source: str) -> C:

@@ -1,7 +1,7 @@
 """Which keys a config has, and which of them somebody may have meant."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -31,6 +31,9 @@ def suggestion(cls: type[BaseModel], path: list[str]) -> str:
     *section, wrong = path
     if len(wrong) > LONGEST:
         return "see `varkd options`"
+    if owners := _kinds_with(cls, path):
+        here = ".".join([*section, "kind"])
+        return f"it belongs to kind {' and '.join(owners)}; leave it out, or set {here}={owners[0]}"
     prefix = ".".join([*section, ""])
     siblings = {key[len(prefix) :].partition(".")[0] for key in keys if key.startswith(prefix)}
     names = {key.rpartition(".")[2] for key in keys}
@@ -61,10 +64,51 @@ def known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield found
 
 
+def package_of(cls: type[BaseModel], section: Sequence[str]) -> str | None:
+    """The package whose plug-ins the section chooses from by its `kind`, if it does."""
+    models, package = [cls], None
+    for name in section:
+        field = next((m.model_fields[name] for m in models if name in m.model_fields), None)
+        if field is None:
+            return None
+        models, package = _models(field), _package(field)
+    return package
+
+
+def kinds_in(package: str) -> list[str]:
+    """Names of the plug-ins in a package."""
+    from common.plugins import kinds  # which needs Config itself
+
+    return kinds(package)
+
+
+def keys_of_kind(package: str, kind: str) -> set[str]:
+    """Names of a plug-in's fields.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    from common.plugins import load_plugin
+
+    return {"kind", *load_plugin(package, kind).Config.model_fields}
+
+
+def _kinds_with(cls: type[BaseModel], path: list[str]) -> list[str]:
+    """Kinds that have the key, where the section is a plug-in's."""
+    package = package_of(cls, path[:-1])
+    if package is None:
+        return []
+    return [kind for kind in kinds_in(package) if path[-1] in keys_of_kind(package, kind)]
+
+
+def _package(field: FieldInfo) -> str | None:
+    packages = [getattr(getattr(m, "func", None), "package", None) for m in field.metadata]
+    return next((p for p in packages if p is not None), None)
+
+
 def _models(field: FieldInfo) -> list[type[BaseModel]]:
     """The sections that a field may hold."""
-    packages = [getattr(getattr(m, "func", None), "package", None) for m in field.metadata]
-    package = next((p for p in packages if p is not None), None)
+    package = _package(field)
     if package is not None:
         from common.plugins import kinds, load_plugin  # which needs Config itself
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from common.config import dump_toml
 from common.errors import InputError
 from common.known_keys import suggestion
 from deploy.config import RunConfig, open_run
 from deploy.main import main
 from deploy.options import describe
-from deploy.parser import build_parser, command_parsers
+from deploy.parser import build_parser, command_parsers, parse
 from deploy.shipped import find_config, shipped, shipped_names, summary
 
 ROOT = Path(__file__).parent.parent
@@ -90,12 +91,34 @@ def test_overrides_may_stand_before_the_config(capsys, tmp_path, words):
         ("models.teacher.widht=8", "did you mean models.teacher.width?"),
         ("batch=8", "did you mean rollout.batch_size or "),
         ("zzz=1", "see `varkd options`"),
+        (
+            "objective.discount=0",
+            "it belongs to kind sampled_rkl; leave it out, or set objective.kind=sampled_rkl",
+        ),
     ],
 )
 def test_an_unknown_key_gets_the_keys_that_may_have_been_meant(tmp_path, override, hint):
     with pytest.raises(InputError) as caught:
         open_run(Path("smoke"), [override], tmp_path)
     assert hint in str(caught.value)
+
+
+def test_another_kind_by_override_leaves_the_files_keys_of_the_old_kind(tmp_path):
+    """A run folder's own config names every field of its kind."""
+    varkd, _ = open_run(Path("smoke"), ["objective.gate.tau=0.3"])
+    path = tmp_path / "own.toml"
+    path.write_text(dump_toml(varkd))
+    gkd, _ = open_run(path, ["objective.kind=gkd", "learner.steps=7"])
+    assert gkd.objective.kind == "gkd"
+    assert gkd.learner.steps == 7
+    assert gkd.learner.optimizer == varkd.learner.optimizer
+    same, _ = open_run(path, ["objective.kind=varkd"])
+    assert same.objective == varkd.objective
+    slim, _ = open_run(path, ["models.student.kind=arpg", "images.kind=digits"])
+    assert slim.models.student.kind == "arpg"
+    assert slim.models.student.width == varkd.models.student.width
+    with pytest.raises(InputError, match=r"objective\.gate: unknown key; it belongs to kind varkd"):
+        open_run(path, ["objective.gate.tau=0.3", "objective.kind=gkd"])
 
 
 def test_every_key_of_the_options_is_no_typo_of_another():
@@ -202,6 +225,38 @@ def test_a_reader_that_leaves_is_no_error():
     assert done.stderr == ""
     done = shell("varkd --help | true; varkd configs | true; true")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device is Linux's")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["configs", "options learner"])
+def test_a_full_disk_below_stdout_is_one_sentence(command, unbuffered):
+    done = shell(f"varkd {command} > /dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 1
+    assert done.stderr == "varkd: cannot write to stdout: no space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", "smoke", "--to"),
+        ("export", "smoke", "--to"),
+        ("init", "--to"),
+        ("distill", "smoke", "--from"),
+        ("distill", "smoke", "--out"),
+        ("study", "studies/digits/study.toml", "--out"),
+    ],
+)
+def test_paths_of_options_begin_with_a_home_folder_or_get_a_sentence(
+    capsys, monkeypatch, tmp_path, words
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = vars(parse([*words, "~/a b"]))
+    assert tmp_path / "a b" in arguments.values()
+    for wrong, said in (("a\0b", "NUL"), ("~nobody-at-all/x", "home folder of an unknown user")):
+        code, _, err = varkd(capsys, *words, wrong)
+        assert code == 2
+        assert said in err
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ WRONG = [
     ("sample.per_class", "1000000000000", "less than or equal to"),
     ("tokenizer.vocab_size", "1000000000000", "less than or equal to"),
     ("sample.sampling.guidance", "true", "valid number"),
+    ("images.channels", "true", r"images\.channels: Input should be 1 or 3 \(found True\)"),
+    ("images.channels", "1.0", r"images\.channels: Input should be 1 or 3 \(found 1\.0\)"),
     ("learner.steps", "9" * 25, "more than 64 bits"),
     ("learner.steps", "0x" + "f" * 6000, "more than 64 bits"),
     ("learner.steps", "9" * 6000, "valid integer"),
