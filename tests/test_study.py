@@ -192,7 +192,7 @@ def test_damaged_budgets_and_starts_are_named(study_file, started, quiet, damage
         budget(study, started, call_here, quiet)
     if damage == "{":
         (started.start / "start.json").write_text(damage)
-        with pytest.raises(InputError, match=r"start\.json: not readable"):
+        with pytest.raises(InputError, match=r"start\.json: expected what a start was made from"):
             jobs(study, started, {})
 
 
