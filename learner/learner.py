@@ -40,6 +40,7 @@ from learner.optimizer import Average, OptimizerConfig, build_adamw
 from learner.profile import Profile
 from learner.ranks import Ranks, Solo, sum_gradients
 from learner.relaxation import ClusterMap
+from learner.restoring import fitting, require_like, restore_optimizer
 from learner.selection import Selection, select
 from learner.teacher_view import TeacherView
 from learner.weighing import Memory, Weighing
@@ -257,8 +258,13 @@ class Learner:
         """Continue from a snapshot.
 
         Raises:
-            InputError: the snapshot was trained with another cluster map.
+            InputError: the snapshot was trained with another cluster map, or is of another model.
         """
+        with fitting():
+            self._restore(tensors)
+        self.steps_done = step
+
+    def _restore(self, tensors: dict[str, Any]) -> None:
         ours = self._clusters.digest if self._clusters else None
         theirs = tensors["clusters"]["digest"] if tensors["clusters"] else None
         if ours != theirs:
@@ -266,13 +272,15 @@ class Learner:
                 f"the snapshot was trained with the cluster map {theirs}, but the run folder has "
                 f"{ours}; put its clusters.safetensors back, or begin again with --restart"
             )
+        own = self._student.state_dict()
+        for entry in ("student", "ema"):
+            require_like(tensors[entry], own, entry)
         self._student.load_state_dict(tensors["student"])
         for name, value in tensors["ema"].items():
             self._average.state[name].copy_(value)
-        self._optimizer.load_state_dict(tensors["optimizer"])
+        restore_optimizer(self._optimizer, self._student, tensors["optimizer"])
         self._memory = dict(tensors["objective"])
         self.profile.restore(tensors["profile"], self._device)
-        self.steps_done = step
 
 
 @contextmanager

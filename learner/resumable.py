@@ -9,6 +9,7 @@ from common.errors import Diverged, InputError
 from common.identity import difference
 from common.metrics import MetricsSink
 from common.snapshots import Snapshots
+from learner.restoring import fitting
 
 AVERAGED = 50
 """The loss of a training is the mean of so many last steps."""
@@ -73,14 +74,24 @@ class ResumableTraining:
         if found is None:
             return 0
         tensors, facts = found
-        changed = difference(facts["made_from"], self._made_from)
+        folder = self._snapshots.folder(self._snapshots.newest_step() or 0)
+        try:
+            return self._restore(tensors, facts)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+
+    def _restore(self, tensors: dict[str, Any], facts: dict[str, Any]) -> int:
+        with fitting():
+            course = Course(**facts["course"])
+            before = facts["made_from"]
+        changed = difference(before, self._made_from)
         if changed is not None:
             raise InputError(
                 f"the unfinished training cannot go on: {changed}; change that back, or begin "
                 "again with --restart"
             )
-        self._course = Course(**facts["course"])
-        self._training.restore(tensors, self._course.steps)
+        self._training.restore(tensors, course.steps)
+        self._course = course
         return self._course.steps
 
     def _newest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:

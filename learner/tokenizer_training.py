@@ -26,6 +26,7 @@ from common.ledger import derive_seed
 from common.quantities import Batch, Steps, StepsOrNever
 from common.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
 from learner.optimizer import OptimizerConfig, build_adamw
+from learner.restoring import fitting, require_like, restore_optimizer
 
 MEASURED = 2000
 """Images, taken evenly, that the facts of a training are measured on."""
@@ -195,11 +196,17 @@ class TokenizerTraining:
         }
 
     def restore(self, tensors: dict[str, Any], step: int) -> None:
-        """Go on after `step`, with the batches and the draws that come then."""
-        self._tokenizer.load_state_dict(tensors["tokenizer"])
-        self._optimizer.load_state_dict(tensors["optimizer"])
-        self.revival.restore(tensors["revival"])
-        self._batches.restore(tensors["batches"])
+        """Go on after `step`, with the batches and the draws that come then.
+
+        Raises:
+            InputError: the snapshot is of another tokenizer.
+        """
+        with fitting():
+            require_like(tensors["tokenizer"], self._tokenizer.state_dict(), "tokenizer")
+            self._tokenizer.load_state_dict(tensors["tokenizer"])
+            restore_optimizer(self._optimizer, self._tokenizer, tensors["optimizer"])
+            self.revival.restore(tensors["revival"])
+            self._batches.restore(tensors["batches"])
         self.steps_done = step
 
 

@@ -124,7 +124,10 @@ class Trainer:
         if self._found is not None:
             tensors, facts = self._found
             state = facts["ledger"]
-            self._learner.restore(tensors, state["step"])
+            try:
+                self._learner.restore(tensors, state["step"])
+            except InputError as error:
+                raise InputError(f"{self._snapshots.folder(state['step'])}: {error}") from None
             self._found = None  # as large as the learner itself
         self._kept = state["step"]
         self._ranks.barrier()

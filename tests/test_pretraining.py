@@ -132,6 +132,49 @@ def test_a_snapshot_of_something_else_is_refused_by_name(tiny, data, tmp_path):
         resumable(backbone_training(tiny, data), tmp_path, 4, changed).resume()
 
 
+def rename_a_tensor(tensors, entry, name):
+    tensors[entry]["foreign"] = tensors[entry].pop(name)
+
+
+def widen_a_tensor(tensors, entry, name):
+    tensors[entry][name] = torch.zeros(3, 5)
+
+
+def widen_a_moment(tensors, entry, name):
+    tensors["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 5)
+
+
+def lose_the_optimizer(tensors, entry, name):
+    del tensors["optimizer"]
+
+
+@pytest.mark.parametrize("build", [backbone_training, tokenizer_training])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (rename_a_tensor, "foreign is float32 .*, but the model's is absent"),
+        (widen_a_tensor, r"is float32 \[3, 5\], but the model's is float32"),
+        (widen_a_moment, r"optimizer\.exp_avg of .* is float32 \[3, 5\], but the model's"),
+        (lose_the_optimizer, "'optimizer' is absent"),
+    ],
+)
+def test_a_snapshot_that_is_sealed_but_of_another_model_is_refused_by_tensor(
+    tiny, data, tmp_path, build, change, words
+):
+    training = build(tiny, data)
+    resumable(training, tmp_path, every=4).run(
+        Rows(), lambda: "enough" if training.steps_done == 4 else None
+    )
+    snapshots = Snapshots(tmp_path)
+    tensors, facts = snapshots.load(4)
+    entry = "student" if "student" in tensors else "tokenizer"
+    name = max(tensors[entry])  # sorts after "foreign", which is then the first to differ
+    change(tensors, entry, name)
+    snapshots.save(4, tensors, facts)
+    with pytest.raises(InputError, match=rf"step-00000004: .*{words}.*begin again with --restart"):
+        resumable(build(tiny, data), tmp_path).resume()
+
+
 def test_a_damaged_snapshot_is_named_and_the_one_before_is_offered(tiny, data, tmp_path):
     resumable(backbone_training(tiny, data), tmp_path, every=4).run(Rows(), never)
     (tmp_path / "step-00000008" / "tensors.pt").write_bytes(b"")
