@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from building.runs import BASE, go
 from building.studies import STUDY
 from rich.console import Console
 from torch import Tensor
@@ -16,6 +17,7 @@ from common.backbone import Backbone, SequenceSpec, build_seeded
 from common.config import apply_override
 from common.errors import InputError
 from common.plugins import load_plugin
+from common.snapshots import Snapshots
 from common.tokens import TokenDataset
 from common.trajectory import TrajectoryBatch
 from deploy.cluster import ENVIRONMENT, secure_environment
@@ -186,6 +188,36 @@ def run_in(prepared: Path, tmp_path: Path) -> Callable[..., tuple[RunConfig, Wor
                 (root / entry.name).symlink_to(entry)
         (root / "config.toml").unlink(missing_ok=True)
         return open_run(Path("smoke"), [*TINY, *overrides], root)
+
+    return build
+
+
+@pytest.fixture
+def half(
+    run_in: Callable[..., tuple[RunConfig, Workspace]],
+) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """A run of 4 steps with snapshots of step 2 and 4, made here so that nothing is borrowed."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        run = run_in(*BASE, "learner.steps=4", *overrides, name=name)
+        for path in run[1].root.rglob("*.safetensors"):
+            contents = path.read_bytes()
+            path.unlink()
+            path.write_bytes(contents)
+        assert go(run)[0]["steps"] == 4
+        assert Snapshots(run[1].snapshots).steps() == [2, 4]
+        return run
+
+    return build
+
+
+@pytest.fixture
+def again(tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """The command as it is given once more in the folder of a run, with other overrides."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        root = tmp_path / name
+        return open_run(Path("smoke"), [*TINY, *BASE, *overrides], root)
 
     return build
 
