@@ -271,6 +271,26 @@ def test_a_damaged_file_is_made_anew(run_in, quiet, capsys, damage):
     assert all(torch.equal(again[name], good[name]) for name in good)
 
 
+def cut_short(workspace, number):
+    """(exit status, what was shown) of a pretraining that gets a signal after 20 steps."""
+    command = [sys.executable, "-m", "deploy.main", "pretrain", str(workspace.root)]
+    process = subprocess.Popen(
+        [*command, "--model", "student"],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log = workspace.root / "pretrain_student.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 20:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(number)
+    shown = process.communicate(timeout=120)[0]
+    return process.returncode, shown
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "kept"), [(signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGKILL, (7,))]
@@ -287,25 +307,11 @@ def test_commands_that_are_stopped_or_killed_go_on(run_in, quiet, capsys, number
     config, workspace = run_in(*settings, name="cut")
     workspace.keep_config(config)
     workspace.student_before.unlink()
-    command = [sys.executable, "-m", "deploy.main", "pretrain", str(workspace.root)]
-    process = subprocess.Popen(
-        [*command, "--model", "student"],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    log = workspace.root / "pretrain_student.jsonl"
-    while not log.exists() or log.read_text().count("\n") < 20:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    process.send_signal(number)
-    shown = process.communicate(timeout=120)[0]
+    code, shown = cut_short(workspace, number)
     if number == signal.SIGKILL:
-        assert process.returncode == -number
+        assert code == -number
     else:
-        assert process.returncode == (130 if number == signal.SIGINT else 0), shown
+        assert code == (130 if number == signal.SIGINT else 0), shown
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         assert f"stopped by {name} after step" in " ".join(shown.split())
         assert f"varkd pretrain {workspace.root} --model student --resume" in shown
@@ -318,7 +324,10 @@ def test_commands_that_are_stopped_or_killed_go_on(run_in, quiet, capsys, number
     found, wanted = (load_tensors(w.student_before)[0] for w in (workspace, whole))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     losses = [
-        [(row["step"], row["loss"]) for row in map(json.loads, (w.root / log.name).open())]
+        [
+            (row["step"], row["loss"])
+            for row in map(json.loads, (w.root / "pretrain_student.jsonl").open())
+        ]
         for w in (workspace, whole)
     ]
     assert losses[0] == losses[1]
