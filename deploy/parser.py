@@ -94,7 +94,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     if not words:
         parser.print_help(sys.stderr)
-        parser.exit(2)
+        parser.exit(2, "\nvarkd: no command is given; begin with one of the above\n")
     children = command_parsers(parser)
     if not words[0].startswith("-") and words[0] not in children:
         hint = closest(words[0], children) or f"choose one of {', '.join(children)}"

@@ -94,11 +94,11 @@ def test_tensorboard_has_the_same_samples_at_every_kept_step(run_in, quiet, caps
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("distill.json", "", "distill.json: cannot be read as JSON"),
-        ("distill.json", '{"steps": 6', "distill.json: cannot be read as JSON"),
+        ("distill.json", "", "distill.json: expected what `varkd distill` writes, which is JSON"),
+        ("distill.json", '{"steps": 6', "distill.json: expected .*, which is JSON, but found"),
         ("distill.json", "[1]", "distill.json: holds no JSON object"),
         ("distill.json", '{"steps": "six"}', "distill.json: steps is 'six', no int"),
-        ("distill.json", "\x00\xff", "distill.json: cannot be read as JSON"),
+        ("distill.json", "\x00\xff", "distill.json: not valid UTF-8 at byte 1"),
         ("profiles.jsonl", '{"step": 1, "profile": 3}\n', "profiles.jsonl: row 1 holds no curves"),
     ],
 )
