@@ -4,7 +4,8 @@
 
 On two CPU cores with other jobs running (load 3), for a four-block LlamaGen of width 512: decoding
 149 of 250 MB, scoring 224 of 403 MB, training 1338 of 1750 MB. The measured side also holds
-libraries that load with the first kernel (about 100 MB, a part of PROCESS_MB in deploy/sizing.py),
+libraries that load with the first kernel (about 100 MB, a part of PROCESS_MB in
+deploy/planning/resources.py),
 the kernels' scratch memory and what the allocator keeps. Reads Linux's /proc.
 """
 
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from common.backbone import SequenceSpec, build_seeded
-from deploy import meter
-from deploy.config import open_run
+from common.models.backbone import build_seeded
+from common.spec import SequenceSpec
+from deploy.planning import memory as meter
+from deploy.run_folder.opening import open_run
 
 MODEL = '{kind="llamagen", width=512, depth=4, heads=8}'
 OVERRIDES = [

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 
-from common.backbone import Backbone, SequenceSpec, build_seeded
-from common.backbones import llamagen
-from common.checkpoint import load_backbone
-from common.plan import DecodePlan, DecodingConfig, ZipARConfig
+from common.artifacts.backbone_file import load_backbone
+from common.models.backbone import Backbone, build_seeded
+from common.models.backbones import llamagen
+from common.models.plan import DecodePlan, DecodingConfig, ZipARConfig
+from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig, decode, noise
 
 WINDOWS = (2, 4, 8)

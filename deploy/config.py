@@ -1,34 +1,31 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
-import os
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from common.backbone import BackboneConfig
-from common.config import Config, UserPath, load_config
-from common.images import ImagesConfig
-from common.ledger import Schedule
-from common.paths import absolute, user_path
-from common.plugins import from_package
-from common.quantities import Count, CountOrNone, Gigabytes, Megabytes, Processes, Seed
-from common.tokenizer import TokenizerConfig
-from common.tokens import TokensConfig
-from deploy.shipped import find_config
-from deploy.workspace import CONFIG_NAMES, Workspace, run_config
-from learner.learner import AnyObjective, LearnerConfig
+from common.config.plugins import from_package
+from common.config.quantities import Count, CountOrNone, Gigabytes, Megabytes, Processes, Seed
+from common.config.schema import Config, UserPath
+from common.data.tokens import TokensConfig
+from common.exchange.schedule import Schedule
+from common.images.opening import ImagesConfig
+from common.models.backbone import BackboneConfig
+from common.tokenization.tokenizer import TokenizerConfig
+from learner.config import AnyObjective, LearnerConfig
 from learner.pretrain import PretrainConfig
 from learner.tokenizer_training import TokenizerTrainingConfig
 from rollout.context import ContextsConfig
-from rollout.evaluate import EvaluateConfig
-from rollout.prefix import PrefixLaw
+from rollout.evaluation.metrics import EvaluateConfig
+from rollout.prefix import PrefixDistribution
 from rollout.sampler import SamplingConfig
 from rollout.worker import RolloutConfig
 from teacher_server.teacher import TeacherConfig
 
-AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.backbones")]
-AnyTokenizer = Annotated[SerializeAsAny[TokenizerConfig], from_package("common.tokenizers")]
+AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.models.backbones")]
+AnyTokenizer = Annotated[
+    SerializeAsAny[TokenizerConfig], from_package("common.tokenization.tokenizers")
+]
 
 
 class ModelsConfig(Config):
@@ -165,7 +162,7 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _aligned_prefixes_end_with_rows(self) -> Self:
         for kind, source in self.contexts.sources.items():
-            if not isinstance(source, PrefixLaw) or source.align == "none":
+            if not isinstance(source, PrefixDistribution) or source.align == "none":
                 continue
             if not self.models.student.has_rows:
                 raise ValueError(
@@ -184,38 +181,3 @@ class RunConfig(Config):
                 "rollout.sampling at its defaults, or choose another objective"
             )
         return self
-
-
-def open_run(
-    source: Path, overrides: list[str], out: Path | None = None
-) -> tuple[RunConfig, Workspace]:
-    """Load a config from a TOML file, a run folder, or the name of a shipped config.
-
-    The run folder is --out, else the config's `out`, else the folder of a run's own config,
-    else runs/<name>.
-    """
-    path = find_config(user_path(source))
-    path = run_config(path) if os.path.isdir(path) else path
-    config = load_config(RunConfig, path, overrides)
-    own = path.parent if path.name in CONFIG_NAMES else Path("runs") / path.stem
-    return portable(config), Workspace(absolute(user_path(out or config.out or own)))
-
-
-def portable(config: RunConfig) -> RunConfig:
-    """Absolute paths and no `out`: the run folder's copy means the same from any directory."""
-
-    def rooted(section: Config, *names: str) -> Config:
-        given = {name: getattr(section, name) for name in names}
-        return section.model_copy(update={n: absolute(p) for n, p in given.items() if p})
-
-    codes = {"paths": tuple(absolute(path) for path in config.tokens.paths)}
-    official = ("weights",) if "weights" in type(config.tokenizer).model_fields else ()
-    sections = {
-        "images": config.images.absolute(),
-        "tokenizer": rooted(config.tokenizer, *official),
-        "tokens": config.tokens.model_copy(update=codes),
-        "teacher": rooted(config.teacher, "weights"),
-        "learner": rooted(config.learner, "weights"),
-        "evaluate": rooted(config.evaluate, "inception_weights"),
-    }
-    return config.model_copy(update={"out": None, **sections})

@@ -11,10 +11,10 @@ import sys
 from contextlib import ExitStack
 
 from common.errors import Closed, InputError, RunFailed
-from common.paths import refusal
-from deploy.faults import report_faults
-from deploy.parser import parse
-from deploy.stopping import EXIT_CODES, Stopped, stop_request
+from common.files.paths import refusal
+from deploy.cli.parser import parse
+from deploy.console.faults import report_faults
+from deploy.console.stopping import EXIT_CODES, Stopped, stop_request
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

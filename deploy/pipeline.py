@@ -5,25 +5,26 @@
        |                    +---------------------- weights <------------------------------+
        +----------------------------- trained leases <-------------------------------------+
 
-Every box is a plain class that is handed its neighbours; a `Place` (deploy/place.py) decides
-whether it lives in this process or in a Ray actor.
+Every box is a plain class that is handed its neighbours; a `Launcher` (deploy/backend/launcher.py)
+decides whether it lives in this process or in a Ray actor.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
-from common.buffer import Buffer
+from common.artifacts.model_file import ModelFile
+from common.data.tokens import TokenDataset
 from common.errors import ServiceDied, Verdict
-from common.ledger import Draws, Ledger, derive_seed
-from common.metrics import MetricsHub
-from common.model_file import ModelFile
-from common.tokens import TokenDataset
-from common.weights import WeightStore
+from common.exchange.buffer import Buffer
+from common.exchange.ledger import Ledger
+from common.exchange.metrics import MetricsHub
+from common.exchange.weights import WeightStore
+from common.randomness import Draws, derive_seed
+from deploy.backend.actors import ActorOptions
+from deploy.backend.launcher import Launcher
 from deploy.config import RunConfig
-from deploy.host import Site
-from deploy.place import Place
 from learner.train import Outcome
 from rollout.worker import RolloutWorker
 from teacher_server.teacher import Teacher
@@ -39,6 +40,10 @@ class Services:
     hub: MetricsHub
     workers: dict[str, RolloutWorker]
 
+    def without_workers(self) -> "Services":
+        """For the learner's ranks; one that restarts talks to the same services."""
+        return replace(self, workers={})
+
     def close(self, cause: str | Verdict) -> None:
         """End the run for everybody who is left; whoever waits learns the cause."""
         for service in (self.ledger, self.buffer, self.weights):
@@ -50,18 +55,20 @@ def wire(
     config: RunConfig,
     data: TokenDataset,
     teacher: ModelFile,
-    place: Place,
+    place: Launcher,
     generated: TokenDataset | None = None,
 ) -> Services:
     """Create every service and hand each the ones it talks to; `generated` is the teacher's own
     token dataset, where a context reads one."""
     schedule = config.schedule()
     calls = 4 + 2 * config.rollout.workers * (1 + config.rollout.in_flight)
-    ledger = place(Ledger, schedule, site=Site("ledger", calls))
+    ledger = place(Ledger, schedule, site=ActorOptions("ledger", calls))
     limit = int(config.buffer.max_mb * 2**20)
-    buffer = place(Buffer, schedule, max_bytes=limit, ledger=ledger, site=Site("buffer", calls))
-    weights = place(WeightStore, schedule.versions_kept, site=Site("weights", calls))
-    hub = place(MetricsHub, site=Site("metrics"))
+    buffer = place(
+        Buffer, schedule, max_bytes=limit, ledger=ledger, site=ActorOptions("buffer", calls)
+    )
+    weights = place(WeightStore, schedule.versions_kept, site=ActorOptions("weights", calls))
+    hub = place(MetricsHub, site=ActorOptions("metrics"))
     teachers = [
         place(
             Teacher,
@@ -69,7 +76,7 @@ def wire(
             teacher,
             coalesce=not config.learner.ordered,
             buffer=buffer,
-            site=Site(f"teacher-{index}", calls, config.teacher.cpus, config.teacher.gpus),
+            site=ActorOptions(f"teacher-{index}", calls, config.teacher.cpus, config.teacher.gpus),
         )
         for index in range(config.teacher.replicas)
     ]
@@ -90,7 +97,7 @@ def _workers(
     config: RunConfig,
     data: TokenDataset,
     generated: TokenDataset | None,
-    place: Place,
+    place: Launcher,
     *,
     weights: WeightStore,
     ledger: Ledger,
@@ -114,7 +121,7 @@ def _workers(
             ledger=ledger,
             teacher_file=file if config.contexts.teacher_sampling else None,
             generated=shared_generated,
-            site=Site(name, 4, config.rollout.cpus, config.rollout.gpus),
+            site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus),
         )
         for name in (f"worker-{index}" for index in range(config.rollout.workers))
     }

@@ -17,31 +17,31 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from common.signal import entropy_of
-from common.trajectory import TrajectoryBatch, is_on_policy
+from common.exchange.signal import entropy_of
+from common.exchange.trajectory import TrajectoryBatch, is_on_policy
 from learner.gate import confidence
 from learner.objective import ObjectiveConfig, TokenChunk
-from learner.ranks import Ranks
-from learner.weighing import Weighing
+from learner.process_group import ProcessGroup
+from learner.token_weights import TokenWeights
 
 OF_ROWS = ("confidence", "survival", "survival_by_distance", "weight")
 """Known before any logit. survival and weight: of the slots of a rollout that have a loss;
 by_distance: at so many slots after the first that was sampled."""
 OF_TOKENS = ("divergence", "student_entropy")
-"""Of every token with a loss, from its logits; an objective's `observes` come on top."""
+"""Of every token with a loss, from its logits; an objective's `diagnosed` come on top."""
 
 
-class Tally:
+class StepStatistics:
     """Sums and counts by quantity, context and slot."""
 
     def __init__(
         self,
-        observes: tuple[str, ...],
+        diagnosed: tuple[str, ...],
         contexts: tuple[str, ...],
         length: int,
         device: torch.device,
     ) -> None:
-        self.names = (*OF_ROWS, *OF_TOKENS, *observes)
+        self.names = (*OF_ROWS, *OF_TOKENS, *diagnosed)
         self.contexts = contexts
         self.loss = torch.zeros((), device=device)
         shape = 2, len(self.names), len(contexts), length
@@ -57,7 +57,7 @@ class Tally:
             pair_2N = torch.stack([value_N.detach().double(), torch.ones_like(slot_N).double()])
             sum_2L.index_add_(1, slot_N, pair_2N)
 
-    def add_batch(self, batch: TrajectoryBatch, weighing: Weighing) -> None:
+    def add_batch(self, batch: TrajectoryBatch, token_weights: TokenWeights) -> None:
         """Count what is known of whole rows.
 
         The teacher's confidence is that of every slot of a data row, and of the sampled slots of
@@ -69,14 +69,17 @@ class Tally:
         if "entropy" in batch.signal:
             alpha_BL = confidence(batch.signal["entropy"], batch.spec.vocab_size)
             self._add_rows("confidence", alpha_BL, suffix_BL | batch.data_B[:, None])
-        rollout_BL = weighing.support_BL & batch.rollout_BL
-        self._add_rows("survival", weighing.open_BL, rollout_BL)
-        self._add_rows("weight", weighing.weight_BL, rollout_BL)
+        rollout_BL = token_weights.support_BL & batch.rollout_BL
+        self._add_rows("survival", token_weights.open_BL, rollout_BL)
+        self._add_rows("weight", token_weights.weight_BL, rollout_BL)
         slot_L = torch.arange(suffix_BL.shape[1], device=suffix_BL.device)
         slot_BL = slot_L + batch.prefix_B[:, None]
         there_BL = slot_BL < len(slot_L)
         slot_BL = slot_BL.clamp_max(len(slot_L) - 1)
-        open_BL, counted_BL = weighing.open_BL.gather(1, slot_BL), rollout_BL.gather(1, slot_BL)
+        open_BL, counted_BL = (
+            token_weights.open_BL.gather(1, slot_BL),
+            rollout_BL.gather(1, slot_BL),
+        )
         self._add_rows("survival_by_distance", open_BL, counted_BL & there_BL)
 
     def _add_rows(self, name: str, value_BL: Tensor, counted_BL: Tensor) -> None:
@@ -84,7 +87,9 @@ class Tally:
         pair_2BL = torch.stack([value_BL, counted_BL.double()])
         self.sum_2QXL[:, self.names.index(name)].index_add_(1, self._context_B, pair_2BL)
 
-    def metrics(self, batch: TrajectoryBatch, lag_B: Tensor, ranks: Ranks) -> dict[str, float]:
+    def metrics(
+        self, batch: TrajectoryBatch, lag_B: Tensor, ranks: ProcessGroup
+    ) -> dict[str, float]:
         """Sum over ranks, in place; the step's numbers, of all ranks, as {"name/context"}.
 
         `lag_B` counts for rollouts only. The step's one wait for the device is here.
@@ -138,5 +143,5 @@ def observe(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Numbers of all tokens of a chunk, and of those that the objective looks at more closely."""
     entropy_N = entropy_of(chunk.student_NV)
-    closer = objective.observe(chunk.only(watch_n)) if objective.observes else {}
+    closer = objective.diagnostics(chunk.only(watch_n)) if objective.diagnosed else {}
     return {"student_entropy": entropy_N}, closer

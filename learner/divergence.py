@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from common.config import Config
-from common.quantities import CodesOrAll, Fraction, Probability
+from common.config.quantities import CodesOrAll, Fraction, Probability
+from common.config.schema import Config
 
 
 def forward_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from common.config import Config
+from common.config.quantities import Count, Fraction, Nats, SomeProbability, Tokens
+from common.config.schema import Config
 from common.errors import InputError
-from common.ledger import derive_seed
-from common.quantities import Count, Fraction, Nats, SomeProbability, Tokens
-from common.trajectory import TrajectoryBatch
-from learner.ranks import Ranks, gather
-from learner.weighing import Memory, Weighing
+from common.exchange.trajectory import TrajectoryBatch
+from common.randomness import derive_seed
+from learner.process_group import ProcessGroup, gather
+from learner.token_weights import ObjectiveState, TokenWeights
 
 LEAST_SURVIVAL = 0.01
 """Below this, on the first rollouts, the student would hardly see its own samples."""
@@ -61,7 +61,7 @@ class GateConfig(Config):
         return self.mode != "none" and (self.tau > 0 or self.survival_target is not None)
 
     def reads(self) -> frozenset[str]:
-        """Teacher quantities that `weigh` needs in batch.signal, beside the entropy."""
+        """Teacher quantities that `token_weights` needs in batch.signal, beside the entropy."""
         names = {
             "token_logprob": self.mode == "speculative",
             "cluster_confidence": self.entropy_space == "C",
@@ -86,9 +86,13 @@ def confidence(entropy_BL: Tensor, vocab_size: int) -> Tensor:
     return 1 - entropy_BL.float() / math.log(vocab_size)
 
 
-def weigh(
-    config: GateConfig, batch: TrajectoryBatch, gated_BL: Tensor, memory: Memory, ranks: Ranks
-) -> Weighing:
+def token_weights(
+    config: GateConfig,
+    batch: TrajectoryBatch,
+    gated_BL: Tensor,
+    state: ObjectiveState,
+    ranks: ProcessGroup,
+) -> TokenWeights:
     """w = sg[alpha^power * open] on the gated slots, 0 elsewhere.
 
     Exact under any split into micro-batches and ranks: thresholds come from the slots of all
@@ -108,9 +112,9 @@ def weigh(
         score_BL = scores(config, alpha_BL, batch, search_BL)
         tau = config.tau
         if config.survival_target is not None:
-            tau = calibrated(config, score_BL, suffix_BL, memory, ranks)
+            tau = calibrated(config, score_BL, suffix_BL, state, ranks)
         open_BL = (score_BL >= tau) & gated_BL
-        refuse_closed(tau, open_BL & suffix_BL, suffix_BL, memory, ranks)
+        refuse_closed(tau, open_BL & suffix_BL, suffix_BL, state, ranks)
         if config.control != "none":
             open_BL = control(config, open_BL, gated_BL, batch, ranks)
     weight_BL = open_BL.float()
@@ -118,7 +122,7 @@ def weigh(
         trust_BL = alpha_BL if config.weight == "entropy" else batch.signal["max_prob"]
         # Rounding can put a uniform teacher's confidence at -1e-7.
         weight_BL = weight_BL * trust_BL.clamp_min(0) ** config.power
-    return Weighing(weight_BL.detach(), open_BL, gated_BL)
+    return TokenWeights(weight_BL.detach(), open_BL, gated_BL)
 
 
 def scores(
@@ -159,23 +163,27 @@ def trailing_mean(alpha_BL: Tensor, search_BL: Tensor, window: int) -> Tensor:
 
 
 def calibrated(
-    config: GateConfig, score_BL: Tensor, suffix_BL: Tensor, memory: Memory, ranks: Ranks
+    config: GateConfig,
+    score_BL: Tensor,
+    suffix_BL: Tensor,
+    state: ObjectiveState,
+    ranks: ProcessGroup,
 ) -> float:
     """tau that reaches survival_target on the first `calibrate_on` rollouts, then fixed.
 
     Until then it is the mean over the batches so far, weighted by their rollouts.
     """
-    seen = memory.get("gate/rollouts", 0.0)
+    seen = state.get("gate/rollouts", 0.0)
     if seen < config.calibrate_on and config.survival_target is not None:
         rows = float(ranks.sum_(suffix_BL.any(1).sum().double()))
         score_N = gather(ranks, score_BL, suffix_BL)
         if rows:
             wanted = max(1, round(config.survival_target * len(score_N)))
             found = float(threshold(score_N, wanted).clamp_max(1.0))
-            before = memory.get("gate/tau", 0.0) * seen
-            memory["gate/tau"] = (before + found * rows) / (seen + rows)
-            memory["gate/rollouts"] = seen + rows
-    return memory.get("gate/tau", 0.0)
+            before = state.get("gate/tau", 0.0) * seen
+            state["gate/tau"] = (before + found * rows) / (seen + rows)
+            state["gate/rollouts"] = seen + rows
+    return state.get("gate/tau", 0.0)
 
 
 def threshold(score_N: Tensor, wanted: int) -> Tensor:
@@ -184,21 +192,21 @@ def threshold(score_N: Tensor, wanted: int) -> Tensor:
 
 
 def refuse_closed(
-    tau: float, open_BL: Tensor, suffix_BL: Tensor, memory: Memory, ranks: Ranks
+    tau: float, open_BL: Tensor, suffix_BL: Tensor, state: ObjectiveState, ranks: ProcessGroup
 ) -> None:
     """Look at the first rollouts: is anything left after the first slot of the suffix?
 
     Raises:
         InputError: less than 1 %.
     """
-    if "gate/first_survival" in memory:
+    if "gate/first_survival" in state:
         return
     later_BL = suffix_BL & (suffix_BL.cumsum(1) > 1)
     counts = torch.stack([(open_BL & later_BL).sum(), later_BL.sum()]).double()
     left, slots = ranks.sum_(counts).tolist()
     if not slots:
         return
-    memory["gate/first_survival"] = left / slots
+    state["gate/first_survival"] = left / slots
     if left < LEAST_SURVIVAL * slots:
         raise InputError(
             f"objective.gate.tau {tau:.4g} closes {1 - left / slots:.1%} of what follows the first "
@@ -208,7 +216,11 @@ def refuse_closed(
 
 
 def control(
-    config: GateConfig, open_BL: Tensor, gated_BL: Tensor, batch: TrajectoryBatch, ranks: Ranks
+    config: GateConfig,
+    open_BL: Tensor,
+    gated_BL: Tensor,
+    batch: TrajectoryBatch,
+    ranks: ProcessGroup,
 ) -> Tensor:
     """As many open slots, over all ranks, as the gate leaves, chosen without the teacher.
 

@@ -8,9 +8,9 @@ Shape letters: B sequences, L slots.
 
 from torch import Tensor
 
-from common.config import Config
-from common.quantities import Nats, Steps, Tokens, TokensOrNone
-from learner.weighing import Memory
+from common.config.quantities import Nats, Steps, Tokens, TokensOrNone
+from common.config.schema import Config
+from learner.token_weights import ObjectiveState
 
 LENGTH = "horizon/length"
 STEPS = "horizon/steps"
@@ -26,14 +26,14 @@ class HorizonConfig(Config):
     min_entropy: Nats = 0.0
     """Add only while the student's mean entropy, in nats, is at least this; 0 always adds."""
 
-    def slots(self, suffix_BL: Tensor, memory: Memory) -> Tensor:
+    def slots(self, suffix_BL: Tensor, state: ObjectiveState) -> Tensor:
         """The suffix slots inside the horizon."""
         if not self.start:
             return suffix_BL
-        length = memory.setdefault(LENGTH, float(self.start))
+        length = state.setdefault(LENGTH, float(self.start))
         return suffix_BL & (suffix_BL.cumsum(1) <= length)
 
-    def advance(self, memory: Memory, student_entropy: float) -> None:
+    def advance(self, state: ObjectiveState, student_entropy: float) -> None:
         """Count one step with rollouts; the entropy is the student's mean over all ranks.
 
         The notes ask for held-out entropy. Rollouts are drawn for images and noise that the
@@ -41,6 +41,6 @@ class HorizonConfig(Config):
         """
         if not self.start:
             return
-        memory[STEPS] = memory.get(STEPS, 0.0) + 1
-        if memory[STEPS] % self.every == 0 and student_entropy >= self.min_entropy:
-            memory[LENGTH] = memory.get(LENGTH, float(self.start)) + self.grow
+        state[STEPS] = state.get(STEPS, 0.0) + 1
+        if state[STEPS] % self.every == 0 and student_entropy >= self.min_entropy:
+            state[LENGTH] = state.get(LENGTH, float(self.start)) + self.grow

@@ -6,93 +6,31 @@ Shape letters: B sequences, L slots, N tokens, C width, V codes.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import SerializeAsAny
 from torch import Tensor, nn
 
-from common.backbone import Backbone
-from common.checkpoint import pack
-from common.config import Config, UserPath
 from common.device import place, precision
 from common.errors import InputError
+from common.exchange.trajectory import TrajectoryBatch
+from common.exchange.weights import Weights
+from common.files.tensors import pack
 from common.finite import NAMES, largest, require_finite
-from common.ledger import derive_seed
-from common.plugins import from_package
-from common.quantities import (
-    Batch,
-    Cpus,
-    Gpus,
-    Processes,
-    Seconds,
-    Spare,
-    Steps,
-    StepsOrNever,
-    Tokens,
-)
-from common.trajectory import TrajectoryBatch
-from common.weights import Weights
+from common.models.backbone import Backbone
+from common.randomness import derive_seed
 from learner.chunked import chunked_loss
-from learner.diagnostics import Tally, observe
+from learner.config import LearnerConfig
+from learner.diagnostics import StepStatistics, observe
+from learner.gathered_tokens import GatheredTokens, select
 from learner.objective import ObjectiveConfig, coefficients
-from learner.optimizer import Average, OptimizerConfig, build_adamw
+from learner.optimizer import Average, build_adamw
+from learner.process_group import ProcessGroup, SingleProcess, sum_gradients
 from learner.profile import Profile
-from learner.ranks import Ranks, Solo, sum_gradients
 from learner.relaxation import ClusterMap
 from learner.restoring import fitting, require_like, restore_optimizer
-from learner.selection import Selection, select
-from learner.teacher_view import TeacherView
-from learner.weighing import Memory, Weighing
-
-AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.objectives")]
-
-
-class LearnerConfig(Config):
-    weights: UserPath | None = None
-    """The student to start from, ours or an official checkpoint; by default
-    student_before.safetensors in the run folder."""
-    weights_ema: bool = False
-    """Read the averaged weights of an official trainer's file."""
-    steps: Steps = 200
-    """Optimiser steps of distillation."""
-    images_per_step: Batch = 64
-    """Global batch: sequences per optimiser step, over all ranks."""
-    micro_batch: Batch = 64
-    """Sequences per forward and backward pass; gradients accumulate to a whole step."""
-    chunk_tokens: Tokens = 4096
-    """Tokens whose logits exist at a time; bounds the memory of the loss."""
-    publish_every: Steps = 1
-    """Steps between versions offered to the rollout workers."""
-    max_lag: StepsOrNever = 2
-    """Oldest weights a trained sample may come from, in learner steps; 0 is on-policy."""
-    ordered: bool = False
-    """Pin weight versions and batch geometry to the image index: reproducible, somewhat slower."""
-    ranks: Processes = 1
-    """Data-parallel learner processes."""
-    profile_every: StepsOrNever = 50
-    """Steps per window of the curves by slot in profiles.jsonl (confidence, survival, entropy,
-    divergence); 0 keeps none."""
-    snapshot_every: StepsOrNever = 0
-    """Steps between resumable snapshots; 0 keeps only the last step."""
-    keep_every: StepsOrNever = 0
-    """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
-    of quality over training; 0 keeps only the last step's, as student.safetensors."""
-    max_failures: Spare = 1
-    """How often a dead learner is restarted from its newest snapshot."""
-    stall_seconds: Seconds = 300.0
-    """The run ends, naming the stage, when no batch arrives for this long."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW, schedule, clipping, EMA."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the loss is computed."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Autocast type of the forward pass; weights and loss stay float32, whatever type the
-    student's file has."""
-    cpus: Cpus = 1
-    """Logical CPUs reserved per rank on the cluster."""
-    gpus: Gpus = 0
-    """GPUs reserved per rank."""
+from learner.teacher_targets import TeacherTargets
+from learner.token_weights import ObjectiveState, TokenWeights
 
 
 class Learner:
@@ -106,9 +44,9 @@ class Learner:
         *,
         seed: int,
         contexts: tuple[str, ...],
-        teacher: TeacherView | None = None,
+        teacher: TeacherTargets | None = None,
         clusters: ClusterMap | None = None,
-        ranks: Ranks | None = None,
+        ranks: ProcessGroup | None = None,
         section: str = "learner",
     ) -> None:
         """`section` of the config holds the optimizer, for messages. The student becomes float32:
@@ -126,8 +64,8 @@ class Learner:
         if teacher is not None:
             teacher.head.to(self._device).requires_grad_(False)
         self._clusters = clusters.to(self._device) if clusters else None
-        self._ranks = ranks or Solo()
-        self._memory: Memory = {}
+        self._ranks = ranks or SingleProcess()
+        self._state: ObjectiveState = {}
         self.profile = Profile(config.profile_every, config.steps)
         self.steps_done = 0
 
@@ -139,33 +77,39 @@ class Learner:
             Diverged: loss, gradient, weights or another number of this step is not finite. The
                 state is of no use then; nothing of it may be published or stored.
         """
-        light = self._light(batch)
-        weighing = self._objective.weigh(light, self._memory, self._ranks)
+        light = self._without_wide_columns(batch)
+        token_weights = self._objective.token_weights(light, self._state, self._ranks)
         coefficient_BL = coefficients(
-            self._objective.reduction, weighing, batch.context, self._contexts, self._ranks.sum_
+            self._objective.reduction,
+            token_weights,
+            batch.context,
+            self._contexts,
+            self._ranks.sum_,
         )
         length = batch.token_BL.shape[1]
-        tally = Tally(self._objective.observes, self._contexts, length, self._device)
-        tally.add_batch(light, weighing)
+        statistics = StepStatistics(self._objective.diagnosed, self._contexts, length, self._device)
+        statistics.add_batch(light, token_weights)
         self._optimizer.zero_grad(set_to_none=True)
         seed = derive_seed(self._seed, f"dropout-{self._ranks.rank}", self.steps_done)
         with _seeded(seed, self._device):
             for first in range(0, len(batch), self._config.micro_batch):
                 rows = slice(first, first + self._config.micro_batch)
-                self._accumulate(batch.rows(rows), weighing.rows(rows), coefficient_BL[rows], tally)
-        norm, rate = self._update(tally.loss)
+                self._accumulate(
+                    batch.rows(rows), token_weights.rows(rows), coefficient_BL[rows], statistics
+                )
+        norm, rate = self._update(statistics.loss)
         lag_B = self.steps_done - light.version_B
         self.steps_done += 1
         self._average.update(self._student, self.steps_done)
-        metrics = tally.metrics(light, lag_B, self._ranks)
-        self.profile.add(tally, self.steps_done)
-        if sampled := tally.rollout_means():
-            self._objective.remember(self._memory, sampled)
-        metrics |= {"grad_norm": norm, "lr": rate} | self._memory
+        metrics = statistics.metrics(light, lag_B, self._ranks)
+        self.profile.add(statistics, self.steps_done)
+        if sampled := statistics.rollout_means():
+            self._objective.update_state(self._state, sampled)
+        metrics |= {"grad_norm": norm, "lr": rate} | self._state
         require_finite(self.steps_done, metrics, self._remedy)
         return metrics
 
-    def _light(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+    def _without_wide_columns(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """The batch without what is wide, with the teacher's numbers that the objective reads."""
         signal = {name: value for name, value in batch.signal.items() if value.ndim == 2}
         light = replace(batch, signal=signal, noise_BL=None).to(self._device)
@@ -179,7 +123,11 @@ class Learner:
         return replace(light, signal=light.signal | read)
 
     def _accumulate(
-        self, batch: TrajectoryBatch, weighing: Weighing, coefficient_BL: Tensor, tally: Tally
+        self,
+        batch: TrajectoryBatch,
+        token_weights: TokenWeights,
+        coefficient_BL: Tensor,
+        statistics: StepStatistics,
     ) -> None:
         """Forward and backward for some rows; tokens of weight 0 never reach the head."""
         batch = batch.to(self._device)
@@ -188,13 +136,15 @@ class Learner:
             hidden_BLC = self._student.features(batch.label_B, batch.token_BL, batch.plan)
             losses = []
             for context in dict.fromkeys(batch.context):
-                chosen = select(context, batch, weighing, coefficient_BL)
-                losses.append(self._loss(chosen, chosen.take(hidden_BLC), tally))
+                chosen = select(context, batch, token_weights, coefficient_BL)
+                losses.append(self._loss(chosen, chosen.take(hidden_BLC), statistics))
             total = torch.stack(losses).sum()
         total.backward()
-        tally.loss += total.detach()
+        statistics.loss += total.detach()
 
-    def _loss(self, chosen: Selection, hidden_NC: Tensor, tally: Tally) -> Tensor:
+    def _loss(
+        self, chosen: GatheredTokens, hidden_NC: Tensor, statistics: StepStatistics
+    ) -> Tensor:
         def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
             teacher_nV = None
             if self._teacher is not None and self._objective.needs_teacher:
@@ -204,8 +154,8 @@ class Learner:
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
             numbers, closer = observe(self._objective, chunk, watch_n)
             loss_n = self._objective(chunk)
-            tally.add_tokens(chosen.context, slot_n, {"divergence": loss_n, **numbers})
-            tally.add_tokens(chosen.context, slot_n[watch_n], closer)
+            statistics.add_tokens(chosen.context, slot_n, {"divergence": loss_n, **numbers})
+            statistics.add_tokens(chosen.context, slot_n[watch_n], closer)
             return (chosen.coefficient_N[tokens] * loss_n).sum()
 
         chunk_tokens = self._config.chunk_tokens
@@ -249,7 +199,7 @@ class Learner:
             "student": self._student.state_dict(),
             "ema": self._average.state,
             "optimizer": self._optimizer.state_dict(),
-            "objective": dict(self._memory),
+            "objective": dict(self._state),
             "profile": self.profile.state(),
             "clusters": clusters,
         }
@@ -279,7 +229,7 @@ class Learner:
         for name, value in tensors["ema"].items():
             self._average.state[name].copy_(value)
         restore_optimizer(self._optimizer, self._student, tensors["optimizer"])
-        self._memory = dict(tensors["objective"])
+        self._state = dict(tensors["objective"])
         self.profile.restore(tensors["profile"], self._device)
 
 

@@ -7,10 +7,10 @@ micro-batches and ranks) is shared.
 What needs more than one token at a time has three ways to get it, and each stays exact under any
 split into chunks, micro-batches and ranks:
 
-- numbers from the whole sequence or batch (returns, a median) are computed in `weigh`, where whole
-  sequences and all ranks are at hand, and come back per token in `TokenChunk.column`;
+- numbers from the whole sequence or batch (returns, a median) are computed in `token_weights`,
+  where whole sequences and all ranks are at hand, and come back per token in `TokenChunk.column`;
 - tokens that must be compared with one another share a group, and groups are never cut;
-- numbers from step to step live in a `Memory`, fed by `observe` and `remember`.
+- numbers from step to step live in an `ObjectiveState`, fed by `diagnostics` and `update_state`.
 
 Shape letters: B sequences, L slots, N tokens of a chunk, V codes, X contexts.
 """
@@ -24,13 +24,13 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from common.config.plugins import PluginConfig
 from common.errors import InputError
-from common.plugins import PluginConfig
-from common.trajectory import TrajectoryBatch, is_on_policy
+from common.exchange.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import Divergence, filled
-from learner.ranks import Ranks
+from learner.process_group import ProcessGroup
 from learner.relaxation import ClusterMap, RelaxationConfig
-from learner.weighing import Memory, Weighing
+from learner.token_weights import ObjectiveState, TokenWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class TokenChunk:
     teacher_NV: Tensor | None
     clusters: ClusterMap | None
     column: Mapping[str, Tensor] = field(default_factory=dict)
-    """The objective's own numbers per token, from `Weighing.column`."""
+    """The objective's own numbers per token, from `TokenWeights.column`."""
     groups: tuple[int, ...] = ()
     """Sizes of the groups in this chunk, in order, where the objective asked for groups."""
 
@@ -74,8 +74,8 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Whether the student's samples have a loss."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Names in `TokenChunk.column`."""
-    observes: ClassVar[tuple[str, ...]] = ()
-    """Names that `observe` may return."""
+    diagnosed: ClassVar[tuple[str, ...]] = ()
+    """Names that `diagnostics` may return."""
 
     reduction: Literal["suffix_mean", "seq_mean", "weight_norm"] = "suffix_mean"
     """Divide by all suffix tokens, by each sequence's, or by the sum of weights (method.md 2.5)."""
@@ -95,7 +95,7 @@ class ObjectiveConfig(PluginConfig, ABC):
         return None
 
     def reads(self) -> frozenset[str]:
-        """Quantities of learner/teacher_view.py that `weigh` wants in batch.signal."""
+        """Quantities of learner/teacher_targets.py that `token_weights` wants in batch.signal."""
         return frozenset()
 
     def check(self, shares: Mapping[str, float]) -> None:
@@ -121,10 +121,12 @@ class ObjectiveConfig(PluginConfig, ABC):
     def _uses(self, context: str) -> bool:
         return self.uses_rollouts if is_on_policy(context) else self.uses_data
 
-    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+    def token_weights(
+        self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
+    ) -> TokenWeights:
         """Weight of every token, from this rank's share of the step and what all ranks know."""
         support_BL = self.support(batch)
-        return Weighing(support_BL.float(), support_BL, support_BL)
+        return TokenWeights(support_BL.float(), support_BL, support_BL)
 
     def support(self, batch: TrajectoryBatch) -> Tensor:
         """Slots with a loss: all of a data row, the suffix of any other."""
@@ -135,14 +137,14 @@ class ObjectiveConfig(PluginConfig, ABC):
     def __call__(self, chunk: TokenChunk) -> Tensor:
         """Unweighted loss_N of the chunk's tokens."""
 
-    def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
+    def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
         """Numbers of each token to plot and to remember; of rollouts or data, or of both.
 
-        Called without gradient, on every eighth token alone (learner/selection.py).
+        Called without gradient, on every eighth token alone (learner/gathered_tokens.py).
         """
         return {}
 
-    def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:
+    def update_state(self, state: ObjectiveState, mean: Mapping[str, float]) -> None:
         """After a step with rollouts: means over their tokens and all ranks.
 
         Of `divergence` and `student_entropy`, and of what was observed.
@@ -151,7 +153,7 @@ class ObjectiveConfig(PluginConfig, ABC):
 
 def coefficients(
     reduction: str,
-    weighing: Weighing,
+    token_weights: TokenWeights,
     contexts: tuple[str, ...],
     known: tuple[str, ...],
     sum_over_ranks: Callable[[Tensor], Tensor],
@@ -162,7 +164,7 @@ def coefficients(
     mixes contexts has the expectation of step-wise mixing. Denominators are global: they cover
     all micro-batches and ranks.
     """
-    weight_BL, support_BL = weighing.weight_BL, weighing.support_BL
+    weight_BL, support_BL = token_weights.weight_BL, token_weights.support_BL
     context_B = torch.tensor([known.index(name) for name in contexts], device=weight_BL.device)
     member_BX = torch.nn.functional.one_hot(context_B, len(known)).double()
     per_row = torch.stack(

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from common.config import Config
-from common.quantities import Factor, Fraction, LearningRate, StepsOrNever, Weight
+from common.config.quantities import Factor, Fraction, LearningRate, StepsOrNever, Weight
+from common.config.schema import Config
 
 
 class OptimizerConfig(Config):

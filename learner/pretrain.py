@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from common.backbone import Backbone
-from common.config import Config
-from common.ledger import Draws
-from common.quantities import Batch, Fraction, Steps, StepsOrNever
-from common.tokens import TokenDataset
-from common.trajectory import DATA, TrajectoryBatch
-from learner.learner import Learner, LearnerConfig
+from common.config.quantities import Batch, Fraction, Steps, StepsOrNever
+from common.config.schema import Config
+from common.data.tokens import TokenDataset
+from common.exchange.trajectory import DATA, TrajectoryBatch
+from common.models.backbone import Backbone
+from common.randomness import Draws
+from learner.config import LearnerConfig
+from learner.learner import Learner
 from learner.objectives import mle
 from learner.optimizer import OptimizerConfig
 

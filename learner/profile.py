@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.diagnostics import Tally
+from learner.diagnostics import StepStatistics
 
 DIGITS = 6
 
@@ -29,16 +29,16 @@ class Profile:
         self._sum_2QXL: Tensor | None = None
         self._curves: list[str] = []
 
-    def add(self, tally: Tally, step: int) -> None:
+    def add(self, statistics: StepStatistics, step: int) -> None:
         """Count one finished step (the first is 1), after the tally was summed over ranks."""
         if not self._every:
             return
         if self._sum_2QXL is None:
             self._first = step
-            self._sum_2QXL = torch.zeros_like(tally.sum_2QXL)
-        self._sum_2QXL += tally.sum_2QXL
+            self._sum_2QXL = torch.zeros_like(statistics.sum_2QXL)
+        self._sum_2QXL += statistics.sum_2QXL
         self._steps = step
-        self._curves = [f"{name}/{context}" for name, context in tally.keys]
+        self._curves = [f"{name}/{context}" for name, context in statistics.keys]
 
     def take(self) -> dict[str, Any] | None:
         """The window that ended with the last step, as JSON; None inside of one.

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.checkpoint import load_tensors, save_tensors
-from common.config import Config
+from common.config.quantities import Probability, Seed, Vocabulary
+from common.config.schema import Config
 from common.errors import InputError
-from common.quantities import Probability, Seed, Vocabulary
-from learner.balance import balanced_clusters
+from common.files.tensors import load_tensors, save_tensors
+from learner.balanced_clusters import balanced_clusters
 from learner.divergence import Divergence
-from learner.ranks import Ranks
+from learner.process_group import ProcessGroup
 
 
 class RelaxationConfig(Config):
@@ -65,7 +65,7 @@ class ClusterMap:
 
 
 def run_clusters(
-    path: Path, point_VD: Tensor, config: RelaxationConfig, ranks: Ranks
+    path: Path, point_VD: Tensor, config: RelaxationConfig, ranks: ProcessGroup
 ) -> ClusterMap | None:
     """The cluster map of a run: made and saved by rank 0, then read by all; None for factor 1.
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from common.errors import Diverged, InputError
-from common.identity import difference
-from common.metrics import MetricsSink
-from common.snapshots import Snapshots
+from common.exchange.metrics import MetricsSink
+from common.files.made_from import difference
+from common.files.snapshots import Snapshots
 from learner.restoring import fitting
 
 AVERAGED = 50

@@ -6,8 +6,8 @@ Shape letters: B sequences, L slots.
 import torch
 from torch import Tensor
 
-from common.trajectory import TrajectoryBatch
-from learner.ranks import Ranks
+from common.exchange.trajectory import TrajectoryBatch
+from learner.process_group import ProcessGroup
 
 
 def log_ratio(batch: TrajectoryBatch, where_BL: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def returns(reward_BL: Tensor, discount: float) -> Tensor:
     return torch.stack(found[::-1], dim=1).to(reward_BL.dtype)
 
 
-def whitened(value_BL: Tensor, where_BL: Tensor, ranks: Ranks) -> Tensor:
+def whitened(value_BL: Tensor, where_BL: Tensor, ranks: ProcessGroup) -> Tensor:
     """(x - mean) / sqrt(var + 1e-8) with the moments of the chosen slots of all ranks; 0 elsewhere.
 
     float64 in between; without a chosen slot on any rank everything is 0.

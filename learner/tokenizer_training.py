@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.config import Config
-from common.conv_tokenizer import normalise
-from common.crops import VIEWS, Crops, cut_views
+from common.config.quantities import Batch, Steps, StepsOrNever
+from common.config.schema import Config
+from common.data.crops import VIEWS, Crops, cut_views
 from common.device import place
 from common.finite import NAMES, largest, require_finite
-from common.ledger import derive_seed
-from common.quantities import Batch, Steps, StepsOrNever
-from common.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
+from common.randomness import derive_seed
+from common.tokenization.conv_autoencoder import normalise
+from common.tokenization.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
 from learner.optimizer import OptimizerConfig, build_adamw
 from learner.restoring import fitting, require_like, restore_optimizer
 

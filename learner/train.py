@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from common.buffer import Share, TrajectorySource
 from common.errors import Closed, Diverged, InputError, RunFailed
-from common.ledger import Schedule
-from common.metrics import PROFILE, MetricsSink
-from common.snapshots import Snapshots
-from common.trajectory import concatenate, from_arrow
-from common.weights import Weights
-from learner.learner import Learner, Ranks
+from common.exchange.buffer import Share, TrajectorySource
+from common.exchange.metrics import PROFILE, MetricsSink
+from common.exchange.schedule import Schedule
+from common.exchange.trajectory import concatenate, from_arrow
+from common.exchange.weights import Weights
+from common.files.snapshots import Snapshots
+from learner.learner import Learner, ProcessGroup
 
 TAKE_SECONDS = 0.5
 
@@ -65,7 +65,7 @@ class Trainer:
         metrics: MetricsSink,
         snapshots: Snapshots,
         found: tuple[dict[str, Any], dict[str, Any]] | None = None,
-        ranks: Ranks,
+        ranks: ProcessGroup,
         weights_dtype: str,
         snapshot_every: int,
         stall_seconds: float,

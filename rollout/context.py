@@ -17,13 +17,14 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor
 
-from common.backbone import SequenceSpec
-from common.config import Config
-from common.ledger import Draws, Schedule
-from common.plugins import PluginConfig, make
-from common.quantities import Weight
-from common.tokens import TokenDataset
-from common.trajectory import DATA
+from common.config.plugins import PluginConfig, make
+from common.config.quantities import Weight
+from common.config.schema import Config
+from common.data.tokens import TokenDataset
+from common.exchange.schedule import Schedule
+from common.exchange.trajectory import DATA
+from common.randomness import Draws
+from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig
 
 SamplerName = Literal["student", "teacher"]
@@ -137,7 +138,7 @@ class ContextsConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class RolloutRequest:
     """What to sample for a block of images: all of it a pure function of (seed, index)."""
 
     id_B: Tensor
@@ -154,10 +155,10 @@ class Assignment:
         """Numbers of the rows that `sampler` continues."""
         return torch.tensor([n for n, name in enumerate(self.sampler) if name == sampler]).long()
 
-    def rows(self, chosen: Tensor) -> "Assignment":
+    def rows(self, chosen: Tensor) -> "RolloutRequest":
         """Some rows, in the given order."""
         numbers = chosen.tolist()
-        return Assignment(
+        return RolloutRequest(
             self.id_B[chosen],
             self.label_B[chosen],
             tuple(self.context[n] for n in numbers),
@@ -176,7 +177,7 @@ def assign(
     data: TokenDataset,
     class_dropout: float,
     generated: TokenDataset | None = None,
-) -> Assignment:
+) -> RolloutRequest:
     """`generated` holds the teacher's sequences, for a source that reads them."""
     label_B, cell_BL = data.pick(indices, draws, class_dropout)
     context = tuple(contexts.choose(index, draws, schedule) for index in indices)
@@ -195,4 +196,6 @@ def assign(
         cell_BL = torch.where(is_generated_B[:, None], cells, cell_BL)
     samplers: list[SamplerName | None] = [source.sampler for source in sources]
     prefix_B = torch.tensor(prefixes)
-    return Assignment(torch.tensor(indices), label_B, context, tuple(samplers), prefix_B, cell_BL)
+    return RolloutRequest(
+        torch.tensor(indices), label_B, context, tuple(samplers), prefix_B, cell_BL
+    )

@@ -5,17 +5,17 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from common.backbone import SequenceSpec
+from common.config.quantities import Probability
 from common.errors import InputError
-from common.ledger import Draws
-from common.quantities import Probability
+from common.randomness import Draws
+from common.spec import SequenceSpec
 from rollout.context import ContextConfig
 
 ROUNDING = 1e-9
 """0.07 * 100 is a little more than 7: bounds are met up to this."""
 
 
-class PrefixLaw(ContextConfig):
+class PrefixDistribution(ContextConfig):
     """A source whose prefix k is uniform on the multiples of a unit within [lo T, hi T].
 
     Slots are counted in decoding order: the prefix is the first k cells in raster order, of the

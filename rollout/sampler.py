@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.backbone import Backbone
-from common.config import Config
+from common.config.quantities import CodesOrAll, SomeProbability, Temperature
+from common.config.schema import Config
 from common.errors import Diverged
-from common.guidance import Guidance, guide
-from common.plan import DecodePlan, DecodingConfig
-from common.quantities import CodesOrAll, SomeProbability, Temperature
+from common.models.backbone import Backbone
+from common.models.guidance import Guidance, guide
+from common.models.plan import DecodePlan, DecodingConfig
 
 
 class SamplingConfig(Config):

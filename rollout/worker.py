@@ -15,20 +15,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from common.backbone import BackboneConfig
-from common.checkpoint import unpack
-from common.config import Config
+from common.artifacts.model_file import ModelFile
+from common.config.quantities import Batch, Cpus, Fraction, Gpus, Processes, Spare
+from common.config.schema import Config
+from common.data.tokens import TokenDataset
 from common.device import place, precision
 from common.errors import Closed, Diverged
-from common.ledger import Draws, Lease, Schedule
-from common.model_file import ModelFile
-from common.plan import DecodePlan
-from common.quantities import Batch, Cpus, Fraction, Gpus, Processes, Spare
-from common.tokens import TokenDataset
-from common.trajectory import TrajectoryBatch, to_arrow
-from common.weights import WeightSource
-from rollout.context import Assignment, ContextsConfig, SamplerName, assign
-from rollout.continuation import Continuation
+from common.exchange.schedule import Lease, Schedule
+from common.exchange.trajectory import TrajectoryBatch, to_arrow
+from common.exchange.weights import WeightSource
+from common.files.tensors import unpack
+from common.models.backbone import BackboneConfig
+from common.models.plan import DecodePlan
+from common.randomness import Draws
+from rollout.context import ContextsConfig, RolloutRequest, SamplerName, assign
+from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import SamplingConfig, noise
 
 POLL_SECONDS = 1.0
@@ -106,15 +107,15 @@ class RolloutWorker:
 
     def _build_samplers(
         self, teacher_file: ModelFile | None, dtype: torch.dtype
-    ) -> dict[SamplerName, Continuation]:
-        student = Continuation(self._student, self._config.sampling, self._device)
+    ) -> dict[SamplerName, PrefixSampler]:
+        student = PrefixSampler(self._student, self._config.sampling, self._device)
         sampling = self._contexts.teacher_sampling
         if sampling is None:
             return {"student": student}
         if teacher_file is None:
             raise ValueError("contexts sample from the teacher, but no file of it was given")
         teacher = teacher_file.load(dtype).to(self._device).requires_grad_(False)
-        return {"student": student, "teacher": Continuation(teacher, sampling, self._device)}
+        return {"student": student, "teacher": PrefixSampler(teacher, sampling, self._device)}
 
     def run(self) -> int:
         """Sample while earlier leases are being scored; returns the number of leases done."""
@@ -187,7 +188,7 @@ class RolloutWorker:
         return to_arrow(batch)
 
     def _complete(
-        self, work: Assignment, seeds: list[int], noise_BL: Tensor, plan: DecodePlan
+        self, work: RolloutRequest, seeds: list[int], noise_BL: Tensor, plan: DecodePlan
     ) -> tuple[Tensor, Tensor]:
         """(token_BL, logprob_BL): what is read, with every sampler's rows put in their places."""
         token_BL = work.cell_BL.gather(1, plan.order_BL)
@@ -217,7 +218,7 @@ class RolloutWorker:
             "a longer warmup"
         )
 
-    def _assignment(self, lease: Lease) -> Assignment:
+    def _assignment(self, lease: Lease) -> RolloutRequest:
         return assign(
             self._contexts,
             lease.indices,

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Thread
 from typing import Generic, TypeVar
 
-from common.config import Config
-from common.quantities import Batch, Milliseconds
+from common.config.quantities import Batch, Milliseconds
+from common.config.schema import Config
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,19 +11,20 @@ import torch
 from pydantic import SerializeAsAny
 from torch import Tensor
 
-from common.backbone import Backbone, require_same_spec
-from common.buffer import TrajectorySink
-from common.checkpoint import state_digest
-from common.config import Config, UserPath
+from common.artifacts.model_file import ModelFile
+from common.config.plugins import from_package
+from common.config.quantities import Cpus, Gpus, Processes
+from common.config.schema import Config, UserPath
 from common.device import place, precision
 from common.errors import Diverged
-from common.guidance import Guidance, guide, scale_per_slot
-from common.model_file import ModelFile
-from common.plugins import from_package
-from common.quantities import Cpus, Gpus, Processes
-from common.signal import SignalConfig, entropies
-from common.signals import guided_hidden
-from common.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow
+from common.exchange.buffer import TrajectorySink
+from common.exchange.signal import SignalConfig, entropies
+from common.exchange.signals import guided_hidden
+from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow
+from common.files.tensors import state_digest
+from common.models.backbone import Backbone
+from common.models.guidance import Guidance, guide, scale_per_slot
+from common.spec import require_same_spec
 from teacher_server.batching import Batcher, BatchingConfig
 
 PUT_SECONDS = 5.0
@@ -37,7 +38,7 @@ class TeacherConfig(Config):
     """Read the averaged weights of an official trainer's file."""
     guidance: Guidance | None = None
     """Classifier-free guidance of the target distribution; without it, one pass is enough."""
-    signal: Annotated[SerializeAsAny[SignalConfig], from_package("common.signals")] = (
+    signal: Annotated[SerializeAsAny[SignalConfig], from_package("common.exchange.signals")] = (
         guided_hidden.Config()
     )
     """What the teacher sends per token."""

@@ -13,17 +13,20 @@ from building.studies import STUDY
 from rich.console import Console
 from torch import Tensor
 
-from common.backbone import Backbone, SequenceSpec, build_seeded
-from common.config import apply_override
+from common.config.plugins import load_plugin
+from common.config.schema import apply_override
+from common.data.tokens import TokenDataset
 from common.errors import InputError
-from common.plugins import load_plugin
-from common.snapshots import Snapshots
-from common.tokens import TokenDataset
-from common.trajectory import TrajectoryBatch
-from deploy.cluster import ENVIRONMENT, secure_environment
-from deploy.config import RunConfig, Workspace, open_run
-from deploy.stages import pretrain_model
-from deploy.tokenizing import tokenize
+from common.exchange.trajectory import TrajectoryBatch
+from common.files.snapshots import Snapshots
+from common.models.backbone import Backbone, build_seeded
+from common.spec import SequenceSpec
+from deploy.backend.session import ENVIRONMENT, secure_environment
+from deploy.config import RunConfig
+from deploy.run_folder.opening import open_run
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.pretrain import pretrain_model
+from deploy.stages.tokenize import tokenize
 from rollout.sampler import SamplingConfig, decode, noise
 
 torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
@@ -93,7 +96,7 @@ def tiny() -> Callable[..., Backbone]:
     """A tiny backbone whose logits are informative (the published head starts at zero)."""
 
     def build(kind: str, seed: int = 0, spec: SequenceSpec | None = None) -> Backbone:
-        config = load_plugin("common.backbones", kind).Config.tiny()
+        config = load_plugin("common.models.backbones", kind).Config.tiny()
         try:
             model = build_seeded(config, spec or SPEC, seed)
         except InputError:  # a family that reads tokens of several scales

@@ -1,1 +1,1 @@
-"""Images as they come in: which files are data, what their pixels and labels mean."""
+"""Token datasets: images of a split as codes, encoded here or published."""

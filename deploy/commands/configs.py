@@ -7,8 +7,8 @@ For example:
 
 import argparse
 
-from deploy.arguments import CONFIGS, complete
-from deploy.shipped import shipped, shipped_names, summary
+from deploy.cli.arguments import CONFIGS, complete
+from deploy.run_folder.shipped import shipped, shipped_names, summary
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from deploy.progress import results
+    from deploy.console.progress import results
 
     target = results()
     if arguments.name:

@@ -15,7 +15,7 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, add_local, open_from, path_option
+from deploy.cli.arguments import add_config, add_local, open_from, path_option
 
 INTERRUPTED = "the run had not begun; the folder is as it was"
 
@@ -49,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
-    from deploy.dryrun import plan_run
-    from deploy.progress import console, results
+    from deploy.console.progress import console, results
+    from deploy.planning.plan import plan_run
 
     target = console()
     plan = plan_run(config, workspace, timed=arguments.dry_run)
@@ -59,12 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     arguments.held.enter_context(workspace.locked(arguments.command))
     if arguments.source is not None:
-        from deploy.borrowing import borrowed
+        from deploy.run_folder.borrowing import borrowed
 
         arguments.held.enter_context(borrowed(arguments.source, workspace))
-    from deploy.distill import distill
-    from deploy.ending import end, quoted
-    from deploy.stopping import EXIT_CODES
+    from deploy.cli.ending import end, quoted
+    from deploy.console.stopping import EXIT_CODES
+    from deploy.stages.distill import distill
 
     facts = distill(
         config,

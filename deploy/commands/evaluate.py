@@ -8,7 +8,7 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, open_from
+from deploy.cli.arguments import add_config, open_from
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
-    from deploy.ending import end, quoted
-    from deploy.progress import console
-    from deploy.report import write_report
+    from deploy.cli.ending import end, quoted
+    from deploy.console.progress import console
+    from deploy.stages.evaluate import write_report
 
     report = write_report(config, workspace, console())
     fids = ", ".join(f"{name} {value:.3f}" for name, value in report["fid"].items())

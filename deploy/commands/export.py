@@ -8,7 +8,7 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, open_from, path_option
+from deploy.cli.arguments import add_config, open_from, path_option
 
 MODELS = ("student", "student_ema", "student_before", "teacher")
 
@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     if arguments.to is None:
         arguments.held.enter_context(workspace.locked(arguments.command))
-    from deploy.ending import end
-    from deploy.export import card_of, export
+    from deploy.cli.ending import end
+    from deploy.stages.export import card_of, export
 
     path = export(
         config,

@@ -9,7 +9,7 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, add_local, open_from
+from deploy.cli.arguments import add_config, add_local, open_from
 
 INTERRUPTED = "the same command goes on after the parts that are finished"
 
@@ -22,9 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
-    from deploy.ending import end, quoted
-    from deploy.generating import generate
-    from deploy.progress import console
+    from deploy.cli.ending import end, quoted
+    from deploy.console.progress import console
+    from deploy.stages.generate import generate
 
     target = console()
     facts = generate(config, workspace, target, local=arguments.local)

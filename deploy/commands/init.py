@@ -14,7 +14,7 @@ from pathlib import Path
 
 import shtab
 
-from deploy.arguments import complete, path_option
+from deploy.cli.arguments import complete, path_option
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import tomllib
 
-    from common.checkpoint import unwritable
-    from common.config import validate
+    from common.config.schema import validate
     from common.errors import InputError
+    from common.files.atomic import unwritable
+    from deploy.cli.ending import end, quoted
+    from deploy.cli.first_config import write_config
+    from deploy.cli.survey import survey
     from deploy.config import RunConfig
-    from deploy.ending import end, quoted
-    from deploy.first_config import write_config
+    from deploy.console.progress import busy, console
     from deploy.layout import check_layout
-    from deploy.progress import busy, console
-    from deploy.survey import survey
 
     check_layout()
     path = arguments.to or Path(f"{_name(arguments.images)}.toml")

@@ -15,8 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from deploy.options import describe
-    from deploy.progress import results
+    from deploy.cli.config_reference import describe
+    from deploy.console.progress import results
 
     target = results()
     for section in arguments.sections or [""]:

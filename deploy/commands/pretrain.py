@@ -16,7 +16,7 @@ For example:
 import argparse
 from typing import Any
 
-from deploy.arguments import add_config, open_from
+from deploy.cli.arguments import add_config, open_from
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
-    from deploy.ending import after_models, end, quoted
-    from deploy.progress import console
-    from deploy.stages import pretrain_model
-    from deploy.stopping import EXIT_CODES
-    from deploy.trained_tokenizer import pretrain_tokenizer
+    from deploy.cli.ending import after_models, end, quoted
+    from deploy.console.progress import console
+    from deploy.console.stopping import EXIT_CODES
+    from deploy.stages.pretrain import pretrain_model
+    from deploy.stages.pretrain_tokenizer import pretrain_tokenizer
 
     target = console()
     how = {"resume": arguments.resume, "restart": arguments.restart}

@@ -13,7 +13,7 @@ import argparse
 
 import shtab
 
-from deploy.arguments import add_config, complete, open_from, path_option
+from deploy.cli.arguments import add_config, complete, open_from, path_option
 
 MODELS = ("student", "student_ema", "student_before", "teacher")
 
@@ -51,9 +51,9 @@ _count.__name__ = "number"  # argparse: "invalid number value: 'x'"
 
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
-    from deploy.drawing import fill, take_order
-    from deploy.ending import end, quoted
-    from deploy.progress import console
+    from deploy.cli.ending import end, quoted
+    from deploy.console.progress import console
+    from deploy.stages.sample import fill, take_order
 
     order = take_order(
         config,

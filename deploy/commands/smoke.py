@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deploy.arguments import add_overrides, open_from
+from deploy.cli.arguments import add_overrides, open_from
 
 FAMILIES = {"llamagen": "smoke", "var": "smoke_var", "arpg": "smoke_arpg"}
 
@@ -32,14 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.held.enter_context(workspace.locked(arguments.command))
     import torch
 
-    from deploy.cluster import cluster, warm_up
-    from deploy.distill import distill
-    from deploy.ending import end, quoted
-    from deploy.pretraining import require_finished
-    from deploy.progress import console
-    from deploy.report import write_report
-    from deploy.stages import pretrain_model
-    from deploy.tokenizing import tokenize
+    from deploy.backend.session import cluster, warm_up
+    from deploy.cli.ending import end, quoted
+    from deploy.console.progress import console
+    from deploy.stages.distill import distill
+    from deploy.stages.evaluate import write_report
+    from deploy.stages.pretrain import pretrain_model
+    from deploy.stages.tokenize import tokenize
+    from deploy.stages.training import require_finished
 
     torch.set_num_threads(1)
     target = console()
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _stopped(facts: dict[str, Any], root: Path) -> int:
     """Without a student there is nothing to report."""
-    from deploy.ending import end, quoted
-    from deploy.stopping import EXIT_CODES
+    from deploy.cli.ending import end, quoted
+    from deploy.console.stopping import EXIT_CODES
 
     resume = f"varkd distill {quoted(root)} --resume"
     end(

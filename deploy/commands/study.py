@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import shtab
 
-from deploy.arguments import add_cpu, complete, path_option, say_changes
+from deploy.cli.arguments import add_cpu, complete, path_option, say_changes
 
 if TYPE_CHECKING:
     from deploy.study.runner import Harvest, StudyFolder
@@ -47,10 +47,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from common.paths import user_path
+    from common.files.paths import user_path
+    from deploy.console.progress import console, results
     from deploy.layout import check_layout
-    from deploy.lock import locked
-    from deploy.progress import console, results
+    from deploy.run_folder.lock import locked
     from deploy.study.config import open_study
     from deploy.study.runner import StudyFolder, describe
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         results().print(describe(study, folder))
         return 0
     arguments.held.enter_context(locked(folder.root, arguments.command))
-    from deploy.study.publish import publish
+    from deploy.study.page.publish import publish
     from deploy.study.runner import collect, run_study
 
     if arguments.report:
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _end(
     arguments: argparse.Namespace, folder: "StudyFolder", wanted: dict[Any, Any], harvest: "Harvest"
 ) -> int:
-    from deploy.ending import end, quoted
+    from deploy.cli.ending import end, quoted
 
     done, failed = len(harvest.found), len(harvest.failed)
     left = len(wanted) - done

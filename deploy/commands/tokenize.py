@@ -10,7 +10,7 @@ For example:
 
 import argparse
 
-from deploy.arguments import add_config, add_local, open_from
+from deploy.cli.arguments import add_config, add_local, open_from
 
 INTERRUPTED = "the same command goes on after the parts that are finished"
 
@@ -23,9 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
-    from deploy.ending import after_tokens, end
-    from deploy.progress import console
-    from deploy.tokenizing import tokenize
+    from deploy.cli.ending import after_tokens, end
+    from deploy.console.progress import console
+    from deploy.stages.tokenize import tokenize
 
     target = console()
     facts = tokenize(config, workspace, target, local=arguments.local)

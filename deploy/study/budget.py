@@ -7,16 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.checkpoint import write_text
 from common.errors import InputError
-from common.paths import read_json
-from deploy.progress import Bar
+from common.files.atomic import write_text
+from common.files.paths import read_json
+from deploy.backend.tasks import Caller
+from deploy.console.progress import Bar
+from deploy.study.analysis.results import BASE, TEACHER
 from deploy.study.cells import probe
 from deploy.study.config import Study
 from deploy.study.jobs import Job
-from deploy.study.results import BASE, TEACHER
 from deploy.study.start import read_mark
-from deploy.study.tasks import Caller
 
 
 @dataclass(frozen=True)

@@ -19,24 +19,25 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from common.checkpoint import write_text
+from common.artifacts.model_file import ModelFile
 from common.device import place
 from common.errors import InputError
-from common.guidance import Guidance
-from common.metrics import read_rows
-from common.model_file import ModelFile
-from common.paths import read_json
-from deploy.borrowing import link
-from deploy.config import RunConfig, Workspace
-from deploy.distill import distill
-from deploy.judge import Judge
+from common.exchange.metrics import read_rows
+from common.files.atomic import write_text
+from common.files.paths import read_json
+from common.models.guidance import Guidance
+from deploy.config import RunConfig
+from deploy.console.stopping import Stopped
+from deploy.console.versions import commit
 from deploy.layout import check_layout
-from deploy.pictures import by_class, class_sheet, save_png, spread
-from deploy.report import commit
-from deploy.stages import load_for_sampling
-from deploy.stopping import Stopped
+from deploy.report.grids import by_class, class_sheet, save_png, spread
+from deploy.run_folder.borrowing import link
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.distill import distill
+from deploy.stages.draw import load_for_sampling
+from deploy.stages.judge import Judge
+from deploy.study.analysis.results import BASE, TEACHER, CellFacts, Measurement
 from deploy.study.jobs import Job, read_cell
-from deploy.study.results import BASE, TEACHER, CellFacts, Measurement
 from rollout.sampler import SamplingConfig
 
 SHARED = ("tokenizer.safetensors", "tokens", "teacher.safetensors", "student_before.safetensors")

@@ -5,15 +5,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config import Config, load_config, read_toml, validate
+from common.config.quantities import Depth, Factor, Gpus, Seconds, Seed, SomeCpus, Steps
+from common.config.schema import Config, load_config, read_toml, validate
 from common.errors import InputError
-from common.paths import user_path
-from common.quantities import Depth, Factor, Gpus, Seconds, Seed, SomeCpus, Steps
-from deploy.config import RunConfig, portable
-from deploy.generating import dataset_source
-from deploy.on_cpu import on_cpu
-from deploy.shipped import CONFIGS
-from deploy.workspace import run_config
+from common.files.paths import user_path
+from deploy.config import RunConfig
+from deploy.run_folder.on_cpu import on_cpu
+from deploy.run_folder.opening import portable
+from deploy.run_folder.shipped import CONFIGS
+from deploy.run_folder.workspace import run_config
+from deploy.stages.generate import dataset_source
 from rollout.contexts import teacher
 
 OWN = frozenset({"objective", "contexts", "rollout", "teacher", "buffer", "learner"})

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import InputError
-from common.identity import difference
-from common.paths import read_json
+from common.files.made_from import difference
+from common.files.paths import read_json
 from deploy.config import RunConfig
-from deploy.study.results import CellFacts, Measurement
+from deploy.study.analysis.results import CellFacts, Measurement
 
 HARMLESS = ("out", "images", "tokens", "pretrain", "buffer", "sample", "cluster")
 """Sections that change nothing a cell finds: what was made by them counts, and where it runs."""

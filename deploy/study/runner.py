@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from common.errors import InputError, RunFailed
-from deploy.cluster import cluster
-from deploy.faults import summary
-from deploy.progress import Bar
+from deploy.backend.session import cluster
+from deploy.backend.tasks import Caller, call_here, call_on_ray
+from deploy.console.faults import summary
+from deploy.console.progress import Bar
 from deploy.study.budget import StudyFolder, budget, jobs, known_seconds, steps_within
 from deploy.study.cells import run_cell
 from deploy.study.config import Study
 from deploy.study.jobs import Found, Job, read_cell, why_again
 from deploy.study.start import prepare
-from deploy.study.tasks import Caller, call_here, call_on_ray
 
 
 @dataclass

@@ -10,25 +10,26 @@ from typing import Any
 
 from rich.console import Console
 
-from common.checkpoint import write_text
+from common.artifacts.model_file import ModelFile
+from common.data.tokens import load_tokens, read_header
 from common.errors import InputError
-from common.identity import difference
-from common.images import open_images
-from common.model_file import ModelFile
-from common.paths import read_json
-from common.tokenizer import TrainableTokenizerConfig
-from common.tokens import load_tokens, read_header
-from deploy.borrowing import link
-from deploy.config import RunConfig, Workspace
-from deploy.generating import generate
-from deploy.pretraining import require_finished
-from deploy.progress import busy
-from deploy.quality import feature_facts
-from deploy.stages import pretrain_model
+from common.files.atomic import write_text
+from common.files.made_from import difference
+from common.files.paths import read_json
+from common.images.opening import open_images
+from common.tokenization.tokenizer import TrainableTokenizerConfig
+from deploy.config import RunConfig
+from deploy.console.progress import busy
+from deploy.run_folder.borrowing import link
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.generate import generate
+from deploy.stages.pretrain import pretrain_model
+from deploy.stages.pretrain_tokenizer import pretrain_tokenizer
+from deploy.stages.quality import feature_facts
+from deploy.stages.tokenize import tokenize
+from deploy.stages.training import require_finished
 from deploy.study.cells import SHARED, require_metrics
 from deploy.study.config import Study
-from deploy.tokenizing import tokenize
-from deploy.trained_tokenizer import pretrain_tokenizer
 
 MARK = "start.json"
 TOKENS = {"kind", "classes", "crops", "crop_range", "paths"}

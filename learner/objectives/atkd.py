@@ -12,12 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from common.quantities import Probability
-from common.trajectory import TrajectoryBatch
+from common.config.quantities import Probability
+from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import forward_kl
 from learner.objective import ObjectiveConfig, TokenChunk
-from learner.ranks import Ranks, gather
-from learner.weighing import Memory, Weighing
+from learner.process_group import ProcessGroup, gather
+from learner.token_weights import ObjectiveState, TokenWeights
 
 NEVER = -1e9
 """Log-probability of a code that is left out; finite, so that 0 * log 0 is 0."""
@@ -32,12 +32,14 @@ class Config(ObjectiveConfig):
     def reads(self) -> frozenset[str]:
         return frozenset({"token_logprob"})
 
-    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+    def token_weights(
+        self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
+    ) -> TokenWeights:
         support_BL = self.support(batch)
         uncertainty_BL = -batch.signal["token_logprob"].expm1()
         median = gather(ranks, uncertainty_BL, support_BL).quantile(0.5)
         column = {"easy": (uncertainty_BL < median).float()}
-        return Weighing(support_BL.float(), support_BL, support_BL, column)
+        return TokenWeights(support_BL.float(), support_BL, support_BL, column)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
         student_N2, student_NV = _without_target(chunk.student_NV, chunk.token_N)

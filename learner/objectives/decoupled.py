@@ -13,12 +13,12 @@ over all ranks, so both are exact under any split.
 
 from collections.abc import Mapping
 
-from common.trajectory import TrajectoryBatch
+from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import Divergence
 from learner.horizon import HorizonConfig
 from learner.objectives import gkd
-from learner.ranks import Ranks
-from learner.weighing import Memory, Weighing
+from learner.process_group import ProcessGroup
+from learner.token_weights import ObjectiveState, TokenWeights
 
 
 class Config(gkd.Config):
@@ -27,11 +27,13 @@ class Config(gkd.Config):
     horizon: HorizonConfig = HorizonConfig()
     """How far into rollouts the loss looks."""
 
-    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+    def token_weights(
+        self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
+    ) -> TokenWeights:
         support_BL = self.support(batch)
-        inside_BL = self.horizon.slots(batch.rollout_BL, memory) | ~batch.on_policy_B[:, None]
+        inside_BL = self.horizon.slots(batch.rollout_BL, state) | ~batch.on_policy_B[:, None]
         counted_BL = support_BL & inside_BL
-        return Weighing(counted_BL.float(), counted_BL, counted_BL)
+        return TokenWeights(counted_BL.float(), counted_BL, counted_BL)
 
-    def remember(self, memory: Memory, mean: Mapping[str, float]) -> None:
-        self.horizon.advance(memory, mean["student_entropy"])
+    def update_state(self, state: ObjectiveState, mean: Mapping[str, float]) -> None:
+        self.horizon.advance(state, mean["student_entropy"])

@@ -15,11 +15,11 @@ from learner.objectives import gkd
 
 
 class Config(gkd.Config):
-    observes: ClassVar[tuple[str, ...]] = ("acceptance",)
+    diagnosed: ClassVar[tuple[str, ...]] = ("acceptance",)
 
     divergence: Divergence = Divergence(name="tvd")
     """tvd, or any other of the paper's: fkl, rkl, jsd."""
 
-    def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
+    def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
         distance_N = total_variation(chunk.student_NV, chunk.required_teacher_NV)
         return {"acceptance": 1 - distance_N}

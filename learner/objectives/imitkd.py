@@ -6,7 +6,7 @@ The annealed mixture of data and student contexts is `contexts.sources`.
 
 from torch import Tensor
 
-from common.quantities import CodesOrAll
+from common.config.quantities import CodesOrAll
 from learner.divergence import forward_kl
 from learner.objective import ObjectiveConfig, TokenChunk
 

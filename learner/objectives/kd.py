@@ -7,8 +7,8 @@ so only the second term is left.
 
 from torch import Tensor
 
-from common.quantities import Probability, Temperature
-from common.trajectory import is_on_policy
+from common.config.quantities import Probability, Temperature
+from common.exchange.trajectory import is_on_policy
 from learner.divergence import forward_kl, tempered
 from learner.objective import ObjectiveConfig, TokenChunk
 

@@ -28,13 +28,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from common.quantities import Probability, Weight
-from common.trajectory import TrajectoryBatch, is_on_policy
+from common.config.quantities import Probability, Weight
+from common.exchange.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import reverse_kl
 from learner.objective import ObjectiveConfig, TokenChunk
-from learner.ranks import Ranks
+from learner.process_group import ProcessGroup
 from learner.returns import log_ratio, returns, whitened
-from learner.weighing import Memory, Weighing
+from learner.token_weights import ObjectiveState, TokenWeights
 
 OFFICIAL_DISCOUNT, OFFICIAL_KD_SHARE, OFFICIAL_REWARD_CLIP = 0.95, 0.5, 50.0
 """Of the official code: --gamma, --kd-ratio, and --cliprange-reward times --reward-scaling."""
@@ -62,7 +62,9 @@ class Config(ObjectiveConfig):
     def reads(self) -> frozenset[str]:
         return frozenset({"token_logprob"})
 
-    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+    def token_weights(
+        self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
+    ) -> TokenWeights:
         support_BL = self.support(batch)
         reward_BL = log_ratio(batch, batch.suffix_BL)
         last = reward_BL.shape[1] - 1
@@ -77,7 +79,7 @@ class Config(ObjectiveConfig):
         if self.form == "official":
             return_BL = whitened(return_BL, batch.rollout_BL, ranks)
         column = {"return": return_BL, "behaviour": batch.logprob_BL}
-        return Weighing(support_BL.float(), support_BL, support_BL, column)
+        return TokenWeights(support_BL.float(), support_BL, support_BL, column)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
         if not is_on_policy(chunk.context):

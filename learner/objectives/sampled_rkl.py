@@ -14,12 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from common.quantities import Factor, Probability
-from common.trajectory import TrajectoryBatch
+from common.config.quantities import Factor, Probability
+from common.exchange.trajectory import TrajectoryBatch
 from learner.objective import ObjectiveConfig, TokenChunk
-from learner.ranks import Ranks
+from learner.process_group import ProcessGroup
 from learner.returns import log_ratio, returns
-from learner.weighing import Memory, Weighing
+from learner.token_weights import ObjectiveState, TokenWeights
 
 
 class Config(ObjectiveConfig):
@@ -34,11 +34,13 @@ class Config(ObjectiveConfig):
     def reads(self) -> frozenset[str]:
         return frozenset({"token_logprob"})
 
-    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+    def token_weights(
+        self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
+    ) -> TokenWeights:
         support_BL = self.support(batch)
         advantage_BL = self.kappa * returns(log_ratio(batch, support_BL), self.discount)
         column = {"advantage": advantage_BL, "behaviour": batch.logprob_BL}
-        return Weighing(support_BL.float(), support_BL, support_BL, column)
+        return TokenWeights(support_BL.float(), support_BL, support_BL, column)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()

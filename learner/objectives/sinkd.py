@@ -15,13 +15,13 @@ Shape letters: B sequences, L slots, N tokens of a chunk, n tokens of a group, V
 import torch
 from torch import Tensor
 
-from common.quantities import Depth, Factor, Temperature, Tokens, Weight
-from common.trajectory import TrajectoryBatch
+from common.config.quantities import Depth, Factor, Temperature, Tokens, Weight
+from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import tempered
 from learner.objective import TokenChunk
 from learner.objectives import kd
-from learner.ranks import Ranks
-from learner.weighing import Memory, Weighing
+from learner.process_group import ProcessGroup
+from learner.token_weights import ObjectiveState, TokenWeights
 
 
 class Config(kd.Config):
@@ -36,12 +36,14 @@ class Config(kd.Config):
     sinkhorn_temperature: Temperature = 2.0
     """Softens both models' rows before they are compared."""
 
-    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+    def token_weights(
+        self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
+    ) -> TokenWeights:
         support_BL = self.support(batch)
         block_BL = (support_BL.cumsum(1) - 1).clamp_min(0) // self.group
         row_B = torch.arange(len(batch), device=block_BL.device)
         group_BL = row_B[:, None] * block_BL.shape[1] + block_BL
-        return Weighing(support_BL.float(), support_BL, support_BL, group_BL=group_BL)
+        return TokenWeights(support_BL.float(), support_BL, support_BL, group_BL=group_BL)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
         sizes = list(chunk.groups) or [len(chunk.token_N)]

@@ -12,15 +12,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor
 
+from common.config.quantities import Weight
 from common.errors import InputError
-from common.quantities import Weight
-from common.trajectory import TrajectoryBatch, is_on_policy
+from common.exchange.trajectory import TrajectoryBatch, is_on_policy
 from learner.divergence import Divergence, filled
-from learner.gate import GateConfig, weigh
+from learner.gate import GateConfig, token_weights
 from learner.objective import ObjectiveConfig, TokenChunk
-from learner.ranks import Ranks
+from learner.process_group import ProcessGroup
 from learner.relaxation import RelaxationConfig, chain_rule, relaxed
-from learner.weighing import Memory, Weighing
+from learner.token_weights import ObjectiveState, TokenWeights
 
 PRESETS = {
     "paper_eq": (Divergence(name="rkl"), Divergence(name="fkl")),
@@ -30,7 +30,7 @@ PRESETS = {
 
 
 class Config(ObjectiveConfig):
-    observes: ClassVar[tuple[str, ...]] = ("between_clusters", "within_clusters")
+    diagnosed: ClassVar[tuple[str, ...]] = ("between_clusters", "within_clusters")
 
     preset: Literal["paper_eq", "paper_text"] = "paper_eq"
     """paper_eq: reverse KL on student contexts, forward KL on data; paper_text: JSD(0.5)."""
@@ -74,14 +74,16 @@ class Config(ObjectiveConfig):
                 "objective.data_apply at none or gate"
             )
 
-    def weigh(self, batch: TrajectoryBatch, memory: Memory, ranks: Ranks) -> Weighing:
+    def token_weights(
+        self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
+    ) -> TokenWeights:
         support_BL = self.support(batch)
         gates_data = self.data_apply in ("gate", "both")
         gated_BL = support_BL if gates_data else batch.rollout_BL
-        gated = weigh(self.gate, batch, gated_BL, memory, ranks)
+        gated = token_weights(self.gate, batch, gated_BL, state, ranks)
         plain_BL = support_BL & ~gated_BL
         weight_BL = gated.weight_BL.masked_fill(plain_BL, 1.0)
-        return Weighing(weight_BL, gated.open_BL | plain_BL, support_BL)
+        return TokenWeights(weight_BL, gated.open_BL | plain_BL, support_BL)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
         pair = chunk.student_NV, chunk.required_teacher_NV
@@ -94,7 +96,7 @@ class Config(ObjectiveConfig):
             loss_N = loss_N - self.cross_entropy * chunk.student_token_N
         return loss_N
 
-    def observe(self, chunk: TokenChunk) -> dict[str, Tensor]:
+    def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
         if chunk.clusters is None or not is_on_policy(chunk.context):
             return {}
         pair = chunk.student_NV, chunk.required_teacher_NV

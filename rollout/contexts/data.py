@@ -1,7 +1,7 @@
 """Ground-truth sequences, k = T: teacher-forced distillation (VarKD eq. 2)."""
 
-from common.backbone import SequenceSpec
-from common.ledger import Draws
+from common.randomness import Draws
+from common.spec import SequenceSpec
 from rollout.context import ContextConfig
 
 

@@ -1,10 +1,10 @@
 """Mixed rollouts: a ground-truth prefix continued by the student (VarKD eq. 6)."""
 
 from rollout.context import SamplerName
-from rollout.prefix import PrefixLaw
+from rollout.prefix import PrefixDistribution
 
 
-class Config(PrefixLaw):
+class Config(PrefixDistribution):
     @property
     def sampler(self) -> SamplerName:
         return "student"

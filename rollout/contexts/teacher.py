@@ -9,13 +9,13 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from common.quantities import Count, Probability
+from common.config.quantities import Count, Probability
 from rollout.context import SamplerName
-from rollout.prefix import PrefixLaw
+from rollout.prefix import PrefixDistribution
 from rollout.sampler import SamplingConfig
 
 
-class Config(PrefixLaw):
+class Config(PrefixDistribution):
     lo: Probability = 0.0
     """Shortest ground-truth prefix as a fraction of the sequence; 0 is SeqKD."""
     hi: Probability = 0.0

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from common.images import center_crop
-from common.residual import phi_index
-from common.tokenizer import load_tokenizer, save_tokenizer
-from common.tokenizers import llamagen_vq, var_vqvae
+from common.images.opening import center_crop
+from common.models.residual_quantizer import phi_index
+from common.tokenization.tokenizer import load_tokenizer, save_tokenizer
+from common.tokenization.tokenizers import llamagen_vq, var_vqvae
 
 
 def multiscale_tokenizer(golden, tmp_path):

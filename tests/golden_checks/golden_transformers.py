@@ -10,13 +10,13 @@ from golden import Golden
 from golden_tokenizers import multiscale_tokenizer
 from torch.nn import functional as F
 
-from common.backbone import SequenceSpec
-from common.backbones import arpg, llamagen, var
-from common.guidance import Guidance, guide
-from common.layers import rotary_2d
-from common.model_file import ModelFile, official_state
-from common.official import Checkpoint
-from common.plan import DecodePlan, arpg_step_sizes
+from common.artifacts.model_file import ModelFile, official_state
+from common.files.official import Checkpoint
+from common.models.backbones import arpg, llamagen, var
+from common.models.guidance import Guidance, guide
+from common.models.layers import rotary_2d
+from common.models.plan import DecodePlan, arpg_step_sizes
+from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig, Stepper, filtered_logprob
 
 

@@ -1,0 +1,175 @@
+"""A backbone's weights on disk, ours or official, and how to rebuild the module from them.
+
+Our own files describe themselves. An official checkpoint holds only tensors, so the run's config
+says what it is, and everything is compared with the file's shapes before memory is allocated.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.artifacts.backbone_file import describe, is_ours, load_head
+from common.config.plugins import kinds, load_plugin
+from common.errors import InputError
+from common.files.loading import below, ignoring, load
+from common.files.official import Checkpoint
+from common.models.backbone import Backbone, BackboneConfig
+from common.spec import SequenceSpec, require_same_spec
+from common.tokenization.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """Where weights are and what they must be; `role` is the config section for messages."""
+
+    path: Path
+    role: str
+    architecture: BackboneConfig
+    spec: SequenceSpec
+    tokenizer: Path
+    """Official files of next-scale models leave their quantiser to the tokenizer's file."""
+    ema: bool = False
+    """Read the averaged weights of an official trainer's file."""
+
+    def check(self) -> None:
+        """Refuse a file that is something else, without reading its weights.
+
+        Raises:
+            InputError: another family, size, vocabulary, grid or class count; both are named.
+        """
+        if is_ours(self.path):
+            self._check_ours(*describe(self.path))
+        else:
+            self._open()
+
+    def load(self, dtype: torch.dtype | None = None) -> Backbone:
+        """The module in eval mode on the CPU; parameters are cast while they are read.
+
+        Raises:
+            InputError: as `check`, or names are missing or unexpected.
+        """
+        if is_ours(self.path):
+            self.check()
+            model = self._skeleton()  # not as stored: dropout is this run's
+            load(model, Checkpoint(self.path), lambda name: name, dtype=dtype)
+            return model.eval()
+        checkpoint = self._open()
+        model = self._skeleton()
+        # Built on the meta device, the quantiser's state comes from the tokenizer, if at all.
+        quantizer = load_tokenizer(self.tokenizer).quantizer if self.spec.scales else None
+        model.attach(quantizer)
+        given = {name: value for name, value in model.state_dict().items() if not value.is_meta}
+        load(model, checkpoint, ignoring(*model.official.ignored), given=given, dtype=dtype)
+        return model.eval()
+
+    def head(self) -> nn.Linear:
+        """Only the output head, in float32: a learner needs no copy of its teacher."""
+        if is_ours(self.path):
+            head, spec, config = load_head(self.path)
+            self._check_ours(spec, config)
+            return head
+        checkpoint = self._open()
+        model = self._skeleton()
+        load(model.head, checkpoint, below(model.official.head), dtype=torch.float32)
+        return model.head.requires_grad_(False)
+
+    def digest(self) -> str:
+        """Sixteen hex digits of every tensor in the file; its other contents do not count."""
+        checkpoint = Checkpoint(self.path, ema=self.ema)
+        hasher = hashlib.blake2b(digest_size=8)
+        for name, value in checkpoint.tensors(sorted(checkpoint.entries), finite=False):
+            hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            hasher.update(value.flatten().view(torch.uint8).numpy().data)
+        return hasher.hexdigest()
+
+    def _open(self) -> Checkpoint:
+        checkpoint = Checkpoint(self.path, ema=self.ema)
+        expected = self.architecture.model_dump() | self.spec.as_dict()
+        require_family(self.path, checkpoint.shapes, self.architecture.kind, expected, self.role)
+        return checkpoint
+
+    def _skeleton(self) -> Backbone:
+        with torch.device("meta"):
+            return self.architecture.build(self.spec)
+
+    def _check_ours(self, spec: SequenceSpec, config: BackboneConfig) -> None:
+        if self.ema:
+            section = "teacher" if self.role == "models.teacher" else "learner"
+            raise InputError(
+                f"{section}.weights_ema asks for averaged weights, but {self.path} is a file of "
+                "varkd and holds one set; drop it, or choose a student_ema.safetensors"
+            )
+        require_same_spec(self.spec, spec, us="the token dataset", them=str(self.path))
+        if not config.same_network(self.architecture):
+            ours, theirs = self.architecture.model_dump(), config.model_dump()
+            names = [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]
+            different = sorted(set(names) - self.architecture.training_only)
+            found, expected = (
+                ", ".join(f"{name} {values.get(name)}" for name in different)
+                for values in (theirs, ours)
+            )
+            raise InputError(
+                f"{self.path} holds a model with {found}, but {self.role} has {expected}; make "
+                "them equal or train again"
+            )
+
+
+def require_family(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    kind: str,
+    expected: Mapping[str, Any],
+    role: str,
+) -> None:
+    """Compare what official weights are with what the config says they are.
+
+    Raises:
+        InputError: another family, or other sizes; the message names both.
+    """
+    found = identify(shapes)
+    if found is None:
+        some = ", ".join(sorted(shapes)[:3])
+        known = ", ".join(kinds("common.models.backbones"))
+        raise InputError(f"{path}: neither of {known} (it holds {some}, ...); {role} is {kind}")
+    family, sizes = found
+    text = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    if family != kind:
+        raise InputError(f"{path} holds a {family} ({text}), but {role} is {kind}; set its kind")
+    wrong = {name: expected[name] for name, value in sizes.items() if expected[name] != value}
+    if wrong:
+        ours = ", ".join(f"{name} {value}" for name, value in wrong.items())
+        raise InputError(
+            f"{path} holds a {family} with {text}, but the run expects {ours}; "
+            f"correct {role}, the tokenizer or the image size, or choose another file"
+        )
+
+
+def identify(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, int]] | None:
+    """(family, its sizes) of official weights, or None where no family knows them."""
+    for kind in kinds("common.models.backbones"):
+        config: type[BackboneConfig] = load_plugin("common.models.backbones", kind).Config
+        sizes = config.sizes_in(shapes)
+        if sizes is not None:
+            return kind, sizes
+    return None
+
+
+def official_state(model: Backbone) -> dict[str, Tensor]:
+    """Everything that the family's own loader expects, under its names (strict loading works)."""
+    quantizer = {f"quantizer.{name}" for name in _quantizer_names(model)}
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if name not in quantizer
+    }
+    return state | model.official_buffers()
+
+
+def _quantizer_names(model: Backbone) -> list[str]:
+    quantizer = getattr(model, "quantizer", None)
+    return list(quantizer.state_dict()) if isinstance(quantizer, nn.Module) else []

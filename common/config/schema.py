@@ -1,0 +1,139 @@
+"""Strict configuration models, and TOML plus dotted overrides as the only way to fill them."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from common.config.known_keys import keys_of_kind, kinds_in, package_of, suggestion
+from common.config.toml_tree import apply_override, read_toml
+from common.errors import InputError
+from common.files.paths import shortened, user_path
+
+UserPath = Annotated[Path, Field(strict=False), AfterValidator(user_path)]
+"""A path in a config; `~` stands for the home folder."""
+
+
+class Config(BaseModel):
+    """Base of every config: unknown keys are errors and values never change after load.
+
+    Values have the type that the field says: `true` is no number, "3" neither, and no number is
+    infinite. Every number has two bounds (common/config/quantities.py).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        strict=True,
+        allow_inf_nan=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, values: Any) -> Any:
+        """TOML and JSON have lists where a frozen config has tuples."""
+        if not isinstance(values, dict):
+            return values
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _choices_have_a_type(cls, value: Any, info: ValidationInfo) -> Any:
+        """Literal compares by `==`, for which 1, 1.0 and true are the same."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        if any(value == c for c in choices) and type(value) not in {type(c) for c in choices}:
+            raise ValueError(f"Input should be {' or '.join(map(repr, choices))}")
+        return value
+
+
+C = TypeVar("C", bound=Config)
+SHOWN = 6
+"""Mistakes that are named before the rest is counted."""
+
+
+def load_config(cls: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
+    """Read `path` as TOML, apply `a.b=value` overrides, and validate into `cls`.
+
+    Raises:
+        InputError: the file is missing or no TOML, an override is malformed, a key is unknown or
+            a value has the wrong type. The message names the file and the key.
+    """
+    tree, own = read_toml(path), {}
+    for override in (given := list(overrides)):
+        apply_override(own, override)
+    _drop_other_kinds(cls, tree, own, ())
+    for override in given:
+        apply_override(tree, override)
+    return validate(cls, tree, source=str(path))
+
+
+def _drop_other_kinds(
+    cls: type[Config], tree: dict[str, Any], own: dict[str, Any], section: tuple[str, ...]
+) -> None:
+    """Take from a file's sections what belongs to the kind that an override replaces.
+
+    What both kinds have stays; what the overrides themselves name is never dropped in silence.
+    """
+    for name, above in own.items():
+        below, here = tree.get(name), (*section, name)
+        if not isinstance(above, dict) or not isinstance(below, dict):
+            continue
+        old, new = below.get("kind"), above.get("kind")
+        package = package_of(cls, here) if new is not None and new != old else None
+        if package is not None and str(new) in kinds_in(package):
+            known = keys_of_kind(package, str(new))
+            for key in [key for key in below if key not in known]:
+                del below[key]
+        _drop_other_kinds(cls, below, above, here)
+
+
+def validate(cls: type[C], tree: dict[str, Any], *, source: str) -> C:
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        errors = error.errors()
+        lines = [_sentence(cls, item) for item in errors[:SHOWN]]
+        if len(errors) > SHOWN:
+            lines.append(f"and {len(errors) - SHOWN} more")
+        raise InputError(f"{source}: " + "; ".join(lines)) from None
+
+
+def dump_toml(config: Config) -> str:
+    """The resolved config as TOML; reading it back gives an equal config."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def digest(config: Config) -> str:
+    """Sixteen hex digits that change whenever any resolved value changes."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _sentence(cls: type[BaseModel], item: Any) -> str:
+    path = [part for part in item["loc"] if isinstance(part, str)]
+    key = shortened(".".join(path))
+    if item["type"] != "extra_forbidden":
+        said = item["msg"].removeprefix("Value error, ")
+        # A rule between sections names its keys and values itself.
+        return f"{key}: {said} (found {_shorten(item['input'])})" if path else said
+    return f"{key}: unknown key; {suggestion(cls, path)}"
+
+
+def _shorten(value: Any) -> str:
+    return shortened(repr(list(value) if isinstance(value, tuple) else value))

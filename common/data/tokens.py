@@ -1,0 +1,298 @@
+"""Token datasets: the images of a split, encoded once, with everything needed to trust them.
+
+Shape letters: N images, A variants (encoded views) of an image, L slots, B batch, n rows of a part.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from common.config.quantities import Classes, Count, Gpus, Processes, SomeCpus
+from common.config.schema import Config, UserPath
+from common.data.crops import Crops
+from common.data.token_header import TokenHeader
+from common.errors import InputError
+from common.files.atomic import write_atomically
+from common.files.paths import require_file, shortened
+from common.files.tensors import reading_header
+from common.memory import require_memory
+from common.randomness import Draws
+from common.spec import SequenceSpec
+
+__all__ = ["TokenDataset", "TokenHeader", "TokensConfig"]
+NUMPY = {torch.int16: np.int16, torch.int32: np.int32}
+ROW_GROUP_TOKENS = 2**22
+"""Tokens that are in memory together while a file is written or read."""
+
+
+class TokensConfig(Config):
+    kind: Literal["images", "llamagen_codes", "arpg_codes"] = "images"
+    """images: encode `images`; llamagen_codes, arpg_codes: read published codes for training."""
+    paths: tuple[UserPath, ...] = ()
+    """Folders of published codes; the variants of several LlamaGen folders are joined."""
+    classes: Classes | None = None
+    """Number of classes of published codes; by default one more than their largest label."""
+    crops: Crops = "center"
+    """Views of every training image: center, flip (and its mirror image) or ten_crop."""
+    crop_range: Annotated[float, Field(ge=1, le=16)] = 1.1
+    """Side that ten crops are cut from, in multiples of images.size; published: 1.1 and 1.05."""
+    part_images: Count = 1024
+    """Images per part; an interrupted command goes on after its finished parts."""
+    workers: Processes = 2
+    """Most encoding actors at a time; fewer start where the cluster has less room."""
+    cpus: SomeCpus = 1
+    """Logical CPUs reserved per actor."""
+    gpus: Gpus = 0
+    """GPUs reserved per actor; with a fraction, several actors' reading keeps one GPU busy."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where images are encoded."""
+
+    @model_validator(mode="after")
+    def _paths_are_for_codes(self) -> Self:
+        if self.kind == "images" and (self.paths or self.classes):
+            raise ValueError("paths and classes are for published codes; set kind, or drop them")
+        if self.kind != "images" and not self.paths:
+            raise ValueError(f"kind is {self.kind}, so paths must name the folders of codes")
+        if self.kind == "arpg_codes" and len(self.paths) > 1:
+            raise ValueError(f"arpg_codes are one folder, but paths has {len(self.paths)}")
+        return self
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """Encoded images: token_NAL (any integers), label_N (int64) and the spec that they obey."""
+
+    token_NAL: Tensor
+    label_N: Tensor
+    spec: SequenceSpec
+    classes: tuple[str, ...]
+    tokenizer_digest: str
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    @property
+    def variants(self) -> int:
+        return self.token_NAL.shape[1]
+
+    def digest(self) -> str:
+        """Sixteen hex digits of all tokens and labels, and of what they mean."""
+        facts = [self.spec.as_dict(), self.variants, self.tokenizer_digest]
+        hasher = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8)
+        for value in (self.token_NAL, self.label_N):
+            hasher.update(value.contiguous().numpy().data)
+        return hasher.hexdigest()
+
+    def pick(
+        self, indices: Sequence[int], draws: Draws, class_dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        """(label_B, cell_BL) of a run's image indices; dropped labels become the null class.
+
+        Each access draws one of the variants. Labels are dropped once, here, so that student,
+        teacher and rollout agree (method.md 2.6).
+        """
+        row_B = torch.tensor([draws.row(index) for index in indices])
+        kept = [draws.uniform("label", index) >= class_dropout for index in indices]
+        label_B = torch.where(torch.tensor(kept), self.label_N[row_B], self.spec.null_class)
+        return label_B, self.token_NAL[row_B, self._variant(indices, draws)].long()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As numpy arrays, which other processes on the node can read where they lie."""
+        arrays = {"token_NAL": self.token_NAL.numpy(), "label_N": self.label_N.numpy()}
+        return {**self.__dict__, **arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            # Shared memory is read-only, and so are we; torch has no such notion and would warn.
+            warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+            arrays = {name: torch.from_numpy(state[name]) for name in ("token_NAL", "label_N")}
+        self.__dict__.update({**state, **arrays})
+
+    def _variant(self, indices: Sequence[int], draws: Draws) -> Tensor:
+        if self.variants == 1:
+            return torch.zeros(len(indices), dtype=torch.long)
+        return torch.tensor([int(draws.uniform("variant", i) * self.variants) for i in indices])
+
+
+def save_tokens(path: Path, data: TokenDataset) -> None:
+    """Write a whole dataset, see `write_tokens`."""
+    header = TokenHeader(data.spec, data.classes, data.tokenizer_digest, data.variants)
+    write_tokens(path, header, [(data.token_NAL, data.label_N)])
+
+
+def write_tokens(path: Path, header: TokenHeader, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Parquet with one row per image: `token`, a fixed-size list of A * L, and `label` (int64).
+
+    `parts` are (token_nAL, label_n); only a row group of them is held at a time. Dictionary
+    encoding, Parquet's default, takes log2(V) bits per token; no codec makes that smaller.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    tokens = pa.int16() if header.dtype == torch.int16 else pa.int32()
+    schema = pa.schema(
+        [("token", pa.list_(tokens, header.width)), ("label", pa.int64())],
+        metadata={"varkd": header.to_json()},
+    )
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for token_nAL, label_n in _row_groups(parts, header.width):
+                flat = pa.array(token_nAL.to(header.dtype).flatten().numpy())
+                token = pa.FixedSizeListArray.from_arrays(flat, header.width)
+                writer.write_table(pa.table([token, pa.array(label_n.numpy())], schema=schema))
+
+    write_atomically(path, write)
+
+
+def _row_groups(
+    parts: Iterable[tuple[Tensor, Tensor]], width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, ROW_GROUP_TOKENS // width)
+    held: list[tuple[Tensor, Tensor]] = []
+    for token_nAL, label_n in parts:
+        for piece in zip(token_nAL.split(rows), label_n.split(rows), strict=True):
+            held.append(piece)
+            if sum(len(label) for _, label in held) >= rows:
+                yield _joined(held)
+                held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([token for token, _ in pieces]), torch.cat([label for _, label in pieces])
+
+
+def read_tokens(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """(token_nAL, label_n) of some rows after the others, checked against the file's header.
+
+    Raises:
+        InputError: the file is missing, is no token dataset, is empty, or holds a token or label
+            that its spec does not have.
+    """
+    header = read_header(path)
+    rows = max(1, ROW_GROUP_TOKENS // header.width)
+    with _reading(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=rows, columns=["token", "label"]):
+            yield _checked(path, header, batch)
+
+
+def _checked(path: Path, header: TokenHeader, batch: pa.RecordBatch) -> tuple[Tensor, Tensor]:
+    column, label = batch.column("token"), batch.column("label")
+    if column.null_count or column.flatten().null_count or label.null_count:
+        raise InputError(f"{path}: rows without a token or a label; encode the images again")
+    token = column.flatten().to_numpy()
+    _require_range(path, "tokens", token, header.spec.vocab_size)
+    _require_range(path, "labels", label.to_numpy(), header.spec.num_classes or 2**31)
+    token_nAL = torch.from_numpy(token.astype(NUMPY[header.dtype])).view(
+        len(label), header.variants, header.spec.length
+    )
+    return token_nAL, torch.from_numpy(label.to_numpy().astype(np.int64))
+
+
+def _require_range(path: Path, what: str, values: np.ndarray, limit: int) -> None:
+    if len(values) and not 0 <= values.min() <= values.max() < limit:
+        kind = "vocabulary has" if what == "tokens" else "number of classes is"
+        raise InputError(
+            f"{path}: {what} run from {values.min()} to {values.max()}, but the {kind} {limit}; "
+            "encode the images again"
+        )
+
+
+def load_tokens(path: Path) -> TokenDataset:
+    """Read what `save_tokens` wrote; memory beside the dataset stays at one row group.
+
+    Raises:
+        InputError: see `read_tokens`; or the dataset is larger than the free memory.
+    """
+    header = read_header(path)
+    rows = count_images(path)
+    size = rows * (header.width * header.dtype.itemsize + 8)
+    require_memory(size, f"{path}: the token dataset", "use fewer images or variants")
+    token_NAL = torch.empty(rows, header.variants, header.spec.length, dtype=header.dtype)
+    label_N = torch.empty(rows, dtype=torch.long)
+    first = 0
+    for token_nAL, label_n in read_tokens(path):
+        stop = first + len(label_n)
+        if stop > rows:
+            break
+        token_NAL[first:stop], label_N[first:stop] = token_nAL, label_n
+        first = stop
+    if first != rows:
+        raise InputError(f"{path}: has other rows than the {rows} that it counts; make it again")
+    return TokenDataset(token_NAL, label_N, header.spec, header.classes, header.tokenizer)
+
+
+def read_labels(path: Path) -> Tensor:
+    """label_N alone; raises as `read_tokens`."""
+    read_header(path)
+    with _reading(path):
+        return torch.tensor(pq.read_table(path, columns=["label"]).column("label").to_numpy())
+
+
+def count_images(path: Path) -> int:
+    """Rows of a token dataset, from its footer alone.
+
+    Raises:
+        InputError: no readable dataset, or one without rows.
+    """
+    require_file(path, "a token dataset")
+    with _reading(path):
+        rows = pq.read_metadata(path).num_rows
+    if rows < 1:
+        raise InputError(f"{path}: holds no images; encode them again with `varkd tokenize`")
+    return rows
+
+
+def read_header(path: Path) -> TokenHeader:
+    """What a token dataset says of itself, without reading its rows.
+
+    Raises:
+        InputError: the file is missing, is no token dataset, or its columns are not what its header
+            says.
+    """
+    require_file(path, "a token dataset")
+    with _reading(path):
+        schema = pq.read_schema(path)
+    metadata = schema.metadata or {}
+    if b"varkd" not in metadata:
+        raise InputError(f"{path}: no token dataset of varkd; write it with `varkd tokenize`")
+    with reading_header(path):
+        header = TokenHeader.from_json(metadata[b"varkd"])
+    expected = f"a list of {header.width} whole numbers"
+    if schema.names.count("token") != 1 or schema.names.count("label") != 1:
+        raise InputError(f"{path}: its columns are {schema.names[:6]}, expected token and label")
+    token, label = schema.field("token").type, schema.field("label").type
+    is_list = pa.types.is_fixed_size_list(token) and pa.types.is_integer(token.value_type)
+    if not is_list or token.list_size != header.width:
+        raise InputError(
+            f"{path}: token is {token}, but by the header {expected}; encode the images again"
+        )
+    if not pa.types.is_integer(label):
+        raise InputError(f"{path}: label is {label}, expected a whole number; make it again")
+    return header
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever Arrow makes of a damaged file, as one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        reason = shortened(str(error).partition("\n")[0])
+        raise InputError(f"{path}: no readable token dataset: {reason}") from None

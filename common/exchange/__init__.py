@@ -1,0 +1,1 @@
+"""What roles exchange while a run goes on: records, leases, weights, numbers."""

@@ -1,0 +1,171 @@
+"""What to sample next: a pure function of (seed, index), plus leases, credits and the frontier.
+
+Image index i of a run always means the same dataset row, context, prefix, label and noise,
+whoever samples it and whenever. Indices are handed out in leases of `lease_size`; a lease is
+open, leased, stored or trained, and every lease is trained exactly once.
+"""
+
+import heapq
+import time
+from collections.abc import Iterable
+from threading import Condition
+from typing import Any
+
+from common.errors import Verdict
+from common.exchange.schedule import Lease, Schedule
+
+
+class Ledger:
+    """Thread-safe. Outstanding leases never exceed `ahead + 1` steps' worth of images.
+
+    Nothing is leased before the learner called `restore` for the first time.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._changed = Condition()
+        self._generation = 0
+        self._cause: Verdict | None = None
+        self._open = False
+        self._reset(trained=0, done=())
+        self._reissued = 0
+
+    def _reset(self, trained: int, done: Iterable[int]) -> None:
+        self._base = trained
+        self._trained_steps = trained
+        self._done = set(done)
+        self._next = 0
+        self._again: list[int] = []
+        self._leased: dict[int, tuple[str, float]] = {}
+        self._stored: set[int] = set()
+
+    def lease(self, worker: str, timeout: float) -> Lease | None:
+        """The next block for `worker`; None when no credit came free within `timeout` seconds.
+
+        Raises:
+            Closed: the run is over; the message says why.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._cause is not None or self._can_lease(), timeout)
+            if self._cause is not None:
+                raise self._cause.error()
+            if not self._can_lease():
+                return None
+            number = heapq.heappop(self._again) if self._again else self._fresh()
+            self._leased[number] = (worker, time.monotonic())
+            return self._describe(number)
+
+    def stored(self, number: int, generation: int) -> bool:
+        """The buffer holds the record; False (and nothing changes) if it is not wanted."""
+        with self._changed:
+            wanted = generation == self._generation and number in self._leased
+            if wanted:
+                del self._leased[number]
+                self._stored.add(number)
+            return wanted
+
+    def reopen(self, numbers: Iterable[int]) -> None:
+        """Records dropped as stale: sample them again with newer weights."""
+        with self._changed:
+            for number in numbers:
+                self._stored.discard(number)
+                heapq.heappush(self._again, number)
+            self._changed.notify_all()
+
+    def expire(self, worker: str) -> list[int]:
+        """`worker` is dead: hand its unfinished leases to others under the same numbers."""
+        with self._changed:
+            lost = sorted(n for n, (holder, _) in self._leased.items() if holder == worker)
+            for number in lost:
+                del self._leased[number]
+                heapq.heappush(self._again, number)
+            self._reissued += len(lost)
+            self._changed.notify_all()
+            return lost
+
+    def commit(self, step: int, numbers: Iterable[int]) -> None:
+        """`numbers` were trained and `step` steps are done; their credits come back."""
+        with self._changed:
+            for number in numbers:
+                self._stored.discard(number)
+                self._done.add(number)
+            self._trained_steps = step
+            self._changed.notify_all()
+
+    def close(self, cause: str | Verdict) -> None:
+        """End the run: every waiting and later `lease` raises `Closed`, or what the verdict
+        says; the first cause stands."""
+        with self._changed:
+            self._cause = self._cause or Verdict.of(cause)
+            self._changed.notify_all()
+
+    def ending(self) -> Verdict | None:
+        """Why the run was closed, if it was."""
+        with self._changed:
+            return self._cause
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON: steps done, frontier, trained beyond it."""
+        with self._changed:
+            frontier = 0
+            while frontier in self._done:
+                frontier += 1
+            beyond = sorted(number for number in self._done if number > frontier)
+            return {"step": self._trained_steps, "frontier": frontier, "beyond": beyond}
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Go back to `state`; returns the new generation that later records must carry."""
+        with self._changed:
+            self._generation += 1
+            self._open = True
+            self._reset(state["step"], (*range(state["frontier"]), *state["beyond"]))
+            self._changed.notify_all()
+            return self._generation
+
+    def gauges(self) -> dict[str, float]:
+        with self._changed:
+            return {
+                "ledger/leased": len(self._leased),
+                "ledger/stored": len(self._stored),
+                "ledger/reissued": self._reissued,
+            }
+
+    def describe(self) -> str:
+        """Who holds what, for the watchdog."""
+        with self._changed:
+            now = time.monotonic()
+            held = [f"{w} has lease {n} for {now - t:.0f} s" for n, (w, t) in self._leased.items()]
+            waiting = f"{len(self._stored)} leases scored, {self._trained_steps} steps trained"
+            return "; ".join([*held, waiting])
+
+    def _fresh(self) -> int:
+        number = self._next_number()
+        self._next = number + 1
+        return number
+
+    def _next_number(self) -> int:
+        number = self._next
+        while number in self._done:
+            number += 1
+        return number
+
+    def _can_lease(self) -> bool:
+        if not self._open:
+            return False
+        per_step = self._schedule.leases_per_step
+        if self._schedule.ordered:
+            number = self._again[0] if self._again else self._next_number()
+            within = number // per_step <= self._trained_steps + self._schedule.ahead
+            return within and number < self._schedule.total
+        outstanding = len(self._leased) + len(self._stored)
+        if outstanding >= (self._schedule.ahead + 1) * per_step:
+            return False
+        return bool(self._again) or self._next_number() < self._schedule.total
+
+    def _describe(self, number: int) -> Lease:
+        size = self._schedule.lease_size
+        step = number // self._schedule.leases_per_step
+        # After a restart nothing older than the checkpoint is published any more.
+        pinned = max(self._base, self._schedule.pinned_version(step))
+        version = pinned if self._schedule.ordered else None
+        return Lease(number, number * size, size, step, version, self._generation)

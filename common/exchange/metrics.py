@@ -1,0 +1,225 @@
+"""Numbers that people look at: collected anywhere, written in one place.
+
+`MetricsHub` is a mailbox that roles post to; `MetricsLog` turns it into JSONL and TensorBoard.
+A row holds the scalars of one step, or under the key PROFILE the curves of a window of steps.
+"""
+
+import importlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any, Protocol
+
+from common.errors import InputError
+from common.files.paths import require_file
+
+PROFILE = "profile"
+"""Key of rows that hold curves (learner/profile.py) and no scalars."""
+UNPLOTTED = frozenset({"step", "time", "pid", "version"})
+"""Facts of a row that are no quantity to plot against steps; they are in the JSONL alone."""
+_NUMBER = count()
+
+
+class MetricsSink(Protocol):
+    def post(self, row: Mapping[str, Any]) -> None: ...
+
+
+class MetricsHub:
+    """Thread-safe mailbox of metric rows for one reader, which keeps its own cursor."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._rows: list[dict[str, Any]] = []
+        self._forgotten = 0
+
+    def post(self, row: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._rows.append(dict(row))
+
+    def since(self, cursor: int) -> list[dict[str, Any]]:
+        """The rows from number `cursor` on; those before it have arrived, and are forgotten."""
+        with self._lock:
+            del self._rows[: max(0, cursor - self._forgotten)]
+            self._forgotten = max(self._forgotten, cursor)
+            return list(self._rows)
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl` and to TensorBoard events in `tensorboard/`; curves go to
+    `profiles.jsonl`, a line per window.
+
+    Files are opened with the first rows. What they hold of that step and later ones is dropped: it
+    is of a run before this one, or of steps that a resumed run, or a learner that died, repeats.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._scalars: IO[str] | None = None
+        self._curves: IO[str] | None = None
+        self._board: EventFile | None = None
+        self._last = 0
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows, in the order of their steps.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            for row in rows:
+                self._write(row)
+            for file in (self._scalars, self._curves, self._board):
+                if file is not None:
+                    file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        """Let go of the files.
+
+        Raises:
+            InputError: what was still to be written could not be.
+        """
+        files = (self._scalars, self._curves, self._board)
+        self._scalars = self._curves = self._board = None
+        try:
+            with ExitStack() as stack:  # all of them, whatever the first one says
+                for file in files:
+                    if file is not None:
+                        stack.callback(file.close)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _write(self, row: dict[str, Any]) -> None:
+        is_curve = PROFILE in row
+        if self._board is None or row["step"] + is_curve <= self._last:
+            self._rewind(row["step"])
+        file = self._curves if is_curve else self._scalars
+        assert file is not None
+        assert self._board is not None
+        file.write(json.dumps(row) + "\n")
+        if is_curve:
+            return
+        self._last = row["step"]
+        self._board.add(row)
+
+    def _rewind(self, step: int) -> None:
+        """Begin, or begin again, with `step`."""
+        self.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        scalars, curves = self._folder / "metrics.jsonl", self._folder / "profiles.jsonl"
+        for path in (scalars, curves):
+            _drop_from(path, step)
+        self._scalars, self._curves = scalars.open("a"), curves.open("a")
+        self._board = EventFile(self._folder / "tensorboard", step)
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self._folder}: metrics cannot be written: {error.strerror or error}; free some "
+            "space or choose another --out"
+        )
+
+
+class EventFile:
+    """TensorBoard events, written by the caller's thread.
+
+    SummaryWriter has a thread of its own, whose traceback is all that says that a disk is full.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Events of `step` and later ones in other files of the folder no longer count; a run that
+        begins with step 1 removes them."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if step <= 1:
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBER)}"
+        self._file = (folder / f"events.out.tfevents.{name}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        log = protos("event").SessionLog
+        start = log(status=log.START)
+        self._add(step=step, session_log=start)  # TensorBoard purges from here on
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """All scalars of a row, at its step and time."""
+        summary = protos("summary").Summary
+        numbers = {
+            name: value
+            for name, value in row.items()
+            if name not in UNPLOTTED and isinstance(value, int | float)
+        }
+        values = [summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        self._add(step=row["step"], wall_time=row.get("time"), summary=summary(value=values))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, *, wall_time: float | None = None, **fields: Any) -> None:
+        event = protos("event").Event(wall_time=wall_time or time.time(), **fields)
+        self._records.write(event.SerializeToString())
+
+
+def protos(name: str) -> Any:
+    """TensorBoard's messages: classes that are made at import, so no type checker sees them."""
+    return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl or profiles.jsonl by step, in order; none where there is no file.
+
+    A last line that a killed run left half-written is left out.
+
+    Raises:
+        InputError: another line is no row.
+    """
+    if not path.exists():
+        return []
+    # A learner that went on from a snapshot may repeat steps: the last word counts.
+    return list({row["step"]: row for _, row in _lines(path)}.values())
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, row) of what is whole."""
+    require_file(path, "rows of metrics")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or number == len(lines):
+            continue  # what follows the last newline was never finished
+        try:
+            row = json.loads(line)
+            is_row = isinstance(row, dict) and type(row.get("step")) is int
+        except (ValueError, RecursionError):
+            row, is_row = {}, False
+        if not is_row:
+            raise InputError(
+                f"{path}: line {number} is no row of metrics: {line[:40]!r}; remove that line"
+            )
+        yield line.decode(), row
+
+
+def _drop_from(path: Path, step: int) -> None:
+    """Keep what is of earlier steps, and whole; at once, or not at all."""
+    if not path.exists():
+        return
+    kept = [] if step <= 1 else [line for line, row in _lines(path) if row["step"] < step]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,43 @@
+"""The contract of a teacher signal: what the teacher sends, and how the learner reads it.
+
+Shape letters: B sequences, L slots, N tokens, C width, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from common.config.plugins import PluginConfig
+
+
+class SignalConfig(PluginConfig, ABC):
+    """Encodes at the teacher, decodes at the learner; both hold the teacher's output head."""
+
+    @abstractmethod
+    def encode(self, hidden_BLC: Tensor, head: nn.Linear) -> dict[str, Tensor]:
+        """Turn guided post-norm hidden vectors into wire columns, each (B, L, ...)."""
+
+    @abstractmethod
+    def logprob(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
+        """The teacher's normalised logprob_NV from columns gathered to (N, ...)."""
+
+    @abstractmethod
+    def bytes_per_token(self, width: int, vocab_size: int) -> int:
+        """Size on the wire, the entropy column not counted."""
+
+
+def entropy_of(logprob: Tensor) -> Tensor:
+    """Entropy in nats over the last axis (VarKD eq. 8)."""
+    return -(logprob.exp() * logprob).sum(-1)
+
+
+@torch.no_grad()
+def entropies(hidden_BLC: Tensor, head: nn.Linear, chunk: int = 4096) -> Tensor:
+    """entropy_BL of the head's distributions; memory grows with `chunk`, not with B * L * V."""
+    parts = [
+        entropy_of(head(part).float().log_softmax(-1))
+        for part in hidden_BLC.flatten(0, 1).split(chunk)
+    ]
+    return torch.cat(parts).view(hidden_BLC.shape[:2])

@@ -1,0 +1,41 @@
+"""One guided hidden vector per token: the exact full-vocabulary distribution, 10x smaller.
+
+Guidance rules are affine with coefficients that sum to 1 and the head is linear, so the head
+applied to the guided hidden vector equals the guided logits (house.md 4).
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.exchange.signal import SignalConfig
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class Config(SignalConfig):
+    dtype: Literal["float32", "float16"] = "float32"
+    """Wire type; float16 halves the bytes and moves logits by about 1e-3."""
+
+    def encode(self, hidden_BLC: Tensor, head: nn.Linear) -> dict[str, Tensor]:
+        sent = hidden_BLC.to(DTYPES[self.dtype])
+        if not torch.isfinite(hidden_BLC).all():
+            raise InputError(
+                "a guided hidden vector of the teacher is not finite; check teacher.weights and "
+                "teacher.guidance"
+            )
+        if not torch.isfinite(sent).all():
+            raise InputError(
+                "a guided hidden vector of the teacher does not fit float16; set "
+                "teacher.signal.dtype=float32"
+            )
+        return {"hidden": sent}
+
+    def logprob(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
+        return head(column["hidden"].float()).float().log_softmax(-1)
+
+    def bytes_per_token(self, width: int, vocab_size: int) -> int:
+        return width * DTYPES[self.dtype].itemsize

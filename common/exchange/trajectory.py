@@ -1,0 +1,287 @@
+"""The one record that travels between roles, live and at rest.
+
+A record is one Arrow batch, one row per sequence. Columns (schema version 1):
+
+    id            int64              image index of the run; never re-used for other content
+    version       int64              policy version whose weights sampled the row
+    label         int64              class, or the null class where the label was dropped
+    context       string             file name in rollout/contexts: data, student, teacher
+    prefix        int64              ground-truth slots at the start, in plan order
+    order, token  int32[L]           grid position and code of every slot
+    logprob       float32[L]         behaviour log-probability; 0 on slots that were given
+    noise         float64[L]         the uniforms that drew the row (optional)
+    signal.NAME   float16/32[L, ..]  what the teacher says (absent before scoring)
+
+Schema metadata: schema, lease, generation, oldest (lowest version of any on-policy row, or -1),
+step_sizes, spec, worker, rollout_seconds, and after scoring teacher_seconds and head (digest of
+the teacher's output head).
+
+Shape letters: B sequences, L slots.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import NewType
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.models.plan import DecodePlan
+from common.spec import SequenceSpec
+
+PolicyVersion = NewType("PolicyVersion", int)
+"""Learner steps behind a set of weights."""
+
+SCHEMA_VERSION = 1
+DATA = "data"
+"""The context of whole ground-truth sequences, whose slots all have a loss although k = T."""
+ON_POLICY = "student"
+"""The only context whose rows hold samples of the student; all others never go stale."""
+
+
+def is_on_policy(context: str) -> bool:
+    """Whether rows of `context` were sampled by some version of the student."""
+    return context == ON_POLICY
+
+
+@dataclass(frozen=True)
+class TrajectoryBatch:
+    """Sequences, who sampled them from which context, and what the teacher says about them."""
+
+    spec: SequenceSpec
+    id_B: Tensor
+    version_B: Tensor
+    label_B: Tensor
+    context: tuple[str, ...]
+    prefix_B: Tensor
+    plan: DecodePlan
+    token_BL: Tensor
+    logprob_BL: Tensor
+    """Log-probability under the distribution that drew the token; 0 on slots that were given."""
+    noise_BL: Tensor | None = None
+    signal: dict[str, Tensor] = field(default_factory=dict)
+    """Teacher columns by name, each (B, L, ...); `entropy` is always there once scored."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Schema metadata beyond what the fields say: lease, generation, signal, head, seconds."""
+
+    def __len__(self) -> int:
+        return self.token_BL.shape[0]
+
+    def scored(self, signal: dict[str, Tensor], facts: dict[str, str]) -> "TrajectoryBatch":
+        return replace(self, signal=signal, facts=self.facts | facts)
+
+    def rows(self, chosen: slice) -> "TrajectoryBatch":
+        """A view of some rows."""
+        cut = {
+            f.name: getattr(self, f.name)[chosen]
+            for f in fields(self)
+            if f.name == "context" or isinstance(getattr(self, f.name), Tensor)
+        }
+        plan = DecodePlan(self.plan.order_BL[chosen], self.plan.step_sizes)
+        signal = {name: value[chosen] for name, value in self.signal.items()}
+        return replace(self, plan=plan, signal=signal, **cut)
+
+    def to(self, device: torch.device) -> "TrajectoryBatch":
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        signal = {name: value.to(device) for name, value in self.signal.items()}
+        return replace(self, signal=signal, **moved)
+
+    @property
+    def suffix_BL(self) -> Tensor:
+        """True on slots at or after the prefix length."""
+        slot_L = torch.arange(self.token_BL.shape[1], device=self.token_BL.device)
+        return slot_L[None] >= self.prefix_B[:, None]
+
+    def rows_where(self, matches: Callable[[str], bool]) -> Tensor:
+        """True_B for rows whose context matches."""
+        flags = [matches(name) for name in self.context]
+        return torch.tensor(flags, device=self.token_BL.device)
+
+    @property
+    def data_B(self) -> Tensor:
+        """True for rows that are whole ground-truth sequences."""
+        return self.rows_where(lambda name: name == DATA)
+
+    @property
+    def on_policy_B(self) -> Tensor:
+        """True for rows that the student sampled."""
+        return self.rows_where(is_on_policy)
+
+    @property
+    def rollout_BL(self) -> Tensor:
+        """True on slots that the student sampled."""
+        return self.suffix_BL & self.on_policy_B[:, None]
+
+
+def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
+    """Join batches that share spec and step sizes; facts are those of the first."""
+    first = batches[0]
+    if any(b.spec != first.spec or b.plan.step_sizes != first.plan.step_sizes for b in batches):
+        raise ValueError("only batches of one spec and one plan geometry can be joined")
+    if len(batches) == 1:
+        return first
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(batch, name) for batch in batches])
+
+    tensors = {
+        f.name: joined(f.name) for f in fields(first) if isinstance(getattr(first, f.name), Tensor)
+    }
+    order_BL = torch.cat([batch.plan.order_BL for batch in batches])
+    return replace(
+        first,
+        context=tuple(name for batch in batches for name in batch.context),
+        plan=DecodePlan(order_BL, first.plan.step_sizes),
+        signal={name: torch.cat([b.signal[name] for b in batches]) for name in first.signal},
+        **tensors,
+    )
+
+
+def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
+    """Encode; the inverse of `from_arrow` to the bit."""
+    columns: dict[str, pa.Array] = {
+        "id": _to_column(batch.id_B),
+        "version": _to_column(batch.version_B),
+        "label": _to_column(batch.label_B),
+        "context": pa.array(batch.context, pa.string()),
+        "prefix": _to_column(batch.prefix_B),
+        "order": _to_column(batch.plan.order_BL.int()),
+        "token": _to_column(batch.token_BL.int()),
+        "logprob": _to_column(batch.logprob_BL),
+    }
+    if batch.noise_BL is not None:
+        columns["noise"] = _to_column(batch.noise_BL)
+    columns |= {f"signal.{name}": _to_column(value) for name, value in batch.signal.items()}
+    on_policy = batch.version_B[batch.on_policy_B]
+    metadata = batch.facts | {
+        "schema": str(SCHEMA_VERSION),
+        "oldest": str(int(on_policy.min()) if len(on_policy) else -1),
+        "step_sizes": ",".join(map(str, batch.plan.step_sizes)),
+        "spec": json.dumps(batch.spec.as_dict()),
+    }
+    return pa.RecordBatch.from_pydict(columns).replace_schema_metadata(metadata)
+
+
+def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
+    """Decode and check; the caller owns the memory.
+
+    Raises:
+        InputError: another schema version, columns of other names, types or lengths, a token
+            outside the vocabulary, or a value that is not finite. Nothing that failed becomes data.
+    """
+    try:
+        batch = _decoded(record)
+    except InputError:
+        raise
+    except (pa.ArrowException, AttributeError, LookupError, TypeError, ValueError) as error:
+        absent = f"no {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"record is damaged: {absent}") from None
+    _check(batch)
+    return batch
+
+
+def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
+    facts = {key.decode(): value.decode() for key, value in (record.schema.metadata or {}).items()}
+    if facts.pop("schema", None) != str(SCHEMA_VERSION):
+        raise InputError(f"record has no trajectory schema {SCHEMA_VERSION}: {record.schema.names}")
+    facts.pop("oldest")
+    try:
+        spec = SequenceSpec.from_dict(json.loads(facts.pop("spec")))
+    except InputError as error:
+        raise InputError(f"record is damaged: {error}") from None
+    step_sizes = tuple(int(n) for n in facts.pop("step_sizes").split(","))
+    column = {
+        name: _to_tensor(record.column(name)) for name in record.schema.names if name != "context"
+    }
+    for name in ("id", "version", "label", "prefix", "order", "token"):
+        if column[name].dtype not in (torch.int32, torch.int64):
+            raise InputError(f"record column {name} is {column[name].dtype}, expected an integer")
+    return TrajectoryBatch(
+        spec=spec,
+        id_B=column["id"],
+        version_B=column["version"],
+        label_B=column["label"],
+        context=tuple(record.column("context").to_pylist()),
+        prefix_B=column["prefix"],
+        plan=DecodePlan(column["order"].long(), step_sizes),
+        token_BL=column["token"].long(),
+        logprob_BL=column["logprob"],
+        noise_BL=column.get("noise"),
+        signal={
+            name.removeprefix("signal."): value
+            for name, value in column.items()
+            if name.startswith("signal.")
+        },
+        facts=facts,
+    )
+
+
+def bytes_per_image(length: int, signal_bytes: int, *, noise: bool) -> int:
+    """Wire size of one scored row: fixed columns, int32 order and token, logprob, signal."""
+    return 4 * 8 + 8 + length * (4 + 4 + 4 + (8 if noise else 0)) + signal_bytes
+
+
+def _check(batch: TrajectoryBatch) -> None:
+    _check_shapes(batch)
+    spec = batch.spec
+    for name, value, limit in (
+        ("tokens", batch.token_BL, spec.vocab_size),
+        ("labels", batch.label_B, spec.num_classes + 1),
+        ("prefixes", batch.prefix_B, spec.length + 1),
+    ):
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= limit:
+            known = "the vocabulary has" if name == "tokens" else "the spec allows less than"
+            raise InputError(f"record holds {name} {low}..{high}, but {known} {limit}")
+    if not (batch.plan.order_BL.sort().values == torch.arange(spec.length)).all():
+        raise InputError("record column order holds rows that do not visit every position once")
+    noise = {} if batch.noise_BL is None else {"noise": batch.noise_BL}
+    for name, value in {"logprob": batch.logprob_BL, **noise, **batch.signal}.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"record column {name} holds values that are not finite")
+
+
+def _check_shapes(batch: TrajectoryBatch) -> None:
+    count, length = len(batch.context), batch.spec.length
+    if not count or not all(isinstance(name, str) for name in batch.context):
+        raise InputError("record has no rows, or rows without a context")
+    if min(batch.plan.step_sizes) < 1:
+        raise InputError(f"record has steps of {batch.plan.step_sizes} slots")
+    row, whole = (count,), (count, length)
+    columns = {
+        "id": (batch.id_B, row),
+        "version": (batch.version_B, row),
+        "label": (batch.label_B, row),
+        "prefix": (batch.prefix_B, row),
+        "order": (batch.plan.order_BL, whole),
+        "token": (batch.token_BL, whole),
+        "logprob": (batch.logprob_BL, whole),
+        **{name: (value, (*whole, *value.shape[2:])) for name, value in batch.signal.items()},
+    }
+    if batch.noise_BL is not None:
+        columns["noise"] = (batch.noise_BL, whole)
+    for name, (value, shape) in columns.items():
+        if tuple(value.shape) != shape:
+            raise InputError(f"record column {name} is {list(value.shape)}, expected {list(shape)}")
+
+
+def _to_column(value: Tensor) -> pa.Array:
+    array = np.ascontiguousarray(value.cpu().numpy())
+    if array.ndim == 1:
+        return pa.array(array)
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(array)
+
+
+def _to_tensor(column: pa.Array) -> Tensor:
+    # Copied: views of shared memory are read-only, and torch has no such notion.
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return torch.from_numpy(column.to_numpy_ndarray().copy())
+    return torch.from_numpy(column.to_numpy().copy())

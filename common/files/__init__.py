@@ -1,0 +1,1 @@
+"""Files that survive, and files of anybody read safely."""

@@ -1,0 +1,1 @@
+"""Images as they come in: which files are data, what their pixels and labels mean."""

@@ -1,0 +1,120 @@
+"""ARPG's two decoders: one reads the known tokens, one asks for positions (backbones.md 5.1).
+
+Shape letters: B sequences, n new slots, S seen slots, C width, P rotary pairs, H heads, E head
+width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.models.layers import KeyValueCache, RMSNorm, SwiGLU, rotate
+
+
+@dataclass(frozen=True, slots=True)
+class TwoPassSizes:
+    width: int
+    depth: int
+    heads: int
+    multiple_of: int
+    dropout: float
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases; a guided block brings only queries."""
+
+    def __init__(self, sizes: TwoPassSizes, *, guided: bool) -> None:
+        super().__init__()
+        self.heads = sizes.heads
+        self.to_q = nn.Linear(sizes.width, sizes.width, bias=False)
+        if not guided:
+            self.to_k = nn.Linear(sizes.width, sizes.width, bias=False)
+            self.to_v = nn.Linear(sizes.width, sizes.width, bias=False)
+        self.proj = nn.Linear(sizes.width, sizes.width, bias=False)
+
+    def queries(self, x_BnC: Tensor, rotary_BnP2: Tensor) -> Tensor:
+        """query_BHnE."""
+        return rotate(split(self.to_q(x_BnC), self.heads), rotary_BnP2).transpose(1, 2)
+
+    def mix(self, query_BHnE: Tensor, memory: "Memory") -> Tensor:
+        mixed = F.scaled_dot_product_attention(
+            query_BHnE,
+            memory.key_BHSE,
+            memory.value_BHSE,
+            attn_mask=memory.visible_nS,
+            is_causal=memory.is_causal,
+        )
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Keys and values, and which of them each query may see: all, a mask, or its own past."""
+
+    key_BHSE: Tensor
+    value_BHSE: Tensor
+    visible_nS: Tensor | None = None
+    is_causal: bool = False
+
+
+class Block(nn.Module):
+    def __init__(self, sizes: TwoPassSizes, *, guided: bool) -> None:
+        super().__init__()
+        self.attn = Attention(sizes, guided=guided)
+        self.ffn = SwiGLU(sizes.width, sizes.multiple_of)
+        self.attn_norm = RMSNorm(sizes.width)
+        self.ffn_norm = RMSNorm(sizes.width)
+        self.dropout = nn.Dropout(sizes.dropout)
+
+    def finish(self, x_BnC: Tensor, attended_BnC: Tensor) -> Tensor:
+        x_BnC = x_BnC + self.dropout(attended_BnC)
+        return x_BnC + self.dropout(self.ffn(self.ffn_norm(x_BnC)))
+
+
+class SelfBlock(Block):
+    def forward(
+        self,
+        x_BnC: Tensor,
+        rotary_BnP2: Tensor,
+        visible_nS: Tensor | None,
+        is_causal: bool,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        normed = self.attn_norm(x_BnC)
+        key, value = keys_and_values(self.attn, normed, rotary_BnP2, self.attn.heads)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        query = self.attn.queries(normed, rotary_BnP2)
+        return self.finish(x_BnC, self.attn.mix(query, Memory(key, value, visible_nS, is_causal)))
+
+
+class GuidedBlock(Block):
+    def forward(self, x_BnC: Tensor, rotary_BnP2: Tensor, memory: Memory) -> Tensor:
+        query = self.attn.queries(self.attn_norm(x_BnC), rotary_BnP2)
+        return self.finish(x_BnC, self.attn.mix(query, memory))
+
+
+class TwoPassDecoder(nn.Module):
+    """The official container: both decoders, and the projection between them."""
+
+    def __init__(self, sizes: TwoPassSizes) -> None:
+        super().__init__()
+        half = sizes.depth // 2
+        self.self_dec = nn.ModuleList(SelfBlock(sizes, guided=False) for _ in range(half))
+        self.cross_dec = nn.ModuleList(GuidedBlock(sizes, guided=True) for _ in range(half))
+        self.norm = RMSNorm(sizes.width)
+        self.to_k = nn.Linear(sizes.width, sizes.width, bias=False)
+        self.to_v = nn.Linear(sizes.width, sizes.width, bias=False)
+
+
+def keys_and_values(
+    owner: Attention | TwoPassDecoder, x_BnC: Tensor, rotary_BnP2: Tensor, heads: int
+) -> tuple[Tensor, Tensor]:
+    """key_BHnE, rotated to the tokens' own positions, and value_BHnE."""
+    key = rotate(split(owner.to_k(x_BnC), heads), rotary_BnP2)
+    return key.transpose(1, 2), split(owner.to_v(x_BnC), heads).transpose(1, 2)
+
+
+def split(x_BnC: Tensor, heads: int) -> Tensor:
+    return x_BnC.unflatten(-1, (heads, -1))

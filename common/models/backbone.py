@@ -1,0 +1,196 @@
+"""The contract of a visual autoregressive model.
+
+A backbone says how it orders tokens (`plan`), turns a whole sequence into post-norm hidden
+vectors at once (`features`) and owns one linear `head`. Step-by-step decoding then works,
+slowly; override `begin` and `predict` to use a cache. Guidance, filtering and drawing live
+outside (rollout/sampler.py).
+
+Shape letters: B sequences, L slots, n slots in the current step, C width, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from common.config.plugins import PluginConfig
+from common.errors import InputError
+from common.models.guidance import Rule
+from common.models.plan import DecodePlan, DecodingConfig
+from common.models.residual_quantizer import ResidualQuantizer
+from common.spec import SequenceSpec
+
+
+@dataclass(slots=True)
+class DecodeState:
+    """Progress through one plan; `cache` belongs to the backbone and to nobody else."""
+
+    class_B: Tensor
+    plan: DecodePlan
+    token_BL: Tensor
+    step: int
+    cache: Any = None
+
+    @property
+    def slots(self) -> slice:
+        return self.plan.slots(self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Official:
+    """The layout of a family's published checkpoints (backbones.md 1.5, 4.2, 5.1)."""
+
+    top_level: str | None
+    """Key of the state dict in the file; None for a bare one."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of entries that hold no weights, tolerated on reading."""
+    suffix: str = ".pt"
+    head: str = "head"
+    """Name of the output layer."""
+    hub: str = ""
+    """Where the family publishes weights on the Hugging Face hub."""
+    published: str = ""
+    """Pattern of the names of those files."""
+
+
+class Backbone(nn.Module, ABC):
+    """A network that scores and decodes; ignorant of guidance and of sampling."""
+
+    guidance_rule: ClassVar[Rule] = "llamagen"
+    """The rule that the family publishes its results with."""
+    official: ClassVar[Official]
+    """How the family's own repository stores weights; parameter names are the official ones."""
+
+    spec: SequenceSpec
+
+    @property
+    def head(self) -> nn.Linear:
+        """Maps `features` to logits; linear in all families, as `guided_hidden` needs."""
+        return cast(nn.Linear, self._modules[self.official.head])
+
+    def _add_head(self, head: nn.Linear) -> None:
+        """Register it by its official name, for which a property may stand in the way."""
+        self._modules[self.official.head] = head
+
+    @abstractmethod
+    def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
+        """The order in which to decode one sequence per seed; random orders are drawn from it.
+
+        Raises:
+            InputError: `decoding` asks for what the family cannot do.
+        """
+
+    def drawing_plan(
+        self, plan: DecodePlan, decoding: DecodingConfig, *, given: int = 0
+    ) -> DecodePlan:
+        """The order in which a sampler fills the slots of `plan` after the first `given`.
+
+        Only approximate parallel decoding (ZipAR) differs from `plan`, by which its sequences are
+        recorded and scored all the same.
+        """
+        return plan
+
+    def training_plan(self, seeds: Sequence[int]) -> DecodePlan:
+        """The order that maximum-likelihood training uses, as published."""
+        return self.plan(seeds)
+
+    def attach(self, quantizer: ResidualQuantizer | None) -> None:
+        """Take over what the family needs of its tokenizer; most need nothing.
+
+        Raises:
+            InputError: the family needs a quantiser and got none, or one of other sizes.
+        """
+
+    def official_buffers(self) -> dict[str, Tensor]:
+        """Entries of an official file that are no parameters but are expected by its loader."""
+        return {}
+
+    @abstractmethod
+    def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
+        """Return post-norm h_BLC; slot i may depend only on slots of earlier steps."""
+
+    def forward(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
+        """Return logits_BLV of a whole sequence."""
+        return self.head(self.features(class_B, token_BL, plan))
+
+    def begin(
+        self, class_B: Tensor, plan: DecodePlan, *, given_BL: Tensor | None = None, step: int = 0
+    ) -> DecodeState:
+        """Start decoding at `step`; slots of earlier steps are copied from `given_BL`."""
+        token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long, device=class_B.device)
+        if given_BL is not None and step:
+            end = plan.starts[step]
+            token_BL[:, :end] = given_BL[:, :end]
+        return DecodeState(class_B, plan, token_BL, step)
+
+    def predict(self, state: DecodeState) -> Tensor:
+        """Return logits_BnV for the slots of the current step."""
+        return self(state.class_B, state.token_BL, state.plan)[:, state.slots]
+
+    def commit(self, state: DecodeState, token_Bn: Tensor) -> None:
+        """Write the tokens of the current step and move to the next."""
+        state.token_BL[:, state.slots] = token_Bn
+        state.step += 1
+
+
+class BackboneConfig(PluginConfig, ABC):
+    """Sizes of a backbone; what depends on the data comes as a `SequenceSpec`."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {"preset", "dropout", "drop_path", "adaln_gamma"}
+    )
+    """Fields that change how a network is trained or written down, not which function it is."""
+    has_rows: ClassVar[bool] = True
+    """Whether tokens are ordered row by row, so that a prefix can end with a row of the grid."""
+
+    def same_network(self, other: "BackboneConfig") -> bool:
+        """Whether weights of one fit the other."""
+        skipped = set(self.training_only)
+        return self.model_dump(exclude=skipped) == other.model_dump(exclude=skipped)
+
+    @abstractmethod
+    def build(self, spec: SequenceSpec) -> Backbone:
+        """Construct with fresh weights drawn from torch's global generator."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> Self:
+        """The smallest useful instance; contract tests build it."""
+
+    @classmethod
+    @abstractmethod
+    def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+        """What official weights of these shapes are: names of config and spec fields with values;
+        None where they belong to another family."""
+
+
+def refuse_decoding(
+    kind: str, decoding: DecodingConfig | None, *refused: Literal["steps", "zipar"]
+) -> None:
+    """For families that leave no choice of the number of steps, or are no raster.
+
+    Raises:
+        InputError: somebody set one of the refused fields.
+    """
+    if decoding is None:
+        return
+    if "steps" in refused and decoding.steps is not None:
+        raise InputError(
+            f"decoding.steps is {decoding.steps}, but {kind} decodes in a fixed number of steps; "
+            "leave it out"
+        )
+    if "zipar" in refused and decoding.zipar is not None:
+        raise InputError(
+            f"decoding.zipar is set (window {decoding.zipar.window}), but {kind} does not decode "
+            "a raster row by row and has parallel steps of its own; leave it out"
+        )
+
+
+def build_seeded(config: BackboneConfig, spec: SequenceSpec, seed: int) -> Backbone:
+    """Build with weights that depend on `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return config.build(spec)

@@ -1,0 +1,215 @@
+"""LlamaGen class-conditional transformer (arXiv 2406.06525; backbones.md section 1).
+
+Llama-style decoder over raster-ordered tokens after one class slot: RMSNorm, 2-D rotary
+positions, SwiGLU, no biases. Parameter names are the official ones.
+
+Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotary pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from common.config.quantities import Depth, Fraction, Width
+from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official, refuse_decoding
+from common.models.layers import (
+    CausalAttention,
+    DropPath,
+    KeyValueCache,
+    Placement,
+    RMSNorm,
+    RotaryTable,
+    SwiGLU,
+    drop_path_rates,
+    require_rotary_heads,
+    start_uniform,
+)
+from common.models.plan import DecodePlan, DecodingConfig, ZipARPlan, raster_plan, zipar_plan
+from common.models.zipar import BLANK, ZipARCache, feeds
+from common.spec import SequenceSpec, require_raster
+
+PRESETS = {
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1280, "depth": 36, "heads": 20},
+    "XXL": {"width": 1536, "depth": 48, "heads": 24},
+    "3B": {"width": 3200, "depth": 24, "heads": 32},
+    "XXXL": {"width": 2560, "depth": 48, "heads": 40},
+    "1B": {"width": 2048, "depth": 22, "heads": 32},
+    "7B": {"width": 4096, "depth": 32, "heads": 32},
+}
+"""Published sizes; the last three have no checkpoint (backbones.md 1.4)."""
+
+
+class Config(BackboneConfig):
+    preset: Literal["B", "L", "XL", "XXL", "3B", "XXXL", "1B", "7B"] | None = None
+    """A published size; sets width, depth and heads."""
+    width: Width = 128
+    """Channels of the residual stream."""
+    depth: Depth = 4
+    """Transformer blocks."""
+    heads: Depth = 4
+    """Attention heads; width / heads must be a multiple of 4."""
+    multiple_of: Width = 256
+    """The feed-forward width is rounded up to a multiple of this."""
+    dropout: Fraction = 0.1
+    """Token, residual and feed-forward dropout while training."""
+    drop_path: Fraction = 0.0
+    """Drop-path rate of the last block, rising from 0; as published, it replaces residual and
+    feed-forward dropout (token dropout stays)."""
+
+    presets = PRESETS
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        require_rotary_heads(self.width, self.heads)
+        return self
+
+    def build(self, spec: SequenceSpec) -> Backbone:
+        return LlamaGen(self, spec)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(width=16, depth=2, heads=2, multiple_of=8)
+
+    @classmethod
+    def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+        table = shapes.get("cls_embedding.embedding_table.weight")
+        tokens = shapes.get("tok_embeddings.weight")
+        if table is None or tokens is None:
+            return None
+        depth = sum(name.endswith("attention.wqkv.weight") for name in shapes)
+        return {
+            "vocab_size": tokens[0],
+            "num_classes": table[0] - 1,
+            "width": tokens[1],
+            "depth": depth,
+        }
+
+
+class LabelEmbedder(nn.Module):
+    """Class table whose last row is the null class; labels are dropped outside."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, class_B: Tensor) -> Tensor:
+        return self.embedding_table(class_B)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, drop_path: float) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = CausalAttention(config.width, config.heads)
+        self.ffn_norm = RMSNorm(config.width)
+        self.feed_forward = SwiGLU(config.width, config.multiple_of)
+        self.dropout = DropPath(drop_path) if config.drop_path else nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BnC: Tensor,
+        rotary_nP2: Tensor,
+        cache: KeyValueCache | None,
+        placement: Placement | None,
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BnC), rotary_nP2, cache, placement)
+        x_BnC = x_BnC + self.dropout(attended)
+        return x_BnC + self.dropout(self.feed_forward(self.ffn_norm(x_BnC)))
+
+
+class LlamaGen(Backbone):
+    """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
+
+    official = Official(
+        "model",
+        ("freqs_cis", "layers.*.attention.kv_cache.*"),
+        head="output",
+        hub="FoundationVision/LlamaGen",
+        published="c2i_*.pt",
+    )
+
+    def __init__(self, config: Config, spec: SequenceSpec) -> None:
+        super().__init__()
+        require_raster("llamagen", spec)
+        self.spec = spec
+        self.cls_embedding = LabelEmbedder(spec.num_classes, config.width)
+        self.tok_embeddings = nn.Embedding(spec.vocab_size, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        rates = drop_path_rates(config.drop_path, config.depth)
+        self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.norm = RMSNorm(config.width)
+        self._add_head(nn.Linear(config.width, spec.vocab_size, bias=False))
+        self._rotary = RotaryTable(spec.grid, config.width // config.heads)
+        start_uniform(self, self.head)
+
+    def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
+        refuse_decoding("llamagen", decoding, "steps")
+        return raster_plan(len(seeds), self.spec.length)
+
+    def drawing_plan(
+        self, plan: DecodePlan, decoding: DecodingConfig, *, given: int = 0
+    ) -> DecodePlan:
+        if decoding.zipar is None:
+            return plan
+        return zipar_plan(len(plan.order_BL), self.spec.grid, decoding.zipar, given)
+
+    def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
+        if isinstance(plan, ZipARPlan):
+            raise ValueError("sequences drawn with ZipAR are scored by their raster plan")
+        class_B1C = self.cls_embedding(class_B)[:, None]
+        x_BLC = torch.cat([class_B1C, self.tok_embeddings(token_BL[:, :-1])], dim=1)
+        return self._run(x_BLC, self._rotary.on(x_BLC.device))
+
+    def begin(
+        self, class_B: Tensor, plan: DecodePlan, *, given_BL: Tensor | None = None, step: int = 0
+    ) -> DecodeState:
+        state = super().begin(class_B, plan, given_BL=given_BL, step=step)
+        caches = [KeyValueCache(self.spec.length) for _ in self.layers]
+        state.cache = caches
+        if isinstance(plan, ZipARPlan):
+            state.cache = ZipARCache(step, feeds(plan, step, class_B.device), caches)
+        return state
+
+    def predict(self, state: DecodeState) -> Tensor:
+        """Feed whatever is not cached yet: the class slot and prefix at first, then what the last
+        step decoded."""
+        if isinstance(state.cache, ZipARCache):
+            return self._predict_rows(state, state.cache)
+        filled, slot = state.cache[0].filled, state.slots.start
+        x_BnC = self.tok_embeddings(state.token_BL[:, max(filled - 1, 0) : slot])
+        if filled == 0:
+            x_BnC = torch.cat([self.cls_embedding(state.class_B)[:, None], x_BnC], dim=1)
+        rotary_nP2 = self._rotary.on(x_BnC.device)[filled:]
+        return self.head(self._run(x_BnC, rotary_nP2, caches=state.cache)[:, -1:])
+
+    def _predict_rows(self, state: DecodeState, cache: ZipARCache) -> Tensor:
+        """One token of every open row, each from its left neighbour or from a stand-in."""
+        feed = cache.feed(state.step)
+        slot_n = feed.token_slot_n
+        x_BnC = self.tok_embeddings(state.token_BL[:, slot_n.clamp_min(0)])
+        x_BnC = x_BnC.masked_fill((slot_n == BLANK)[:, None], 0)
+        if state.step == cache.first:
+            class_B1C = self.cls_embedding(state.class_B)[:, None]
+            x_BnC = torch.cat([class_B1C, x_BnC[:, 1:]], dim=1)
+        rotary_nP2 = self._rotary.on(x_BnC.device)[feed.placement.slot_n]
+        h_BnC = self._run(x_BnC, rotary_nP2, caches=cache.layers, placement=feed.placement)
+        return self.head(h_BnC[:, state.slots.start - state.slots.stop :])
+
+    def _run(
+        self,
+        x_BnC: Tensor,
+        rotary_nP2: Tensor,
+        *,
+        caches: list[KeyValueCache] | None = None,
+        placement: Placement | None = None,
+    ) -> Tensor:
+        x_BnC = self.dropout(x_BnC)
+        rotary_nP2 = rotary_nP2[: x_BnC.shape[1]]  # of the grid's cells, all but the last is fed
+        for depth, block in enumerate(self.layers):
+            x_BnC = block(x_BnC, rotary_nP2, caches[depth] if caches else None, placement)
+        return self.norm(x_BnC)

@@ -1,0 +1,174 @@
+"""How a sequence of visual tokens is split into decoding steps.
+
+Shape letters: B sequences, L slots in a sequence, n slots in the current step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from common.config.quantities import Tokens
+from common.config.schema import Config
+from common.errors import InputError
+from common.randomness import derive_seed
+
+RANDOM_ORDER_STEPS = 64
+"""ARPG's published number of steps for 256 tokens (backbones.md 5.3)."""
+
+
+class ZipARConfig(Config):
+    """Several rows of a raster at a time, each a window behind the one above (method.md 2.2)."""
+
+    window: Tokens = 4
+    """A row may emit column j once the row above holds j + window tokens; the grid's width or more
+    is raster decoding."""
+    row_start: Literal["prev_prev_last", "left_above", "zero"] = "prev_prev_last"
+    """What a row's first token is predicted from while the end of the row above is undecoded: the
+    newest token of the row before that (or, for the second row, of the first), the token right
+    above, or a zero vector."""
+    serial_first_row: bool = False
+    """Finish the first row before the second one starts, as the public code does."""
+    mask_undecoded: bool = True
+    """Hide cells that are not decoded yet; false imitates the public code, where they take part in
+    attention as zeros, and a stand-in stays in view until the true token arrives."""
+
+
+class DecodingConfig(Config):
+    """What a sampler may choose about the order; next-scale models have no choice."""
+
+    steps: Tokens | None = None
+    """Steps of a random-order model (ARPG); by default 64, or one per token where that is less."""
+    schedule: Literal["arccos", "cosine"] = "arccos"
+    """How many tokens each of those steps decodes (ARPG's names)."""
+    zipar: ZipARConfig | None = None
+    """Parallel decoding of raster models (LlamaGen); approximate, scored in raster order."""
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """The order in which positions are filled.
+
+    Slot i of sequence b fills position order_BL[b, i]: a grid cell in raster order, or a place in
+    the concatenated maps of a multi-scale sequence. Slots are grouped into steps; every slot of a
+    step is predicted by the same forward pass. Raster, ZipAR, next-scale and random-order
+    decoding differ in these two fields.
+    """
+
+    order_BL: Tensor
+    step_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        length = self.order_BL.shape[1]
+        if sum(self.step_sizes) != length:
+            raise ValueError(f"steps cover {sum(self.step_sizes)} slots, sequence has {length}")
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First slot of every step, and the length as a last entry."""
+        ends = torch.tensor((0, *self.step_sizes)).cumsum(0).tolist()
+        return tuple(ends)
+
+    @cached_property
+    def step_L(self) -> Tensor:
+        """The step of every slot."""
+        sizes = torch.tensor(self.step_sizes)
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether every step decodes a single token."""
+        return len(self.step_sizes) == self.order_BL.shape[1]
+
+    def slots(self, step: int) -> slice:
+        return slice(self.starts[step], self.starts[step + 1])
+
+    def step_of(self, slot: int) -> int:
+        """The step that fills `slot`; the number of steps for `slot == L`."""
+        return int(self.step_L[slot]) if slot < len(self.step_L) else len(self.step_sizes)
+
+
+def raster_plan(batch: int, length: int) -> DecodePlan:
+    """One slot per step, left to right and top to bottom."""
+    return DecodePlan(torch.arange(length).expand(batch, -1), (1,) * length)
+
+
+@dataclass(frozen=True)
+class ZipARPlan(DecodePlan):
+    """A plan whose slots come before their predecessor in the raster; for drawing, not scoring."""
+
+    zipar: ZipARConfig
+    """How a model makes up for what is missing."""
+    cols: int
+
+
+def zipar_plan(batch: int, grid: tuple[int, int], zipar: ZipARConfig, given: int = 0) -> DecodePlan:
+    """All open rows advance by one token per step (method.md 2.2, arXiv 2412.04062).
+
+    The first `given` cells are steps of their own, to be skipped; the row in progress goes on and
+    the next ones follow, as early as the window allows. Where that leaves one token per step (a
+    window of the grid's width, or only one row to do), it is the raster plan.
+    """
+    rows, cols = grid
+    row, held = divmod(given, cols)
+    start, step_by_row = given, [torch.arange(given)]
+    while row < rows:
+        step_by_row.append(start + torch.arange(cols - held))
+        lead = cols if zipar.serial_first_row and row == 0 else min(zipar.window, cols)
+        start += max(lead - held, 0)
+        row, held = row + 1, 0
+    step_L = torch.cat(step_by_row)
+    sizes = tuple(torch.bincount(step_L).tolist())
+    if len(sizes) == len(step_L):
+        return raster_plan(batch, len(step_L))
+    return ZipARPlan(step_L.argsort(stable=True).expand(batch, -1), sizes, zipar, cols)
+
+
+def next_scale_plan(batch: int, scales: Sequence[int]) -> DecodePlan:
+    """One token map per step, coarse to fine (VAR)."""
+    sizes = tuple(side * side for side in scales)
+    return DecodePlan(torch.arange(sum(sizes)).expand(batch, -1), sizes)
+
+
+def random_order_plan(seeds: Sequence[int], step_sizes: tuple[int, ...]) -> DecodePlan:
+    """A random order for every sequence, drawn from that sequence's own seed (ARPG).
+
+    The official sampler shares one order in a batch; here a sequence does not depend on its
+    company, as everywhere in this project.
+    """
+    length, generator = sum(step_sizes), torch.Generator()
+    rows = [
+        torch.randperm(length, generator=generator.manual_seed(derive_seed(seed, "order")))
+        for seed in seeds
+    ]
+    return DecodePlan(torch.stack(rows), step_sizes)
+
+
+def arpg_step_sizes(
+    length: int, steps: int, schedule: Literal["arccos", "cosine"]
+) -> tuple[int, ...]:
+    """Tokens per step of ARPG's parallel decoding, in float64 as published (backbones.md 5.3).
+
+    Raises:
+        InputError: more steps than tokens (the official sampler fails there, too).
+    """
+    if steps > length:
+        raise InputError(
+            f"decoding.steps is {steps}, but a sequence has only {length} tokens; use at most that"
+        )
+    sizes: list[int] = []
+    done = 0
+    for step in range(steps - 1):
+        ratio = (step + 1) / steps
+        if schedule == "arccos":
+            unknown = math.acos(ratio) / (math.pi * 0.5)
+        else:
+            unknown = math.cos(math.pi / 2 * ratio)
+        remaining = max(1, min(length - done - 1, int(length * unknown)))
+        sizes.append(length - done - remaining)
+        done = length - remaining
+    return (*sizes, length - done)

@@ -1,0 +1,1 @@
+"""The only room that imports Ray: sessions, actors, the train job, supervision."""

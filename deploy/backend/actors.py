@@ -1,0 +1,88 @@
+"""The actor class of every role, and what an actor needs.
+
+Imports nothing heavy: the process of a ledger or a buffer must not load torch.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, cast
+
+from common.errors import UNDERSTOOD, Verdict
+from common.exchange.weights import Weights
+from deploy.layout import check_layout
+
+
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """What an actor needs: a name to read in logs, threads for its callers, CPUs and GPUs."""
+
+    name: str
+    threads: int = 16
+    cpus: float = 0
+    gpus: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A large argument that lies in the object store once for all actors of a node."""
+
+    reference: Any
+
+    def get(self) -> Any:
+        import ray  # not above: the driver sets Ray's environment before it first imports it
+
+        return ray.get(self.reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """A call's answer where it ended with an error that somebody understood."""
+
+    verdict: Verdict
+
+
+class ActorHost:
+    """The one actor class: holds an object, forwards calls, computes with one thread.
+
+    Two busy processes with two OpenMP threads each are several times slower than with one
+    (practicals.md 0.1), so every actor is pinned explicitly.
+    """
+
+    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
+        check_layout()
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        self._refusal: Raised | None = None
+        taken = {
+            name: value.get() if isinstance(value, Shared) else value
+            for name, value in kwargs.items()
+        }
+        try:
+            self._object = cls(*args, **taken)
+        except UNDERSTOOD as error:
+            # Ray would report a constructor's error as the actor's death, as text only.
+            self._refusal = Raised(Verdict.of(error))
+
+    def ready(self) -> bool | Raised:
+        """True once constructed; why it was not, if somebody understood that."""
+        return self._refusal or True
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The method's answer; an error that was understood is handed back as a value."""
+        if self._refusal is not None:
+            return self._refusal
+        try:
+            return getattr(self._object, name)(*args, **kwargs)
+        except UNDERSTOOD as error:
+            return Raised(Verdict.of(error))
+
+
+class WeightActorHost(ActorHost):
+    """Hosts the weight store; bundles hold a reference in place of their bytes."""
+
+    def publish(self, weights: Weights) -> Any:
+        import ray  # not above: the driver sets Ray's environment before it first imports it
+
+        reference = [ray.put(weights.payload)]
+        held = Weights(weights.version, cast(bytes, reference), weights.digest)
+        return self.call("publish", held)

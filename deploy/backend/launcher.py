@@ -1,0 +1,35 @@
+"""Where objects live: a `Launcher` creates them, here or in Ray actors (deploy/backend/proxies.py).
+
+The classes themselves do not know.
+"""
+
+from typing import Any, Protocol, TypeVar
+
+from deploy.backend.actors import ActorOptions
+
+T = TypeVar("T")
+
+
+class Launcher(Protocol):
+    """Creates `cls(*args, **kwargs)` somewhere and returns what behaves like it."""
+
+    def __call__(
+        self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
+    ) -> T: ...
+    def share(self, value: T) -> T: ...
+    def any_of(self, replicas: list[T]) -> T: ...
+
+
+class LocalLauncher:
+    """This process: callers bring their own threads, and one replica is as good as many."""
+
+    def __call__(
+        self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
+    ) -> T:
+        return cls(*args, **kwargs)
+
+    def share(self, value: T) -> T:
+        return value
+
+    def any_of(self, replicas: list[T]) -> T:
+        return replicas[0]

@@ -1,0 +1,183 @@
+"""Make plain objects live in Ray actors and still look like themselves."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import ray
+from ray.exceptions import (
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from common.errors import RunFailed, ServiceDied
+from common.exchange.weights import Weights
+from deploy.backend.actors import ActorHost, ActorOptions, Raised, Shared, WeightActorHost
+from deploy.console.faults import GO_ON
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 5.0
+
+
+class ActorProxy:
+    """Forwards every public method to an actor and waits; errors arrive as themselves."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor = actor
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self._ask(
+            lambda: self._actor.call.remote(name, *args, **kwargs)
+        )
+
+    def _ask(self, send: Callable[[], Any]) -> Any:
+        return _answer(self._name, send)
+
+
+class ReplicaProxy:
+    """Replicas of one service: calls go round, a replica that died is left out.
+
+    Only for calls that may be repeated, such as scoring: the buffer discards duplicates.
+    """
+
+    def __init__(self, replicas: list[ActorProxy], first: int) -> None:
+        self._replicas = replicas[first:] + replicas[:first]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            while True:
+                chosen = self._replicas[0]
+                try:
+                    return getattr(chosen, name)(*args, **kwargs)
+                except ServiceDied:
+                    rest = [replica for replica in self._replicas if replica is not chosen]
+                    if not rest:
+                        raise
+                    self._replicas = rest
+
+        return call
+
+
+class WeightsProxy(ActorProxy):
+    """The weight store, with payloads in the object store: one transfer per node.
+
+    The publishing learner may die, so the store's process puts the payload and owns it.
+    """
+
+    def publish(self, weights: Weights) -> None:
+        self._ask(lambda: self._actor.publish.remote(weights))
+
+    def get(self, version: int, timeout: float) -> Weights:
+        bundle: Weights = self._ask(lambda: self._actor.call.remote("get", version, timeout))
+        (reference,) = cast(Any, bundle.payload)
+        return Weights(bundle.version, self._ask(lambda: reference), bundle.digest)
+
+
+class RayLauncher:
+    """A `Launcher`: every object becomes an actor of its own."""
+
+    def __init__(self) -> None:
+        self._actors: list[Any] = []
+        self.names: dict[Any, str] = {}
+        self._turn = 0
+
+    def __call__(
+        self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
+    ) -> T:
+        site = site or ActorOptions(cls.__name__)
+        weights = cls.__name__ == "WeightStore"
+        host = ray.remote(WeightActorHost if weights else ActorHost)
+        actor = host.options(
+            max_concurrency=site.threads,
+            num_cpus=site.cpus,
+            num_gpus=site.gpus,
+        ).remote(cls, args, kwargs)
+        self._actors.append(actor)
+        self.names[actor] = site.name
+        return cast(T, WeightsProxy(actor, site.name) if weights else ActorProxy(actor, site.name))
+
+    def share(self, value: T) -> T:
+        """What actors take for `value` as a keyword: read from shared memory where it lies once."""
+        try:
+            return cast(T, Shared(ray.put(value)))
+        except RayError as error:
+            raise _failed("the token data", error) from error
+
+    def any_of(self, replicas: list[T]) -> T:
+        """A view of all replicas that starts at another one for every caller."""
+        self._turn += 1
+        return cast(T, ReplicaProxy(cast(list[ActorProxy], replicas), self._turn % len(replicas)))
+
+    def wait_ready(self, say: Callable[[str], object] = lambda what: None) -> None:
+        """Block until every actor is up; `say` hears of those that are not yet.
+
+        A constructor's error is raised here, as itself.
+        """
+        missing = {actor.ready.remote(): self.names[actor] for actor in self._actors}
+        while missing:
+            say(f"waiting for {', '.join(missing.values())}")
+            ready, _ = ray.wait(list(missing), timeout=PATIENCE_SECONDS)
+            for reference in ready:
+                _answer(missing.pop(reference), partial(_itself, reference))
+
+    def shutdown(self) -> None:
+        """End every actor that was placed."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _answer(name: str, send: Callable[[], Any]) -> Any:
+    """What the actor called `name` answers; arguments may find no room on their way to it.
+
+    Raises:
+        ServiceDied: its process is gone, or what it held.
+        RunFailed: Ray itself failed, or ran out of something.
+    """
+    try:
+        answer = ray.get(send())
+    except (RayActorError, ObjectLostError) as error:
+        raise ServiceDied(f"the process of {name} died: {ray_reason(error)}; {GO_ON}") from error
+    except RayTaskError as error:
+        if not isinstance(error.cause, Exception):
+            raise
+        if isinstance(error.cause, RayError):
+            raise _failed(name, error.cause) from error
+        raise error.cause from error
+    except RayError as error:
+        raise _failed(name, error) from error
+    if not isinstance(answer, Raised):
+        return answer
+    error = answer.verdict.error()
+    # A neighbour of the actor died, not the actor.
+    raise RunFailed(str(error)) if isinstance(error, ServiceDied) else error
+
+
+def _itself(reference: Any) -> Any:
+    return reference
+
+
+def _failed(name: str, error: RayError) -> RunFailed:
+    advice = GO_ON
+    if isinstance(error, ObjectStoreFullError):
+        advice = f"raise cluster.object_store_mb; {GO_ON}"
+    if isinstance(error, OutOfDiskError):
+        advice = f"the disk of Ray's temporary folder is full: make room; {GO_ON}"
+    return RunFailed(f"{name}: {ray_reason(error)}; {advice}")
+
+
+def ray_reason(error: BaseException) -> str:
+    """Ray's own account in a line: the cause is in its last one, guesses follow the first point."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    detail = last.rpartition("Worker exit detail: ")[2]
+    return detail.partition(" There are some potential root causes")[0].rstrip(".")

@@ -1,0 +1,154 @@
+"""Starts a private local Ray cluster, or joins the one that a job was submitted to."""
+
+import importlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from rich.console import Console
+
+from common.errors import RunFailed
+from deploy.backend.joined_cluster import joined_address, refused, require_cluster
+from deploy.backend.private_cluster import private_folder, require_limits, worker_environment
+from deploy.config import RunConfig
+from deploy.console.progress import Bar, busy
+from deploy.console.stopping import handlers_kept
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's default poll costs 2 s a report
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "OMP_NUM_THREADS": "1",
+    "RAY_worker_maximum_startup_concurrency": "4",  # else Ray warns of our dozen small actors
+}
+
+
+@contextmanager
+def cluster(
+    config: RunConfig, cpus: int | None = None, told: Bar | Console | None = None
+) -> Iterator[None]:
+    """A Ray connection for the block; a cluster that was started here is shut down after it.
+
+    It offers `cpus`, by default what the roles of one run need. `told` hears what is waited for.
+
+    Raises:
+        InputError: RAY_ADDRESS names no cluster that can be joined, or the machine's limits are
+            too low for a private one.
+        RunFailed: Ray does not start.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = joined_address()
+    if address is None:
+        secure_environment()
+    import ray
+
+    if ray.is_initialized():  # somebody else's connection, e.g. a test session's
+        yield
+        return
+    with ExitStack() as stack:
+        if address is None:
+            _start(config, cpus, told, stack)
+        else:
+            _join(address, told, stack)
+        yield
+
+
+def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    with _waiting(told, f"joining the Ray cluster at {address} (RAY_ADDRESS)") as say:
+        require_cluster(address, say)
+        stack.callback(ray.shutdown)
+        try:
+            with handlers_kept():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            raise refused(address, str(error).strip().partition("\n")[0]) from error
+
+
+def _start(
+    config: RunConfig, cpus: int | None, told: Bar | Console | None, stack: ExitStack
+) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    with _waiting(told, "starting a private Ray cluster") as say:
+        warning = require_limits(config.cluster.object_store_mb)
+        if warning:
+            say(f"warning: {warning}")
+        folder = stack.enter_context(private_folder())
+        stack.callback(ray.shutdown)
+        try:
+            with handlers_kept():  # Ray's end the process at once
+                ray.init(
+                    address="local",
+                    num_cpus=cpus or logical_cpus(config),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    object_store_memory=int(config.cluster.object_store_mb * 2**20),
+                    runtime_env=worker_environment(),
+                    _temp_dir=str(folder),
+                )
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise RunFailed(f"Ray does not start on this machine: {reason}") from error
+
+
+@contextmanager
+def _waiting(told: Bar | Console | None, what: str) -> Iterator[Callable[[str], object]]:
+    """Say `what`, again and again where there is nothing else to see; yields what says more."""
+    if isinstance(told, Bar):
+        told.say(what)
+        yield told.say
+    elif told is not None:
+        with busy(told, what):
+            yield told.print
+    else:
+        yield lambda more: None
+
+
+def warm_up(config: RunConfig) -> None:
+    """Let idle worker processes import what the roles need, while this process does other work.
+
+    Ray gives such a process to the next actor, which then starts at once instead of spending
+    seconds on imports. Returns immediately.
+    """
+    import ray
+
+    modules = ("rollout.worker", "teacher_server.teacher")
+    task = ray.remote(num_cpus=0)(import_modules)
+    for _ in range(config.rollout.workers + config.teacher.replicas):
+        task.remote(modules)
+
+
+def import_modules(names: tuple[str, ...]) -> None:
+    """Import `names`, then hold the process for a moment so that its siblings get others."""
+    for name in names:
+        importlib.import_module(name)
+    time.sleep(1.0)
+
+
+def secure_environment() -> None:
+    """Let nobody else in: Ray's servers, of which three know no password, listen to this machine
+    only (a setting that its name promises to other systems), and want this run's random token."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def logical_cpus(config: RunConfig) -> int:
+    """CPUs that a private cluster must offer so that every actor starts, however few there are."""
+    needed = (
+        config.rollout.workers * config.rollout.cpus
+        + config.teacher.replicas * config.teacher.cpus
+        + config.learner.ranks * config.learner.cpus
+    )
+    return max(os.cpu_count() or 1, int(needed) + 2)

@@ -1,0 +1,150 @@
+"""Runs the learner's ranks under Ray Train."""
+
+import logging
+import os
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray.train
+import torch
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor, distributed
+
+from common.errors import UNDERSTOOD, RunFailed, Verdict
+from deploy.backend.proxies import ray_reason
+from deploy.console.faults import GO_ON, FaultLog
+from deploy.layout import check_layout
+from learner.config import LearnerConfig
+from learner.process_group import ProcessGroup
+from learner.train import Outcome
+
+TRAIN_STORAGE = ".ray_train"
+"""Ray Train's own bookkeeping in the run folder, removed after the run; ours is in snapshots/."""
+
+
+class Closable(Protocol):
+    """What the learner's ranks talk to: closed with the cause when one of them cannot go on."""
+
+    @property
+    def ledger(self) -> Any: ...
+    def close(self, cause: str | Verdict) -> None: ...
+
+
+class Learn(Protocol):
+    """Trains one rank; travels to its process."""
+
+    def __call__(self, services: Any, ranks: ProcessGroup) -> Outcome: ...
+
+
+class TrainProcessGroup:
+    """The process group that Ray Train set up; sums are exact counterparts of one process."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world = context.get_world_size()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            distributed.barrier()
+
+
+def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any] | Verdict:
+    """What every Ray Train worker runs.
+
+    A failure that was understood is handed back: Ray Train would try an exception again.
+    """
+    check_layout()
+    torch.set_num_threads(1)
+    services: Closable = arguments["services"]
+    learn: Learn = arguments["learn"]
+    try:
+        outcome = learn(services, TrainProcessGroup())
+    except UNDERSTOOD as error:
+        verdict = Verdict.of(error)
+        services.close(verdict)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()  # ranks in the middle of a sum hear of it
+        return verdict
+    except RuntimeError:
+        ending = services.ledger.ending()
+        if ending is None:
+            raise
+        return ending  # another rank left
+    return outcome.as_dict()
+
+
+class TrainJob:
+    """`TorchTrainer.fit` in a thread of its own, so that the driver can watch the workers."""
+
+    def __init__(
+        self, learner: LearnerConfig, root: Path, services: Closable, learn: Learn
+    ) -> None:
+        """`services` travel to every rank; `root` is the run folder."""
+        resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        self._trainer = TorchTrainer(
+            learn_on_rank,
+            train_loop_config={"services": services, "learn": learn},
+            # Gradients are summed on the GPU, denominators on the CPU, where NCCL cannot.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=learner.ranks, use_gpu=learner.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=TrainRunConfig(
+                # The same name in the same storage would resume Ray Train's own state.
+                name=f"learner-{os.getpid()}-{os.urandom(4).hex()}",
+                storage_path=str(root / TRAIN_STORAGE),
+                failure_config=FailureConfig(max_failures=learner.max_failures),
+            ),
+        )
+        self._faults = FaultLog(root)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+        self._fit = self._pool.submit(self._trainer.fit)
+
+    def running(self) -> bool:
+        return not self._fit.done()
+
+    def wait(self, seconds: float) -> None:
+        """Block until the job ended, however it did, or `seconds` are over."""
+        futures.wait([self._fit], timeout=seconds)
+
+    def result(self) -> Outcome:
+        """Rank 0's outcome.
+
+        Raises:
+            InputError, RunFailed: why the run was ended, as it was raised, wherever that was.
+            RunFailed: the learner failed for good; the message holds its own error.
+        """
+        try:
+            returned: Any = self._fit.result().return_value
+        except TrainingFailedError as error:
+            raise RunFailed(f"the learner failed: {self._account(_cause(error))}") from error
+        if isinstance(returned, Verdict):
+            raise returned.error()
+        return Outcome(**returned)
+
+    def _account(self, cause: BaseException) -> str:
+        if isinstance(cause, RayActorError):
+            return f"its process died: {ray_reason(cause)}; {GO_ON}"
+        return self._faults.sentence("learner", cause)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the first rank that failed, without Ray Train's wrapping."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "_base_exc", failure)
+        inner.add_note(getattr(failure, "_traceback_str", ""))
+        return getattr(inner, "health_check_failure", inner)
+    return getattr(error, "controller_failure", error)

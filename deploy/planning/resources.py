@@ -1,0 +1,212 @@
+"""What every role of a run needs: CPUs, GPUs, host memory and GPU memory.
+
+Tensors are counted by running each role's own computation on the meta device
+(deploy/planning/memory.py); what lives outside of tensors is a constant. Nothing is read and
+nothing is allocated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from common.device import precision
+from common.exchange.trajectory import bytes_per_image
+from common.models.backbone import Backbone, BackboneConfig
+from common.spec import SequenceSpec
+from deploy.config import RunConfig
+from deploy.planning.memory import (
+    META,
+    decoding_bytes,
+    scoring_bytes,
+    scoring_images,
+    training_bytes,
+)
+
+MB = 2**20
+PROCESS_MB = 350
+"""Resident memory of a Ray worker process with torch loaded, models not counted (measured)."""
+HOST_SLACK = 1.2
+"""What kernels' scratch and freed but kept memory add to live tensors (measured: 1.0 to 1.2)."""
+HEAP_MB = 128
+"""Blocks below 32 MB, which the C allocator keeps, add up to this (measured: 40 to 190)."""
+SERVICE_MB = 100
+"""The same for services, which do not load torch (measured)."""
+CUDA_HOST_MB = 3000
+"""The same for a process that uses a GPU (typical of torch's CUDA builds, not measured here)."""
+CUDA_MB = 1024
+"""GPU memory beside torch's tensors: context, cuBLAS, NCCL (typical, not measured here)."""
+CUDA_SLACK = 1.1
+"""What torch's caching allocator reserves over what is alive (typical, not measured here)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One kind of actor; CPUs, GPUs and memory are those of each."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+    host_mb: float
+    gpu_mb: float
+    lower: str
+    """Config fields that make it smaller."""
+    reservations: str = ""
+    """Config fields that say how many there are and what each reserves."""
+    is_group: bool = False
+    """Placed together, as the ranks of the learner."""
+
+    @property
+    def is_anywhere(self) -> bool:
+        """Ray may put what reserves nothing on any node."""
+        return not (self.cpus or self.gpus or self.gpu_mb)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What the roles of a run hold, in bytes."""
+
+    config: RunConfig
+    spec: SequenceSpec
+    data_bytes: int = 0
+    """Token data in memory; 0 where its size is not known."""
+
+    @cached_property
+    def teacher(self) -> Backbone:
+        """On the meta device, float32."""
+        return skeleton(self.config.models.teacher, self.spec)
+
+    @cached_property
+    def student(self) -> Backbone:
+        return skeleton(self.config.models.student, self.spec)
+
+    @property
+    def row_bytes(self) -> int:
+        """One scored image on the wire."""
+        signal, length = self.config.teacher.signal, self.spec.length
+        per_token = signal.bytes_per_token(self.teacher.head.in_features, self.spec.vocab_size)
+        noise = self.config.rollout.keep_noise
+        return bytes_per_image(length, length * (per_token + 4), noise=noise)  # + the entropy
+
+    @property
+    def version_bytes(self) -> int:
+        """One published version of the student."""
+        return state_bytes(self.student, precision(self.config.rollout.dtype))
+
+    @property
+    def versions(self) -> int:
+        """Versions in the weight store at a time."""
+        schedule = self.config.schedule()
+        return schedule.versions_kept // schedule.publish_every + 1
+
+    @property
+    def shared_bytes(self) -> int:
+        """In Ray's object store, were it all on one node: versions, records and token data."""
+        records = self.config.schedule().most_outstanding * self.row_bytes
+        return self.versions * self.version_bytes + records + self.data_bytes
+
+    def needs(self, on_gpu: Callable[[str, float], bool]) -> list[Need]:
+        """Every kind of actor, in the order in which the command asks for them; `on_gpu` tells from
+        a role's `device` and `gpus` where it computes."""
+        teacher, rollout, learner = self.config.teacher, self.config.rollout, self.config.learner
+        buffered = self.config.schedule().most_outstanding * self.row_bytes
+        stored = self.versions * self.version_bytes
+        services = (("buffer", 1, buffered), ("weights", 1, stored), ("ledger, metrics", 2, 0))
+        return [
+            Need(
+                "teacher server",
+                *(teacher.replicas, teacher.cpus, teacher.gpus),
+                *self._teacher_mb(on_gpu(teacher.device, teacher.gpus)),
+                lower="teacher.batching.max_images or rollout.batch_size",
+                reservations="teacher.replicas, teacher.cpus or teacher.gpus",
+            ),
+            Need(
+                "rollout worker",
+                *(rollout.workers, rollout.cpus, rollout.gpus),
+                *self._worker_mb(on_gpu(rollout.device, rollout.gpus)),
+                lower="rollout.workers or rollout.batch_size",
+                reservations="rollout.workers, rollout.cpus or rollout.gpus",
+            ),
+            Need(
+                "learner",
+                *(learner.ranks, learner.cpus, learner.gpus),
+                *self._learner_mb(on_gpu(learner.device, learner.gpus)),
+                lower="learner.micro_batch or learner.chunk_tokens",
+                reservations="learner.ranks, learner.cpus or learner.gpus",
+                is_group=True,
+            ),
+            *(
+                Need(role, count, 0, 0, SERVICE_MB + held / MB, 0, lower="learner.max_lag")
+                for role, count, held in services
+            ),
+        ]
+
+    def _teacher_mb(self, gpu: bool) -> tuple[float, float]:
+        dtype = precision(self.config.teacher.dtype)
+        head = skeleton(self.config.models.teacher, self.spec).head
+        teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).requires_grad_(False)
+        weights = state_bytes(teacher) + state_bytes(head)
+        # Records as they came, as tensors, and scored.
+        records = 3 * scoring_images(self.config) * self.row_bytes
+        scoring = scoring_bytes(self.config, teacher.eval(), head)
+        if gpu:
+            return _process_mb(True, computing=weights + scoring, starting=weights, beside=records)
+        return _process_mb(False, computing=weights + max(scoring, records), starting=weights)
+
+    def _worker_mb(self, gpu: bool) -> tuple[float, float]:
+        dtype = precision(self.config.rollout.dtype)
+        student = skeleton(self.config.models.student, self.spec).to(dtype).eval()
+        weights = state_bytes(student)
+        # Built in float32, then cast; later every version arrives as bytes and as tensors.
+        starting = max(state_bytes(self.student) + weights, 3 * weights)
+        decoding, held = decoding_bytes(self.config, student), 0
+        if self.config.contexts.teacher_sampling is not None:
+            teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).eval()
+            held = state_bytes(teacher)
+            decoding = max(decoding, decoding_bytes(self.config, teacher, "teacher"))
+        starting = max(starting, held) if gpu else starting + held
+        return _process_mb(gpu, computing=weights + held + decoding, starting=starting)
+
+    def _learner_mb(self, gpu: bool) -> tuple[float, float]:
+        settings = self.config.learner
+        student = skeleton(self.config.models.student, self.spec).train()
+        head = skeleton(self.config.models.teacher, self.spec).head.requires_grad_(False)
+        weights, gradients = state_bytes(student), parameters(student) * 4
+        held = 2 * weights + 2 * gradients + state_bytes(head)  # with average and AdamW's moments
+        # Gradients are joined for the other ranks; a GPU's AdamW works on all tensors at once.
+        update = gradients * (2 if gpu or settings.ranks > 1 else 1)
+        computing = held + max(training_bytes(self.config, student, head), update)
+        # As records, as tensors, and joined.
+        share = 3 * settings.images_per_step // settings.ranks * self.row_bytes
+        # A snapshot is read on the host; a version is packed and sent there.
+        starting = max(held, 3 * self.version_bytes)
+        return _process_mb(gpu, computing=computing, starting=starting, beside=share)
+
+
+def _process_mb(
+    gpu: bool, *, computing: int, starting: int, beside: int = 0
+) -> tuple[float, float]:
+    """(host_mb, gpu_mb) of a process from the bytes that it holds while computing on its device,
+    while loading on the host, and on the host at all times."""
+    if gpu:
+        return CUDA_HOST_MB + (starting + beside) / MB, CUDA_MB + CUDA_SLACK * computing / MB
+    held_mb = max(computing, starting) / MB
+    return PROCESS_MB + HOST_SLACK * held_mb + min(held_mb, HEAP_MB) + beside / MB, 0.0
+
+
+def skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
+    with META:
+        return config.build(spec)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def state_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Parameters (in `dtype`) and buffers."""
+    size = sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters())
+    return size + sum(buffer.numel() * buffer.dtype.itemsize for buffer in model.buffers())

@@ -1,0 +1,123 @@
+"""What a run's training state depends on: a snapshot goes on only with the same.
+
+Files count by their contents. Every field of the config counts that is not listed here, so that a
+new one is safe until somebody says that it is harmless.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.data.tokens import TokenDataset
+from deploy.config import RunConfig
+from deploy.run_folder.workspace import Workspace
+
+HARMLESS = (
+    "out",
+    "images",  # what was made of them counts: the tokens
+    "tokenizer",
+    "tokens",
+    "models.teacher",  # its file counts
+    "pretrain",
+    "buffer",
+    "evaluate",
+    "sample",
+    "cluster",
+    *(
+        f"{role}.{name}"
+        for role in ("rollout", "teacher", "learner")
+        for name in ("device", "cpus", "gpus")
+    ),
+    *(f"rollout.{name}" for name in ("workers", "min_workers", "in_flight", "keep_noise")),
+    *(f"teacher.{name}" for name in ("weights", "weights_ema", "batching", "replicas")),
+    *(f"learner.{name}" for name in ("weights", "weights_ema", "micro_batch", "chunk_tokens")),
+    *(f"learner.{name}" for name in ("profile_every", "snapshot_every", "keep_every")),
+    *(f"learner.{name}" for name in ("max_failures", "stall_seconds")),
+)
+"""Fields that may change between a stop and --resume without a word."""
+NOTED = {
+    "learner.steps": "learning rate and annealing follow the schedule of the new number from here",
+    "learner.max_lag": "samples of this age are trained from here on",
+    "learner.publish_every": "workers get new weights as often from here on",
+    "learner.ranks": "sums are rounded, and dropout is drawn, in another way from here on",
+    "learner.dtype": "another precision from here on",
+    "rollout.dtype": "another precision from here on",
+    "teacher.dtype": "another precision from here on",
+}
+"""Fields that may change too, and what that means."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Fields by dotted key, as JSON values, and digests of files by what they are to the run."""
+
+    fields: dict[str, Any]
+    contents: dict[str, str]
+    paths: dict[str, Path]
+    """Where those files are now; they may have been moved."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"fields": self.fields, "contents": self.contents}
+
+    def differences(self, before: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """(key or file, "was this, is that") of what `before` (an `as_dict`) had otherwise."""
+        keys = before["fields"].keys() | self.fields.keys()
+        for key in sorted(keys, key=lambda key: (not key.endswith(".kind"), key)):
+            old, new = before["fields"].get(key), self.fields.get(key)
+            if old != new:
+                yield key, f"was {_spelt(old)}, is {_spelt(new)}"
+        for name in sorted(before["contents"].keys() | self.contents.keys()):
+            old, new = before["contents"].get(name), self.contents.get(name)
+            if old != new:
+                where = f"{name} ({self.paths[name]})" if name in self.paths else name
+                yield where, f"has other contents: its digest was {old}, is {new}"
+
+
+def identify(
+    config: RunConfig,
+    workspace: Workspace,
+    data: TokenDataset,
+    generated: TokenDataset | None,
+) -> Identity:
+    """Of the run that would start now; reads the models' files whole.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
+    """
+    teacher, student = (workspace.model(config, name) for name in ("teacher", "student_before"))
+    files = {
+        "the teacher": (teacher.path, teacher.digest()),
+        "the base student": (student.path, student.digest()),
+        "the token dataset": (workspace.train_tokens, data.digest()),
+    }
+    if generated is not None:
+        dataset = (workspace.teacher_tokens, generated.digest())
+        files["the teacher's token dataset"] = dataset
+    return Identity(
+        _fields(config),
+        contents={name: digest for name, (_, digest) in files.items()},
+        paths={name: path for name, (path, _) in files.items()},
+    )
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    return {key: value for key, value in _flat(tree, "") if not _is_harmless(key)}
+
+
+def _is_harmless(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _spelt(value: Any) -> str:
+    return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)

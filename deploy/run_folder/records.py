@@ -1,0 +1,77 @@
+"""What a run wrote about itself, read again: distill.json, metrics.jsonl, profiles.jsonl."""
+
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.exchange.metrics import PROFILE, read_rows
+from common.files.paths import read_json
+
+
+def read_facts(path: Path, command: str) -> dict[str, Any]:
+    """A JSON object that `varkd command` wrote.
+
+    Raises:
+        InputError: it is not there, or no such file.
+    """
+    try:
+        found = read_json(path, f"what `varkd {command}` writes")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make it with `varkd {command}`") from None
+    except InputError as error:
+        raise InputError(f"{error}; remove it and make it again with `varkd {command}`") from None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: holds no JSON object; remove it and make it again with `varkd {command}`"
+        )
+    return found
+
+
+def read_run_facts(path: Path) -> dict[str, Any]:
+    """What `varkd distill` wrote at its end.
+
+    Raises:
+        InputError: it is not there, or a value is of another type than a run writes.
+    """
+    facts = read_facts(path, "distill")
+    kinds = {"wall_seconds": float, "steps": int, "published": int, "deaths": dict}
+    for key, kind in kinds.items():
+        value = facts.get(key, kind())
+        if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
+            raise InputError(
+                f"{path}: {key} is {value!r}, no {kind.__name__}; remove the file and make it "
+                "again with `varkd distill`"
+            )
+    return facts
+
+
+def read_numbers(path: Path) -> list[dict[str, Any]]:
+    """What of the metric rows is a number."""
+    return [
+        {key: value for key, value in row.items() if isinstance(value, int | float)}
+        for row in read_rows(path)
+    ]
+
+
+def read_windows(path: Path) -> list[dict[str, Any]]:
+    """The curves of every window of steps.
+
+    Raises:
+        InputError: a row holds something else.
+    """
+    windows = [row.get(PROFILE) for row in read_rows(path)]
+    for number, window in enumerate(windows, 1):
+        if not _is_window(window):
+            raise InputError(
+                f"{path}: row {number} holds no curves; remove the file, or make it again with "
+                "`varkd distill`"
+            )
+    return windows  # type: ignore[return-value]
+
+
+def _is_window(found: Any) -> bool:
+    try:
+        means = [curve["mean"] for curve in found["curves"].values()]
+        return all(isinstance(mean, list) for mean in means) and found["first"] <= found["last"]
+    except (AttributeError, LookupError, TypeError):
+        return False

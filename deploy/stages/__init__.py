@@ -1,0 +1,1 @@
+"""One file per stage; its command and the study call the same function."""

@@ -1,0 +1,248 @@
+"""One distillation run from files to files: check, start, watch, store the student.
+
+Nothing in the run folder changes before the first step is done: see deploy/run_folder/start.py.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from common.data.tokens import TokenDataset, load_tokens
+from common.errors import Closed, RunFailed
+from common.exchange.metrics import MetricsLog
+from common.files.atomic import write_text
+from deploy.backend.capacity import require_room, run_demands
+from deploy.backend.launcher import LocalLauncher
+from deploy.backend.session import cluster
+from deploy.config import RunConfig
+from deploy.console.faults import FaultLog
+from deploy.console.progress import Bar
+from deploy.console.stopping import StopRequest, stop_request
+from deploy.pipeline import Services, run_here, wire
+from deploy.run_folder.identity import identify
+from deploy.run_folder.records import read_facts
+from deploy.run_folder.start import Begin, Start, plan, run_snapshots
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.generate import load_generated
+from deploy.stages.learner_rank import learn, store_student
+from deploy.stages.watch import Watch
+from learner.learner import SingleProcess
+from learner.train import Outcome
+
+POLL_SECONDS = 0.2
+GIVE_UP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was checked and is ready to start."""
+
+    config: RunConfig
+    workspace: Workspace
+    data: TokenDataset
+    generated: TokenDataset | None
+    """The teacher's own tokens, where a context reads them."""
+    start: Start
+
+    def wire(self, place: Any) -> Services:
+        teacher = self.workspace.model(self.config, "teacher")
+        return wire(self.config, self.data, teacher, place, self.generated)
+
+
+def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
+    """Load the tokens and refuse models that do not speak them, before anything is started.
+
+    Raises:
+        InputError: a file is missing, or vocabulary, grid or classes differ.
+    """
+    tokens = workspace.existing_tokens()
+    data = load_tokens(tokens)
+    for name in ("student_before", "teacher"):
+        workspace.model(config, name).check()
+    return data
+
+
+def distill(
+    config: RunConfig,
+    workspace: Workspace,
+    target: Console,
+    *,
+    local: bool,
+    resume: bool = False,
+    restart: bool = False,
+    resume_from: int | None = None,
+) -> dict[str, Any]:
+    """Run to the end (or to Ctrl-C or SIGTERM) and write the student; the facts of the run.
+
+    `resume` goes on from the newest snapshot, `resume_from` from the one of that step; `restart`
+    throws an earlier run in the folder away, once this one has done a step.
+
+    Raises:
+        InputError: something in the user's files.
+        RunFailed: workers or the learner failed for good; finished steps are in the snapshots.
+    """
+    started = time.monotonic()
+    resume = resume or resume_from is not None
+    begin: Begin = "restart" if restart else "resume" if resume else "new"
+    with stop_request() as stop:
+        outcome, gauges, first = Outcome(0, 0, 0.0), {}, 0
+        try:
+            run = _check(config, workspace, target, begin, resume_from)
+            outcome = Outcome(first := run.start.step, 0, 0.0)
+            if first < config.learner.steps:
+                outcome, gauges = _train(run, target, stop, local=local)
+        except KeyboardInterrupt:  # Stopped, or what Ray made of it
+            if stop.name is None:
+                raise
+        is_done = outcome.steps == config.learner.steps
+        facts = {**_account(outcome, first, None if is_done else stop.name), **gauges}
+        facts |= {"wall_seconds": time.monotonic() - started, "local": local}
+        if facts["begun"] or is_done:
+            _store(config, workspace, facts)
+    return facts
+
+
+def _account(outcome: Outcome, first: int, stopped: str | None) -> dict[str, Any]:
+    """How a run that began after step `first` went, and who stopped it, if anybody."""
+    return {
+        **outcome.as_dict(),
+        "cause": f"stopped by {stopped}" if stopped else outcome.cause,
+        "stopped": stopped,
+        "begun": outcome.steps > first,
+        "resumed": first > 0,
+    }
+
+
+def _check(
+    config: RunConfig,
+    workspace: Workspace,
+    target: Console,
+    begin: Begin,
+    resume_from: int | None,
+) -> Run:
+    """Everything that can be refused before anything is started; reads and writes nothing."""
+    data, generated = preflight(config, workspace), load_generated(config, workspace)
+    identity = identify(config, workspace, data, generated)
+    start = plan(config, workspace, identity, begin, resume_from)
+    for words in start.words:
+        target.print(words)
+    return Run(config, workspace, data, generated, start)
+
+
+def _train(
+    run: Run, target: Console, stop: StopRequest, *, local: bool
+) -> tuple[Outcome, dict[str, Any]]:
+    log = MetricsLog(run.workspace.root)
+    try:
+        with Bar(target, "distill", run.config.learner.steps) as bar:
+            watch = Watch(log, bar, stop, target)
+            with _clusters_unless_begun(run.workspace, watch):
+                found = (_run_local if local else _run_on_ray)(run, watch)
+            if watch.failure is not None:
+                raise watch.failure
+            return found
+    finally:
+        log.close()
+
+
+@contextmanager
+def _clusters_unless_begun(workspace: Workspace, watch: Watch) -> Iterator[None]:
+    """The learner writes its cluster map before the first step: a run that is refused there leaves
+    the map of an earlier one as it was."""
+    path = workspace.clusters
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    finally:
+        if not watch.rows and before is None:
+            path.unlink(missing_ok=True)
+        elif not watch.rows and before is not None and path.read_bytes() != before:
+            path.write_bytes(before)
+
+
+def _run_local(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
+    services = run.wire(LocalLauncher())
+
+    def train(services: Services, sample: Callable[[], object]) -> Outcome:
+        def while_waiting() -> None:
+            watch.poll(services)
+            sample()
+
+        root = run.workspace.root
+        return learn(run.config, root, services, SingleProcess(), run.start, while_waiting)
+
+    watch.stop.poll_from_here()
+    try:
+        outcome = run_here(services, train)
+    finally:
+        watch.poll(services)
+    return outcome, _gauges(services, deaths={})
+
+
+def _run_on_ray(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
+    config, root, bar = run.config, run.workspace.root, watch.bar
+    with cluster(config, told=bar):
+        from deploy.backend.proxies import RayLauncher
+        from deploy.backend.supervisor import WorkerSupervisor
+        from deploy.backend.train_job import TRAIN_STORAGE, TrainJob
+
+        require_room(run_demands(config), bar.say)
+        place = RayLauncher()
+        services = run.wire(place)
+        rank = partial(learn, config, root, start=run.start)
+        # Starts up beside the actors.
+        job = TrainJob(config.learner, root, services.without_workers(), rank)
+        faults = FaultLog(root)
+        crew = WorkerSupervisor(services, min_workers=config.rollout.min_workers, faults=faults)
+        try:
+            place.wait_ready(bar.say)
+            bar.say("waiting for the learner")
+            watch.stop.poll_from_here()
+            while job.running():
+                crew.check()
+                watch.poll(services)
+                time.sleep(POLL_SECONDS)
+            watch.poll(services)
+            return job.result(), _gauges(services, crew.deaths)
+        finally:
+            watch.stop.poll_from_here()  # ended in order from here, whatever happened
+            if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
+                services.close("the run was given up")
+                job.wait(GIVE_UP_SECONDS)
+            _last_rows(watch, services)
+            crew.dismiss()
+            place.shutdown()
+            shutil.rmtree(root / TRAIN_STORAGE, ignore_errors=True)
+
+
+def _last_rows(watch: Watch, services: Services) -> None:
+    """What the learner posted before it failed, if the hub still lives."""
+    try:
+        watch.poll(services)
+    except (Closed, RunFailed):
+        return
+
+
+def _gauges(services: Services, deaths: dict[str, str]) -> dict[str, Any]:
+    return {**services.buffer.gauges(), **services.ledger.gauges(), "deaths": deaths}
+
+
+def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> None:
+    """The newest snapshot's student and its average, and how the run went."""
+    found = run_snapshots(workspace).latest()
+    if found is None:
+        raise RunFailed("the learner ended without a snapshot")
+    tensors, state = found
+    steps = state["ledger"]["step"]
+    store_student(config, workspace, workspace.student, tensors["student"], steps)
+    store_student(config, workspace, workspace.student_ema, tensors["ema"], steps)
+    if not facts["begun"] and workspace.facts.exists():  # all steps were done earlier
+        facts = {**read_facts(workspace.facts, "distill"), "resumed": True}
+    write_text(workspace.facts, json.dumps(facts, indent=2))

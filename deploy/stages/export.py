@@ -1,0 +1,100 @@
+"""A run's student as a file for the family's own sampler, with a card that says what it is."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from common.artifacts.model_file import ModelFile, official_state
+from common.errors import InputError
+from common.files.atomic import write_atomically, write_text
+from common.models.backbone import Backbone
+from deploy.config import RunConfig
+from deploy.report.card import is_card, model_card, sha256
+from deploy.run_folder.workspace import ModelName, Workspace
+
+Layout = Literal["official", "safetensors"]
+
+
+def card_of(path: Path) -> Path:
+    """Every exported file has its own, whatever its suffix."""
+    return path.with_name(f"{path.name}.md")
+
+
+def export(
+    config: RunConfig,
+    workspace: Workspace,
+    *,
+    name: ModelName,
+    layout: Layout,
+    output: Path | None,
+) -> Path:
+    """Write the model and, beside it, its card; returns the model's path.
+
+    `official` has the family's own top level and names, with the buffers that a strict loader
+    expects; `safetensors` has the same names in a flat file.
+
+    Raises:
+        InputError: the run has no such model, the suffix does not fit the layout, or `output` is
+            there and no export of ours.
+    """
+    file = workspace.model(config, name)
+    if output is not None:
+        _require_ours(output)
+    model = file.load()
+    suffix = model.official.suffix if layout == "official" else ".safetensors"
+    path = output or workspace.root / "export" / f"{_title(config, name)}{suffix}"
+    if (path.suffix == ".safetensors") != (layout == "safetensors"):
+        raise InputError(
+            f"--to {path}: layout {layout} is written as *{suffix}; change one of them"
+        )
+    _require_ours(path)
+
+    def write(temporary: Path) -> None:
+        # The card comes first: a file without one would be taken for somebody else's.
+        _write(temporary, model, file, layout)
+        sha = sha256(temporary)
+        card = model_card(config, workspace, model, name, title=path.name, sha=sha)
+        write_text(card_of(path), card)
+
+    write_atomically(path, write)
+    return path
+
+
+def _require_ours(path: Path) -> None:
+    """An earlier export may be replaced, anything else may not."""
+    card = card_of(path)
+    if card.exists() and not is_card(card):
+        raise InputError(
+            f"{card}: the model card would go there, but the file that is there is no card of "
+            "varkd; remove it or choose another --to"
+        )
+    if path.exists() and not card.exists():
+        raise InputError(
+            f"{path}: exists, and no model card beside it ({card.name}) says that it is an export "
+            "of varkd; remove it or choose another --to"
+        )
+
+
+def _write(temporary: Path, model: Backbone, file: ModelFile, layout: Layout) -> None:
+    state = official_state(model)
+    if layout == "safetensors":
+        facts = {"format": "pt", "family": file.architecture.kind}
+        facts |= {
+            "config": file.architecture.model_dump_json(),
+            "spec": json.dumps(file.spec.as_dict()),
+        }
+        save_file(state, temporary, facts)
+        return
+    top = model.official.top_level
+    content: Any = state if top is None else {top: state}
+    with temporary.open("wb") as handle:  # torch.save of a path reports a full disk in C++'s words
+        torch.save(content, handle)
+
+
+def _title(config: RunConfig, name: ModelName) -> str:
+    architecture = config.models.teacher if name == "teacher" else config.models.student
+    preset = getattr(architecture, "preset", None) or "custom"
+    return f"{architecture.kind}_{preset}_{name}".lower()

@@ -1,0 +1,226 @@
+"""The teacher's own token dataset: sampled once, read by `contexts.sources.teacher` (SeqKD).
+
+Shape letters: B sequences of a batch, L slots, n sequences of a part, N sequences.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from common.artifacts.model_file import ModelFile
+from common.data.tokens import (
+    TokenDataset,
+    TokenHeader,
+    count_images,
+    load_tokens,
+    read_header,
+    read_labels,
+    write_tokens,
+)
+from common.device import place, precision
+from common.errors import InputError
+from common.files.made_from import difference
+from common.randomness import Draws, derive_seed
+from common.spec import require_same_spec
+from deploy.backend.partitions import Job, Pool, Watch, join, parts_folder
+from deploy.config import RunConfig
+from deploy.run_folder.workspace import Workspace
+from rollout.contexts import teacher
+from rollout.sampler import SamplingConfig, decode, noise
+
+DECIDING = ("teacher", "sampling", "sequences", "labels")
+"""Facts of the file that a run must agree with; seed and precision may differ."""
+LATER = frozenset({"labels"})
+"""Facts that files of earlier versions do not have."""
+
+
+@dataclass(frozen=True)
+class SamplesPart:
+    """Some sequences of the dataset and the file that they go to."""
+
+    path: Path
+    label_n: Tensor
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+class TeacherSampler:
+    """Holds the teacher on its device and samples one part after the other."""
+
+    def __init__(
+        self, file: ModelFile, sampling: SamplingConfig, batch_size: int, device: str, dtype: str
+    ) -> None:
+        self._device = place(device)
+        self._teacher = file.load(precision(dtype)).to(self._device).requires_grad_(False)
+        self._sampling = sampling
+        self._batch_size = batch_size
+
+    def make(self, part: SamplesPart, watch: Watch = lambda done: None) -> None:
+        """Write `part.path`; `watch` hears how many of its sequences are done."""
+        cells: list[Tensor] = []
+        for first in range(0, len(part), self._batch_size):
+            watch(first)
+            rows = slice(first, first + self._batch_size)
+            cells.append(self._sample(part.label_n[rows], part.seeds[rows]))
+        header = TokenHeader(self._teacher.spec, (), "none")
+        write_tokens(part.path, header, [(torch.cat(cells)[:, None], part.label_n)])
+
+    def _sample(self, label_B: Tensor, seeds: tuple[int, ...]) -> Tensor:
+        """cell_BL: codes by grid position, of whole sequences."""
+        plan = self._teacher.plan(seeds, self._sampling.decoding)
+        decoded = decode(
+            self._teacher,
+            label_B.to(self._device),
+            sampling=self._sampling,
+            noise_BL=noise(seeds, self._teacher.spec.length, self._device),
+            plan=plan,
+        )
+        token_BL = decoded.token_BL.cpu()
+        return torch.empty_like(token_BL).scatter_(1, decoded.plan.order_BL, token_BL)
+
+
+def generate(
+    config: RunConfig, workspace: Workspace, target: Console, *, local: bool
+) -> dict[str, Any]:
+    """Sample the dataset into the run folder; a file that fits already is left as it is.
+
+    Sequence i is a pure function of (seed, i): labels follow the training data's, epoch by epoch.
+    Finished parts stay when it is interrupted, and are not made again by the same teacher.
+
+    Raises:
+        InputError: no source reads such a dataset, or something in the user's files.
+        RunFailed: actors died again and again.
+    """
+    source = dataset_source(config)
+    if source is None:
+        raise InputError(
+            "contexts.sources.teacher: no dataset of the teacher's sequences is read; give it a "
+            "ratio and set its source to dataset"
+        )
+    path, file = workspace.teacher_tokens, workspace.model(config, "teacher")
+    train = read_header(workspace.existing_tokens())
+    require_same_spec(train.spec, file.spec, us="the token dataset", them=str(file.path))
+    facts = _facts(config, workspace, source, file)
+    header = TokenHeader(train.spec, train.classes, train.tokenizer, 1, facts)
+    fresh = not _holds(path, header, target)
+    if fresh:
+        parts = _plan(config, workspace, facts)
+        _job(config, file, source.sampling, local).finish(parts, target)
+        join(path, header, parts)
+        shutil.rmtree(parts_folder(path), ignore_errors=True)
+    workspace.keep_config(config)
+    return {"sequences": facts["sequences"], "fresh": fresh}
+
+
+def dataset_source(config: RunConfig) -> teacher.Config | None:
+    """The source that reads the teacher's dataset, if it has a share."""
+    for source in config.contexts.used:
+        if isinstance(source, teacher.Config) and source.is_generated:
+            return source
+    return None
+
+
+def load_generated(config: RunConfig, workspace: Workspace) -> TokenDataset | None:
+    """The teacher's dataset of a run that reads one.
+
+    Raises:
+        InputError: it is missing, of other tokens, or was sampled by another teacher or otherwise.
+    """
+    source = dataset_source(config)
+    if source is None:
+        return None
+    path = workspace.existing_generated()
+    header, train = read_header(path), read_header(workspace.existing_tokens())
+    require_same_spec(train.spec, header.spec, us="the token dataset", them=str(path))
+    facts = _facts(config, workspace, source, workspace.model(config, "teacher"))
+    wanted = {"tokenizer": train.tokenizer, **{name: facts[name] for name in DECIDING}}
+    found = {"tokenizer": header.tokenizer, **header.facts}
+    for name in wanted:
+        if name in LATER and name not in found:
+            continue
+        if found.get(name) != wanted[name]:
+            raise InputError(
+                f"{path}: was made with {name} {found.get(name)}, but the run has {name} "
+                f"{wanted[name]}; make it again with `varkd generate`, or change that back"
+            )
+    return load_tokens(path)
+
+
+def _holds(path: Path, header: TokenHeader, target: Console) -> bool:
+    """Whether the file is there, whole, and of just this header; why not, if it is there."""
+    if not path.exists():
+        return False
+    try:
+        found = read_header(path)
+        rows = count_images(path)
+    except InputError as error:
+        target.print(f"{error}; it is sampled anew")
+        return False
+    if found == header and rows == header.facts["sequences"]:
+        return True
+    changed = difference(_described(found), _described(header))
+    target.print(f"{path}: sampled anew, for {changed or 'the tokens are of another tokenizer'}")
+    return False
+
+
+def _described(header: TokenHeader) -> dict[str, Any]:
+    return {"spec": header.spec.as_dict(), **header.facts}
+
+
+def _facts(
+    config: RunConfig, workspace: Workspace, source: teacher.Config, file: ModelFile
+) -> dict[str, Any]:
+    """All that decides what the sequences are, as JSON."""
+    label_N = read_labels(workspace.existing_tokens())
+    return {
+        "teacher": file.digest(),
+        "sampling": source.sampling.model_dump(mode="json"),
+        "sequences": source.sequences or len(label_N),
+        "labels": hashlib.blake2b(label_N.numpy().tobytes(), digest_size=8).hexdigest(),
+        "seed": config.seed,
+        "dtype": config.rollout.dtype,
+    }
+
+
+def _plan(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> list[SamplesPart]:
+    """Cut the dataset into parts, in a folder named after all that decides what they hold."""
+    label_N = read_labels(workspace.train_tokens)
+    count, size = facts["sequences"], config.tokens.part_images
+    hasher = hashlib.sha256(json.dumps({**facts, "part": size}, sort_keys=True).encode())
+    folder = parts_folder(workspace.teacher_tokens) / hasher.hexdigest()[:16]
+    draws = Draws(derive_seed(config.seed, "generate"), len(label_N))
+    parts = []
+    for number, first in enumerate(range(0, count, size)):
+        indices = range(first, min(first + size, count))
+        label_n = label_N[torch.tensor([draws.row(index) for index in indices])]
+        seeds = tuple(draws.noise_seed(index) for index in indices)
+        parts.append(SamplesPart(folder / f"part-{number:05d}.parquet", label_n, seeds))
+    return parts
+
+
+def _job(config: RunConfig, file: ModelFile, sampling: SamplingConfig, local: bool) -> Job:
+    """Rollout's actors: the teacher samples where the student would."""
+    rollout = config.rollout
+    return Job(
+        config,
+        partial(TeacherSampler, file, sampling, rollout.batch_size, rollout.device, rollout.dtype),
+        Pool(
+            "rollout",
+            rollout.workers,
+            rollout.cpus,
+            rollout.gpus,
+            lower="rollout.batch_size or rollout.workers",
+        ),
+        title="generate",
+        local=local,
+    )

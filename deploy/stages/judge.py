@@ -1,0 +1,135 @@
+"""Samples models, always with the same labels and noise, and compares them with real images.
+
+Shape letters: N images, C channels, H height, W width, K classes with real images.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from common.images.opening import ImagesConfig, open_images
+from common.memory import require_memory
+from common.models.backbone import Backbone
+from common.randomness import derive_seed
+from common.tokenization.tokenizer import Tokenizer
+from deploy.config import RunConfig
+from deploy.console.progress import Bar
+from deploy.report.grids import spread
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.draw import draw_batches
+from rollout.evaluation.metrics import balanced_labels, left_out, measure
+from rollout.sampler import SamplingConfig
+
+READ_TOGETHER = 256
+"""Real images that are read between two signs of life."""
+
+
+class Progress:
+    """Counts images on a bar whose last step is the comparison itself."""
+
+    def __init__(self, bar: Bar, total: int) -> None:
+        self._bar, self._total, self._done = bar, total, 0
+
+    def __call__(self, images: int = 1) -> None:
+        before, self._done = self._done, min(self._done + images, self._total - 1)
+        self._bar.show(self._done, {})
+        if before < self._done == self._total - 1:
+            self._bar.say("comparing features")
+
+
+class Judge:
+    """Labels and noise depend on the run's seed alone: what is measured differs in its weights.
+
+    The evaluation seed is a stream of its own: no training sample is ever drawn from it.
+    """
+
+    def __init__(self, config: RunConfig, workspace: Workspace) -> None:
+        """Open the real images; nothing is read yet.
+
+        Raises:
+            InputError: there are too few images for a FID, or more than fit into memory.
+        """
+        self.settings = settings = config.evaluate
+        images = compared_images(config)
+        self.reference = open_images(images, settings.reference)
+        everything = len(self.reference)
+        self.reals = min(everything, settings.reference_images or everything)
+        self.left_out = left_out(settings.samples, self.reals)
+        require_memory(
+            (settings.samples + self.reals) * images.channels * images.size**2,
+            f"evaluate.samples {settings.samples:,} beside {self.reals:,} real images",
+            "lower evaluate.samples or evaluate.reference_images",
+        )
+        self.class_K = self.reference.label_N.unique()
+        self.label_N = balanced_labels(settings.samples, self.class_K)
+        self._seed = derive_seed(config.seed, "evaluate")
+        by_classifier = settings.features == "classifier"
+        self._classifier = workspace.classifier if by_classifier else None
+        self._real_NCHW: Tensor | None = None
+        self._cache = TemporaryDirectory(prefix="varkd-")  # gone with this object
+
+    def read(self, target: Console) -> None:
+        """The real images, taken evenly."""
+        chosen = self.reference.subset(spread(len(self.reference), self.reals))
+        with Bar(target, "real images", self.reals) as bar:
+            batches, done = [], 0
+            for pixel_BCHW in chosen.batches(READ_TOGETHER):
+                batches.append(pixel_BCHW)
+                done += len(pixel_BCHW)
+                bar.show(done, {})
+        self._real_NCHW = torch.cat(batches)
+
+    def steps(self, *, first: bool) -> int:
+        """What `Progress` counts: samples drawn, images with features, the comparison."""
+        return 2 * len(self.label_N) + (self.reals if first else 0) + 1
+
+    def draw(
+        self,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        sampling: SamplingConfig,
+        seen: Callable[[int], None] = lambda images: None,
+    ) -> Tensor:
+        """Samples as uint8 pixel_NCHW at the side of the real images."""
+        pixel_NCHW: Tensor | None = None
+        done = 0
+        for pixel_BCHW in draw_batches(
+            backbone,
+            tokenizer,
+            self.label_N,
+            sampling=sampling,
+            batch_size=self.settings.batch_size,
+            seed=self._seed,
+            size=self.settings.size,
+        ):
+            if pixel_NCHW is None:  # at once: a list of batches would take the room twice
+                pixel_NCHW = pixel_BCHW.new_empty(len(self.label_N), *pixel_BCHW.shape[1:])
+            pixel_NCHW[done : done + len(pixel_BCHW)] = pixel_BCHW
+            done += len(pixel_BCHW)
+            seen(len(pixel_BCHW))
+        assert pixel_NCHW is not None, "evaluate.samples is positive"
+        return pixel_NCHW
+
+    def compare(
+        self, pixel_NCHW: Tensor, seen: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Their metrics, but for `left_out`; the real images' features are computed once."""
+        assert self._real_NCHW is not None, "read comes first"
+        return measure(
+            self.settings,
+            pixel_NCHW,
+            self._real_NCHW,
+            classifier=self._classifier,
+            cache=Path(self._cache.name),
+            seen=seen,
+        )
+
+
+def compared_images(config: RunConfig) -> ImagesConfig:
+    """The images at the side at which they are compared."""
+    side = config.evaluate.size or config.images.size
+    return config.images.model_copy(update={"size": side})

@@ -1,0 +1,109 @@
+"""Builds one learner rank from a config and files; the same for one process and for Ray Train."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.artifacts.backbone_file import save_backbone_state
+from common.config.schema import digest
+from common.files.tensors import state_digest
+from common.randomness import derive_seed
+from common.tokenization.tokenizer import load_tokenizer
+from deploy.config import RunConfig
+from deploy.pipeline import Services
+from deploy.run_folder.start import Start, run_snapshots, take_over
+from deploy.run_folder.workspace import Workspace
+from learner.learner import Learner
+from learner.process_group import ProcessGroup
+from learner.relaxation import ClusterMap, run_clusters
+from learner.teacher_targets import TeacherTargets
+from learner.train import Outcome, Trainer
+
+
+def learn(
+    config: RunConfig,
+    root: Path,
+    services: Services,
+    ranks: ProcessGroup,
+    start: Start,
+    while_waiting: Callable[[], object] | None = None,
+) -> Outcome:
+    """Train one rank to the end of the schedule, from where the run starts.
+
+    A learner that begins again in the middle of the run goes on from the run's newest snapshot.
+    """
+    workspace = Workspace(root)
+    is_first = ranks.rank == 0
+    snapshots = run_snapshots(workspace, start.identity)
+    is_begun = services.ledger.state()["step"] > start.step
+    step = snapshots.newest_step() if is_begun else start.step
+    trainer = Trainer(
+        build_learner(config, workspace, ranks),
+        config.schedule(),
+        buffer=services.buffer,
+        weights=services.weights,
+        ledger=services.ledger,
+        metrics=services.hub,
+        snapshots=snapshots,
+        found=snapshots.load(step) if step else None,
+        ranks=ranks,
+        weights_dtype=config.rollout.dtype,
+        snapshot_every=config.learner.snapshot_every,
+        stall_seconds=config.learner.stall_seconds,
+        while_waiting=while_waiting,
+        take_over=None if is_begun else partial(take_over, config, workspace, start),
+        after_step=partial(_keep_milestone, config, workspace) if is_first else None,
+    )
+    return trainer.run()
+
+
+def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Learner) -> None:
+    every, step = config.learner.keep_every, learner.steps_done
+    if every and (step % every == 0 or step == config.learner.steps):
+        for name, state in learner.states().items():
+            store_student(config, workspace, workspace.milestone(name, step), state, step)
+
+
+def store_student(
+    config: RunConfig, workspace: Workspace, path: Path, state: dict[str, Tensor], steps: int
+) -> None:
+    """Write a student after `steps` as a file that can be sampled."""
+    spec = workspace.model(config, "student_before").spec
+    facts = {"steps": steps, "config_digest": digest(config)}
+    save_backbone_state(path, state, config.models.student, spec, **facts)
+
+
+def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Learner:
+    """Student, objective, cluster map and the teacher's head, all checked against each other."""
+    seed = derive_seed(config.seed, "learner")
+    student = workspace.model(config, "student_before").load(torch.float32)
+    head = workspace.model(config, "teacher").head()
+    return Learner(
+        config.learner,
+        config.objective,
+        student,
+        seed=seed,
+        contexts=tuple(sorted(config.contexts.sources)),
+        teacher=TeacherTargets(config.teacher.signal, head, state_digest(head)),
+        clusters=cluster_map(config, workspace, ranks),
+        ranks=ranks,
+    )
+
+
+def cluster_map(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> ClusterMap | None:
+    """The objective's codebook clusters, kept in the run folder.
+
+    Raises:
+        InputError: the codebook does not allow the clusters that were asked for.
+    """
+    relaxation = config.objective.relaxation_config()
+    if relaxation is None:
+        return None
+    if relaxation.source == "lm_embedding":
+        point_VD = workspace.model(config, "teacher").head().weight
+    else:
+        point_VD = load_tokenizer(workspace.existing_tokenizer()).codebook_VD
+    return run_clusters(workspace.clusters, point_VD, relaxation, ranks)

@@ -1,0 +1,107 @@
+"""The stages before and after distillation: pretrain, sample. One process, no Ray."""
+
+from typing import Any, Literal
+
+from rich.console import Console
+
+from common.artifacts.backbone_file import save_backbone
+from common.config.schema import digest
+from common.data.tokens import TokenDataset, load_tokens
+from common.errors import InputError
+from common.files.tensors import state_digest
+from common.memory import module_bytes, require_memory
+from common.models.backbone import Backbone, BackboneConfig, build_seeded
+from common.randomness import derive_seed
+from common.spec import SequenceSpec
+from common.tokenization.tokenizer import Tokenizer, load_tokenizer
+from deploy.config import RunConfig
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.training import Plan, Stage
+from learner.pretrain import PretrainConfig, Pretraining
+
+Model = Literal["teacher", "student"]
+TRAINED_COPIES = 4
+"""Weights, gradients and AdamW's two averages."""
+
+
+def pretrain_model(
+    config: RunConfig,
+    workspace: Workspace,
+    which: Model,
+    target: Console,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+) -> dict[str, Any]:
+    """Maximum likelihood of teacher or student on the training tokens; writes its file.
+
+    A file that was made from the same stays. Returns the facts of the training; with a "cause", it
+    was stopped, and its snapshot is all there is.
+
+    Raises:
+        InputError: something in the user's files, or work that would be lost.
+    """
+    data = load_tokens(workspace.existing_tokens())
+    architecture, settings = getattr(config.models, which), getattr(config.pretrain, which)
+    seed = derive_seed(config.seed, f"pretrain-{which}")
+    quantizer = _tokenizer_of(data, workspace).quantizer
+    plan = _plan(config, workspace, which, data)
+    stage = Stage(plan, workspace, target)
+    if not restart and (facts := stage.finished()) is not None:
+        workspace.keep_config(config)
+        return facts
+    backbone = _untrained(architecture, data.spec, which, seed)
+    backbone.attach(quantizer)
+    stage.begin(resume=resume, restart=restart)
+    device, section = config.learner.device, f"pretrain.{which}"
+    training = Pretraining(backbone, data, settings, seed=seed, device=device, section=section)
+    course = stage.run(training)
+    workspace.keep_config(config)
+    facts = course.facts() | {"parameters": sum(p.numel() for p in backbone.parameters())}
+    if "cause" in facts:
+        return facts
+    extra = {"pretrain": facts, "made_from": plan.made_from, "config_digest": digest(config)}
+    save_backbone(plan.path, backbone, architecture, **extra)
+    stage.clear()
+    return facts
+
+
+def _untrained(
+    architecture: BackboneConfig, spec: SequenceSpec, which: Model, seed: int
+) -> Backbone:
+    """A fresh model, if it can be trained here; activations, which come on top, are not counted."""
+    require_memory(
+        TRAINED_COPIES * module_bytes(lambda: architecture.build(spec)),
+        f"pretraining models.{which}",
+        f"lower the width or depth of models.{which}, or tokenizer.vocab_size",
+    )
+    return build_seeded(architecture, spec, seed)
+
+
+def _tokenizer_of(data: TokenDataset, workspace: Workspace) -> Tokenizer:
+    tokenizer = load_tokenizer(workspace.existing_tokenizer())
+    if state_digest(tokenizer) != data.tokenizer_digest:
+        raise InputError(
+            f"{workspace.train_tokens}: tokens of another tokenizer than {workspace.tokenizer}; "
+            "make them again with `varkd tokenize`"
+        )
+    return tokenizer
+
+
+def _plan(config: RunConfig, workspace: Workspace, which: Model, data: TokenDataset) -> Plan:
+    settings: PretrainConfig = getattr(config.pretrain, which)
+    section = config.teacher if which == "teacher" else config.learner
+    made_from = {
+        "seed": config.seed,
+        "tokens": data.digest(),
+        "models": {which: getattr(config.models, which).model_dump(mode="json")},
+        "pretrain": {which: settings.model_dump(mode="json", exclude={"snapshot_every"})},
+    }
+    return Plan(
+        name=which,
+        path=workspace.teacher if which == "teacher" else workspace.student_before,
+        made_from=made_from,
+        steps=settings.steps,
+        snapshot_every=settings.snapshot_every,
+        is_distilled_from=section.weights is None,
+    )

@@ -1,0 +1,62 @@
+"""What the driver does while a run goes on: rows to disk and screen, requests to stop."""
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from common.errors import InputError, Verdict
+from common.exchange.metrics import PROFILE, MetricsLog
+from deploy.console.progress import Bar
+from deploy.console.stopping import StopRequest
+from deploy.pipeline import Services
+
+SHOWN = {
+    "loss": "loss",
+    "img/s": "images_per_second",
+    "version": "version",
+    "lag": "lag_mean",
+    "buffer": "buffer/fill",
+}
+
+
+@dataclass
+class Watch:
+    """Moves metric rows from the hub to disk and to the screen, and closes the run where somebody
+    asked for that, or where rows cannot be written any more: the learner then ends in order."""
+
+    log: MetricsLog
+    bar: Bar
+    stop: StopRequest
+    target: Console
+    failure: InputError | None = None
+    rows: int = 0
+    recent: list[tuple[float, int]] = field(default_factory=list)
+    shown: dict[str, float] = field(default_factory=dict)
+    is_closing: bool = False
+
+    def poll(self, services: Services) -> None:
+        if self.stop.name is not None and not self.is_closing:
+            self.is_closing = True
+            self.target.print(f"{self.stop.name}: stopping after this step; once more ends at once")
+            services.close(f"stopped by {self.stop.name}")
+        rows = services.hub.since(self.rows)
+        self.rows += len(rows)
+        steps = [row for row in rows if PROFILE not in row]
+        for row in steps:
+            self.recent = [*self.recent[-19:], (row["time"], int(row["images_total"]))]
+            (first, before), (last, after) = self.recent[0], self.recent[-1]
+            row["images_per_second"] = (after - before) / (last - first) if last > first else 0.0
+        if rows and self.failure is None:
+            self._write(rows, services)
+        if steps:
+            for row in steps:  # a step without student rows has no lag: show the last one
+                self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}
+            self.bar.show(steps[-1]["step"], self.shown)
+
+    def _write(self, rows: list[dict], services: Services) -> None:
+        try:
+            self.log.write(rows)
+        except InputError as error:  # e.g. a full disk: a last snapshot may still find room
+            self.failure = error
+            self.is_closing = True
+            services.close(Verdict.of(error))

@@ -1,0 +1,1 @@
+"""From measurements to intervals, tables and verdicts."""

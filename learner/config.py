@@ -1,0 +1,70 @@
+"""The [learner] section."""
+
+from typing import Annotated, Literal
+
+from pydantic import SerializeAsAny
+
+from common.config.plugins import from_package
+from common.config.quantities import (
+    Batch,
+    Cpus,
+    Gpus,
+    Processes,
+    Seconds,
+    Spare,
+    Steps,
+    StepsOrNever,
+    Tokens,
+)
+from common.config.schema import Config, UserPath
+from learner.objective import ObjectiveConfig
+from learner.optimizer import OptimizerConfig
+
+AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.objectives")]
+
+
+class LearnerConfig(Config):
+    weights: UserPath | None = None
+    """The student to start from, ours or an official checkpoint; by default
+    student_before.safetensors in the run folder."""
+    weights_ema: bool = False
+    """Read the averaged weights of an official trainer's file."""
+    steps: Steps = 200
+    """Optimiser steps of distillation."""
+    images_per_step: Batch = 64
+    """Global batch: sequences per optimiser step, over all ranks."""
+    micro_batch: Batch = 64
+    """Sequences per forward and backward pass; gradients accumulate to a whole step."""
+    chunk_tokens: Tokens = 4096
+    """Tokens whose logits exist at a time; bounds the memory of the loss."""
+    publish_every: Steps = 1
+    """Steps between versions offered to the rollout workers."""
+    max_lag: StepsOrNever = 2
+    """Oldest weights a trained sample may come from, in learner steps; 0 is on-policy."""
+    ordered: bool = False
+    """Pin weight versions and batch geometry to the image index: reproducible, somewhat slower."""
+    ranks: Processes = 1
+    """Data-parallel learner processes."""
+    profile_every: StepsOrNever = 50
+    """Steps per window of the curves by slot in profiles.jsonl (confidence, survival, entropy,
+    divergence); 0 keeps none."""
+    snapshot_every: StepsOrNever = 0
+    """Steps between resumable snapshots; 0 keeps only the last step."""
+    keep_every: StepsOrNever = 0
+    """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
+    of quality over training; 0 keeps only the last step's, as student.safetensors."""
+    max_failures: Spare = 1
+    """How often a dead learner is restarted from its newest snapshot."""
+    stall_seconds: Seconds = 300.0
+    """The run ends, naming the stage, when no batch arrives for this long."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW, schedule, clipping, EMA."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the loss is computed."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Autocast type of the forward pass; weights and loss stay float32, whatever type the
+    student's file has."""
+    cpus: Cpus = 1
+    """Logical CPUs reserved per rank on the cluster."""
+    gpus: Gpus = 0
+    """GPUs reserved per rank."""

@@ -1,0 +1,1 @@
+"""Sample quality: feature extractors and torch-fidelity's metrics."""

@@ -1,0 +1,129 @@
+"""A feature extractor for small-image metrics: a classifier trained on the user's own images.
+
+Inception features say little about 8x8 digits and need a download; the penultimate layer of a
+small convolutional classifier is the usual stand-in. Its numbers compare runs that share the
+classifier (its digest is reported), and nothing else.
+
+Shape letters: B batch, C channels, H height, W width, K classes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.config.quantities import Batch, LearningRate, Steps, Width
+from common.config.schema import Config
+from common.files.tensors import load_tensors, save_tensors, state_digest
+from common.finite import largest, require_finite
+
+
+class ClassifierConfig(Config):
+    width: Width = 32
+    """Channels of the first convolution; features have twice as many."""
+    steps: Steps = 400
+    """Optimiser steps of training."""
+    batch_size: Batch = 128
+    """Images per step."""
+    learning_rate: LearningRate = 2e-3
+    """Adam's peak learning rate (cosine to 0)."""
+
+
+class Classifier(nn.Module):
+    """Three convolutions, global mean and max pooling, one linear layer."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+        )
+        self.squeeze = nn.Linear(4 * width, 2 * width)
+        self.output = nn.Linear(2 * width, num_classes)
+
+    def features(self, pixel_BCHW: Tensor) -> Tensor:
+        """uint8 images of 1 or 3 channels to (B, 2 * width)."""
+        image = as_rgb(pixel_BCHW).float() / 127.5 - 1
+        map_BCHW = self.body(image)
+        pooled = torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], dim=1)
+        return torch.tanh(self.squeeze(pooled))
+
+    def forward(self, pixel_BCHW: Tensor) -> Tensor:
+        return self.output(self.features(pixel_BCHW))
+
+
+def as_rgb(pixel_BCHW: Tensor) -> Tensor:
+    return pixel_BCHW.expand(-1, 3, -1, -1) if pixel_BCHW.shape[1] == 1 else pixel_BCHW
+
+
+def train_classifier(
+    config: ClassifierConfig,
+    pixel_NCHW: Tensor,
+    label_N: Tensor,
+    *,
+    num_classes: int,
+    generator: torch.Generator,
+    device: torch.device,
+    watch: Callable[[int, float], object] = lambda step, loss: None,
+) -> Classifier:
+    """Cross-entropy on random crops (one pixel of shift), seeded by `generator`.
+
+    `watch` hears step and loss.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        model = Classifier(config.width, num_classes).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    side = pixel_NCHW.shape[-1]
+    remedy = f"lower evaluate.classifier.learning_rate ({config.learning_rate:g})"
+    for step in range(1, config.steps + 1):
+        chosen_B = torch.randint(len(pixel_NCHW), (config.batch_size,), generator=generator)
+        top, left = torch.randint(3, (2,), generator=generator).tolist()
+        shifted = F.pad(pixel_NCHW[chosen_B], (1, 1, 1, 1))[
+            ..., top : top + side, left : left + side
+        ]
+        loss = F.cross_entropy(model(shifted.to(device)), label_N[chosen_B].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        found = float(loss.detach())
+        require_finite(step, {"classifier's loss": found}, remedy)
+        watch(step, found)
+    require_finite(config.steps, {"largest weight": float(largest(model.parameters()))}, remedy)
+    return model.cpu().eval()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, pixel_NCHW: Tensor, label_N: Tensor) -> float:
+    """Fraction of images whose class the classifier finds."""
+    parts = [model(part).argmax(1) for part in pixel_NCHW.split(512)]
+    return float((torch.cat(parts) == label_N).double().mean())
+
+
+def save_classifier(path: Path, model: Classifier, facts: dict[str, Any]) -> None:
+    first = cast(nn.Conv2d, model.body[0])
+    shape = {"width": first.out_channels, "num_classes": model.output.out_features}
+    save_tensors(path, model.state_dict(), {"classifier": shape, "facts": facts})
+
+
+def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The module and what was written beside it."""
+    tensors, metadata = load_tensors(path)
+    model = Classifier(**metadata["classifier"])
+    model.load_state_dict(tensors)
+    return model.eval(), metadata["facts"] | {"digest": state_digest(model)}

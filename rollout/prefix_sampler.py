@@ -1,0 +1,57 @@
+"""Continue prefixes with one backbone and its own way of sampling.
+
+Shape letters: B sequences of a lease, L slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.models.backbone import Backbone
+from common.models.plan import DecodePlan
+from rollout.context import RolloutRequest
+from rollout.sampler import SamplingConfig, decode
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixSampler:
+    """The student or the teacher, as a sampler of what follows a prefix."""
+
+    backbone: Backbone
+    sampling: SamplingConfig
+    device: torch.device
+
+    def __call__(
+        self, work: RolloutRequest, seeds: Sequence[int], noise_BL: Tensor, plan: DecodePlan
+    ) -> tuple[Tensor, Tensor]:
+        """(token_BL, logprob_BL) in the slots of `plan`, whatever steps the sampler takes itself.
+
+        Raises:
+            InputError: the sampler's order begins with other cells than the plan's prefix.
+        """
+        own = self.backbone.plan(seeds, self.sampling.decoding)
+        decoded = decode(
+            self.backbone,
+            work.label_B.to(self.device),
+            sampling=self.sampling,
+            noise_BL=noise_BL.to(self.device),
+            plan=own,
+            given_BL=work.cell_BL.gather(1, own.order_BL).to(self.device),
+            prefix_B=work.prefix_B.to(self.device),
+        )
+        token_BL, logprob_BL = decoded.token_BL.cpu(), decoded.logprob_BL.cpu()
+        order_BL = decoded.plan.order_BL
+        if torch.equal(order_BL, plan.order_BL):
+            return token_BL, logprob_BL
+        # The place of every slot of `plan` in the sampler's order.
+        slot_BL = order_BL.argsort(1).gather(1, plan.order_BL)
+        given_BL = torch.arange(slot_BL.shape[1]) < work.prefix_B[:, None]
+        if not torch.equal(slot_BL < work.prefix_B[:, None], given_BL):
+            raise InputError(
+                "contexts.sources.teacher: the teacher decodes in another order than the student, "
+                "so it cannot continue a prefix of the student's order; set lo and hi to 0"
+            )
+        return token_BL.gather(1, slot_BL), logprob_BL.gather(1, slot_BL)

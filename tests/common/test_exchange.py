@@ -1,0 +1,215 @@
+"""Ledger, buffer and weights: credits, staleness, order, re-issue, resume. No models, no Ray."""
+
+import random
+import threading
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from common.errors import Closed
+from common.exchange.buffer import Buffer
+from common.exchange.ledger import Ledger
+from common.exchange.schedule import Schedule
+from common.exchange.weights import Weights, WeightStore
+from common.randomness import Draws, uniform
+
+START = {"step": 0, "frontier": 0, "beyond": []}
+PLAIN = Schedule(steps=12, images_per_step=4, lease_size=2, max_lag=3, publish_every=2)
+
+
+def record(lease, version):
+    metadata = {
+        "lease": str(lease.number),
+        "generation": str(lease.generation),
+        "oldest": str(version),
+    }
+    ids = pa.array(list(lease.indices), pa.int64())
+    return pa.RecordBatch.from_pydict({"id": ids}).replace_schema_metadata(metadata)
+
+
+def services(schedule, max_bytes=2**20):
+    ledger = Ledger(schedule)
+    buffer = Buffer(schedule, max_bytes=max_bytes, ledger=ledger)
+    ledger.restore(START)
+    return ledger, buffer
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("max_lag", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_lag, ordered):
+    """Random interleavings of slow and dying workers with the learner."""
+    schedule = replace(PLAIN, max_lag=max_lag, ordered=ordered, steps=30)
+    ledger, buffer = services(schedule)
+    chance = random.Random(seed)
+    held, trained, step, published = [], [], 0, 0
+    while step < schedule.steps:
+        move = chance.random()
+        if move < 0.45:
+            lease = ledger.lease(f"w{chance.randrange(3)}", timeout=0)
+            if lease is not None:
+                version = published if lease.version is None else lease.version
+                assert version <= published
+                held.append((lease, version))
+        elif move < 0.85 and held:
+            lease, version = held.pop(chance.randrange(len(held)))
+            assert buffer.put(record(lease, version), timeout=0)
+        elif move < 0.88:
+            ledger.expire(f"w{chance.randrange(3)}")
+        share = buffer.take(step, shard=0, shards=1, timeout=0)
+        if share is not None:
+            for part in share.records:
+                assert step - int(part.schema.metadata[b"oldest"]) <= max_lag
+                trained += part.column("id").to_pylist()
+            step += 1
+            published = step if schedule.is_published(step) else published
+            ledger.commit(step, share.leases)
+    assert sorted(trained) == list(range(schedule.steps * schedule.images_per_step))
+
+
+def test_outstanding_work_is_bounded_and_credits_come_back():
+    ledger, buffer = services(PLAIN)
+    leases = [ledger.lease("w", 0) for _ in range(20)]
+    granted = [lease for lease in leases if lease is not None]
+    assert len(granted) == (PLAIN.ahead + 1) * PLAIN.leases_per_step
+    for lease in granted[:2]:
+        buffer.put(record(lease, 0), 0)
+    assert ledger.lease("w", 0) is None, "scored but untrained images still count"
+    share = buffer.take(0, shard=0, shards=1, timeout=0)
+    ledger.commit(1, share.leases)
+    assert ledger.lease("w", 0) is not None
+
+
+def test_stale_records_are_dropped_counted_and_sampled_again():
+    ledger, buffer = services(PLAIN)
+    first, second, third = (ledger.lease("w", 0) for _ in range(3))
+    for lease in (first, second):
+        buffer.put(record(lease, 0), 0)
+    ledger.commit(1, buffer.take(0, shard=0, shards=1, timeout=0).leases)
+    buffer.put(record(third, 0), 0)
+    assert buffer.take(PLAIN.max_lag + 1, shard=0, shards=1, timeout=0) is None
+    assert buffer.gauges()["buffer/dropped"] == 2
+    assert ledger.lease("w", 0).number == third.number
+
+
+def test_data_records_never_go_stale():
+    ledger, buffer = services(PLAIN)
+    for _ in range(2):
+        buffer.put(record(ledger.lease("w", 0), -1), 0)
+    assert buffer.take(10, shard=0, shards=1, timeout=0) is not None
+    assert buffer.gauges()["buffer/dropped"] == 0
+
+
+def test_a_dead_workers_lease_goes_to_another_and_the_duplicate_is_discarded():
+    ledger, buffer = services(PLAIN)
+    lost, kept = ledger.lease("dead", 0), ledger.lease("dead", 0)
+    buffer.put(record(kept, 0), 0)
+    assert ledger.expire("dead") == [lost.number]
+    again = ledger.lease("alive", 0)
+    assert again == lost
+    assert buffer.put(record(again, 0), 0)
+    assert buffer.put(record(lost, 0), 0), "the dead worker's record arrives late"
+    assert buffer.gauges()["buffer/images"] == 4
+    assert buffer.gauges()["buffer/duplicates"] == 2
+
+
+def test_ordered_steps_get_exactly_their_leases_and_pinned_versions():
+    schedule = replace(PLAIN, ordered=True)
+    ledger, buffer = services(schedule)
+    leases = [ledger.lease("w", 0) for _ in range(6)]
+    assert [lease.version for lease in leases] == [0] * 6
+    for lease in reversed(leases):
+        buffer.put(record(lease, 0), 0)
+    share = buffer.take(0, shard=0, shards=1, timeout=0)
+    assert share.leases == [0, 1]
+    assert ledger.lease("w", 0) is None, "version 2 is not published yet"
+    for step in range(schedule.steps):
+        pinned = schedule.pinned_version(step)
+        assert 0 <= step - pinned <= schedule.max_lag
+        assert schedule.is_published(pinned)
+
+
+def test_shards_of_a_step_are_disjoint_and_survive_closing():
+    ledger, buffer = services(PLAIN)
+    for _ in range(4):
+        buffer.put(record(ledger.lease("w", 0), 0), 0)
+    one = buffer.take(0, shard=0, shards=2, timeout=0)
+    buffer.close("over")
+    two = buffer.take(0, shard=1, shards=2, timeout=0)
+    ids = [i for share in (one, two) for r in share.records for i in r.column("id").to_pylist()]
+    assert sorted(ids) == [0, 1, 2, 3]
+    assert one.leases == two.leases
+    with pytest.raises(Closed, match="over"):
+        buffer.take(1, shard=0, shards=2, timeout=0)
+
+
+def test_a_full_buffer_makes_the_teacher_wait_until_the_learner_takes():
+    ledger, buffer = services(replace(PLAIN, max_lag=7), max_bytes=1)
+    leases = [ledger.lease("w", 0) for _ in range(5)]
+    for lease in leases[:4]:
+        assert buffer.put(record(lease, 0), 0)
+    assert not buffer.put(record(leases[4], 0), timeout=0.01)
+    waiting = threading.Thread(target=buffer.put, args=(record(leases[4], 0), 5.0))
+    waiting.start()
+    buffer.take(0, shard=0, shards=1, timeout=0)
+    waiting.join(5)
+    assert buffer.gauges()["buffer/images"] == 6
+
+
+def test_a_restarted_learner_refuses_records_of_its_lost_future():
+    ledger, buffer = services(PLAIN)
+    for _ in range(4):
+        buffer.put(record(ledger.lease("w", 0), 0), 0)
+    ledger.commit(1, buffer.take(0, shard=0, shards=1, timeout=0).leases)
+    state = ledger.state()
+    assert state == {"step": 1, "frontier": 2, "beyond": []}
+    late = ledger.lease("w", 0)
+    buffer.clear()
+    ledger.restore(state)
+    assert buffer.put(record(late, 0), 0)
+    assert buffer.gauges()["buffer/images"] == 0
+    again = ledger.lease("w", 0)
+    assert (again.number, again.generation) == (2, late.generation + 1)
+
+
+def test_closing_wakes_everybody_with_the_cause():
+    ledger, buffer = services(PLAIN)
+    store = WeightStore(3)
+    for service in (ledger, buffer, store):
+        service.close("the first cause")
+        service.close("a later one")
+    for wait in (
+        lambda: ledger.lease("w", 9),
+        lambda: buffer.take(0, shard=0, shards=1, timeout=9),
+        lambda: store.newest(9),
+    ):
+        with pytest.raises(Closed, match="the first cause"):
+            wait()
+
+
+def test_weights_are_versioned_kept_for_the_bound_and_checked():
+    store = WeightStore(keep_behind=2)
+    for version in (0, 2, 4):
+        store.publish(Weights.of(version, b"abc%d" % version))
+    assert store.newest(0) == 4
+    assert store.get(2, 0).verified() == b"abc2"
+    with pytest.raises(TimeoutError, match="version 0"):
+        store.get(0, 0)
+    with pytest.raises(ValueError, match="not newer than 4"):
+        store.publish(Weights.of(4, b""))
+    damaged = replace(store.get(4, 0), payload=b"abc5")
+    with pytest.raises(ValueError, match="arrived damaged"):
+        damaged.verified()
+
+
+def test_draws_are_pure_functions_of_seed_and_index():
+    one, two, other = Draws(7, 10), Draws(7, 10), Draws(8, 10)
+    assert [one.row(i) for i in range(30)] == [two.row(i) for i in reversed(range(30))][::-1]
+    for epoch in range(3):
+        assert sorted(one.row(10 * epoch + i) for i in range(10)) == list(range(10))
+    assert [one.row(i) for i in range(10)] != [one.row(i + 10) for i in range(10)]
+    assert one.noise_seed(3) != other.noise_seed(3)
+    values = [uniform(1, "coin", i) for i in range(4000)]
+    assert 0 <= min(values) < max(values) < 1
+    assert sum(values) / len(values) == pytest.approx(0.5, abs=0.02)

@@ -1,0 +1,73 @@
+"""Models of published sizes, and how they start and are regularised."""
+
+import pytest
+import torch
+
+from common.config.plugins import load_plugin
+from common.spec import SequenceSpec
+
+RASTER = SequenceSpec(16384, 256, (16, 16), 1000)
+SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+NEXT_SCALE = SequenceSpec(4096, 680, (16, 16), 1000, SCALES)
+LARGE = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+LARGE_SCALE = SequenceSpec(4096, 2240, (32, 32), 1000, LARGE)
+PUBLISHED = [
+    ("llamagen", "B", RASTER, 110_888_448),
+    ("llamagen", "L", RASTER, 342_910_976),
+    ("llamagen", "XL", RASTER, 774_699_520),
+    ("llamagen", "XXL", RASTER, 1_410_972_672),
+    ("llamagen", "3B", RASTER, 3_096_659_200),
+    ("llamagen", "XXXL", RASTER, 3_893_027_840),
+    ("arpg", "L", RASTER, 319_845_376),
+    ("arpg", "XL", RASTER, 718_997_760),
+    ("arpg", "XXL", RASTER, 1_302_449_664),
+    ("var", "d16", NEXT_SCALE, 310_283_520),
+    ("var", "d20", NEXT_SCALE, 600_917_136),
+    ("var", "d24", NEXT_SCALE, 1_033_399_360),
+    ("var", "d30", NEXT_SCALE, 2_010_020_356),
+    ("var", "d36-s", LARGE_SCALE, 2_353_893_904),
+]
+
+
+@pytest.mark.parametrize(("kind", "preset", "spec", "count"), PUBLISHED)
+def test_published_sizes_have_the_published_number_of_parameters(kind, preset, spec, count):
+    config = load_plugin("common.models.backbones", kind).Config.model_validate({"preset": preset})
+    with torch.device("meta"):
+        model = config.build(spec)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_fresh_next_scale_models_start_as_published():
+    """Truncated normal of std sqrt(1 / 3C), near-zero gates, small head (backbones.md 4.2)."""
+    from common.models.backbones.var import Config
+
+    spec = SequenceSpec(64, 30, (4, 4), 10, (1, 2, 3, 4))
+    for shared in (False, True):
+        config = Config(width=64, depth=2, heads=4, adaln_gamma=1e-4, shared_aln=shared)
+        model = config.build(spec)
+        std = (1 / (3 * 64)) ** 0.5
+        assert float(model.pos_1LC.detach().std()) == pytest.approx(std, rel=0.1)
+        assert float(model.head.weight.detach().std()) == pytest.approx(0.02 * std, rel=0.1)
+        block = model.blocks[0]
+        assert float(block.ffn.fc1.weight.detach().std()) == pytest.approx(std, rel=0.1)
+        assert float(block.ffn.fc2.weight.detach().std()) == pytest.approx(std / 2, rel=0.1)
+        rows = block.modulation_weight.detach()
+        own = 1 / 64**0.5 if shared else std
+        third = len(rows) // 3
+        assert float(rows[:third].std()) == pytest.approx(1e-4 * own, rel=0.2)
+        assert float(rows[third:].std()) == pytest.approx(0.5 * own, rel=0.2)
+        assert (block.attn.scale_mul_1H11.exp() - 4).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_drop_path_replaces_dropout_and_keeps_the_mean():
+    from common.models.backbones.llamagen import Config
+    from common.models.layers import DropPath
+
+    kept = DropPath(0.25).train()(torch.ones(4000, 2, 3))
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert float(kept.mean()) == pytest.approx(1, abs=0.05)
+    assert (kept == kept[:, :1, :1]).all(), "whole sequences, not single channels"
+    model = Config(width=16, depth=3, heads=2, multiple_of=8, drop_path=0.2).build(RASTER)
+    assert [block.dropout._rate for block in model.layers] == pytest.approx([0, 0.1, 0.2])
+    assert model.dropout.p == 0.1, "token dropout stays"

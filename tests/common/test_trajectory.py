@@ -1,0 +1,113 @@
+"""The Arrow record: exact, checked, documented; token datasets likewise."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.data.tokens import load_tokens, save_tokens
+from common.errors import InputError
+from common.exchange.trajectory import bytes_per_image, concatenate, from_arrow, to_arrow
+
+
+@pytest.fixture
+def scored(sampled, tiny):
+    batch = sampled(tiny("llamagen"))
+    hidden = torch.randn(5, batch.spec.length, 4)
+    entropy = torch.rand(5, batch.spec.length)
+    return batch.scored({"hidden": hidden, "entropy": entropy}, {"head": "abc"})
+
+
+def test_arrow_round_trip_is_exact(scored):
+    back = from_arrow(to_arrow(scored))
+    assert (back.spec, back.context, back.facts) == (scored.spec, scored.context, scored.facts)
+    assert back.plan.step_sizes == scored.plan.step_sizes
+    assert torch.equal(back.plan.order_BL, scored.plan.order_BL)
+    for name in ("id_B", "version_B", "label_B", "prefix_B", "token_BL", "logprob_BL", "noise_BL"):
+        assert torch.equal(getattr(back, name), getattr(scored, name)), name
+    for name, value in scored.signal.items():
+        assert torch.equal(back.signal[name], value)
+
+
+def test_ipc_bytes_are_the_record(scored, tmp_path):
+    import pyarrow as pa
+
+    record = to_arrow(scored)
+    with (
+        pa.OSFile(str(tmp_path / "r.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, record.schema) as writer,
+    ):
+        writer.write_batch(record)
+    with pa.memory_map(str(tmp_path / "r.arrow")) as source:
+        assert pa.ipc.open_file(source).get_batch(0).equals(record, check_metadata=True)
+
+
+def test_metadata_names_the_oldest_on_policy_version(scored):
+    versions = torch.tensor([0, 0, 5, 4, 6])
+    record = to_arrow(replace(scored, version_B=versions))
+    assert record.schema.metadata[b"oldest"] == b"4"
+    data_only = to_arrow(replace(scored, version_B=versions).rows(slice(0, 2)))
+    assert data_only.schema.metadata[b"oldest"] == b"-1"
+
+
+def test_rows_and_concatenate_are_inverse(scored):
+    parts = [scored.rows(slice(0, 2)), scored.rows(slice(2, 5))]
+    whole = concatenate(parts)
+    assert to_arrow(whole).equals(to_arrow(scored), check_metadata=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("token_BL", 99, "vocabulary has 24"),
+        ("token_BL", -1, "vocabulary has 24"),
+        ("logprob_BL", float("nan"), "logprob holds values that are not finite"),
+    ],
+)
+def test_damaged_rows_never_become_data(scored, field, value, message):
+    broken = getattr(scored, field).clone()
+    broken[3, 1] = value
+    with pytest.raises(InputError, match=message):
+        from_arrow(to_arrow(replace(scored, **{field: broken})))
+
+
+def test_a_foreign_record_is_refused(scored):
+    record = to_arrow(scored).replace_schema_metadata({"schema": "99"})
+    with pytest.raises(InputError, match="no trajectory schema 1"):
+        from_arrow(record)
+
+
+def test_wire_size_is_what_dry_run_says(scored):
+    record = to_arrow(scored)
+    signal = scored.spec.length * (4 * 4 + 4)
+    assert record.nbytes / 5 == pytest.approx(
+        bytes_per_image(scored.spec.length, signal, noise=True), rel=0.05
+    )
+
+
+def test_token_dataset_round_trip_and_refusals(data, tmp_path):
+    path = tmp_path / "train.parquet"
+    save_tokens(path, data)
+    back = load_tokens(path)
+    assert torch.equal(back.token_NAL, data.token_NAL)
+    assert torch.equal(back.label_N, data.label_N)
+    assert (back.spec, back.classes) == (data.spec, data.classes)
+    bad = data.token_NAL.clone()
+    bad[0, 0, 0] = 24
+    save_tokens(path, replace(data, token_NAL=bad))
+    with pytest.raises(InputError, match="vocabulary has 24"):
+        load_tokens(path)
+    path.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(InputError, match=r"train\.parquet: no readable token dataset"):
+        load_tokens(path)
+
+
+def test_dropped_labels_become_the_null_class_at_the_given_rate(data):
+    from common.randomness import Draws
+
+    label_B, cell_BL = data.pick(range(4000), Draws(0, len(data)), 0.25)
+    dropped = label_B == data.spec.null_class
+    assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.03)
+    rows = torch.tensor([Draws(0, len(data)).row(i) for i in range(4000)])
+    assert torch.equal(label_B[~dropped], data.label_N[rows][~dropped])
+    assert torch.equal(cell_BL, data.token_NAL[rows, 0])

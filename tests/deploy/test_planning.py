@@ -1,0 +1,261 @@
+"""The dry run: sizes, places and refusals, for machines that are not here."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.artifacts.backbone_file import save_backbone
+from common.config.plugins import kinds
+from common.spec import SequenceSpec
+from deploy.main import main
+from deploy.planning.placement import Hardware, place_actors
+from deploy.planning.plan import plan_run
+from deploy.planning.resources import PROCESS_MB, Need
+from deploy.run_folder.opening import open_run
+from deploy.run_folder.shipped import CONFIGS
+from deploy.stages.sample import how_to_draw
+
+SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.toml"))
+PAIRS = {
+    "llamagen_l_to_b": (342_910_976, 110_888_448),
+    "llamagen_xl_to_l": (774_699_520, 342_910_976),
+    "arpg_xxl_to_l": (1_302_449_664, 319_845_376),
+    "var_d30_to_d16": (2_010_020_356, 310_283_520),
+}
+"""Published parameter counts of teacher and student (backbones.md 1.4, 4.2, 5.1)."""
+
+
+def dry_run(capsys, *arguments):
+    """Exit code, output and errors of `varkd distill ... --dry-run`, in this process."""
+    with pytest.raises(SystemExit) as caught:
+        main(["distill", "--dry-run", *map(str, arguments)])
+    out = capsys.readouterr()
+    return caught.value.code, out.out, out.err
+
+
+def small(kind="llamagen"):
+    """Overrides for tests in which the size of the models does not matter."""
+    return [f'models.{role}={{kind="{kind}"}}' for role in ("teacher", "student")]
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)  # relative paths in configs lead nowhere
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_is_planned_without_files_and_gpus(capsys, name):
+    code, out, err = dry_run(capsys, name)
+    assert (code, err) == (0, "")
+    for role in ("teacher server", "rollout worker", "learner"):
+        assert role in out
+    if name in PAIRS:
+        teacher, student = PAIRS[name]
+        assert f"teacher: {teacher:,} parameters" in out
+        assert f"student: {student:,} parameters" in out
+        assert "5,120,000 images (4.00 epochs)" in out
+        assert "wire rate: not estimated" in out
+        for missing in ("teacher.weights", "learner.weights", "tokenizer.weights", "images.train"):
+            assert f"missing: {missing}" in out
+        assert "shared memory" not in out, "cluster.object_store_mb is too small"
+    assert not list(Path.cwd().iterdir()), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_pairs_have_the_papers_settings(name):
+    config, _ = open_run(Path(name), [])
+    learner, student = config.learner, config.contexts.sources["student"]
+    assert (learner.steps, learner.images_per_step) == (20_000, 256)
+    assert learner.optimizer.learning_rate == 5e-5
+    assert config.contexts.shares() == pytest.approx({"data": 0.9, "student": 0.1})
+    assert (student.model_dump()["lo"], student.model_dump()["hi"]) == (0.25, 0.75)
+    objective = config.objective.model_dump()
+    assert (objective["gate"]["tau"], objective["relaxation"]["factor"]) == (0.1, 4)
+    zipar = config.rollout.sampling.decoding.zipar
+    assert (zipar.window if zipar else None) == (4 if name.startswith("llamagen") else None)
+    assert config.rollout.class_dropout == 0.1
+    assert how_to_draw(config) == config.evaluate.sampling
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_commands_in_their_headers_are_accepted(capsys, name):
+    models = small(open_run(Path(name), [])[0].models.student.kind)
+    stage_1 = ["objective.kind=kd", "contexts.sources.student.ratio=0", "learner.steps=250000"]
+    code, out, err = dry_run(capsys, name, *models, *stage_1)
+    assert (code, err) == (0, "")
+    assert "64,000,000 images (49.95 epochs)" in out
+    assert "about 0 of them sampled by the student" in out
+    own = ["tokens.kind=images", "tokens.paths=[]", "tokens.crops=ten_crop"]
+    code, out, err = dry_run(capsys, name, *models, *own)
+    assert (code, err) == (0, "")
+    assert "x 10 variants" in out
+
+
+def places(name, *overrides):
+    """What is where, by node, and the busiest GPUs."""
+    config, workspace = open_run(Path(name), [*small(), *overrides])
+    return plan_run(config, workspace, timed=True).nodes
+
+
+def test_one_node_shares_gpus_between_teachers_and_workers():
+    (node,) = places("llamagen_l_to_b")
+    assert node.actors == {"teacher server": 4, "rollout worker": 4, "learner": 4}
+    for gpu in node.gpus[:4]:
+        assert gpu.actors == {"teacher server": 1, "rollout worker": 1}
+    for gpu in node.gpus[4:]:
+        assert gpu.actors == {"learner": 1}
+
+
+def test_four_nodes_are_used_differently_from_one():
+    nodes = places(
+        "llamagen_l_to_b",
+        "cluster.nodes=4",
+        "cluster.cpus=32",
+        "learner.ranks=8",
+        "teacher.replicas=12",
+        "rollout.workers=12",
+        "rollout.batch_size=32",
+    )
+    total = sum((node.actors for node in nodes), Counter())
+    assert total == {"teacher server": 12, "rollout worker": 12, "learner": 8}
+    assert [node.actors["teacher server"] for node in nodes] == [8, 4, 0, 0]
+    ranks = [node.actors["learner"] for node in nodes]
+    assert ranks[0] == 0
+    assert sum(ranks) == 8
+
+
+def need(role, count, cpus, gpus, **more):
+    return Need(role, count, cpus, gpus, host_mb=1, gpu_mb=1, lower="x", **more)
+
+
+def fake(nodes, cpus, gpus):
+    return Hardware(nodes, cpus, gpus, memory_mb=1e9, gpu_memory_mb=1e9, is_here=False)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "wanted", "expected"),
+    [
+        (fake(1, 96, 8), [(4, 2, 0.6), (4, 2, 0.4), (4, 4, 1)], [(4, 4, 4)]),
+        (
+            fake(4, 32, 8),
+            [(12, 2, 0.6), (16, 2, 0.4), (8, 4, 1)],
+            [(0, 4, 6), (0, 8, 2), (4, 4, 0), (8, 0, 0)],
+        ),
+        (fake(3, 8, 4), [(2, 1, 0.5), (6, 1, 0.25), (3, 1, 1)], [(0, 0, 3), (0, 4, 0), (2, 2, 0)]),
+    ],
+)
+def test_actors_land_where_ray_put_them(hardware, wanted, expected):
+    """Observed with Ray 2.60 on ray.cluster_utils clusters of these sizes, by node."""
+    roles = ("teacher", "worker", "rank")
+    needs = [
+        need(role, *sizes, is_group=role == "rank")
+        for role, sizes in zip(roles, wanted, strict=True)
+    ]
+    found = place_actors(needs, hardware)
+    assert sorted(tuple(node.actors[role] for role in roles) for node in found) == expected
+
+
+def test_shares_on_different_gpus_are_refused_where_ray_waits_for_ever():
+    """Observed with Ray 2.60: the third worker goes to node 0, whose 4 x 0.4 GPUs look like one."""
+    from common.errors import InputError
+
+    needs = [need("teacher", 4, 1, 0.6), need("worker", 3, 2, 1)]
+    with pytest.raises(InputError, match=r"worker 3 of 3 would wait for ever: .* node 0, .* 1\.6 "):
+        place_actors(needs, fake(2, 8, 4))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["learner.ranks=8", "rollout.batch_size=32"],
+            "learner 5 of 8 finds no room: it reserves 4 CPUs and 1 GPUs",
+        ),
+        (["rollout.workers=9", "rollout.gpus=1"], "rollout worker 5 of 9 would wait for ever"),
+        (["cluster.cpus=12"], "rollout worker 3 of 4 finds no room: it reserves 2 CPUs and 0.4"),
+        (["teacher.replicas=9"], "teacher server 9 of 9 would wait for ever"),
+        (["rollout.gpus=1.5"], "rollout worker reserves 1.5 GPUs"),
+        (["cluster.gpus=0"], "learner.device is cuda, but a node has no GPUs"),
+    ],
+)
+def test_what_ray_cannot_place_is_refused_with_what_to_lower(capsys, overrides, message):
+    code, out, err = dry_run(capsys, "llamagen_l_to_b", *small(), *overrides)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1, "one sentence"
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("gpu_memory_gb=16", "learner x1 on GPU 4 of node 0 need about"),
+        ("gpu_memory_gb=6", "teacher server x1, rollout worker x1 on GPU 0 of node 0 need about"),
+        ("memory_gb=60", "the run needs about"),
+    ],
+)
+def test_too_little_memory_is_refused_with_what_to_lower(capsys, limit, message):
+    raster = "rollout.sampling.decoding={}"  # whose steps take less time to walk through
+    code, out, err = dry_run(capsys, "llamagen_l_to_b", f"cluster.{limit}", raster)
+    assert (code, out) == (2, "")
+    assert "lower " in err
+    assert message in err
+    assert err.count("\n") == 1, "one sentence"
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without GPUs")
+def test_a_real_run_is_held_to_this_machine(capsys):
+    for extra, message in (
+        ([], "torch sees no CUDA device"),
+        (
+            [f"{role}.device=auto" for role in ("learner", "rollout", "teacher")],
+            "reserve 8 GPUs, but this machine has 0",
+        ),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["distill", "llamagen_l_to_b", *small(), *extra])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_cluster_of_which_nothing_is_known_is_not_judged(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "198.51.100.1:6379")
+    code, out, _ = dry_run(capsys, "smoke", "learner.gpus=4", "learner.device=cuda")
+    assert code == 0
+    assert "node 0" not in out
+
+
+def test_files_that_are_there_must_be_the_right_ones(capsys, tiny):
+    from common.models.backbones import llamagen
+
+    spec = SequenceSpec(64, 16, (4, 4), 10)
+    save_backbone(Path("student.safetensors"), tiny("llamagen", spec=spec), llamagen.Config.tiny())
+    code, _, err = dry_run(capsys, "smoke", "learner.weights=student.safetensors")
+    assert code == 2
+    assert "student.safetensors holds a model with" in err
+
+
+def test_a_gpu_role_that_reserves_none_is_warned_of(capsys):
+    code, out, _ = dry_run(capsys, "llamagen_l_to_b", *small(), "rollout.gpus=0")
+    assert code == 0
+    assert "rollout worker computes on a GPU but reserves none" in out
+
+
+def test_unknown_classes_and_small_shared_memory_are_said(capsys):
+    code, out, _ = dry_run(capsys, "smoke", "images.kind=folder", "images.train=nowhere")
+    assert code == 0
+    assert "set images.classes" in out
+    code, out, _ = dry_run(capsys, "llamagen_l_to_b", *small(), "cluster.object_store_mb=512")
+    assert "cluster.object_store_mb is 512" in out
+
+
+@pytest.mark.parametrize("kind", kinds("learner.objectives"))
+def test_every_objective_can_be_sized(run_in, kind):
+    config, workspace = run_in(f"objective.kind={kind}", "contexts.sources.student.ratio=1")
+    plan = plan_run(config, workspace, timed=True)
+    learner = next(need for need in plan.needs if need.role == "learner")
+    assert learner.host_mb > PROCESS_MB

@@ -1,0 +1,58 @@
+"""What models and their caches weigh, without building them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config.plugins import load_plugin
+from common.spec import SequenceSpec
+from deploy.planning.memory import META, decoding_bytes, peak_bytes
+from deploy.planning.resources import skeleton, state_bytes
+from deploy.run_folder.opening import open_run
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "guidance", "doubled"),
+    [("llamagen", 2, "", 1), ("arpg", 1, "", 1), ("var", 2, "", 1), ("llamagen", 2, "2.0", 2)],
+)
+def test_two_blocks_more_are_their_keys_and_values_more(kind, layers, guidance, doubled):
+    """To the byte; ARPG caches only its self-decoder, guidance doubles the batch."""
+    scales = (1, 2, 3, 4) if kind == "var" else ()
+    spec = SequenceSpec(64, 30 if scales else 16, (4, 4), 10, scales)
+    guided = [f"rollout.sampling.guidance={guidance}"] if guidance else []
+    config, _ = open_run(Path("smoke"), ["rollout.batch_size=32", *guided])
+    small = load_plugin("common.models.backbones", kind).Config.tiny()
+    large = small.model_copy(update={"depth": small.depth + 2})
+    found = [decoding_bytes(config, skeleton(model, spec).eval()) for model in (small, large)]
+    assert found[1] - found[0] == layers * 2 * 32 * spec.length * small.width * 4 * doubled
+
+
+def test_attention_keeps_no_scores_and_autocast_halves_what_layers_make():
+    query_BHLD = torch.zeros(2, 3, 500, 4, device=META)
+
+    def attend():
+        return torch.nn.functional.scaled_dot_product_attention(query_BHLD, query_BHLD, query_BHLD)
+
+    assert peak_bytes(attend) == query_BHLD.nbytes
+    layer = torch.nn.Linear(4, 8, bias=False, device=META)
+    whole, half = (
+        peak_bytes(lambda: layer(query_BHLD), dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert whole == 2 * query_BHLD.nbytes
+    casts = query_BHLD.nbytes // 2 + layer.weight.nbytes // 2
+    assert half == whole // 2 + casts
+
+
+def test_nothing_is_cached_where_nothing_is_sampled():
+    config, _ = open_run(Path("smoke"), ["contexts.sources.student.ratio=0"])
+    student = skeleton(config.models.student, SequenceSpec(64, 16, (4, 4), 10))
+    assert decoding_bytes(config, student) == 0
+
+
+def test_a_quantiser_stays_float32_in_published_weights():
+    spec = SequenceSpec(64, 30, (4, 4), 10, (1, 2, 3, 4))
+    model = skeleton(load_plugin("common.models.backbones", "var").Config.tiny(), spec)
+    whole, half = state_bytes(model), state_bytes(model, torch.bfloat16)
+    buffers = sum(value.numel() * 4 for value in model.buffers())
+    assert whole - buffers == 2 * (half - buffers)

@@ -1,0 +1,72 @@
+"""What a config promises reaches the roles that must keep it, or is refused at once."""
+
+import pytest
+import torch
+
+from common.errors import InputError
+from common.files.tensors import load_tensors
+from common.tokenization.tokenizer import load_tokenizer
+from deploy.stages.distill import distill
+from deploy.stages.learner_rank import cluster_map
+from learner.process_group import SingleProcess
+from learner.relaxation import cluster_codebook
+
+
+@pytest.mark.parametrize("source", ["codebook", "lm_embedding"])
+def test_clusters_are_of_the_points_that_were_asked_for(run_in, source):
+    run, workspace = run_in(f"objective.relaxation.source={source}")
+    points = {
+        "codebook": load_tokenizer(workspace.tokenizer).codebook_VD,
+        "lm_embedding": workspace.model(run, "teacher").head().weight,
+    }
+    relaxation = run.objective.relaxation_config()
+    assert relaxation is not None
+    digests = {}
+    for name, point_VD in points.items():
+        expected = cluster_codebook(point_VD, relaxation)
+        assert expected is not None
+        digests[name] = expected.digest
+    assert digests["codebook"] != digests["lm_embedding"]
+    made = cluster_map(run, workspace, SingleProcess())
+    assert made is not None
+    assert made.digest == digests[source]
+    assert load_tensors(workspace.clusters)[1]["digest"] == digests[source]
+
+
+def test_a_resumed_run_reads_its_map(run_in):
+    run, workspace = run_in()
+    made = cluster_map(run, workspace, SingleProcess())
+    written = workspace.clusters.stat().st_mtime_ns
+    again = cluster_map(run, workspace, SingleProcess())
+    assert made is not None
+    assert again is not None
+    assert torch.equal(made.cluster_V, again.cluster_V)
+    assert workspace.clusters.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["contexts.sources.data.ratio=0"], "objective.relaxation.mix below 1"),
+        (["objective.kind=sampled_rkl", "contexts.sources.student.ratio=0"], "rollouts only"),
+        (["objective.kind=minillm", "rollout.sampling.top_k=4"], "objective.kind=minillm"),
+        (["objective.kind=sampled_rkl", "rollout.sampling.guidance=2"], "rollout.sampling"),
+        (["objective.kind=sampled_rkl", "rollout.sampling.temperature=0.9"], "rollout.sampling"),
+    ],
+)
+def test_what_defeats_the_objective_is_refused_before_anything_starts(run_in, overrides, words):
+    with pytest.raises(InputError, match=words):
+        run_in(*overrides)
+
+
+def test_a_gate_that_closes_everything_leaves_the_folders_config(run_in, quiet):
+    run, workspace = run_in("objective.gate.tau=0.99")
+    workspace.config.write_text("seed = 5\n")
+    with pytest.raises(InputError, match=r"objective\.gate\.tau 0\.99 closes"):
+        distill(run, workspace, quiet, local=True)
+    assert workspace.config.read_text() == "seed = 5\n"
+
+
+def test_filters_are_fine_where_no_probability_is_corrected(run_in):
+    run, _ = run_in("objective.kind=gkd", "rollout.sampling.top_k=4", "rollout.sampling.guidance=2")
+    assert not run.rollout.sampling.is_plain

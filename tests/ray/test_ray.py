@@ -1,0 +1,239 @@
+"""The same run on real Ray actors: equal numbers, and failures that end well."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from common.artifacts.backbone_file import load_backbone
+from common.errors import InputError, RunFailed, ServiceDied
+from common.exchange.metrics import read_rows
+from common.exchange.trajectory import from_arrow
+from common.exchange.weights import Weights
+from common.files.tensors import pack
+from deploy.stages import distill as module
+from deploy.backend.supervisor import WorkerSupervisor
+from deploy.config import RunConfig
+from deploy.pipeline import wire
+from deploy.stages.distill import distill, preflight
+
+pytestmark = pytest.mark.ray
+
+
+def rows_of(workspace):
+    return [json.loads(line) for line in (workspace.root / "metrics.jsonl").open()]
+
+
+@pytest.fixture
+def placed(ray_cluster):
+    from deploy.backend.proxies import RayLauncher
+
+    place = RayLauncher()
+    yield place
+    place.shutdown()
+
+
+def publish(services, student, version):
+    payload = pack(student, torch.float32)
+    services.weights.publish(Weights.of(version, payload))
+
+
+def start(run: tuple, place, min_workers=1):
+    """Services with running workers and published weights, but no learner."""
+    config, workspace = run
+    services = wire(config, preflight(config, workspace), workspace.model(config, "teacher"), place)
+    place.wait_ready()
+    student, _ = load_backbone(workspace.student_before)
+    publish(services, student, 0)
+    return services, WorkerSupervisor(services, min_workers=min_workers), student
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+def take(services, step):
+    share = None
+    deadline = time.monotonic() + 20
+    while share is None:
+        assert time.monotonic() < deadline, "no batch"
+        share = services.buffer.take(step, shard=0, shards=1, timeout=0.2)
+    return share
+
+
+def test_a_killed_workers_lease_is_reissued_and_every_image_arrives(placed, run_in, ray_cluster):
+    config: RunConfig
+    run = run_in("objective.kind=gkd", "contexts.sources.data.ratio=0")
+    config, _ = run
+    services, crew, student = start(run, placed)
+    services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
+    victim = services.workers["worker-0"]
+    ray_cluster.kill(victim._actor)
+    wait_for(lambda: crew.check() or "worker-0" in crew.deaths)
+    assert "worker-0" not in crew._running
+    assert crew.failure is None
+    ids = []
+    for step in range(config.learner.steps):
+        share = take(services, step)
+        for record in share.records:
+            ids += from_arrow(record).id_B.tolist()
+        publish(services, student, step + 1)
+        services.ledger.commit(step + 1, share.leases)
+    assert sorted(ids) == list(range(config.learner.steps * config.learner.images_per_step))
+    services.close("over")
+    crew.dismiss()
+
+
+def test_records_on_ray_re_score_to_their_stamped_version(placed, run_in):
+    run = run_in("objective.kind=gkd", "contexts.sources.data.ratio=0", "rollout.class_dropout=0.0")
+    services, crew, student = start(run, placed)
+    services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
+    for record in take(services, 0).records:
+        batch = from_arrow(record)
+        assert set(batch.version_B.tolist()) == {0}
+        with torch.no_grad():
+            logprob = student(batch.label_B, batch.token_BL, batch.plan).log_softmax(-1)
+        replayed = logprob.gather(-1, batch.token_BL[..., None])[..., 0]
+        torch.testing.assert_close(
+            replayed[batch.suffix_BL], batch.logprob_BL[batch.suffix_BL], atol=1e-4, rtol=1e-4
+        )
+    services.close("over")
+    crew.dismiss()
+
+
+def test_a_dead_teacher_replica_is_left_out(placed, run_in, ray_cluster):
+    run = run_in("teacher.replicas=2", "rollout.workers=1")
+    services, crew, _ = start(run, placed)
+    from deploy.backend.proxies import ActorProxy, ReplicaProxy
+
+    actors = [actor for actor in placed._actors if placed.names[actor].startswith("teacher")]
+    assert len(actors) == 2
+    ray_cluster.kill(actors[1])
+    services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
+    assert take(services, 0).records
+    crew.check()
+    assert crew.deaths == {}
+    ray_cluster.kill(actors[0])
+    both = ReplicaProxy([ActorProxy(actor, "teacher") for actor in actors], 0)
+    with pytest.raises(ServiceDied, match="the process of teacher died"):
+        both.score(None)
+    services.close("over")
+    crew.dismiss()
+
+
+def test_an_error_in_an_actors_constructor_arrives_as_itself(placed, run_in):
+    config, workspace = run_in("teacher.device=cuda")
+    wire(config, preflight(config, workspace), workspace.model(config, "teacher"), placed)
+    with pytest.raises(InputError, match="torch sees no CUDA device"):
+        placed.wait_ready()
+
+
+def test_workers_of_a_node_read_one_copy_of_the_tokens(placed, data):
+    class Peek:
+        def __init__(self, data):
+            self._data = data
+
+        def where(self):
+            from pathlib import Path
+
+            address = self._data.token_NAL.data_ptr()
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                low, high = (int(end, 16) for end in line.split()[0].split("-"))
+                if low <= address < high:
+                    return line, int(self._data.token_NAL.sum()), self._data.spec
+            raise AssertionError("the tensor is nowhere")
+
+    shared = placed.share(data)
+    for peek in (placed(Peek, data=shared), placed(Peek, data=shared)):
+        mapping, total, spec = peek.where()
+        assert "/dev/shm" in mapping or "plasma" in mapping, mapping
+        assert total == int(data.token_NAL.sum())
+        assert spec == data.spec
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victims", ["one", "all"])
+def test_killing_workers_in_the_middle_of_a_run(ray_cluster, run_in, quiet, victims):
+    """One death: the run ends normally. All dead: it ends with the cause within 10 s."""
+    steps = 40 if victims == "one" else 100_000
+    run = run_in(f"learner.steps={steps}", "learner.max_failures=0")
+    killed_at = []
+    wired = module.wire
+
+    def wire_and_watch(*arguments):
+        services = wired(*arguments)
+
+        def kill():
+            wait_for(lambda: len(read_rows(run[1].metrics)) >= 5, 120)
+            chosen = list(services.workers.values())
+            for worker in chosen[:1] if victims == "one" else chosen:
+                ray_cluster.kill(worker._actor)
+            killed_at.append(time.monotonic())
+
+        threading.Thread(target=kill, daemon=True).start()
+        return services
+
+    module.wire = wire_and_watch
+    try:
+        if victims == "one":
+            facts = distill(*run, quiet, local=False, resume=False)
+            assert facts["steps"] == steps
+            assert list(facts["deaths"]) == ["worker-0"]
+            lags = [row.get("lag_max", 0) for row in rows_of(run[1])]
+            assert max(lags) <= run[0].learner.max_lag
+        else:
+            with pytest.raises(RunFailed, match="0 rollout workers are left") as caught:
+                distill(*run, quiet, local=False, resume=False)
+            assert "the process of worker-" in str(caught.value)
+            assert time.monotonic() - killed_at[0] < 10
+            kept = list(run[1].snapshots.rglob("facts.json"))
+            assert kept, "finished steps stay resumable"
+    finally:
+        module.wire = wired
+
+
+@pytest.mark.slow
+def test_a_learner_that_dies_goes_on_from_its_snapshot(ray_cluster, run_in, quiet):
+    run = run_in("learner.steps=30", "learner.snapshot_every=5", "learner.max_failures=1")
+    wired = module.wire
+
+    def wire_and_watch(*arguments):
+        services = wired(*arguments)
+
+        def kill():
+            wait_for(lambda: len(read_rows(run[1].metrics)) >= 12, 120)
+            os.kill(read_rows(run[1].metrics)[-1]["pid"], signal.SIGKILL)
+
+        threading.Thread(target=kill, daemon=True).start()
+        return services
+
+    module.wire = wire_and_watch
+    try:
+        facts = distill(*run, quiet, local=False, resume=False)
+    finally:
+        module.wire = wired
+    assert facts["steps"] == 30
+    rows = rows_of(run[1])
+    assert [row["step"] for row in rows] == list(range(1, 31)), "every step once"
+    restarted = next(i for i in range(1, 30) if rows[i]["pid"] != rows[i - 1]["pid"])
+    assert rows[restarted]["step"] % 5 == 1, "it went on right after a snapshot"
+    lags = [row.get("lag_max", 0) for row in rows_of(run[1])]
+    assert max(lags) <= run[0].learner.max_lag
+
+
+@pytest.mark.slow
+def test_two_learner_ranks_equal_one(ray_cluster, run_in, quiet):
+    settings = ("learner.ordered=true", "models.student.dropout=0.0", "learner.micro_batch=16")
+    one = run_in(*settings, name="one")
+    two = run_in(*settings, "learner.ranks=2", name="two")
+    distill(*one, quiet, local=True, resume=False)
+    distill(*two, quiet, local=False, resume=False)
+    losses = [[row["loss"] for row in rows_of(run[1])] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

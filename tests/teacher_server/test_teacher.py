@@ -1,0 +1,130 @@
+"""The teacher server: exact guided signals, batching that changes nothing, clear refusals."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.artifacts.backbone_file import save_backbone
+from common.artifacts.model_file import ModelFile
+from common.config.plugins import kinds, load_plugin
+from common.errors import InputError
+from common.exchange.trajectory import from_arrow, to_arrow
+from common.models.guidance import Guidance
+from teacher_server.batching import Batcher, BatchingConfig
+from teacher_server.teacher import Teacher, TeacherConfig
+
+
+class Keep:
+    def __init__(self):
+        self.records = []
+
+    def put(self, record, timeout):
+        self.records.append(record)
+        return True
+
+
+@pytest.fixture
+def stored(tiny, tmp_path):
+    def build(kind):
+        model = tiny(kind, 1)
+        path = tmp_path / f"{kind}.safetensors"
+        config = load_plugin("common.models.backbones", kind).Config.tiny()
+        save_backbone(path, model, config)
+        return ModelFile(path, "models.teacher", config, model.spec, tmp_path / "none"), model
+
+    return build
+
+
+@pytest.fixture
+def teacher_file(stored):
+    return stored("llamagen")[0]
+
+
+def server(file, **settings):
+    coalesce = settings.pop("coalesce", True)
+    config = TeacherConfig.model_validate(settings)
+    return Teacher(config, file, coalesce=coalesce, buffer=Keep())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize("kind", kinds("common.exchange.signals"))
+@pytest.mark.parametrize("family", kinds("common.models.backbones"))
+def test_signal_is_the_exact_guided_distribution(stored, tiny, sampled, family, kind, guidance):
+    """For every family under its own published rule, whose scale differs between steps."""
+    signal = load_plugin("common.exchange.signals", kind).Config()
+    file, model = stored(family)
+    teacher = server(file, guidance=guidance, signal={"kind": kind})
+    batch = sampled(tiny(family, 0))
+    assert teacher.score(to_arrow(batch))
+    scored = from_arrow(teacher._buffer.records[0])
+    spec = model.spec
+    steps = Guidance(scale=3.0).scales(batch.plan, model.guidance_rule)
+    scale = torch.tensor(steps)[batch.plan.step_L][:, None] if guidance else 1.0
+    with_class = model(batch.label_B, batch.token_BL, batch.plan)
+    null_B = torch.full_like(batch.label_B, spec.null_class)
+    without = model(null_B, batch.token_BL, batch.plan)
+    wanted = (without + scale * (with_class - without)).log_softmax(-1)
+    columns = {name: value.flatten(0, 1) for name, value in scored.signal.items()}
+    found = signal.logprob(columns, model.head).view_as(wanted)
+    # A scale of 3 multiplies the rounding of logits of both passes by up to 5.
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+    entropy = -(wanted.exp() * wanted).sum(-1)
+    torch.testing.assert_close(scored.signal["entropy"], entropy, atol=1e-4, rtol=1e-4)
+    per_token = sum(v.nbytes for n, v in columns.items() if n != "entropy") / len(
+        columns["entropy"]
+    )
+    assert per_token == signal.bytes_per_token(model.head.in_features, spec.vocab_size)
+
+
+def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, tiny, sampled):
+    teacher = server(teacher_file, batching={"max_images": 20, "wait_ms": 200})
+    batches = [sampled(tiny("llamagen", 0), seed) for seed in range(4)]
+    alone = server(teacher_file, coalesce=False)
+    calls = []
+    serve = teacher._score_all
+    teacher._batcher._serve = lambda items: calls.append(len(items)) or serve(items)
+    found = {}
+    threads = [
+        threading.Thread(target=lambda i=i: found.update({i: teacher.opinion(batches[i])}))
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [4], "four requests of five images fill one batch of twenty"
+    for index, batch in enumerate(batches):
+        torch.testing.assert_close(
+            found[index].signal["hidden"],
+            alone.opinion(batch).signal["hidden"],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+        assert torch.equal(found[index].token_BL, batch.token_BL)
+
+
+def test_batcher_hands_an_error_to_every_caller_and_lives_on():
+    def serve(items):
+        time.sleep(0.05)
+        if "bad" in items:
+            raise ValueError("bad item")
+        return [item.upper() for item in items]
+
+    batcher = Batcher(BatchingConfig(wait_ms=30), serve, size=len)
+    with pytest.raises(ValueError, match="bad item"):
+        batcher.call("bad")
+    assert batcher.call("good") == "GOOD"
+
+
+def test_another_vocabulary_grid_or_class_count_is_refused(teacher_file):
+    for change, pattern in (
+        ({"vocab_size": 32}, "vocab_size 24, but the token dataset has vocab_size 32"),
+        ({"grid": (3, 2)}, r"grid \(2, 3\), but the token dataset has grid \(3, 2\)"),
+        ({"num_classes": 9}, "num_classes 3, but the token dataset has num_classes 9"),
+    ):
+        with pytest.raises(InputError, match=pattern):
+            server(replace(teacher_file, spec=replace(teacher_file.spec, **change)))
