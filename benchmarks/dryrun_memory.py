@@ -26,10 +26,10 @@ OVERRIDES = [
     f"models.teacher={MODEL}",
     f"models.student={MODEL}",
     "rollout.batch_size=16",
-    "learner.images_per_step=16",
+    "learner.global_batch_size=16",
     "learner.micro_batch=16",
     "learner.chunk_tokens=2048",
-    "contexts.sources.student.lo=0.74",
+    "contexts.sources.student.min_prefix=0.74",
 ]
 ROLES = ("decoding", "scoring", "training")
 

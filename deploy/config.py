@@ -118,30 +118,30 @@ class RunConfig(Config):
     def schedule(self) -> Schedule:
         return Schedule(
             steps=self.learner.steps,
-            images_per_step=self.learner.images_per_step,
+            global_batch_size=self.learner.global_batch_size,
             lease_size=self.rollout.batch_size,
-            max_lag=self.learner.max_lag,
+            max_staleness=self.learner.max_staleness,
             publish_every=self.learner.publish_every,
             ordered=self.learner.ordered,
         )
 
     @model_validator(mode="after")
     def _leases_fill_a_step(self) -> Self:
-        images, lease = self.learner.images_per_step, self.rollout.batch_size
-        if images % (lease * self.learner.ranks):
+        images, lease = self.learner.global_batch_size, self.rollout.batch_size
+        if images % (lease * self.learner.world_size):
             raise ValueError(
-                f"learner.images_per_step is {images}, but must be a multiple of "
-                f"rollout.batch_size {lease} times learner.ranks {self.learner.ranks}"
+                f"learner.global_batch_size is {images}, but must be a multiple of "
+                f"rollout.batch_size {lease} times learner.world_size {self.learner.world_size}"
             )
         return self
 
     @model_validator(mode="after")
     def _publishing_meets_the_bound(self) -> Self:
-        every, lag = self.learner.publish_every, self.learner.max_lag
+        every, lag = self.learner.publish_every, self.learner.max_staleness
         if every - 1 > lag:
             raise ValueError(
                 f"learner.publish_every is {every}, so weights get up to {every - 1} steps old, "
-                f"but learner.max_lag allows {lag}; publish more often or raise max_lag"
+                f"but learner.max_staleness allows {lag}; publish more often or raise max_staleness"
             )
         return self
 

@@ -1,6 +1,7 @@
 """The [learner] section."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import SerializeAsAny
 
@@ -24,6 +25,14 @@ AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.
 
 
 class LearnerConfig(Config):
+    renamed: ClassVar[Mapping[str, str]] = {
+        "max_lag": "max_staleness",
+        "images_per_step": "global_batch_size",
+        "ranks": "world_size",
+        "snapshot_every": "checkpoint_every",
+        "keep_every": "export_every",
+    }
+
     weights: UserPath | None = None
     """The student to start from, ours or an official checkpoint; by default
     student_before.safetensors in the run folder."""
@@ -31,7 +40,7 @@ class LearnerConfig(Config):
     """Read the averaged weights of an official trainer's file."""
     steps: Steps = 200
     """Optimiser steps of distillation."""
-    images_per_step: Batch = 64
+    global_batch_size: Batch = 64
     """Global batch: sequences per optimiser step, over all ranks."""
     micro_batch: Batch = 64
     """Sequences per forward and backward pass; gradients accumulate to a whole step."""
@@ -39,18 +48,18 @@ class LearnerConfig(Config):
     """Tokens whose logits exist at a time; bounds the memory of the loss."""
     publish_every: Steps = 1
     """Steps between versions offered to the rollout workers."""
-    max_lag: StepsOrNever = 2
+    max_staleness: StepsOrNever = 2
     """Oldest weights a trained sample may come from, in learner steps; 0 is on-policy."""
     ordered: bool = False
     """Pin weight versions and batch geometry to the image index: reproducible, somewhat slower."""
-    ranks: Processes = 1
+    world_size: Processes = 1
     """Data-parallel learner processes."""
     profile_every: StepsOrNever = 50
     """Steps per window of the curves by slot in profiles.jsonl (confidence, survival, entropy,
     divergence); 0 keeps none."""
-    snapshot_every: StepsOrNever = 0
+    checkpoint_every: StepsOrNever = 0
     """Steps between resumable snapshots; 0 keeps only the last step."""
-    keep_every: StepsOrNever = 0
+    export_every: StepsOrNever = 0
     """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
     of quality over training; 0 keeps only the last step's, as student.safetensors."""
     max_failures: Spare = 1

@@ -171,7 +171,7 @@ class Learner:
         if self._ranks.world > 1:
             grads = [p.grad for p in parameters if p.grad is not None]
             sum_gradients([*grads, loss], self._ranks)
-        norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.max_grad_norm)
         rate = self._config.optimizer.rate(self.steps_done, self._config.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate

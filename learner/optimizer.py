@@ -1,7 +1,8 @@
 """AdamW with decay groups, warm-up and clipping, and an exponential moving average."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from common.config.schema import Config
 
 
 class OptimizerConfig(Config):
+    renamed: ClassVar[Mapping[str, str]] = {"clip": "max_grad_norm"}
+
     learning_rate: LearningRate = 1e-4
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -21,7 +24,7 @@ class OptimizerConfig(Config):
     """Steps of linear warm-up from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after warm-up; cosine ends at 0."""
-    clip: Factor = 1.0
+    max_grad_norm: Factor = 1.0
     """Largest norm of the whole gradient."""
     ema: Fraction = 0.999
     """Decay of the averaged student; ramped up as (1 + t) / (10 + t). 0 copies the student."""
@@ -38,8 +41,8 @@ class OptimizerConfig(Config):
     def remedy(self, section: str) -> str:
         """What makes a diverging training converge, for messages; `section` holds this config."""
         return (
-            f"lower {section}.optimizer.learning_rate ({self.learning_rate:g}) or "
-            f"{section}.optimizer.clip ({self.clip:g}), or give it a longer warmup"
+            f"lower {section}.optimizer.learning_rate ({self.learning_rate:g}) or {section}."
+            f"optimizer.max_grad_norm ({self.max_grad_norm:g}), or give it a longer warmup"
         )
 
 

@@ -3,8 +3,8 @@
 The same learner as distillation, with the `mle` objective on whole data sequences.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,13 +24,15 @@ SHOWN = {"loss": "loss", "entropy": f"student_entropy/{DATA}", "grad_norm": "gra
 
 
 class PretrainConfig(Config):
+    renamed: ClassVar[Mapping[str, str]] = {"snapshot_every": "checkpoint_every"}
+
     steps: Steps = 500
     """Optimiser steps."""
     batch_size: Batch = 64
     """Sequences per step."""
     class_dropout: Fraction = 0.1
     """Probability that a label becomes the null class, so that guidance works later."""
-    snapshot_every: StepsOrNever = 500
+    checkpoint_every: StepsOrNever = 500
     """Steps between snapshots that `--resume` goes on from; 0 keeps one only where the training is
     stopped by Ctrl-C or SIGTERM."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -80,7 +82,7 @@ class Pretraining:
         settings = LearnerConfig.model_validate(
             {
                 "steps": config.steps,
-                "images_per_step": config.batch_size,
+                "global_batch_size": config.batch_size,
                 "micro_batch": config.batch_size,
                 "profile_every": 0,
                 "optimizer": config.optimizer,

@@ -10,8 +10,8 @@ view, L slots, V codes, D code width, n = B * L latent vectors, k dead codes.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,13 +35,15 @@ KEYS = "pretrain.tokenizer"
 
 
 class TokenizerTrainingConfig(Config):
+    renamed: ClassVar[Mapping[str, str]] = {"snapshot_every": "checkpoint_every"}
+
     steps: Steps = 2000
     """Optimiser steps."""
     batch_size: Batch = 64
     """Images per step; each is one of the views that tokens.crops names, drawn at random."""
     revive_after: Steps = 20
     """Steps without use after which a code moves to a latent vector of the batch."""
-    snapshot_every: StepsOrNever = 500
+    checkpoint_every: StepsOrNever = 500
     """Steps between snapshots that `--resume` goes on from; 0 keeps one only where the training is
     stopped by Ctrl-C or SIGTERM."""
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -180,7 +182,7 @@ class TokenizerTraining:
         self._optimizer.zero_grad()
         loss.backward()
         parameters = list(self._tokenizer.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.optimizer.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.optimizer.max_grad_norm)
         self._optimizer.step()
         found = torch.stack([loss.detach(), norm, largest(parameters)]).tolist()
         remedy = self._config.optimizer.remedy(KEYS)

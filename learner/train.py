@@ -67,7 +67,7 @@ class Trainer:
         found: tuple[dict[str, Any], dict[str, Any]] | None = None,
         ranks: ProcessGroup,
         weights_dtype: str,
-        snapshot_every: int,
+        checkpoint_every: int,
         stall_seconds: float,
         while_waiting: Callable[[], object] | None = None,
         take_over: Callable[[], object] | None = None,
@@ -85,7 +85,7 @@ class Trainer:
         self._found = found
         self._ranks = ranks
         self._weights_dtype = weights_dtype
-        self._snapshot_every = snapshot_every
+        self._snapshot_every = checkpoint_every
         self._stall_seconds = stall_seconds
         self._while_waiting = while_waiting
         self._take_over = take_over
@@ -162,7 +162,7 @@ class Trainer:
             seconds["rollout"] += float(batch.facts["rollout_seconds"])
             seconds["teacher"] += float(batch.facts["teacher_seconds"])
         row = {"step": step, "time": time.time(), "version": self._version, "pid": os.getpid()}
-        row |= {"images_total": step * self._schedule.images_per_step}
+        row |= {"images_total": step * self._schedule.global_batch_size}
         row |= {**metrics, **self._buffer.gauges()}
         row |= {f"seconds/{name}": value for name, value in seconds.items()}
         self._metrics.post(row)

@@ -9,9 +9,9 @@ Shape letters: B sequences, L slots.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -66,7 +66,9 @@ def _by_kind(value: Any) -> Any:
 
 
 class ContextsConfig(Config):
-    coin: Literal["step", "sample"] = "step"
+    renamed: ClassVar[Mapping[str, str]] = {"coin": "mix_per"}
+
+    mix_per: Literal["step", "sample"] = "step"
     """Whether the source is drawn once per learner step (as TRL's GKD) or per image."""
     sources: Annotated[
         dict[str, SerializeAsAny[ContextConfig]], BeforeValidator(_by_kind), Field(min_length=1)
@@ -127,8 +129,8 @@ class ContextsConfig(Config):
 
     def choose(self, index: int, draws: Draws, schedule: Schedule) -> str:
         """The context of image `index`."""
-        step = index // schedule.images_per_step
-        coin = draws.uniform("context", step if self.coin == "step" else index)
+        step = index // schedule.global_batch_size
+        coin = draws.uniform("context", step if self.mix_per == "step" else index)
         shares, reached = self.shares_at(step / schedule.steps), 0.0
         for kind, share in shares.items():
             reached += share
@@ -183,7 +185,7 @@ def assign(
     context = tuple(contexts.choose(index, draws, schedule) for index in indices)
     sources = [contexts.sources[kind] for kind in context]
     prefixes = [
-        source.prefix(index, draws, spec=data.spec, step=index // schedule.images_per_step)
+        source.prefix(index, draws, spec=data.spec, step=index // schedule.global_batch_size)
         for source, index in zip(sources, indices, strict=True)
     ]
     is_generated_B = torch.tensor([source.is_generated for source in sources])

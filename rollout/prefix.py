@@ -1,7 +1,8 @@
 """How many ground-truth slots come before what is sampled (VarKD eq. 6, method.md 2.1)."""
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -16,38 +17,47 @@ ROUNDING = 1e-9
 
 
 class PrefixDistribution(ContextConfig):
-    """A source whose prefix k is uniform on the multiples of a unit within [lo T, hi T].
+    """A source whose prefix k is uniform on the multiples of a unit within
+    [min_prefix T, max_prefix T].
 
     Slots are counted in decoding order: the prefix is the first k cells in raster order, of the
     concatenated token maps, or of the image's own random order.
     """
 
-    lo: Probability = 0.25
+    renamed: ClassVar[Mapping[str, str]] = {
+        "lo": "min_prefix",
+        "hi": "max_prefix",
+        "per": "prefix_per",
+    }
+
+    min_prefix: Probability = 0.25
     """Shortest prefix as a fraction of the sequence; 0 is free running."""
-    hi: Probability = 0.75
+    max_prefix: Probability = 0.75
     """Longest prefix as a fraction of the sequence."""
-    per: Literal["sample", "batch"] = "sample"
+    prefix_per: Literal["sample", "batch"] = "sample"
     """Draw the length for each image, or once per learner step."""
     align: Literal["none", "row"] = "none"
     """row: only whole rows of the grid, for models that decode row by row."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.lo > self.hi:
-            raise ValueError(f"lo {self.lo} is larger than hi {self.hi}")
+        if self.min_prefix > self.max_prefix:
+            raise ValueError(
+                f"min_prefix {self.min_prefix} is larger than max_prefix {self.max_prefix}"
+            )
         return self
 
     def prefix(self, index: int, draws: Draws, *, spec: SequenceSpec, step: int) -> int:
         allowed = self.lengths(spec)
-        unit = draws.uniform("prefix", index if self.per == "sample" else step)
+        unit = draws.uniform("prefix", index if self.prefix_per == "sample" else step)
         return allowed[int(unit * len(allowed))]
 
     def lengths(self, spec: SequenceSpec) -> range:
-        """The lengths that may be drawn, all equally likely. Where lo and hi leave no integer
-        between them, the next larger one.
+        """The lengths that may be drawn, all equally likely. Where the bounds leave no
+        integer between them, the next larger one.
 
         Raises:
-            InputError: no row ends between lo and hi, or there are no rows.
+            InputError: no row ends between min_prefix and max_prefix, or there are no rows.
         """
         width = 1
         if self.align == "row":
@@ -58,13 +68,14 @@ class PrefixDistribution(ContextConfig):
                     "scales and have no rows; set it to none"
                 )
         units = spec.length // width
-        low = math.ceil(self.lo * units - ROUNDING)
-        high = math.floor(self.hi * units + ROUNDING)
+        low = math.ceil(self.min_prefix * units - ROUNDING)
+        high = math.floor(self.max_prefix * units + ROUNDING)
         if low > high:
             if self.align == "row":
                 raise InputError(
                     f"contexts.sources.{self.kind}: none of the grid's {units} rows ends between "
-                    f"lo {self.lo} and hi {self.hi}; widen them, or set align to none"
+                    f"min_prefix {self.min_prefix} and max_prefix {self.max_prefix}; widen them, "
+                    "or set align to none"
                 )
             high = low
         return range(low * width, high * width + 1, width)

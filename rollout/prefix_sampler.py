@@ -52,6 +52,7 @@ class PrefixSampler:
         if not torch.equal(slot_BL < work.prefix_B[:, None], given_BL):
             raise InputError(
                 "contexts.sources.teacher: the teacher decodes in another order than the student, "
-                "so it cannot continue a prefix of the student's order; set lo and hi to 0"
+                "so it cannot continue a prefix of the student's order; set min_prefix and "
+                "max_prefix to 0"
             )
         return token_BL.gather(1, slot_BL), logprob_BL.gather(1, slot_BL)

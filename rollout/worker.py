@@ -42,7 +42,7 @@ class RolloutConfig(Config):
     min_workers: Processes = 1
     """The run ends with the cause when fewer workers are left alive."""
     batch_size: Batch = 32
-    """Images per lease, decoded together; must divide learner.images_per_step."""
+    """Images per lease, decoded together; must divide learner.global_batch_size."""
     in_flight: Spare = 1
     """Sampled leases that may wait for the teacher while the next one is decoded."""
     sampling: SamplingConfig = SamplingConfig()
@@ -214,8 +214,8 @@ class RolloutWorker:
             )
         return (
             f"step {self._loaded[1]}: the student's log-probabilities are not finite while it is "
-            "sampled; lower learner.optimizer.learning_rate or learner.optimizer.clip, or give it "
-            "a longer warmup"
+            "sampled; lower learner.optimizer.learning_rate or learner.optimizer.max_grad_norm, or "
+            "give it a longer warmup"
         )
 
     def _assignment(self, lease: Lease) -> RolloutRequest:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import (
@@ -22,6 +23,9 @@ from common.config.known_keys import keys_of_kind, kinds_in, package_of, suggest
 from common.config.toml_tree import apply_override, read_toml
 from common.errors import InputError
 from common.files.paths import shortened, user_path
+
+SAY = logging.getLogger("varkd")
+"""Unless an application configures logging, a warning is a line on stderr."""
 
 UserPath = Annotated[Path, Field(strict=False), AfterValidator(user_path)]
 """A path in a config; `~` stands for the home folder."""
@@ -42,6 +46,21 @@ class Config(BaseModel):
         strict=True,
         allow_inf_nan=False,
     )
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Present names of fields by their former ones, which are taken as before and said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_former_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not (found := values.keys() & cls.renamed.keys()):
+            return values
+        for old in sorted(found):
+            new = cls.renamed[old]
+            if new in values:
+                raise ValueError(f"{old} and {new} are two names of one key; keep the second")
+            SAY.warning("%s is called %s now; taken as that", old, new)
+        return {cls.renamed.get(name, name): value for name, value in values.items()}
 
     @model_validator(mode="before")
     @classmethod

@@ -82,9 +82,9 @@ class Buffer:
     def take(self, step: int, *, shard: int, shards: int, timeout: float) -> Share | None:
         """This shard's records for learner step `step` (0-based); None when none came in time.
 
-        All shards of a step see one assembly: of the records not older than `step - max_lag` those
-        leased first, or in `ordered` mode exactly the leases that belong to the step. A step that
-        one shard has got is handed to the others even after `close`, so that ranks stop together.
+        All shards of a step see one assembly: of the records not older than `step - max_staleness`
+        those leased first, or in `ordered` mode exactly the leases that belong to the step. A step
+        that one shard has got is handed to the others even after `close`: ranks stop together.
 
         Raises:
             Closed: the run was ended; the message is the cause. Any error that it was ended with
@@ -153,7 +153,7 @@ class Buffer:
         return True
 
     def _drop_stale(self, step: int) -> None:
-        oldest_allowed = step - self._schedule.max_lag
+        oldest_allowed = step - self._schedule.max_staleness
         stale = [
             number
             for number, record in self._records.items()

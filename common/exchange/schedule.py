@@ -8,15 +8,15 @@ class Schedule:
     """The arithmetic of steps, leases, versions and staleness; shared by ledger and buffer."""
 
     steps: int
-    images_per_step: int
+    global_batch_size: int
     lease_size: int
-    max_lag: int
+    max_staleness: int
     publish_every: int
     ordered: bool = False
 
     @property
     def leases_per_step(self) -> int:
-        return self.images_per_step // self.lease_size
+        return self.global_batch_size // self.lease_size
 
     @property
     def total(self) -> int:
@@ -24,21 +24,21 @@ class Schedule:
 
     @property
     def ahead(self) -> int:
-        """Whole steps that sampling may run ahead: what `max_lag` leaves after publishing."""
-        return self.max_lag - (self.publish_every - 1)
+        """Whole steps that sampling may run ahead: what `max_staleness` leaves after publishing."""
+        return self.max_staleness - (self.publish_every - 1)
 
     @property
     def most_outstanding(self) -> int:
         """Images that may be leased, scoring or buffered at a time."""
-        return (self.ahead + 1) * self.images_per_step
+        return (self.ahead + 1) * self.global_batch_size
 
     @property
     def versions_kept(self) -> int:
         """How many steps back a published version may still be asked for."""
-        return self.max_lag + self.publish_every
+        return self.max_staleness + self.publish_every
 
     def pinned_version(self, step: int) -> int:
-        """The version that `ordered` mode samples `step` with; at most `max_lag` steps old."""
+        """The version that `ordered` mode samples `step` with, at most `max_staleness` old."""
         return max(0, step - self.ahead) // self.publish_every * self.publish_every
 
     def is_published(self, step: int) -> bool:

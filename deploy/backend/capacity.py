@@ -28,7 +28,7 @@ def run_demands(config: RunConfig) -> list[Demand]:
     return [
         Demand("rollout", rollout.workers, rollout.cpus, rollout.gpus),
         Demand("teacher", teacher.replicas, teacher.cpus, teacher.gpus),
-        Demand("learner", learner.ranks, learner.cpus, learner.gpus),
+        Demand("learner", learner.world_size, learner.cpus, learner.gpus),
     ]
 
 

@@ -149,6 +149,6 @@ def logical_cpus(config: RunConfig) -> int:
     needed = (
         config.rollout.workers * config.rollout.cpus
         + config.teacher.replicas * config.teacher.cpus
-        + config.learner.ranks * config.learner.cpus
+        + config.learner.world_size * config.learner.cpus
     )
     return max(os.cpu_count() or 1, int(needed) + 2)

@@ -99,7 +99,9 @@ class TrainJob:
             # Gradients are summed on the GPU, denominators on the CPU, where NCCL cannot.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=learner.ranks, use_gpu=learner.gpus > 0, resources_per_worker=resources
+                num_workers=learner.world_size,
+                use_gpu=learner.gpus > 0,
+                resources_per_worker=resources,
             ),
             run_config=TrainRunConfig(
                 # The same name in the same storage would resume Ray Train's own state.

@@ -174,7 +174,7 @@ def _distillation(made: Choices) -> str:
     scale, images = made.scale, 2 * made.scale.batch
     return f"""\
 [contexts]  # half of the batches are images, half are begun by the student itself
-coin = "step"
+mix_per = "step"
 [contexts.sources.data]
 ratio = 0.5
 [contexts.sources.student]
@@ -189,11 +189,11 @@ batch_size = {scale.batch}
 
 [learner]
 steps = {scale.steps}  # distillation; more steps, better student
-images_per_step = {images}  # two leases of rollout.batch_size
+global_batch_size = {images}  # two leases of rollout.batch_size
 micro_batch = {images}
-max_lag = 4
+max_staleness = 4
 publish_every = 2
-snapshot_every = {scale.steps // 4}  # `varkd distill --resume` goes on from the last one
+checkpoint_every = {scale.steps // 4}  # `varkd distill --resume` goes on from the last one
 optimizer = {{ learning_rate = 1e-3, warmup = 20, schedule = "cosine", ema = 0.98 }}
 """
 

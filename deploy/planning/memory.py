@@ -178,7 +178,7 @@ def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
 def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int:
     """Gradients, activations and logits of a micro-batch."""
     settings, signal = config.learner, config.teacher.signal
-    images = min(settings.micro_batch, settings.images_per_step // settings.ranks)
+    images = min(settings.micro_batch, settings.global_batch_size // settings.world_size)
     batch = blank_batch(student, images, config.rollout.sampling)
     clusters = _clusters(config, student.spec.vocab_size)
     contexts = [name for name, share in config.contexts.shares().items() if share]

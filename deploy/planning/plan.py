@@ -139,8 +139,9 @@ def _describe_schedule(config: RunConfig) -> str:
     schedule = config.schedule()
     mode = "ordered" if schedule.ordered else "free-running"
     return (
-        f"{schedule.steps} steps of {schedule.images_per_step} images in leases of "
-        f"{schedule.lease_size}, {mode}; staleness at most {schedule.max_lag} steps, so at most "
+        f"{schedule.steps} steps of {schedule.global_batch_size} images in leases of "
+        f"{schedule.lease_size}, {mode}; staleness at most {schedule.max_staleness} steps, so at "
+        "most "
         f"{schedule.most_outstanding} images outstanding"
     )
 
@@ -154,7 +155,7 @@ def _describe_contexts(config: RunConfig) -> str:
 
 def _describe_budget(config: RunConfig, spec: SequenceSpec, images: int | None) -> str:
     """Images, epochs and tokens; somebody samples what no prefix gives."""
-    total = config.learner.steps * config.learner.images_per_step
+    total = config.learner.steps * config.learner.global_batch_size
     draws, sampled = Draws(config.seed, 1), {"student": 0.0, "teacher": 0.0}
     for index in range(PREFIX_DRAWS):
         for kind, share in config.contexts.shares_at((index + 0.5) / PREFIX_DRAWS).items():
@@ -176,7 +177,7 @@ def _describe_wire(config: RunConfig, sizing: Sizing, rate: tuple[float, str]) -
     speed = source
     if not math.isnan(images):
         speed = f"{row * images / 1e6:.2f} MB/s at {images:.0f} images/s ({source})"
-    step = row * config.learner.images_per_step / 1e6
+    step = row * config.learner.global_batch_size / 1e6
     return {
         "wire": f"{row:,} bytes per image ({config.teacher.signal.kind}), {step:.1f} MB per step",
         "wire rate": speed,

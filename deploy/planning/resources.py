@@ -132,14 +132,14 @@ class Sizing:
             ),
             Need(
                 "learner",
-                *(learner.ranks, learner.cpus, learner.gpus),
+                *(learner.world_size, learner.cpus, learner.gpus),
                 *self._learner_mb(on_gpu(learner.device, learner.gpus)),
                 lower="learner.micro_batch or learner.chunk_tokens",
-                reservations="learner.ranks, learner.cpus or learner.gpus",
+                reservations="learner.world_size, learner.cpus or learner.gpus",
                 is_group=True,
             ),
             *(
-                Need(role, count, 0, 0, SERVICE_MB + held / MB, 0, lower="learner.max_lag")
+                Need(role, count, 0, 0, SERVICE_MB + held / MB, 0, lower="learner.max_staleness")
                 for role, count, held in services
             ),
         ]
@@ -177,10 +177,10 @@ class Sizing:
         weights, gradients = state_bytes(student), parameters(student) * 4
         held = 2 * weights + 2 * gradients + state_bytes(head)  # with average and AdamW's moments
         # Gradients are joined for the other ranks; a GPU's AdamW works on all tensors at once.
-        update = gradients * (2 if gpu or settings.ranks > 1 else 1)
+        update = gradients * (2 if gpu or settings.world_size > 1 else 1)
         computing = held + max(training_bytes(self.config, student, head), update)
         # As records, as tensors, and joined.
-        share = 3 * settings.images_per_step // settings.ranks * self.row_bytes
+        share = 3 * settings.global_batch_size // settings.world_size * self.row_bytes
         # A snapshot is read on the host; a version is packed and sent there.
         starting = max(held, 3 * self.version_bytes)
         return _process_mb(gpu, computing=computing, starting=starting, beside=share)

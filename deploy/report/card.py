@@ -64,7 +64,8 @@ def model_card(
             f"{kind} {share:.1%}" for kind, share in config.contexts.shares().items()
         ),
         "data": _data(config, workspace),
-        "steps": f"{steps} of {config.learner.steps}, {config.learner.images_per_step} images each",
+        "steps": f"{steps} of {config.learner.steps}, "
+        f"{config.learner.global_batch_size} images each",
         "seed": str(config.seed),
         "config digest": digest(config),
         "weights digest": weights,

@@ -46,7 +46,7 @@ def summarise(
             "mean": sum(lags) / len(lags) if lags else 0.0,
             "max": max((row.get("lag_max", 0.0) for row in rows), default=0.0),
             "dropped": facts.get("buffer/dropped", 0),
-            "bound": config.learner.max_lag,
+            "bound": config.learner.max_staleness,
         },
         "rollout_workers": config.rollout.workers,
         "worker_deaths": facts.get("deaths", {}),

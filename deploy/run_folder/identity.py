@@ -33,15 +33,15 @@ HARMLESS = (
     *(f"rollout.{name}" for name in ("workers", "min_workers", "in_flight", "keep_noise")),
     *(f"teacher.{name}" for name in ("weights", "weights_ema", "batching", "replicas")),
     *(f"learner.{name}" for name in ("weights", "weights_ema", "micro_batch", "chunk_tokens")),
-    *(f"learner.{name}" for name in ("profile_every", "snapshot_every", "keep_every")),
+    *(f"learner.{name}" for name in ("profile_every", "checkpoint_every", "export_every")),
     *(f"learner.{name}" for name in ("max_failures", "stall_seconds")),
 )
 """Fields that may change between a stop and --resume without a word."""
 NOTED = {
     "learner.steps": "learning rate and annealing follow the schedule of the new number from here",
-    "learner.max_lag": "samples of this age are trained from here on",
+    "learner.max_staleness": "samples of this age are trained from here on",
     "learner.publish_every": "workers get new weights as often from here on",
-    "learner.ranks": "sums are rounded, and dropout is drawn, in another way from here on",
+    "learner.world_size": "sums are rounded, and dropout is drawn, in another way from here on",
     "learner.dtype": "another precision from here on",
     "rollout.dtype": "another precision from here on",
     "teacher.dtype": "another precision from here on",

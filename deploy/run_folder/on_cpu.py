@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from deploy.config import ClusterConfig, RunConfig
 
-ALONE = {"tokens.workers": 2, "teacher.replicas": 1, "rollout.workers": 2, "learner.ranks": 1}
+ALONE = {"tokens.workers": 2, "teacher.replicas": 1, "rollout.workers": 2, "learner.world_size": 1}
 """Processes, at most: more only take one another's memory."""
 FEW_CPUS = 1.0
 OBJECT_STORE_MB = 512.0

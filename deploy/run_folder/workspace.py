@@ -62,7 +62,7 @@ class Workspace:
         return bool(self.traces())
 
     def milestone(self, name: Literal["student", "student_ema"], step: int) -> Path:
-        """A student that `learner.keep_every` kept."""
+        """A student that `learner.export_every` kept."""
         return self.milestones / f"{name}-{step:08d}.safetensors"
 
     def keep_config(self, config: "RunConfig") -> None:

@@ -1,7 +1,7 @@
 """Sample grids in TensorBoard: the same labels and noise at every step, so that steps compare.
 
-They are drawn by `varkd evaluate`, from the students that `learner.keep_every` kept, and not during
-the run, which they would hold up.
+They are drawn by `varkd evaluate`, from the students that `learner.export_every` kept, and not
+during the run, which they would hold up.
 """
 
 import io

@@ -51,7 +51,7 @@ def learn(
         found=snapshots.load(step) if step else None,
         ranks=ranks,
         weights_dtype=config.rollout.dtype,
-        snapshot_every=config.learner.snapshot_every,
+        checkpoint_every=config.learner.checkpoint_every,
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
         take_over=None if is_begun else partial(take_over, config, workspace, start),
@@ -61,7 +61,7 @@ def learn(
 
 
 def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Learner) -> None:
-    every, step = config.learner.keep_every, learner.steps_done
+    every, step = config.learner.export_every, learner.steps_done
     if every and (step % every == 0 or step == config.learner.steps):
         for name, state in learner.states().items():
             store_student(config, workspace, workspace.milestone(name, step), state, step)

@@ -95,13 +95,13 @@ def _plan(config: RunConfig, workspace: Workspace, which: Model, data: TokenData
         "seed": config.seed,
         "tokens": data.digest(),
         "models": {which: getattr(config.models, which).model_dump(mode="json")},
-        "pretrain": {which: settings.model_dump(mode="json", exclude={"snapshot_every"})},
+        "pretrain": {which: settings.model_dump(mode="json", exclude={"checkpoint_every"})},
     }
     return Plan(
         name=which,
         path=workspace.teacher if which == "teacher" else workspace.student_before,
         made_from=made_from,
         steps=settings.steps,
-        snapshot_every=settings.snapshot_every,
+        checkpoint_every=settings.checkpoint_every,
         is_distilled_from=section.weights is None,
     )

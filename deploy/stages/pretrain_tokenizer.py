@@ -116,14 +116,14 @@ def _plan(config: RunConfig, workspace: Workspace, source: ImageSource) -> Plan:
         "images": fingerprint(source),
         "tokens": config.tokens.model_dump(mode="json", include={"crops", "crop_range"}),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
-        "pretrain": {"tokenizer": settings.model_dump(mode="json", exclude={"snapshot_every"})},
+        "pretrain": {"tokenizer": settings.model_dump(mode="json", exclude={"checkpoint_every"})},
     }
     return Plan(
         name="tokenizer",
         path=workspace.tokenizer,
         made_from=made_from,
         steps=settings.steps,
-        snapshot_every=settings.snapshot_every,
+        checkpoint_every=settings.checkpoint_every,
         is_distilled_from=True,
     )
 

@@ -34,7 +34,7 @@ class Plan:
     made_from: dict[str, Any]
     """All that decides its contents; stored in it."""
     steps: int
-    snapshot_every: int
+    checkpoint_every: int
     is_distilled_from: bool
     """Whether the run's distilled student rests on this file."""
 
@@ -116,7 +116,7 @@ class Stage:
             training,
             plan.steps,
             snapshots=self._snapshots,
-            every=plan.snapshot_every,
+            every=plan.checkpoint_every,
             made_from=plan.made_from,
         )
         done = course.resume()

@@ -128,7 +128,7 @@ def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> 
         ends = [
             (step, _milestone(job, workspace, step))
             for step in range(1, last + 1)
-            if step % job.config.learner.keep_every == 0 or step == last
+            if step % job.config.learner.export_every == 0 or step == last
         ]
     seconds = _clock(rows)
     found = []
@@ -141,7 +141,7 @@ def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> 
             metrics = judge.compare(pixel_NCHW)
             if step == last and scale == job.fixed:
                 _show(job.folder, pixel_NCHW, judge)
-            images = step * job.config.learner.images_per_step
+            images = step * job.config.learner.global_batch_size
             row = Measurement(
                 job.method, job.seed, step, images, seconds.get(step, 0.0), scale, **metrics
             )
@@ -196,7 +196,7 @@ def _facts(job: Job, rows: list[dict[str, Any]]) -> CellFacts:
         method=job.method,
         seed=job.seed,
         steps=len(rows),
-        images=len(rows) * job.config.learner.images_per_step,
+        images=len(rows) * job.config.learner.global_batch_size,
         seconds=seconds,
         seconds_per_step=seconds / len(rows) if rows else 0.0,
         survival=sum(survival) / len(survival) if survival else None,

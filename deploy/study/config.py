@@ -19,7 +19,7 @@ from rollout.contexts import teacher
 
 OWN = frozenset({"objective", "contexts", "rollout", "teacher", "buffer", "learner"})
 """Sections of a run that a method may change; everything else is the shared start."""
-BUDGETED = frozenset({"steps", "images_per_step", "weights", "weights_ema"})
+BUDGETED = frozenset({"steps", "global_batch_size", "weights", "weights_ema"})
 """Fields of [learner] that are the study's, equal for all methods."""
 RESERVED = frozenset({"base", "teacher"})
 """Names of the references that every study measures."""
@@ -158,7 +158,7 @@ class Study:
         """The config of one cell; steps is the number that the budget gives the method."""
         run = self._runs[method]
         every = max(1, -(-steps // self.config.curve))
-        learner = run.learner.model_copy(update={"steps": steps, "keep_every": every})
+        learner = run.learner.model_copy(update={"steps": steps, "export_every": every})
         return run.model_copy(update={"seed": seed, "learner": learner})
 
     def move_to_cpu(self) -> list[str]:

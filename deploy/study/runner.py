@@ -122,7 +122,7 @@ def describe(study: Study, folder: StudyFolder) -> str:
             f"{config.title}: {len(config.methods)} methods x {len(config.seeds)} seeds, "
             f"{len(config.methods) * len(config.seeds)} cells and "
             f"{2 * len(config.seeds)} references, in {folder.root}",
-            f"every cell: {amount} of {study.start.learner.images_per_step} images, then {each} "
+            f"every cell: {amount} of {study.start.learner.global_batch_size} images, then {each} "
             f"evaluations of {study.start.evaluate.samples} samples",
             f"a cell takes {config.cells.cpus:g} CPUs and {config.cells.gpus:g} GPUs",
             *(f"  {name}: {study.run(name, 0, 1).objective.kind}" for name in config.methods),

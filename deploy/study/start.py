@@ -112,7 +112,7 @@ def made_from(config: RunConfig) -> dict[str, Any]:
     """All that decides what the start holds; files by their contents."""
     pretrain = config.pretrain.model_dump(mode="json")
     for settings in pretrain.values():
-        settings.pop("snapshot_every", None)
+        settings.pop("checkpoint_every", None)
     return {
         "seed": config.seed,
         "images": _images(config),

@@ -1,8 +1,9 @@
 """Sequences that the teacher samples: SeqKD and SeqKD++ (method.md 1.3, 3 and 4.1).
 
-SeqKD trains on whole samples of the teacher: lo = hi = 0, drawn once (`source = "dataset"`) or
-anew each time. SeqKD++ on the teacher's continuations of ground-truth prefixes: lo = 0.25 and
-hi = 0.75, online. The loss is on what the teacher sampled, with the objective's branch for data.
+SeqKD trains on whole samples of the teacher: min_prefix = max_prefix = 0, drawn once
+(`source = "dataset"`) or anew each time. SeqKD++ on the teacher's continuations of ground-truth
+prefixes: min_prefix = 0.25 and max_prefix = 0.75, online. The loss is on what the teacher sampled,
+with the objective's branch for data.
 """
 
 from typing import Literal, Self
@@ -16,9 +17,9 @@ from rollout.sampler import SamplingConfig
 
 
 class Config(PrefixDistribution):
-    lo: Probability = 0.0
+    min_prefix: Probability = 0.0
     """Shortest ground-truth prefix as a fraction of the sequence; 0 is SeqKD."""
-    hi: Probability = 0.0
+    max_prefix: Probability = 0.0
     """Longest prefix as a fraction of the sequence; SeqKD++ has 0.25 and 0.75."""
     source: Literal["online", "dataset"] = "online"
     """online: rollout workers hold the teacher and sample; dataset: sequences are read that
@@ -30,10 +31,10 @@ class Config(PrefixDistribution):
 
     @model_validator(mode="after")
     def _datasets_hold_whole_samples(self) -> Self:
-        if self.source == "dataset" and self.hi > 0:
+        if self.source == "dataset" and self.max_prefix > 0:
             raise ValueError(
-                f"source is dataset, which holds whole samples of the teacher, but hi is {self.hi};"
-                " leave lo and hi at 0, or set source to online"
+                "source is dataset, which holds whole samples of the teacher, but max_prefix is "
+                f"{self.max_prefix}; leave min_prefix and max_prefix at 0, or set source to online"
             )
         return self
 

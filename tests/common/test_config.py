@@ -102,10 +102,10 @@ WRONG = [
     ("seed", "-1", "greater than or equal to 0"),
     ("learner.steps", "inf", "valid integer"),
     ("learner.steps", "1000000000000", "less than or equal to"),
-    ("learner.optimizer.clip", "inf", "finite number"),
-    ("learner.optimizer.clip", "nan", "finite number"),
-    ("learner.optimizer.clip", "1e400", "finite number"),
-    ("learner.optimizer.clip", "true", "valid number"),
+    ("learner.optimizer.max_grad_norm", "inf", "finite number"),
+    ("learner.optimizer.max_grad_norm", "nan", "finite number"),
+    ("learner.optimizer.max_grad_norm", "1e400", "finite number"),
+    ("learner.optimizer.max_grad_norm", "true", "valid number"),
     ("learner.optimizer.betas", "[0.9, true]", "valid number"),
     ("learner.ordered", "1", "valid boolean"),
     ("learner.ordered", '"yes"', "valid boolean"),
@@ -133,9 +133,9 @@ def test_values_of_another_type_or_without_sense_are_refused(key, value, message
 
 def test_numbers_lists_and_home_folders_are_taken_as_meant(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    overrides = ["learner.optimizer.clip=2", "learner.optimizer.betas=[0, 0.5]"]
+    overrides = ["learner.optimizer.max_grad_norm=2", "learner.optimizer.betas=[0, 0.5]"]
     config, _ = open_run(Path("smoke"), [*overrides, "learner.weights=~/a.pt"])
-    assert config.learner.optimizer.clip == 2.0
+    assert config.learner.optimizer.max_grad_norm == 2.0
     assert config.learner.optimizer.betas == (0.0, 0.5)
     assert config.learner.weights == tmp_path / "a.pt"
 

@@ -15,7 +15,7 @@ from common.exchange.weights import Weights, WeightStore
 from common.randomness import Draws, uniform
 
 START = {"step": 0, "frontier": 0, "beyond": []}
-PLAIN = Schedule(steps=12, images_per_step=4, lease_size=2, max_lag=3, publish_every=2)
+PLAIN = Schedule(steps=12, global_batch_size=4, lease_size=2, max_staleness=3, publish_every=2)
 
 
 def record(lease, version):
@@ -36,11 +36,11 @@ def services(schedule, max_bytes=2**20):
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("max_lag", [1, 3, 5])
+@pytest.mark.parametrize("max_staleness", [1, 3, 5])
 @pytest.mark.parametrize("seed", range(4))
-def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_lag, ordered):
+def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_staleness, ordered):
     """Random interleavings of slow and dying workers with the learner."""
-    schedule = replace(PLAIN, max_lag=max_lag, ordered=ordered, steps=30)
+    schedule = replace(PLAIN, max_staleness=max_staleness, ordered=ordered, steps=30)
     ledger, buffer = services(schedule)
     chance = random.Random(seed)
     held, trained, step, published = [], [], 0, 0
@@ -60,12 +60,12 @@ def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_lag, or
         share = buffer.take(step, shard=0, shards=1, timeout=0)
         if share is not None:
             for part in share.records:
-                assert step - int(part.schema.metadata[b"oldest"]) <= max_lag
+                assert step - int(part.schema.metadata[b"oldest"]) <= max_staleness
                 trained += part.column("id").to_pylist()
             step += 1
             published = step if schedule.is_published(step) else published
             ledger.commit(step, share.leases)
-    assert sorted(trained) == list(range(schedule.steps * schedule.images_per_step))
+    assert sorted(trained) == list(range(schedule.steps * schedule.global_batch_size))
 
 
 def test_outstanding_work_is_bounded_and_credits_come_back():
@@ -88,7 +88,7 @@ def test_stale_records_are_dropped_counted_and_sampled_again():
         buffer.put(record(lease, 0), 0)
     ledger.commit(1, buffer.take(0, shard=0, shards=1, timeout=0).leases)
     buffer.put(record(third, 0), 0)
-    assert buffer.take(PLAIN.max_lag + 1, shard=0, shards=1, timeout=0) is None
+    assert buffer.take(PLAIN.max_staleness + 1, shard=0, shards=1, timeout=0) is None
     assert buffer.gauges()["buffer/dropped"] == 2
     assert ledger.lease("w", 0).number == third.number
 
@@ -126,7 +126,7 @@ def test_ordered_steps_get_exactly_their_leases_and_pinned_versions():
     assert ledger.lease("w", 0) is None, "version 2 is not published yet"
     for step in range(schedule.steps):
         pinned = schedule.pinned_version(step)
-        assert 0 <= step - pinned <= schedule.max_lag
+        assert 0 <= step - pinned <= schedule.max_staleness
         assert schedule.is_published(pinned)
 
 
@@ -145,7 +145,7 @@ def test_shards_of_a_step_are_disjoint_and_survive_closing():
 
 
 def test_a_full_buffer_makes_the_teacher_wait_until_the_learner_takes():
-    ledger, buffer = services(replace(PLAIN, max_lag=7), max_bytes=1)
+    ledger, buffer = services(replace(PLAIN, max_staleness=7), max_bytes=1)
     leases = [ledger.lease("w", 0) for _ in range(5)]
     for lease in leases[:4]:
         assert buffer.put(record(lease, 0), 0)

@@ -272,13 +272,15 @@ def test_a_worker_records_zipar_samples_in_raster_order(model):
         torch.randint(3, (40,), generator=generator),
         *(SPEC, ("a", "b", "c"), "none"),
     )
-    sources = {"student": {"ratio": 1.0, "lo": 0.1, "hi": 0.5}}
+    sources = {"student": {"ratio": 1.0, "min_prefix": 0.1, "max_prefix": 0.5}}
     worker = RolloutWorker(
         RolloutConfig(batch_size=4, sampling=sampling_of(window=2), keep_noise=True),
         ContextsConfig.model_validate({"sources": sources}),
         llamagen.Config.tiny(),
         name="w",
-        schedule=Schedule(steps=10, images_per_step=8, lease_size=4, max_lag=2, publish_every=1),
+        schedule=Schedule(
+            steps=10, global_batch_size=8, lease_size=4, max_staleness=2, publish_every=1
+        ),
         draws=Draws(0, len(data)),
         data=data,
         teacher=None,

@@ -76,7 +76,7 @@ def test_overrides_are_typed_and_stand_anywhere(capsys, tmp_path):
         ),
         ("objective.kind=kl", "no learner.objectives plug-in called"),
         ("rollout.batch_size=48", "must be a multiple of rollout.batch_size 48"),
-        ("learner.publish_every=9", "publish more often or raise max_lag"),
+        ("learner.publish_every=9", "publish more often or raise max_staleness"),
         ("rollout.min_workers=5", "rollout.min_workers is 5"),
         ("seed", "must look like section.key=value"),
         ("models.student.heads=5", "head width"),
@@ -134,7 +134,8 @@ def test_help_and_options_name_every_command_and_field(capsys):
         assert command in out.out
     options = describe("")
     assert all(option.meaning for option in options)
-    assert any(option.line().startswith("learner.optimizer.clip (number > 0") for option in options)
+    clip = "learner.optimizer.max_grad_norm (number > 0"
+    assert any(option.line().startswith(clip) for option in options)
     assert all(option.key.startswith("rollout.sampling") for option in describe("rollout.sampling"))
 
 

@@ -115,7 +115,7 @@ def test_a_dataset_of_another_teacher_or_sampling_is_refused(own_tokens, quiet):
 
 
 MIXED = (
-    "contexts.sources.teacher={lo=0.25,hi=0.75,sampling={guidance=1.5}}",
+    "contexts.sources.teacher={min_prefix=0.25,max_prefix=0.75,sampling={guidance=1.5}}",
     "contexts.sources.student.align=row",
     "learner.ordered=true",
 )
@@ -155,7 +155,7 @@ def test_a_worker_that_hosts_the_teacher_is_sized_with_it(run_in):
     hosting = run_in("contexts.sources.teacher={sampling={guidance=1.5}}")[0]
     teacher = skeleton(hosting.models.teacher, spec)
     assert decoding_bytes(run[0], teacher, "teacher") == 0
-    free = "contexts.sources.student={lo=0,hi=0}"
+    free = "contexts.sources.student={min_prefix=0,max_prefix=0}"
     as_student = run_in(free, "rollout.sampling.guidance=1.5")[0]
     found = decoding_bytes(hosting, teacher, "teacher")
     assert found == pytest.approx(decoding_bytes(as_student, teacher), rel=0.02)

@@ -195,7 +195,7 @@ def test_cpu_moves_a_config_to_this_machine_and_leaves_its_sizes(name):
     for section in kept:
         assert getattr(moved, section) == getattr(config, section)
     assert moved.learner.steps == config.learner.steps
-    assert moved.learner.images_per_step == config.learner.images_per_step
+    assert moved.learner.global_batch_size == config.learner.global_batch_size
     assert not moved.cluster.is_declared
     validated = RunConfig.model_validate_json(text)
     assert validated == moved
@@ -206,7 +206,8 @@ def test_cpu_moves_a_config_to_this_machine_and_leaves_its_sizes(name):
 
 
 def test_cpu_says_what_it_changed_and_the_dry_run_fits(capsys, tmp_path):
-    there = ["teacher.device=cuda", "teacher.gpus=1", "learner.ranks=2", "rollout.dtype=bfloat16"]
+    there = ["teacher.device=cuda", "teacher.gpus=1"]
+    there += ["learner.world_size=2", "rollout.dtype=bfloat16"]
     arguments = ["distill", "smoke", "--dry-run", "--out", tmp_path, *there]
     code, _, _ = varkd(capsys, *arguments)
     assert code == 2, "no such GPU here"
@@ -214,7 +215,7 @@ def test_cpu_says_what_it_changed_and_the_dry_run_fits(capsys, tmp_path):
     assert code == 0, err
     assert err == (
         "--cpu: rollout.dtype bfloat16 -> float32, teacher.device cuda -> cpu, "
-        "teacher.gpus 1 -> 0, learner.ranks 2 -> 1\n"
+        "teacher.gpus 1 -> 0, learner.world_size 2 -> 1\n"
     )
     assert "0 of 0 GPUs" in out
 

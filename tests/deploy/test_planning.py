@@ -68,10 +68,10 @@ def test_every_shipped_config_is_planned_without_files_and_gpus(capsys, name):
 def test_the_pairs_have_the_papers_settings(name):
     config, _ = open_run(Path(name), [])
     learner, student = config.learner, config.contexts.sources["student"]
-    assert (learner.steps, learner.images_per_step) == (20_000, 256)
+    assert (learner.steps, learner.global_batch_size) == (20_000, 256)
     assert learner.optimizer.learning_rate == 5e-5
     assert config.contexts.shares() == pytest.approx({"data": 0.9, "student": 0.1})
-    assert (student.model_dump()["lo"], student.model_dump()["hi"]) == (0.25, 0.75)
+    assert (student.model_dump()["min_prefix"], student.model_dump()["max_prefix"]) == (0.25, 0.75)
     objective = config.objective.model_dump()
     assert (objective["gate"]["tau"], objective["relaxation"]["factor"]) == (0.1, 4)
     zipar = config.rollout.sampling.decoding.zipar
@@ -114,7 +114,7 @@ def test_four_nodes_are_used_differently_from_one():
         "llamagen_l_to_b",
         "cluster.nodes=4",
         "cluster.cpus=32",
-        "learner.ranks=8",
+        "learner.world_size=8",
         "teacher.replicas=12",
         "rollout.workers=12",
         "rollout.batch_size=32",
@@ -171,7 +171,7 @@ def test_shares_on_different_gpus_are_refused_where_ray_waits_for_ever():
     ("overrides", "message"),
     [
         (
-            ["learner.ranks=8", "rollout.batch_size=32"],
+            ["learner.world_size=8", "rollout.batch_size=32"],
             "learner 5 of 8 finds no room: it reserves 4 CPUs and 1 GPUs",
         ),
         (["rollout.workers=9", "rollout.gpus=1"], "rollout worker 5 of 9 would wait for ever"),

@@ -217,7 +217,7 @@ def varkd(capsys, *arguments):
 
 
 def test_what_is_finished_stays_until_something_changes(run_in, quiet, capsys):
-    config, workspace = run_in("pretrain.teacher.steps=2", "pretrain.teacher.snapshot_every=1")
+    config, workspace = run_in("pretrain.teacher.steps=2", "pretrain.teacher.checkpoint_every=1")
     pretrain_model(config, workspace, "teacher", quiet)
     assert not workspace.pretraining.exists() or not list(workspace.pretraining.iterdir())
     before = workspace.teacher.stat()
@@ -231,7 +231,7 @@ def test_what_is_finished_stays_until_something_changes(run_in, quiet, capsys):
     assert list((workspace.board / "pretrain_teacher").glob("events*"))
 
     # Not of the numbers, so not of the file.
-    changed = run_in("pretrain.teacher.steps=2", "pretrain.teacher.snapshot_every=0")[0]
+    changed = run_in("pretrain.teacher.steps=2", "pretrain.teacher.checkpoint_every=0")[0]
     pretrain_model(changed, workspace, "teacher", quiet)
     assert workspace.teacher.stat().st_mtime_ns == before.st_mtime_ns
 
@@ -300,7 +300,7 @@ def test_commands_that_are_stopped_or_killed_go_on(run_in, quiet, capsys, number
     since the last snapshot."""
     settings = [
         "pretrain.student.steps=300",
-        *(f"pretrain.student.snapshot_every={n}" for n in kept),
+        *(f"pretrain.student.checkpoint_every={n}" for n in kept),
     ]
     whole_config, whole = run_in(*settings, name="whole")
     pretrain_model(whole_config, whole, "student", quiet, restart=True)

@@ -67,7 +67,7 @@ def test_tensorboard_has_the_same_samples_at_every_kept_step(run_in, quiet, caps
     from rich.console import Console
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config, workspace = run_in("learner.keep_every=2")
+    config, workspace = run_in("learner.export_every=2")
     distill(config, workspace, quiet, local=True)
     folder = workspace.board / "samples"
 

@@ -14,7 +14,7 @@ from common.errors import InputError, RunFailed
 from common.exchange.trajectory import from_arrow
 from deploy.stages.distill import distill, preflight
 
-CONTINUED = ("learner.max_lag=1", "learner.publish_every=1", "learner.profile_every=2")
+CONTINUED = ("learner.max_staleness=1", "learner.publish_every=1", "learner.profile_every=2")
 
 
 def rows_of(workspace):
@@ -37,7 +37,7 @@ def test_every_objective_runs_within_the_staleness_bound(run_in, quiet, kind):
     facts, rows = distill_here((config, workspace), quiet)
     assert facts["steps"] == config.learner.steps == rows[-1]["step"]
     assert facts["cause"] is None
-    assert max(row.get("lag_max", 0) for row in rows) <= config.learner.max_lag
+    assert max(row.get("lag_max", 0) for row in rows) <= config.learner.max_staleness
     before, _ = load_backbone(workspace.student_before)
     after, _ = load_backbone(workspace.student)
     assert not torch.equal(before.head.weight, after.head.weight)
@@ -59,7 +59,7 @@ def test_every_image_of_an_ordered_run_is_trained_once_on_pinned_weights(run_in,
     """Records seen by the learner: ids in order, versions as the schedule says."""
     from deploy.stages import learner_rank as learning
 
-    config, workspace = run_in("learner.ordered=true", "learner.max_lag=3")
+    config, workspace = run_in("learner.ordered=true", "learner.max_staleness=3")
     seen = []
     build = learning.build_learner
 
@@ -81,8 +81,8 @@ def test_every_image_of_an_ordered_run_is_trained_once_on_pinned_weights(run_in,
         learning.build_learner = build
     schedule = config.schedule()
     for step, batch in seen:
-        first = step * schedule.images_per_step
-        assert batch.id_B.tolist() == list(range(first, first + schedule.images_per_step))
+        first = step * schedule.global_batch_size
+        assert batch.id_B.tolist() == list(range(first, first + schedule.global_batch_size))
         assert set(batch.version_B.tolist()) == {schedule.pinned_version(step)}
 
 
@@ -174,7 +174,7 @@ def test_a_stall_names_who_holds_what():
         snapshots=None,
         ranks=SingleProcess(),
         weights_dtype="float32",
-        snapshot_every=0,
+        checkpoint_every=0,
         stall_seconds=0.05,
     )
     ledger.restore({"step": 0, "frontier": 0, "beyond": []})
@@ -231,7 +231,7 @@ def test_keeping_noise_puts_it_on_the_wire(run_in):
 
 def test_students_along_the_way_stay(run_in, quiet):
     """Milestones are the run's own states: the last one is the student that the run leaves."""
-    run = run_in("learner.keep_every=4")
+    run = run_in("learner.export_every=4")
     distill_here(run, quiet)
     workspace = run[1]
     assert sorted(file.name for file in workspace.milestones.iterdir()) == [

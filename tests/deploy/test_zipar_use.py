@@ -48,7 +48,7 @@ def test_a_dry_run_counts_the_widest_step():
     """Logits dominate here: four rows at a time instead of one, while prefills stay shorter."""
     spec = SequenceSpec(4096, 64, (8, 8), 10)
     student = skeleton(llamagen.Config.tiny(), spec).eval()
-    prefix = ["contexts.sources.student.lo=0", "contexts.sources.student.hi=0.75"]
+    prefix = ["contexts.sources.student.min_prefix=0", "contexts.sources.student.max_prefix=0.75"]
     zipar = "rollout.sampling.decoding.zipar.window=2"
     raster, rows = (
         decoding_bytes(open_run(Path("smoke"), [*prefix, *more])[0], student)

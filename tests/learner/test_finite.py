@@ -126,7 +126,7 @@ def test_models_with_nan_are_not_sampled(tiny, spec):
         )
 
 
-ON_POLICY = ("learner.max_lag=0", "learner.publish_every=1")
+ON_POLICY = ("learner.max_staleness=0", "learner.publish_every=1")
 HOT = ("learner.optimizer.learning_rate=100", "learner.optimizer.weight_decay=1e6")
 """A step multiplies matrices by 1 - rate * decay, -1e8: that soon is more than float32 holds."""
 
@@ -139,7 +139,7 @@ HOT = ("learner.optimizer.learning_rate=100", "learner.optimizer.weight_decay=1e
     ],
 )
 def test_a_diverged_distillation_keeps_its_last_good_snapshot(run_in, quiet, how):
-    config, workspace = run_in(*HOT, "learner.snapshot_every=1", *ON_POLICY, *how)
+    config, workspace = run_in(*HOT, "learner.checkpoint_every=1", *ON_POLICY, *how)
     with pytest.raises(InputError) as refused:
         distill(config, workspace, quiet, local=True)
     text = str(refused.value)

@@ -40,7 +40,7 @@ def score(batch, teacher, signal=None, scale=None):
 def learner_of(student, teacher, objective, *, clusters=None, signal=None, **settings):
     head = copy.deepcopy(teacher.head)
     view = TeacherTargets(signal or guided_hidden.Config(), head, state_digest(head))
-    unclipped = {"clip": 1e6}
+    unclipped = {"max_grad_norm": 1e6}
     settings = {"micro_batch": 5, "chunk_tokens": 7, "optimizer": unclipped} | settings
     config = LearnerConfig.model_validate(settings)
     return Learner(

@@ -93,7 +93,7 @@ def learner_of(pair):
         head = copy.deepcopy(teacher.head)
         # AdamW divides by the gradient's size: where that is only rounding the first step goes
         # anywhere, by one learning rate.
-        optimizer = {"clip": 1e6, "learning_rate": 1e-6}
+        optimizer = {"max_grad_norm": 1e6, "learning_rate": 1e-6}
         settings = {"micro_batch": 5, "chunk_tokens": 7, "optimizer": optimizer}
         settings |= {"profile_every": 2} | given
         return Learner(

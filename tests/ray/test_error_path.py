@@ -164,10 +164,10 @@ def test_a_workers_refusal_ends_the_run_before_a_second_worker_meets_it(placed, 
 def test_the_death_of_a_service_is_a_sentence_that_names_it(
     ray_cluster, run_in, quiet, victim, monkeypatch
 ):
-    from deploy.stages import distill as module
     from deploy.backend.proxies import RayLauncher
+    from deploy.stages import distill as module
 
-    config, workspace = run_in("learner.steps=100000", "learner.keep_every=0")
+    config, workspace = run_in("learner.steps=100000", "learner.export_every=0")
     steps = 4
 
     class Watched(RayLauncher):

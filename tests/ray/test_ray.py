@@ -15,10 +15,10 @@ from common.exchange.metrics import read_rows
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
 from common.files.tensors import pack
-from deploy.stages import distill as module
 from deploy.backend.supervisor import WorkerSupervisor
 from deploy.config import RunConfig
 from deploy.pipeline import wire
+from deploy.stages import distill as module
 from deploy.stages.distill import distill, preflight
 
 pytestmark = pytest.mark.ray
@@ -86,7 +86,7 @@ def test_a_killed_workers_lease_is_reissued_and_every_image_arrives(placed, run_
             ids += from_arrow(record).id_B.tolist()
         publish(services, student, step + 1)
         services.ledger.commit(step + 1, share.leases)
-    assert sorted(ids) == list(range(config.learner.steps * config.learner.images_per_step))
+    assert sorted(ids) == list(range(config.learner.steps * config.learner.global_batch_size))
     services.close("over")
     crew.dismiss()
 
@@ -187,7 +187,7 @@ def test_killing_workers_in_the_middle_of_a_run(ray_cluster, run_in, quiet, vict
             assert facts["steps"] == steps
             assert list(facts["deaths"]) == ["worker-0"]
             lags = [row.get("lag_max", 0) for row in rows_of(run[1])]
-            assert max(lags) <= run[0].learner.max_lag
+            assert max(lags) <= run[0].learner.max_staleness
         else:
             with pytest.raises(RunFailed, match="0 rollout workers are left") as caught:
                 distill(*run, quiet, local=False, resume=False)
@@ -201,7 +201,7 @@ def test_killing_workers_in_the_middle_of_a_run(ray_cluster, run_in, quiet, vict
 
 @pytest.mark.slow
 def test_a_learner_that_dies_goes_on_from_its_snapshot(ray_cluster, run_in, quiet):
-    run = run_in("learner.steps=30", "learner.snapshot_every=5", "learner.max_failures=1")
+    run = run_in("learner.steps=30", "learner.checkpoint_every=5", "learner.max_failures=1")
     wired = module.wire
 
     def wire_and_watch(*arguments):
@@ -225,14 +225,14 @@ def test_a_learner_that_dies_goes_on_from_its_snapshot(ray_cluster, run_in, quie
     restarted = next(i for i in range(1, 30) if rows[i]["pid"] != rows[i - 1]["pid"])
     assert rows[restarted]["step"] % 5 == 1, "it went on right after a snapshot"
     lags = [row.get("lag_max", 0) for row in rows_of(run[1])]
-    assert max(lags) <= run[0].learner.max_lag
+    assert max(lags) <= run[0].learner.max_staleness
 
 
 @pytest.mark.slow
 def test_two_learner_ranks_equal_one(ray_cluster, run_in, quiet):
     settings = ("learner.ordered=true", "models.student.dropout=0.0", "learner.micro_batch=16")
     one = run_in(*settings, name="one")
-    two = run_in(*settings, "learner.ranks=2", name="two")
+    two = run_in(*settings, "learner.world_size=2", name="two")
     distill(*one, quiet, local=True, resume=False)
     distill(*two, quiet, local=False, resume=False)
     losses = [[row["loss"] for row in rows_of(run[1])] for run in (one, two)]

@@ -199,7 +199,7 @@ def test_a_study_that_is_stopped_while_it_pretrains_ends_as_every_command(
 def test_a_signal_before_the_first_step_leaves_the_folder_as_it_was(command):
     words, workspace = command
     before = {path.name for path in workspace.root.iterdir()}
-    with varkd(*words, f"learner.steps={STEPS}", "learner.images_per_step=40960") as process:
+    with varkd(*words, f"learner.steps={STEPS}", "learner.global_batch_size=40960") as process:
         until(lambda: (workspace.root / ".lock.json").exists(), process)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=120)

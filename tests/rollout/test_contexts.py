@@ -19,11 +19,11 @@ from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import SamplingConfig, decode, noise
 from rollout.worker import RolloutConfig, RolloutWorker
 
-SCHEDULE = Schedule(steps=100, images_per_step=8, lease_size=8, max_lag=2, publish_every=1)
+SCHEDULE = Schedule(steps=100, global_batch_size=8, lease_size=8, max_staleness=2, publish_every=1)
 
 
-def mixture(coin="sample", **sources):
-    return ContextsConfig.model_validate({"coin": coin, "sources": sources})
+def mixture(mix_per="sample", **sources):
+    return ContextsConfig.model_validate({"mix_per": mix_per, "sources": sources})
 
 
 def assignment(contexts, indices, data, **more):
@@ -35,30 +35,36 @@ def assignment(contexts, indices, data, **more):
 @pytest.mark.parametrize("kind", ["student", "teacher"])
 def test_aligned_prefixes_are_whole_rows_all_equally_likely(data, kind):
     spec = replace(data.spec, length=30, grid=(10, 3))
-    law = load_plugin("rollout.contexts", kind).Config(lo=0.1, hi=0.7, align="row")
+    law = load_plugin("rollout.contexts", kind).Config(min_prefix=0.1, max_prefix=0.7, align="row")
     draws = Draws(0, 10)
     found = [law.prefix(i, draws, spec=spec, step=0) for i in range(7000)]
     counts = torch.bincount(torch.tensor(found), minlength=31)
     assert set(counts.nonzero().flatten().tolist()) == set(range(3, 22, 3))
     assert (counts[3:22:3] - 1000).abs().max() < 100
-    per_batch = law.model_copy(update={"per": "batch"})
+    per_batch = law.model_copy(update={"prefix_per": "batch"})
     lengths = [per_batch.prefix(i, draws, spec=spec, step=i // 8) for i in range(800)]
     assert all(len(set(lengths[i : i + 8])) == 1 for i in range(0, 800, 8))
     assert len(set(lengths)) == 7
-    with pytest.raises(InputError, match=r"none of the grid's 10 rows ends between lo 0\.41 and"):
-        law.model_copy(update={"lo": 0.41, "hi": 0.49}).prefix(0, draws, spec=spec, step=0)
+    narrow = law.model_copy(update={"min_prefix": 0.41, "max_prefix": 0.49})
+    with pytest.raises(
+        InputError, match=r"none of the grid's 10 rows ends between min_prefix 0\.41 and"
+    ):
+        narrow.prefix(0, draws, spec=spec, step=0)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["contexts.sources.student={align='row',lo=0.3,hi=0.4}"], "none of the grid's 4 rows"),
+        (
+            ["contexts.sources.student={align='row',min_prefix=0.3,max_prefix=0.4}"],
+            "none of the grid's 4 rows",
+        ),
         (
             ["models.student={kind='arpg'}", "contexts.sources.student.align=row"],
             "but a arpg does not decode row by row",
         ),
-        (["contexts.sources.student.per=step"], "should be 'sample' or 'batch'"),
-        (["contexts.sources.teacher={source='dataset',hi=0.5}"], "holds whole samples"),
+        (["contexts.sources.student.prefix_per=step"], "should be 'sample' or 'batch'"),
+        (["contexts.sources.teacher={source='dataset',max_prefix=0.5}"], "holds whole samples"),
         (["objective.kind=minillm", "contexts.sources.teacher={}"], "samples of the teacher"),
         (["objective.kind=sampled_rkl", "contexts.sources.teacher={}"], "samples of the teacher"),
     ],
@@ -76,8 +82,10 @@ def test_annealing_leads_from_data_alone_to_the_ratios(data):
         wanted = [1, half + (1 - half) / 4, 0.25]
         assert shares == pytest.approx(wanted, abs=0.005)
         assert sum(contexts.shares_at(0.3).values()) == pytest.approx(1)
-    linear = ContextsConfig.model_validate({"sources": base, "anneal": "linear", "coin": "sample"})
-    found = assignment(linear, range(800), data, schedule=replace(SCHEDULE, images_per_step=8))
+    linear = ContextsConfig.model_validate(
+        {"sources": base, "anneal": "linear", "mix_per": "sample"}
+    )
+    found = assignment(linear, range(800), data, schedule=replace(SCHEDULE, global_batch_size=8))
     early, late = found.context[:200], found.context[-200:]
     assert early.count("data") > 150
     assert late.count("data") < 100
@@ -138,7 +146,7 @@ def test_the_teachers_rows_are_its_own_decoding(sample, kind, lo):
     """Under the teacher's guidance and steps, whatever the student's; data keep the prefix."""
     steps = {"steps": 4} if kind == "arpg" else {}
     own = SamplingConfig.model_validate({"guidance": 2.0, "top_k": 9, "decoding": steps})
-    contexts = mixture(teacher={"lo": lo, "hi": lo, "sampling": own.model_dump()})
+    contexts = mixture(teacher={"min_prefix": lo, "max_prefix": lo, "sampling": own.model_dump()})
     batch, teacher, tokens = sample(contexts, kind)
     draws = Draws(3, len(tokens))
     label_B, cell_BL = tokens.pick(range(8), draws, 0.1)
@@ -167,7 +175,7 @@ def test_the_teachers_rows_are_its_own_decoding(sample, kind, lo):
 
 @pytest.mark.parametrize("kind", kinds("common.models.backbones"))
 def test_a_mixed_lease_is_its_rows_one_by_one(sample, kind):
-    third = {"ratio": 1, "lo": 0.25, "hi": 0.75}
+    third = {"ratio": 1, "min_prefix": 0.25, "max_prefix": 0.75}
     contexts = mixture(data={"ratio": 1}, student=third, teacher=third)
     batch, *_ = sample(contexts, kind)
     assert set(batch.context) == {"data", "student", "teacher"}
@@ -179,7 +187,7 @@ def test_a_mixed_lease_is_its_rows_one_by_one(sample, kind):
 
 
 def test_only_the_students_rows_go_stale_and_count_as_rollouts(sample):
-    third = {"ratio": 1, "lo": 0.25, "hi": 0.75}
+    third = {"ratio": 1, "min_prefix": 0.25, "max_prefix": 0.75}
     batch, *_ = sample(mixture(data={}, student=third, teacher=third))
     flags = torch.tensor([name == "student" for name in batch.context])
     versions = torch.where(flags, 7, 2)
@@ -193,7 +201,7 @@ def test_only_the_students_rows_go_stale_and_count_as_rollouts(sample):
 @pytest.mark.parametrize("kind", kinds("learner.objectives"))
 def test_every_objective_takes_teacher_rows_as_data_or_refuses_them(sample, kind):
     """A loss on what the teacher sampled and nowhere else, or a sentence."""
-    third = {"ratio": 1, "lo": 0.25, "hi": 0.75}
+    third = {"ratio": 1, "min_prefix": 0.25, "max_prefix": 0.75}
     objective = load_plugin("learner.objectives", kind).Config()
     shares = {"data": 0.4, "student": 0.3, "teacher": 0.3}
     if "behaviour" in objective.columns:
@@ -217,7 +225,7 @@ def test_the_gate_leaves_the_teachers_rows_open(sample):
     from learner.objectives import varkd
     from learner.process_group import SingleProcess
 
-    third = {"ratio": 1, "lo": 0.25, "hi": 0.75}
+    third = {"ratio": 1, "min_prefix": 0.25, "max_prefix": 0.75}
     batch, *_ = sample(mixture(data={}, student=third, teacher=third))
     entropy_BL = torch.full(batch.token_BL.shape, 1.0)
     entropy_BL[:, -1] = 3.15  # a confidence of 0.01 with 24 codes
@@ -255,6 +263,6 @@ def test_a_teacher_of_another_order_gives_whole_samples_but_no_continuations(tin
     wanted = decode(teacher, whole.label_B, sampling=SamplingConfig(), noise_BL=noise_BL, plan=own)
     assert torch.equal(token_BL, wanted.token_BL.gather(1, plan.order_BL))
     assert torch.equal(logprob_BL, wanted.logprob_BL.gather(1, plan.order_BL))
-    part = assignment(mixture(teacher={"lo": 0.5, "hi": 0.5}), range(4), data)
+    part = assignment(mixture(teacher={"min_prefix": 0.5, "max_prefix": 0.5}), range(4), data)
     with pytest.raises(InputError, match="decodes in another order than the student"):
         sampler(part, range(4), noise_BL, plan)

@@ -14,13 +14,13 @@ from rollout.context import ContextsConfig, assign
 from rollout.sampler import SamplingConfig, decode, draw, filtered_logprob, noise
 from rollout.worker import RolloutConfig, RolloutWorker
 
-SCHEDULE = Schedule(steps=100, images_per_step=8, lease_size=4, max_lag=2, publish_every=1)
+SCHEDULE = Schedule(steps=100, global_batch_size=8, lease_size=4, max_staleness=2, publish_every=1)
 
 
 def contexts(student=0.5, **fields):
     return ContextsConfig.model_validate(
         {"sources": {"data": {"ratio": 1 - student}, "student": {"ratio": student} | fields}}
-        | ({"coin": fields.pop("coin")} if "coin" in fields else {})
+        | ({"mix_per": fields.pop("mix_per")} if "mix_per" in fields else {})
     )
 
 
@@ -46,7 +46,7 @@ def test_the_coin_is_tossed_per_step_or_per_sample(data):
     steps = [set(by_step[i : i + 8]) for i in range(0, 8000, 8)]
     assert all(len(kinds_) == 1 for kinds_ in steps)
     assert by_step.count("student") / 8000 == pytest.approx(0.3, abs=0.05)
-    mixed = ContextsConfig.model_validate({**contexts(0.3).model_dump(), "coin": "sample"})
+    mixed = ContextsConfig.model_validate({**contexts(0.3).model_dump(), "mix_per": "sample"})
     by_sample = assignment(mixed, range(8000), data).context
     assert by_sample.count("student") / 8000 == pytest.approx(0.3, abs=0.02)
     assert any(len(set(by_sample[i : i + 8])) == 2 for i in range(0, 80, 8))
@@ -61,7 +61,7 @@ def test_prefix_law_is_uniform_on_its_integers(data):
     assert counts[high + 1 :].sum() == 0
     expected = 6000 / (high - low + 1)
     assert (counts[low : high + 1] - expected).abs().max() < 0.1 * expected
-    per_step = assignment(contexts(1.0, per="batch"), range(80), data).prefix_B.view(10, 8)
+    per_step = assignment(contexts(1.0, prefix_per="batch"), range(80), data).prefix_B.view(10, 8)
     assert (per_step == per_step[:, :1]).all()
     assert (assignment(contexts(0.0), range(9), data).prefix_B == length).all()
 
@@ -71,8 +71,8 @@ def test_context_tables_are_validated():
         ContextsConfig.model_validate({"sources": {"data": {"ratio": 0}}})
     with pytest.raises(ValueError, match="choose one of: data, student, teacher"):
         ContextsConfig.model_validate({"sources": {"dream": {"ratio": 1}}})
-    with pytest.raises(ValueError, match=r"lo 0\.9 is larger than hi 0\.2"):
-        contexts(1.0, lo=0.9, hi=0.2)
+    with pytest.raises(ValueError, match=r"min_prefix 0\.9 is larger than max_prefix 0\.2"):
+        contexts(1.0, min_prefix=0.9, max_prefix=0.2)
 
 
 def test_inverse_cdf_draws_follow_the_distribution():
@@ -146,7 +146,7 @@ def test_a_record_stamped_v_was_sampled_with_weights_v(tiny, data):
     history, teacher = History(bundles), Keep()
     worker = RolloutWorker(
         RolloutConfig(batch_size=4),
-        contexts(1.0, lo=0.0, hi=0.5),
+        contexts(1.0, min_prefix=0.0, max_prefix=0.5),
         llamagen.Config.tiny(),
         name="w",
         schedule=SCHEDULE,

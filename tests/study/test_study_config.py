@@ -13,7 +13,7 @@ def test_methods_inherit_and_kinds_replace(study_file):
     study = open_study(study_file, [])
     strict, plain = study.run("strict", 3, 9), study.run("varkd", 3, 9)
     assert strict.objective.model_dump()["gate"]["tau"] == 0.3
-    assert (strict.seed, strict.learner.steps, strict.learner.keep_every) == (3, 9, 5)
+    assert (strict.seed, strict.learner.steps, strict.learner.export_every) == (3, 9, 5)
     assert strict.contexts == plain.contexts
     assert study.run("kd", 3, 9).contexts.shares()["data"] == 1
     below = {"objective": {"kind": "varkd", "gate": {"tau": 1}}, "seed": 1}

@@ -63,7 +63,7 @@ def publish(
 
 def _about(study: Study, wanted: dict[tuple[str, int], Job], cells: list[Found]) -> About:
     config, start = study.config, study.start
-    given, images = config.budget, start.learner.images_per_step
+    given, images = config.budget, start.learner.global_batch_size
     if given.steps is not None:
         words = f"{given.steps} steps of {images} images"
     else:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from deploy.stages.distill import distill
 
-BASE = ("learner.snapshot_every=2", "learner.ordered=true")
+BASE = ("learner.checkpoint_every=2", "learner.ordered=true")
 
 
 def tree(root):

@@ -32,7 +32,7 @@ CONFIG = {
     },
     "rollout": {"workers": 1, "batch_size": 4},
     "objective": {"kind": "varkd", "relaxation": {"factor": 2}, "gate": {"tau": 0.001}},
-    "learner": {"steps": 4, "images_per_step": 8, "micro_batch": 8, "snapshot_every": 2},
+    "learner": {"steps": 4, "global_batch_size": 8, "micro_batch": 8, "checkpoint_every": 2},
     "evaluate": {"samples": 20, "batch_size": 20, "classifier": {"width": 4, "steps": 5}},
     "sample": {"per_class": 2},
 }
