@@ -59,7 +59,7 @@ def data_batches(
             context=(DATA,) * len(index_B),
             prefix_B=torch.full_like(id_B, data.spec.length),
             plan=plan,
-            token_BL=cell_BL.gather(1, plan.order_BL),
+            token_BL=plan.to_slots(cell_BL),
             logprob_BL=torch.zeros(len(index_B), data.spec.length),
         )
         first += config.batch_size

@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.models.backbone import Backbone
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
-from rollout.sampler import SamplingConfig, decode
+from rollout.sampler import SamplingConfig, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +22,27 @@ class PrefixSampler:
 
     backbone: Backbone
     sampling: SamplingConfig
-    device: torch.device
 
     def __call__(
-        self, work: RolloutRequest, seeds: Sequence[int], noise_BL: Tensor, plan: DecodePlan
+        self, work: RolloutRequest, seeds: Sequence[int], plan: DecodePlan
     ) -> tuple[Tensor, Tensor]:
         """(token_BL, logprob_BL) in the slots of `plan`, whatever steps the sampler takes itself.
 
         Raises:
             InputError: the sampler's order begins with other cells than the plan's prefix.
         """
-        own = self.backbone.plan(seeds, self.sampling.decoding)
-        decoded = decode(
+        decoded = sample(
             self.backbone,
-            work.label_B.to(self.device),
-            sampling=self.sampling,
-            noise_BL=noise_BL.to(self.device),
-            plan=own,
-            given_BL=work.cell_BL.gather(1, own.order_BL).to(self.device),
-            prefix_B=work.prefix_B.to(self.device),
+            work.label_B,
+            seeds,
+            self.sampling,
+            cell_BL=work.cell_BL,
+            prefix_B=work.prefix_B,
         )
         token_BL, logprob_BL = decoded.token_BL.cpu(), decoded.logprob_BL.cpu()
-        order_BL = decoded.plan.order_BL
-        if torch.equal(order_BL, plan.order_BL):
+        if torch.equal(decoded.plan.order_BL, plan.order_BL):
             return token_BL, logprob_BL
-        # The place of every slot of `plan` in the sampler's order.
-        slot_BL = order_BL.argsort(1).gather(1, plan.order_BL)
+        slot_BL = decoded.plan.slots_in(plan)
         given_BL = torch.arange(slot_BL.shape[1]) < work.prefix_B[:, None]
         if not torch.equal(slot_BL < work.prefix_B[:, None], given_BL):
             raise InputError(

@@ -58,6 +58,11 @@ class Decoded:
     token_BL: Tensor
     logprob_BL: Tensor
 
+    @property
+    def cell_BL(self) -> Tensor:
+        """The tokens by grid position."""
+        return self.plan.to_grid(self.token_BL)
+
 
 def noise(seeds: Sequence[int], length: int, device: torch.device | str = "cpu") -> Tensor:
     """float64 uniforms noise_BL in [0, 1), one CPU generator per image."""
@@ -67,6 +72,37 @@ def noise(seeds: Sequence[int], length: int, device: torch.device | str = "cpu")
         for seed in seeds
     ]
     return torch.stack(rows).to(device)
+
+
+def sample(
+    backbone: Backbone,
+    label_B: Tensor,
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    cell_BL: Tensor | None = None,
+    prefix_B: Tensor | None = None,
+) -> Decoded:
+    """One sequence per label and seed, on the backbone's device: a function of weights, label and
+    seed alone, which gives order and noise.
+
+    The first prefix_B slots of that order are copied from cell_BL (by grid position).
+
+    Raises:
+        InputError: `sampling` asks for what the family cannot do.
+        Diverged: the logits are not finite.
+    """
+    device = next(backbone.parameters()).device
+    plan = backbone.plan(seeds, sampling.decoding)
+    return decode(
+        backbone,
+        label_B.to(device),
+        sampling=sampling,
+        noise_BL=noise(seeds, backbone.spec.length, device),
+        plan=plan,
+        given_BL=None if cell_BL is None else plan.to_slots(cell_BL).to(device),
+        prefix_B=None if prefix_B is None else prefix_B.to(device),
+    )
 
 
 @torch.no_grad()  # not inference_mode: the learner differentiates through these tensors
@@ -94,7 +130,7 @@ def decode(
     logprob_BL = torch.zeros(noise_BL.shape, device=class_B.device)
     if first == len(drawing.step_sizes):
         return Decoded(plan, given_BL.clone(), logprob_BL)  # whole data sequences
-    slot_BL = plan.order_BL.argsort(1).gather(1, drawing.order_BL).to(class_B.device)
+    slot_BL = plan.slots_in(drawing).to(class_B.device)
     noise_BL, given_BL = noise_BL.gather(1, slot_BL), given_BL.gather(1, slot_BL)
     is_given_BL, token_BL = slot_BL < prefix_B[:, None], given_BL.clone()
     stepper = Stepper(backbone, class_B, sampling.guidance, drawing, given_BL, first)

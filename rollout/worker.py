@@ -108,14 +108,14 @@ class RolloutWorker:
     def _build_samplers(
         self, teacher_file: ModelFile | None, dtype: torch.dtype
     ) -> dict[SamplerName, PrefixSampler]:
-        student = PrefixSampler(self._student, self._config.sampling, self._device)
+        student = PrefixSampler(self._student, self._config.sampling)
         sampling = self._contexts.teacher_sampling
         if sampling is None:
             return {"student": student}
         if teacher_file is None:
             raise ValueError("contexts sample from the teacher, but no file of it was given")
         teacher = teacher_file.load(dtype).to(self._device).requires_grad_(False)
-        return {"student": student, "teacher": PrefixSampler(teacher, sampling, self._device)}
+        return {"student": student, "teacher": PrefixSampler(teacher, sampling)}
 
     def run(self) -> int:
         """Sample while earlier leases are being scored; returns the number of leases done."""
@@ -164,8 +164,7 @@ class RolloutWorker:
         work = self._assignment(lease)
         seeds = [self._draws.noise_seed(index) for index in lease.indices]
         plan = self._student.plan(seeds, self._config.sampling.decoding)
-        noise_BL = noise(seeds, self._data.spec.length)
-        token_BL, logprob_BL = self._complete(work, seeds, noise_BL, plan)
+        token_BL, logprob_BL = self._complete(work, seeds, plan)
         facts = {
             "lease": str(lease.number),
             "generation": str(lease.generation),
@@ -182,25 +181,24 @@ class RolloutWorker:
             plan=plan,
             token_BL=token_BL,
             logprob_BL=logprob_BL,
-            noise_BL=noise_BL if self._config.keep_noise else None,
+            noise_BL=noise(seeds, self._data.spec.length) if self._config.keep_noise else None,
             facts=facts,
         )
         return to_arrow(batch)
 
     def _complete(
-        self, work: RolloutRequest, seeds: list[int], noise_BL: Tensor, plan: DecodePlan
+        self, work: RolloutRequest, seeds: list[int], plan: DecodePlan
     ) -> tuple[Tensor, Tensor]:
         """(token_BL, logprob_BL): what is read, with every sampler's rows put in their places."""
-        token_BL = work.cell_BL.gather(1, plan.order_BL)
+        token_BL = plan.to_slots(work.cell_BL)
         logprob_BL = torch.zeros(token_BL.shape)
         for name, sampler in self._samplers.items():
             rows = work.rows_of(name)
             if len(rows):
-                own = DecodePlan(plan.order_BL[rows], plan.step_sizes)
                 own_seeds = [seeds[row] for row in rows.tolist()]
                 try:
                     token_BL[rows], logprob_BL[rows] = sampler(
-                        work.rows(rows), own_seeds, noise_BL[rows], own
+                        work.rows(rows), own_seeds, plan.rows(rows)
                     )
                 except Diverged as error:
                     raise Diverged(self._diverged(name)) from error

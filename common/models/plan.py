@@ -5,7 +5,7 @@ Shape letters: B sequences, L slots in a sequence, n slots in the current step.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -83,6 +83,22 @@ class DecodePlan:
     def is_sequential(self) -> bool:
         """Whether every step decodes a single token."""
         return len(self.step_sizes) == self.order_BL.shape[1]
+
+    def to_slots(self, cell_BL: Tensor) -> Tensor:
+        """Values by grid position, in the order of the slots."""
+        return cell_BL.gather(1, self.order_BL.to(cell_BL.device))
+
+    def to_grid(self, value_BL: Tensor) -> Tensor:
+        """Values of the slots, by grid position: the inverse of `to_slots`."""
+        return torch.empty_like(value_BL).scatter_(1, self.order_BL.to(value_BL.device), value_BL)
+
+    def slots_in(self, other: "DecodePlan") -> Tensor:
+        """slot_BL: the slot of this plan that fills the position of every slot of `other`."""
+        return other.to_slots(self.order_BL.argsort(1))
+
+    def rows(self, chosen: Tensor) -> "DecodePlan":
+        """The plan of some sequences."""
+        return replace(self, order_BL=self.order_BL[chosen])
 
     def slots(self, step: int) -> slice:
         return slice(self.starts[step], self.starts[step + 1])

@@ -34,7 +34,7 @@ from deploy.backend.partitions import Job, Pool, Watch, join, parts_folder
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
 from rollout.contexts import teacher
-from rollout.sampler import SamplingConfig, decode, noise
+from rollout.sampler import SamplingConfig, sample
 
 DECIDING = ("teacher", "sampling", "sequences", "labels")
 """Facts of the file that a run must agree with; seed and precision may differ."""
@@ -60,8 +60,8 @@ class TeacherSampler:
     def __init__(
         self, file: ModelFile, sampling: SamplingConfig, batch_size: int, device: str, dtype: str
     ) -> None:
-        self._device = place(device)
-        self._teacher = file.load(precision(dtype)).to(self._device).requires_grad_(False)
+        teacher = file.load(precision(dtype)).to(place(device))
+        self._teacher = teacher.requires_grad_(False)
         self._sampling = sampling
         self._batch_size = batch_size
 
@@ -71,22 +71,10 @@ class TeacherSampler:
         for first in range(0, len(part), self._batch_size):
             watch(first)
             rows = slice(first, first + self._batch_size)
-            cells.append(self._sample(part.label_n[rows], part.seeds[rows]))
+            label_B, seeds = part.label_n[rows], part.seeds[rows]
+            cells.append(sample(self._teacher, label_B, seeds, self._sampling).cell_BL.cpu())
         header = TokenHeader(self._teacher.spec, (), "none")
         write_tokens(part.path, header, [(torch.cat(cells)[:, None], part.label_n)])
-
-    def _sample(self, label_B: Tensor, seeds: tuple[int, ...]) -> Tensor:
-        """cell_BL: codes by grid position, of whole sequences."""
-        plan = self._teacher.plan(seeds, self._sampling.decoding)
-        decoded = decode(
-            self._teacher,
-            label_B.to(self._device),
-            sampling=self._sampling,
-            noise_BL=noise(seeds, self._teacher.spec.length, self._device),
-            plan=plan,
-        )
-        token_BL = decoded.token_BL.cpu()
-        return torch.empty_like(token_BL).scatter_(1, decoded.plan.order_BL, token_BL)
 
 
 def generate(

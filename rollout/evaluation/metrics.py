@@ -25,7 +25,7 @@ from common.models.backbone import Backbone
 from common.randomness import derive_seed
 from rollout.evaluation.features import Classifier, ClassifierConfig, as_rgb, load_classifier
 from rollout.evaluation.torchvision_compat import ensure_torchvision
-from rollout.sampler import SamplingConfig, decode, noise
+from rollout.sampler import SamplingConfig, sample
 
 EXTRACTOR = "varkd-classifier"
 NAMES = {
@@ -94,20 +94,10 @@ def sample_batches(
 
     Image i of N depends on (weights, label, seed, i) alone.
     """
-    device = next(backbone.parameters()).device
     for first in range(0, len(label_N), batch_size):
         label_B = label_N[first : first + batch_size]
         seeds = [derive_seed(seed, "sample", first + i) for i in range(len(label_B))]
-        plan = backbone.plan(seeds, sampling.decoding)
-        decoded = decode(
-            backbone,
-            label_B.to(device),
-            sampling=sampling,
-            noise_BL=noise(seeds, backbone.spec.length, device),
-            plan=plan,
-        )
-        cell_BL = torch.empty_like(decoded.token_BL)
-        yield cell_BL.scatter(1, plan.order_BL.to(device), decoded.token_BL)
+        yield sample(backbone, label_B, seeds, sampling).cell_BL
 
 
 def balanced_labels(samples: int, class_K: Tensor) -> Tensor:

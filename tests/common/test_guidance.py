@@ -41,6 +41,17 @@ def test_each_rule_gives_the_published_scale_of_every_step(guidance, plan, publi
     assert config.scales(plan, published) == pytest.approx(scales)
 
 
+def test_values_go_from_the_grid_to_the_slots_of_a_plan_and_back():
+    plan, other = DecodePlan(torch.tensor([[2, 0, 3, 1]]), (1, 3)), raster_plan(1, 4)
+    cell_BL = torch.tensor([[10, 11, 12, 13]])
+    assert plan.to_slots(cell_BL).tolist() == [[12, 10, 13, 11]]
+    assert plan.to_grid(torch.tensor([[12, 10, 13, 11]])).tolist() == [[10, 11, 12, 13]]
+    # Cell 0 is the plan's slot 1, cell 1 its slot 3, cell 2 its slot 0, cell 3 its slot 2.
+    assert plan.slots_in(other).tolist() == [[1, 3, 0, 2]]
+    assert other.slots_in(plan).tolist() == [[2, 0, 3, 1]]
+    assert random_order_plan([5, 6], (2, 6)).rows(torch.tensor([1])).step_sizes == (2, 6)
+
+
 def test_vars_own_formula_is_the_same_affine_rule():
     conditional, unconditional = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     t = 0.75

@@ -256,13 +256,13 @@ def test_a_teacher_of_another_order_gives_whole_samples_but_no_continuations(tin
     """A raster teacher and the slots of a random-order student."""
     teacher, student = tiny("llamagen"), tiny("arpg")
     plan, noise_BL = student.plan(range(4)), noise(range(4), data.spec.length)
-    sampler = PrefixSampler(teacher, SamplingConfig(), torch.device("cpu"))
+    sampler = PrefixSampler(teacher, SamplingConfig())
     whole = assignment(mixture(teacher={}), range(4), data)
-    token_BL, logprob_BL = sampler(whole, range(4), noise_BL, plan)
+    token_BL, logprob_BL = sampler(whole, range(4), plan)
     own = teacher.plan(range(4))
     wanted = decode(teacher, whole.label_B, sampling=SamplingConfig(), noise_BL=noise_BL, plan=own)
     assert torch.equal(token_BL, wanted.token_BL.gather(1, plan.order_BL))
     assert torch.equal(logprob_BL, wanted.logprob_BL.gather(1, plan.order_BL))
     part = assignment(mixture(teacher={"min_prefix": 0.5, "max_prefix": 0.5}), range(4), data)
     with pytest.raises(InputError, match="decodes in another order than the student"):
-        sampler(part, range(4), noise_BL, plan)
+        sampler(part, range(4), plan)
