@@ -1,0 +1,71 @@
+"""The pages in docs/ say what the code does: rooms, sentences, citations, links."""
+
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RULES = runpy.run_path(str(ROOT / "tests/contracts/test_import_rules.py"))
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def slug(heading: str) -> str:
+    """As Python-Markdown makes an anchor of a heading."""
+    plain = re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()
+    return re.sub(r"[-\s]+", "-", plain)
+
+
+def headings(page: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    return re.findall(r"^#+ (.+)$", text, re.M)
+
+
+def sentences(path: Path) -> list[str]:
+    """Every text in a file, with … for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+            found.append("".join(map(str, parts)))
+    return found
+
+
+def test_the_page_on_architecture_names_every_room():
+    rows = re.findall(
+        r"^\| `((?:common|deploy)\.\w+)` \|", (DOCS / "architecture.md").read_text(), re.M
+    )
+    assert sorted(rows) == sorted(RULES["ROOMS"])
+
+
+def test_every_quoted_sentence_occurs_in_the_code():
+    quotes = re.findall(r"^> (.+)$", (DOCS / "troubleshooting.md").read_text(), re.M)
+    assert len(quotes) > 20
+    said = [sentence for path in RULES["FILES"] for sentence in sentences(path)]
+    missing = []
+    for quote in quotes:
+        pattern = re.compile(".*?".join(re.escape(part) for part in quote.split("…")))
+        if not any(pattern.search(sentence) for sentence in said):
+            missing.append(quote)
+    assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    broken = []
+    for target in LINK.findall(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        if not there.exists() or (
+            anchor and there.suffix == ".md" and anchor not in map(slug, headings(there))
+        ):
+            broken.append(target)
+    assert not broken
