@@ -11,13 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
 
-from common.config.plugins import PluginConfig, make
+from common.config.plugins import PluginConfig, named_by_kind
 from common.config.quantities import Weight
 from common.config.schema import Config
 from common.data.tokens import TokenDataset
@@ -54,24 +54,15 @@ class ContextConfig(PluginConfig, ABC):
         """Number of ground-truth slots of image `index`; `spec.length` means all of them."""
 
 
-def _by_kind(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {
-        kind: make("rollout.contexts", {**fields, "kind": kind})
-        if isinstance(fields, dict)
-        else fields
-        for kind, fields in value.items()
-    }
-
-
 class ContextsConfig(Config):
     renamed: ClassVar[Mapping[str, str]] = {"coin": "mix_per"}
 
     mix_per: Literal["step", "sample"] = "step"
     """Whether the source is drawn once per learner step (as TRL's GKD) or per image."""
     sources: Annotated[
-        dict[str, SerializeAsAny[ContextConfig]], BeforeValidator(_by_kind), Field(min_length=1)
+        dict[str, SerializeAsAny[ContextConfig]],
+        named_by_kind("rollout.contexts"),
+        Field(min_length=1),
     ]
     """Tables by file name in rollout/contexts, e.g. sources.student.ratio=0.1."""
     anneal: Literal["none", "linear", "exponential", "sigmoid"] = "none"

@@ -1,11 +1,11 @@
 """Which keys a config has, and which of them somebody may have meant."""
 
 import difflib
-from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from collections.abc import Iterator
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+
+from common.config.sections import Section, held_by
 
 OTHER_NAMES = {
     "lr": "learning_rate",
@@ -21,7 +21,7 @@ OTHER_NAMES = {
 LONGEST = 80
 """Characters: comparing takes quadratic time, and no key is longer."""
 MOST = 3
-"""Keys that are proposed where the same name occurs in several sections."""
+"""Keys or kinds that are named where there are several."""
 
 
 def suggestion(cls: type[BaseModel], path: list[str]) -> str:
@@ -33,7 +33,9 @@ def suggestion(cls: type[BaseModel], path: list[str]) -> str:
         return "see `varkd options`"
     if owners := _kinds_with(cls, path):
         here = ".".join([*section, "kind"])
-        return f"it belongs to kind {' and '.join(owners)}; leave it out, or set {here}={owners[0]}"
+        some = " and ".join(owners[:MOST])
+        some += f" and {len(owners) - MOST} more" if len(owners) > MOST else ""
+        return f"it belongs to kind {some}; leave it out, or set {here}={owners[0]}"
     prefix = ".".join([*section, ""])
     siblings = {key[len(prefix) :].partition(".")[0] for key in keys if key.startswith(prefix)}
     names = {key.rpartition(".")[2] for key in keys}
@@ -58,63 +60,24 @@ def known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     seen: set[str] = set()
     for name, field in cls.model_fields.items():
         key = prefix + name
-        for found in [key, *(k for model in _models(field) for k in known_keys(model, f"{key}."))]:
+        for found in [key, *_keys_in(held_by(field), key)]:
             if found not in seen:
                 seen.add(found)
                 yield found
 
 
-def package_of(cls: type[BaseModel], section: Sequence[str]) -> str | None:
-    """The package whose plug-ins the section chooses from by its `kind`, if it does."""
-    models, package = [cls], None
-    for name in section:
-        field = next((m.model_fields[name] for m in models if name in m.model_fields), None)
-        if field is None:
-            return None
-        models, package = _models(field), _package(field)
-    return package
-
-
-def kinds_in(package: str) -> list[str]:
-    """Names of the plug-ins in a package."""
-    from common.config.plugins import kinds  # which needs Config itself
-
-    return kinds(package)
-
-
-def keys_of_kind(package: str, kind: str) -> set[str]:
-    """Names of a plug-in's fields.
-
-    Raises:
-        InputError: there is no such kind.
-    """
-    from common.config.plugins import load_plugin
-
-    return {"kind", *load_plugin(package, kind).Config.model_fields}
+def _keys_in(section: Section, key: str) -> Iterator[str]:
+    for model in section.models:
+        yield from known_keys(model, f"{key}.")
+    for kind, model in section.tables() if section.named else ():
+        yield from known_keys(model, f"{key}.{kind}.")
 
 
 def _kinds_with(cls: type[BaseModel], path: list[str]) -> list[str]:
     """Kinds that have the key, where the section is a plug-in's."""
-    package = package_of(cls, path[:-1])
-    if package is None:
+    section = Section.of(cls)
+    for name in path[:-1]:
+        section = section.below(name)
+    if section.package is None:
         return []
-    return [kind for kind in kinds_in(package) if path[-1] in keys_of_kind(package, kind)]
-
-
-def _package(field: FieldInfo) -> str | None:
-    packages = [getattr(getattr(m, "func", None), "package", None) for m in field.metadata]
-    return next((p for p in packages if p is not None), None)
-
-
-def _models(field: FieldInfo) -> list[type[BaseModel]]:
-    """The sections that a field may hold."""
-    package = _package(field)
-    if package is not None:
-        from common.config.plugins import kinds, load_plugin  # which needs Config itself
-
-        return [load_plugin(package, kind).Config for kind in kinds(package)]
-    return [a for a in _parts(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-
-
-def _parts(annotation: Any) -> tuple[Any, ...]:
-    return (annotation, *get_args(annotation))
+    return [kind for kind, model in section.tables() if path[-1] in model.model_fields]

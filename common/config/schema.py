@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from common.config.known_keys import keys_of_kind, kinds_in, package_of, suggestion
+from common.config.known_keys import suggestion
+from common.config.merge import Layer, merge
 from common.config.toml_tree import apply_override, read_toml
 from common.errors import InputError
 from common.files.paths import shortened, user_path
@@ -87,39 +88,20 @@ SHOWN = 6
 
 
 def load_config(cls: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
-    """Read `path` as TOML, apply `a.b=value` overrides, and validate into `cls`.
+    """Read `path` as TOML, lay `a.b=value` overrides over it, and validate into `cls`.
 
     Raises:
         InputError: the file is missing or no TOML, an override is malformed, a key is unknown or
             a value has the wrong type. The message names the file and the key.
     """
-    tree, own = read_toml(path), {}
-    for override in (given := list(overrides)):
+    own: dict[str, Any] = {}
+    for override in overrides:
         apply_override(own, override)
-    _drop_other_kinds(cls, tree, own, ())
-    for override in given:
-        apply_override(tree, override)
-    return validate(cls, tree, source=str(path))
-
-
-def _drop_other_kinds(
-    cls: type[Config], tree: dict[str, Any], own: dict[str, Any], section: tuple[str, ...]
-) -> None:
-    """Take from a file's sections what belongs to the kind that an override replaces.
-
-    What both kinds have stays; what the overrides themselves name is never dropped in silence.
-    """
-    for name, above in own.items():
-        below, here = tree.get(name), (*section, name)
-        if not isinstance(above, dict) or not isinstance(below, dict):
-            continue
-        old, new = below.get("kind"), above.get("kind")
-        package = package_of(cls, here) if new is not None and new != old else None
-        if package is not None and str(new) in kinds_in(package):
-            known = keys_of_kind(package, str(new))
-            for key in [key for key in below if key not in known]:
-                del below[key]
-        _drop_other_kinds(cls, below, above, here)
+    layers = [Layer(read_toml(path), str(path)), Layer(own, "the command line")]
+    merged = merge(cls, layers)
+    for sentence in merged.told:
+        SAY.warning(sentence)
+    return validate(cls, merged.tree, source=str(path))
 
 
 def validate(cls: type[C], tree: dict[str, Any], *, source: str) -> C:

@@ -1,12 +1,16 @@
 """What a study compares: methods x seeds from one shared start, at one budget."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.config.merge import Layer, Tree, merge
 from common.config.quantities import Depth, Factor, Gpus, Seconds, Seed, SomeCpus, Steps
-from common.config.schema import Config, load_config, read_toml, validate
+from common.config.schema import SAY, Config, load_config, validate
+from common.config.sections import PartOf
+from common.config.toml_tree import read_toml
 from common.errors import InputError
 from common.files.paths import user_path
 from deploy.config import RunConfig
@@ -65,7 +69,7 @@ class CellsConfig(Config):
     """A cell whose process died is begun again (from its snapshot) this often in all."""
 
 
-Tree = dict[str, Any]
+Part = Annotated[Tree, PartOf(RunConfig)]
 """A part of a run's TOML; the run's config judges it once it is merged."""
 
 
@@ -77,7 +81,7 @@ class StudyConfig(Config):
     base: str = "smoke"
     """The run that all methods vary: a shipped config, a TOML file beside the study's, or a run
     folder, whose tokens and models are then read in place."""
-    set: Tree = Field(default_factory=dict)
+    set: Part = Field(default_factory=dict)
     """Sections of that run that differ in this study, for all methods."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)] = (0, 1, 2)
     """One cell per method and seed; a seed fixes data order, rollout noise and evaluation noise."""
@@ -95,7 +99,7 @@ class StudyConfig(Config):
     """Methods of a ladder, each compared with the one before; `base` may be the first."""
     cells: CellsConfig = CellsConfig()
     """How cells run."""
-    methods: Annotated[dict[str, Tree], Field(min_length=1)]
+    methods: Annotated[dict[str, Part], Field(min_length=1)]
     """Tables by name: sections of the run that are this method's own (objective, contexts, rollout,
     teacher, buffer, learner), and `like = "NAME"` to begin with another method's."""
 
@@ -145,14 +149,17 @@ class Study:
 
     def __init__(self, config: StudyConfig, path: Path) -> None:
         self.config = config
-        self._tree = merge(_base_tree(config.base, path), config.set)
+        self._told: dict[str, None] = {}
+        self._shared = (_base_layer(config.base, path), Layer(config.set, f"{path}: [set]"))
         beside = user_path(path.parent / config.base)
         self.shared = beside.resolve() if beside.is_dir() else None
         """The run folder whose files the start reads in place."""
-        self.start = portable(validate(RunConfig, self._tree, source=f"{path}: base with [set]"))
         self._path = path
+        self.start = self._merged(self._shared, "base with [set]")
         self._runs = {name: self._validated(name) for name in config.methods}
         self.generating = self._generating()
+        for sentence in self._told:
+            SAY.warning(sentence)
 
     def run(self, method: str, seed: int, steps: int) -> RunConfig:
         """The config of one cell; steps is the number that the budget gives the method."""
@@ -186,8 +193,7 @@ class Study:
         return self._runs[reading[0]].model_copy(update={"seed": self.start.seed})
 
     def _validated(self, method: str) -> RunConfig:
-        tree = merge(self._tree, self._own(method, ()))
-        run = portable(validate(RunConfig, tree, source=f"{self._path}: methods.{method}"))
+        run = self._merged((*self._shared, *self._own(method, ())), f"methods.{method}")
         for section in ("teacher", "learner"):
             if getattr(run, section).weights != getattr(self.start, section).weights:
                 raise InputError(
@@ -196,30 +202,23 @@ class Study:
                 )
         return run
 
-    def _own(self, method: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    def _merged(self, layers: Sequence[Layer], name: str) -> RunConfig:
+        merged = merge(RunConfig, layers)
+        self._told |= dict.fromkeys(merged.told)
+        return portable(validate(RunConfig, merged.tree, source=f"{self._path}: {name}"))
+
+    def _own(self, method: str, seen: tuple[str, ...]) -> tuple[Layer, ...]:
+        """A method's layers, those that it is `like` first."""
         if method in seen:
             raise InputError(f"{self._path}: methods {' -> '.join((*seen, method))} go in a circle")
         tree = dict(self.config.methods[method])
         parent = tree.pop("like", None)
-        return merge(self._own(parent, (*seen, method)), tree) if parent else tree
+        below = self._own(parent, (*seen, method)) if parent else ()
+        return (*below, Layer(tree, f"{self._path}: methods.{method}"))
 
 
 def _samples(source: teacher.Config | None) -> Any:
     return source and (source.sampling, source.sequences)
-
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` wins, table by table; a table of another `kind` replaces the whole table."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        if not isinstance(old, dict) or not isinstance(value, dict):
-            merged[key] = value
-        elif value.get("kind", old.get("kind")) == old.get("kind"):
-            merged[key] = merge(old, value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def open_study(path: Path, overrides: list[str]) -> Study:
@@ -231,17 +230,15 @@ def open_study(path: Path, overrides: list[str]) -> Study:
     return Study(load_config(StudyConfig, path, overrides), path)
 
 
-def _base_tree(base: str, path: Path) -> dict[str, Any]:
+def _base_layer(base: str, path: Path) -> Layer:
     beside = user_path(path.parent / base)
-    if beside.is_dir():
-        return read_toml(run_config(beside))
-    if beside.suffix == ".toml":
-        return read_toml(beside)
-    shipped = CONFIGS / f"{base}.toml"
-    if not shipped.exists():
-        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
-        raise InputError(
-            f"{path}: base is {base!r}; expected a .toml file or a run folder beside it, or one "
-            f"of {known}"
-        )
-    return read_toml(shipped)
+    file = run_config(beside) if beside.is_dir() else beside
+    if not beside.is_dir() and beside.suffix != ".toml":
+        file = CONFIGS / f"{base}.toml"
+        if not file.exists():
+            known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
+            raise InputError(
+                f"{path}: base is {base!r}; expected a .toml file or a run folder beside it, or "
+                f"one of {known}"
+            )
+    return Layer(read_toml(file), str(file))

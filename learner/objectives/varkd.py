@@ -31,6 +31,7 @@ PRESETS = {
 
 class Config(ObjectiveConfig):
     diagnosed: ClassVar[tuple[str, ...]] = ("between_clusters", "within_clusters")
+    preset_gives: ClassVar[frozenset[str]] = frozenset({"student", "data"})
 
     preset: Literal["paper_eq", "paper_text"] = "paper_eq"
     """paper_eq: reverse KL on student contexts, forward KL on data; paper_text: JSD(0.5)."""

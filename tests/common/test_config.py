@@ -1,8 +1,6 @@
 """Configs: every number has two bounds, every type is strict, and any path or text has an end."""
 
-import importlib
 import os
-import pkgutil
 import socket
 import typing
 from pathlib import Path
@@ -10,40 +8,18 @@ from types import UnionType
 
 import annotated_types
 import pytest
+from building.configs import all_configs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-import common
-import deploy
-import learner
-import rollout
-import teacher_server
-from common.config.schema import Config, UserPath, load_config
+from common.config.schema import UserPath, load_config
 from common.config.toml_tree import DEPTH, apply_override, read_toml
 from common.errors import InputError
 from common.files.paths import TEXT_BYTES, read_text, user_path
 from deploy.config import RunConfig
 from deploy.run_folder.opening import open_run
 from deploy.study.config import open_study
-
-PACKAGES = (common, rollout, teacher_server, learner, deploy)
-
-
-def all_configs():
-    """Every Config class in the packages: plug-ins, sections, the study's."""
-    for package in PACKAGES:
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
-
-    def below(cls):
-        for child in cls.__subclasses__():
-            yield child
-            yield from below(child)
-
-    ours = {package.__name__ for package in PACKAGES}
-    found = {c for c in below(Config) if c.__module__.split(".")[0] in ours}
-    return sorted(found, key=lambda c: (c.__module__, c.__qualname__))
 
 
 def leaves(annotation, limits=()):

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import InputError
 from deploy.main import main
-from deploy.study.config import merge, open_study
+from deploy.study.config import open_study
 
 
 def test_methods_inherit_and_kinds_replace(study_file):
@@ -16,12 +16,13 @@ def test_methods_inherit_and_kinds_replace(study_file):
     assert (strict.seed, strict.learner.steps, strict.learner.export_every) == (3, 9, 5)
     assert strict.contexts == plain.contexts
     assert study.run("kd", 3, 9).contexts.shares()["data"] == 1
-    below = {"objective": {"kind": "varkd", "gate": {"tau": 1}}, "seed": 1}
-    assert merge(below, {"objective": {"kind": "gkd"}})["objective"] == {"kind": "gkd"}
-    assert merge(below, {"objective": {"gate": {"mode": "none"}}})["objective"]["gate"] == {
-        "tau": 1,
-        "mode": "none",
-    }
+
+
+def test_a_study_says_once_which_keys_its_methods_kinds_do_not_have(study_file, caplog):
+    gated = "methods.kd.like='strict'"
+    study = open_study(study_file, [gated])
+    assert study.run("kd", 0, 4).objective.kind == "kd"
+    assert caplog.text.count("objective.kind is kd instead of varkd: dropped gate") == 1
 
 
 @pytest.mark.parametrize(

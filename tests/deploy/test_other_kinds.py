@@ -1,0 +1,60 @@
+"""A run folder's config names every field of its kinds; another kind by override still works."""
+
+from pathlib import Path
+
+import pytest
+
+from common.config.plugins import kinds
+from common.config.schema import dump_toml
+from deploy.main import main
+from deploy.run_folder.opening import open_run
+
+FITTING = {
+    ("models.student", "var"): ["tokenizer.kind=multiscale_kmeans"],
+    ("models.teacher", "arpg"): ["models.teacher.depth=4"],
+    ("models.teacher", "var"): ["tokenizer.kind=multiscale_kmeans"],
+    ("objective", "sampled_rkl"): ["contexts.sources.student.ratio=1"],
+}
+"""What else has to change with a kind."""
+PACKAGES = {
+    "objective": "learner.objectives",
+    "models.student": "common.models.backbones",
+    "models.teacher": "common.models.backbones",
+    "tokenizer": "common.tokenization.tokenizers",
+    "teacher.signal": "common.exchange.signals",
+}
+CHANGES = [(key, kind) for key, package in PACKAGES.items() for kind in kinds(package)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run folder with a resolved config, as every command leaves one."""
+    root = tmp_path_factory.mktemp("run")
+    (root / "config.toml").write_text(dump_toml(open_run(Path("smoke"), [])[0]))
+    return root
+
+
+@pytest.mark.parametrize(("key", "kind"), CHANGES)
+def test_every_kind_is_taken_over_a_run_folder(folder, key, kind):
+    config, _ = open_run(folder, [f"{key}.kind={kind}", *FITTING.get((key, kind), [])])
+    found = config
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found.kind == kind
+
+
+def test_a_run_of_another_objective_starts_beside_the_one_before(run_in, tiny_overrides, caplog):
+    _, workspace = run_in()
+    folder, beside = str(workspace.root), str(workspace.root.with_name("gkd"))
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "smoke", "--local", "--out", folder, *tiny_overrides, "learner.max_lag=1"])
+    assert not ended.value.code
+    assert "learner.max_lag is called max_staleness now" in caplog.text
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["distill", folder, "--local", "--from", folder, "--out", beside, "objective.kind=gkd"]
+        )
+    assert not ended.value.code
+    assert "objective.kind is gkd instead of varkd: dropped" in caplog.text
+    made, _ = open_run(Path(beside), [])
+    assert (made.objective.kind, made.learner.max_staleness) == ("gkd", 1)

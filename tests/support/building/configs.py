@@ -1,0 +1,29 @@
+"""Every Config class that there is."""
+
+import importlib
+import pkgutil
+
+import common
+import deploy
+import learner
+import rollout
+import teacher_server
+from common.config.schema import Config
+
+PACKAGES = (common, rollout, teacher_server, learner, deploy)
+
+
+def all_configs():
+    """Every Config class in the packages: plug-ins, sections, the study's."""
+    for package in PACKAGES:
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+
+    def below(cls):
+        for child in cls.__subclasses__():
+            yield child
+            yield from below(child)
+
+    ours = {package.__name__ for package in PACKAGES}
+    found = {c for c in below(Config) if c.__module__.split(".")[0] in ours}
+    return sorted(found, key=lambda c: (c.__module__, c.__qualname__))
