@@ -69,3 +69,16 @@ def test_links_lead_somewhere(page):
         ):
             broken.append(target)
     assert not broken
+
+
+def test_the_readme_is_a_page_with_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 120
+    install = (
+        "python3 -m venv .venv && . .venv/bin/activate && "
+        'pip install -e ".[dev]" -c constraints/cpu.txt'
+    )
+    assert [line for line in text.split("\n") if line.startswith("python3")] == [
+        f"{install} && varkd smoke",
+        f"{install} && pytest",
+    ]
