@@ -78,11 +78,14 @@ def distill(
     resume: bool = False,
     restart: bool = False,
     resume_from: int | None = None,
+    launch: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Run to the end (or to Ctrl-C or SIGTERM) and write the student; the facts of the run.
 
     `resume` goes on from the newest snapshot, `resume_from` from the one of that step; `restart`
-    throws an earlier run in the folder away, once this one has done a step.
+    throws an earlier run in the folder away, once this one has done a step. `launch` makes the
+    launcher of the services, for a caller that watches or replaces what is created; it is
+    LocalLauncher with `local`, else RayLauncher.
 
     Raises:
         InputError: something in the user's files.
@@ -97,7 +100,7 @@ def distill(
             run = _check(config, workspace, target, begin, resume_from)
             outcome = Outcome(first := run.start.step, 0, 0.0)
             if first < config.learner.steps:
-                outcome, gauges = _train(run, target, stop, local=local)
+                outcome, gauges = _train(run, target, stop, local=local, launch=launch)
         except KeyboardInterrupt:  # Stopped, or what Ray made of it
             if stop.name is None:
                 raise
@@ -137,14 +140,19 @@ def _check(
 
 
 def _train(
-    run: Run, target: Console, stop: StopRequest, *, local: bool
+    run: Run,
+    target: Console,
+    stop: StopRequest,
+    *,
+    local: bool,
+    launch: Callable[[], Any] | None,
 ) -> tuple[Outcome, dict[str, Any]]:
     log = MetricsLog(run.workspace.root)
     try:
         with Bar(target, "distill", run.config.learner.steps) as bar:
             watch = Watch(log, bar, stop, target)
             with _clusters_unless_begun(run.workspace, watch):
-                found = (_run_local if local else _run_on_ray)(run, watch)
+                found = (_run_local if local else _run_on_ray)(run, watch, launch)
             if watch.failure is not None:
                 raise watch.failure
             return found
@@ -167,8 +175,10 @@ def _clusters_unless_begun(workspace: Workspace, watch: Watch) -> Iterator[None]
             path.write_bytes(before)
 
 
-def _run_local(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
-    services = run.wire(LocalLauncher())
+def _run_local(
+    run: Run, watch: Watch, launch: Callable[[], Any] | None
+) -> tuple[Outcome, dict[str, Any]]:
+    services = run.wire((launch or LocalLauncher)())
 
     def train(services: Services, sample: Callable[[], object]) -> Outcome:
         def while_waiting() -> None:
@@ -186,7 +196,9 @@ def _run_local(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
     return outcome, _gauges(services, deaths={})
 
 
-def _run_on_ray(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
+def _run_on_ray(
+    run: Run, watch: Watch, launch: Callable[[], Any] | None
+) -> tuple[Outcome, dict[str, Any]]:
     config, root, bar = run.config, run.workspace.root, watch.bar
     with cluster(config, told=bar):
         from deploy.backend.proxies import RayLauncher
@@ -194,7 +206,7 @@ def _run_on_ray(run: Run, watch: Watch) -> tuple[Outcome, dict[str, Any]]:
         from deploy.backend.train_job import TRAIN_STORAGE, TrainJob
 
         require_room(run_demands(config), bar.say)
-        place = RayLauncher()
+        place = (launch or RayLauncher)()
         services = run.wire(place)
         rank = partial(learn, config, root, start=run.start)
         # Starts up beside the actors.

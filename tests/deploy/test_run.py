@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from building.launchers import Replacing
 
 from common.artifacts.backbone_file import load_backbone, save_backbone
 from common.config.plugins import kinds
 from common.errors import InputError, RunFailed
-from common.exchange.trajectory import from_arrow
+from common.exchange.buffer import Buffer
+from common.exchange.ledger import Ledger
+from common.exchange.trajectory import concatenate, from_arrow
 from deploy.stages.distill import distill, preflight
 
 CONTINUED = ("learner.max_staleness=1", "learner.publish_every=1", "learner.profile_every=2")
@@ -57,28 +60,18 @@ def test_ordered_runs_repeat_to_the_bit(run_in, quiet):
 
 def test_every_image_of_an_ordered_run_is_trained_once_on_pinned_weights(run_in, quiet):
     """Records seen by the learner: ids in order, versions as the schedule says."""
-    from deploy.stages import learner_rank as learning
-
     config, workspace = run_in("learner.ordered=true", "learner.max_staleness=3")
     seen = []
-    build = learning.build_learner
 
-    def watched(*arguments):
-        learner = build(*arguments)
-        step = learner.step
+    class Watched(Buffer):
+        def take(self, step, **how):
+            share = super().take(step, **how)
+            if share is not None:
+                seen.append((step, concatenate([from_arrow(record) for record in share.records])))
+            return share
 
-        def record(batch):
-            seen.append((learner.steps_done, batch))
-            return step(batch)
-
-        learner.step = record
-        return learner
-
-    learning.build_learner = watched
-    try:
-        distill_here((config, workspace), quiet)
-    finally:
-        learning.build_learner = build
+    distill(config, workspace, quiet, local=True, launch=lambda: Replacing({Buffer: Watched}))
+    assert [step for step, _ in seen] == list(range(config.learner.steps))
     schedule = config.schedule()
     for step, batch in seen:
         first = step * schedule.global_batch_size
@@ -104,29 +97,14 @@ def test_a_run_resumes_where_its_snapshot_ends(run_in, quiet):
 
 def stop_after(run, quiet, steps):
     """Send ourselves SIGTERM right after step `steps`; the run ends in order."""
-    config, workspace = run
-    from deploy.stages import learner_rank as learning
 
-    build = learning.build_learner
-
-    def watched(*arguments):
-        learner = build(*arguments)
-        step = learner.step
-
-        def stepping(batch):
-            metrics = step(batch)
-            if learner.steps_done == steps:
+    class Watched(Ledger):
+        def commit(self, step, leases):
+            super().commit(step, leases)
+            if step == steps:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return metrics
 
-        learner.step = stepping
-        return learner
-
-    learning.build_learner = watched
-    try:
-        facts = distill(config, workspace, quiet, local=True, resume=False)
-    finally:
-        learning.build_learner = build
+    facts = distill(*run, quiet, local=True, launch=lambda: Replacing({Ledger: Watched}))
     assert facts["steps"] == steps
     assert "SIGTERM" in facts["cause"]
 
@@ -156,8 +134,6 @@ def test_half_precision_runs_and_stays_close(run_in, quiet, dtype):
 
 
 def test_a_stall_names_who_holds_what():
-    from common.exchange.buffer import Buffer
-    from common.exchange.ledger import Ledger
     from common.exchange.schedule import Schedule
     from learner.learner import SingleProcess
     from learner.train import Trainer

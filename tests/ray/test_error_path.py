@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from building.launchers import beside
 
 from common.artifacts.model_file import ModelFile
 from common.errors import Closed, Diverged, InputError, RunFailed, Verdict
@@ -20,7 +21,7 @@ from deploy import main as command_line
 from deploy.backend.supervisor import WorkerSupervisor
 from deploy.console.faults import FaultLog
 from deploy.pipeline import Services, wire
-from deploy.stages.distill import preflight
+from deploy.stages.distill import distill, preflight
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,36 +162,16 @@ def test_a_workers_refusal_ends_the_run_before_a_second_worker_meets_it(placed, 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("victim", ["ledger", "buffer", "weights", "metrics", "teacher-0"])
-def test_the_death_of_a_service_is_a_sentence_that_names_it(
-    ray_cluster, run_in, quiet, victim, monkeypatch
-):
-    from deploy.backend.proxies import RayLauncher
-    from deploy.stages import distill as module
-
+def test_the_death_of_a_service_is_a_sentence_that_names_it(ray_cluster, run_in, quiet, victim):
     config, workspace = run_in("learner.steps=100000", "learner.export_every=0")
     steps = 4
 
-    class Watched(RayLauncher):
-        """Kills its victim once some steps are done."""
+    def kill(made):
+        until(lambda: len(made["metrics"].since(0)) >= steps)
+        ray_cluster.kill(made[victim]._actor)
 
-        def kill(self, services):
-            until(lambda: len(services.hub.since(0)) >= steps)
-            (actor,) = [actor for actor, name in self.names.items() if name == victim]
-            ray_cluster.kill(actor)
-
-    from threading import Thread
-
-    wired = module.wire
-
-    def wire_and_kill(config, data, teacher, place, generated):
-        watched = Watched()
-        services = wired(config, data, teacher, watched, generated)
-        Thread(target=watched.kill, args=(services,), daemon=True).start()
-        return services
-
-    monkeypatch.setattr(module, "wire", wire_and_kill)
     with pytest.raises(RunFailed, match=f"the process of {victim} died: .*--resume"):
-        module.distill(config, workspace, quiet, local=False)
+        distill(config, workspace, quiet, local=False, launch=lambda: beside(kill))
     kept = sorted(workspace.snapshots.rglob("facts.json"))
     if victim != "ledger":  # it alone knows which leases are trained
         assert json.loads(kept[-1].read_text())["step"] >= steps

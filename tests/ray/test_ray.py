@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
 import torch
+from building.launchers import beside
 
 from common.artifacts.backbone_file import load_backbone
 from common.errors import InputError, RunFailed, ServiceDied
@@ -18,7 +18,6 @@ from common.files.tensors import pack
 from deploy.backend.supervisor import WorkerSupervisor
 from deploy.config import RunConfig
 from deploy.pipeline import wire
-from deploy.stages import distill as module
 from deploy.stages.distill import distill, preflight
 
 pytestmark = pytest.mark.ray
@@ -165,60 +164,41 @@ def test_killing_workers_in_the_middle_of_a_run(ray_cluster, run_in, quiet, vict
     steps = 40 if victims == "one" else 100_000
     run = run_in(f"learner.steps={steps}", "learner.max_failures=0")
     killed_at = []
-    wired = module.wire
 
-    def wire_and_watch(*arguments):
-        services = wired(*arguments)
+    def kill(made):
+        wait_for(lambda: len(read_rows(run[1].metrics)) >= 5, 120)
+        chosen = [made[name] for name in sorted(made) if name.startswith("worker-")]
+        for worker in chosen[:1] if victims == "one" else chosen:
+            ray_cluster.kill(worker._actor)
+        killed_at.append(time.monotonic())
 
-        def kill():
-            wait_for(lambda: len(read_rows(run[1].metrics)) >= 5, 120)
-            chosen = list(services.workers.values())
-            for worker in chosen[:1] if victims == "one" else chosen:
-                ray_cluster.kill(worker._actor)
-            killed_at.append(time.monotonic())
+    def go():
+        return distill(*run, quiet, local=False, launch=lambda: beside(kill))
 
-        threading.Thread(target=kill, daemon=True).start()
-        return services
-
-    module.wire = wire_and_watch
-    try:
-        if victims == "one":
-            facts = distill(*run, quiet, local=False, resume=False)
-            assert facts["steps"] == steps
-            assert list(facts["deaths"]) == ["worker-0"]
-            lags = [row.get("lag_max", 0) for row in rows_of(run[1])]
-            assert max(lags) <= run[0].learner.max_staleness
-        else:
-            with pytest.raises(RunFailed, match="0 rollout workers are left") as caught:
-                distill(*run, quiet, local=False, resume=False)
-            assert "the process of worker-" in str(caught.value)
-            assert time.monotonic() - killed_at[0] < 10
-            kept = list(run[1].snapshots.rglob("facts.json"))
-            assert kept, "finished steps stay resumable"
-    finally:
-        module.wire = wired
+    if victims == "one":
+        facts = go()
+        assert facts["steps"] == steps
+        assert list(facts["deaths"]) == ["worker-0"]
+        lags = [row.get("lag_max", 0) for row in rows_of(run[1])]
+        assert max(lags) <= run[0].learner.max_staleness
+    else:
+        with pytest.raises(RunFailed, match="0 rollout workers are left") as caught:
+            go()
+        assert "the process of worker-" in str(caught.value)
+        assert time.monotonic() - killed_at[0] < 10
+        kept = list(run[1].snapshots.rglob("facts.json"))
+        assert kept, "finished steps stay resumable"
 
 
 @pytest.mark.slow
 def test_a_learner_that_dies_goes_on_from_its_snapshot(ray_cluster, run_in, quiet):
     run = run_in("learner.steps=30", "learner.checkpoint_every=5", "learner.max_failures=1")
-    wired = module.wire
 
-    def wire_and_watch(*arguments):
-        services = wired(*arguments)
+    def kill(made):
+        wait_for(lambda: len(read_rows(run[1].metrics)) >= 12, 120)
+        os.kill(read_rows(run[1].metrics)[-1]["pid"], signal.SIGKILL)
 
-        def kill():
-            wait_for(lambda: len(read_rows(run[1].metrics)) >= 12, 120)
-            os.kill(read_rows(run[1].metrics)[-1]["pid"], signal.SIGKILL)
-
-        threading.Thread(target=kill, daemon=True).start()
-        return services
-
-    module.wire = wire_and_watch
-    try:
-        facts = distill(*run, quiet, local=False, resume=False)
-    finally:
-        module.wire = wired
+    facts = distill(*run, quiet, local=False, launch=lambda: beside(kill))
     assert facts["steps"] == 30
     rows = rows_of(run[1])
     assert [row["step"] for row in rows] == list(range(1, 31)), "every step once"
