@@ -83,9 +83,8 @@ def distill(
     """Run to the end (or to Ctrl-C or SIGTERM) and write the student; the facts of the run.
 
     `resume` goes on from the newest snapshot, `resume_from` from the one of that step; `restart`
-    throws an earlier run in the folder away, once this one has done a step. `launch` makes the
-    launcher of the services, for a caller that watches or replaces what is created; it is
-    LocalLauncher with `local`, else RayLauncher.
+    throws an earlier run in the folder away, once this one has done a step. `launch` makes another
+    launcher of the services than LocalLauncher (with `local`) or RayLauncher.
 
     Raises:
         InputError: something in the user's files.
