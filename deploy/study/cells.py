@@ -61,9 +61,10 @@ def run_cell(job: Job) -> None:
     workspace = _linked(job)
     trained = job.method not in (BASE, TEACHER)
     if trained:
-        how = {"resume": _is_begun(job), "restart": not _is_begun(job)}
+        begun = _is_begun(job)
         write_text(job.begun, json.dumps(_asked(job)))
-        facts = distill(job.config, workspace, Console(quiet=True), local=True, **how)
+        quiet = Console(quiet=True)
+        facts = distill(job.config, workspace, quiet, local=True, resume=begun, restart=not begun)
         if facts["stopped"]:  # its snapshot stays, and the same study goes on from there
             raise Stopped(facts["stopped"])
     rows = read_rows(workspace.root / "metrics.jsonl") if trained else []
