@@ -1,11 +1,21 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from common.config.plugins import from_package
-from common.config.quantities import Count, CountOrNone, Gigabytes, Megabytes, Processes, Seed
+from common.config.quantities import (
+    Batch,
+    Count,
+    CountOrNone,
+    Cpus,
+    Gigabytes,
+    Gpus,
+    Megabytes,
+    Processes,
+    Seed,
+)
 from common.config.schema import Config, UserPath
 from common.data.tokens import TokensConfig
 from common.exchange.schedule import Schedule
@@ -54,8 +64,29 @@ class BufferConfig(Config):
 class SampleConfig(Config):
     per_class: CountOrNone = 8
     """Images per class."""
+    batch_size: Batch | None = None
+    """Images drawn together; by default evaluate.batch_size."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where they are drawn."""
     sampling: SamplingConfig | None = None
     """How they are drawn; by default as `varkd evaluate` does, by evaluate.sampling."""
+
+
+class GenerateConfig(Config):
+    """What is left out is as in [rollout]: there the student samples, here the teacher."""
+
+    workers: Processes | None = None
+    """Actors of `varkd generate`; by default rollout.workers."""
+    batch_size: Batch | None = None
+    """Sequences sampled together; by default rollout.batch_size."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where the teacher samples; by default rollout.device."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of sampling; by default rollout.dtype."""
+    cpus: Cpus | None = None
+    """Logical CPUs reserved per actor; by default rollout.cpus."""
+    gpus: Gpus | None = None
+    """GPUs (or a fraction) reserved per actor; by default rollout.gpus."""
 
 
 class ClusterConfig(Config):
@@ -108,12 +139,19 @@ class RunConfig(Config):
     """The loss."""
     learner: LearnerConfig = LearnerConfig()
     """Optimisation, publishing, staleness."""
+    generate: GenerateConfig = GenerateConfig()
+    """Actors of `varkd generate`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Metrics."""
     sample: SampleConfig = SampleConfig()
     """Grids of `varkd sample`."""
     cluster: ClusterConfig = ClusterConfig()
     """The machines."""
+
+    @property
+    def generating(self) -> RolloutConfig:
+        """[generate] with what it leaves to [rollout]."""
+        return self.rollout.model_copy(update=self.generate.model_dump(exclude_none=True))
 
     def schedule(self) -> Schedule:
         return Schedule(

@@ -4,7 +4,7 @@ The same learner as distillation, with the `mle` objective on whole data sequenc
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -22,6 +22,9 @@ from learner.optimizer import OptimizerConfig
 SHOWN = {"loss": "loss", "entropy": f"student_entropy/{DATA}", "grad_norm": "grad_norm", "lr": "lr"}
 """Numbers of a step, by the learner's names: loss and entropy of the model in nats per token."""
 
+HARMLESS = {"checkpoint_every", "device"}
+"""Settings on which the trained model does not depend."""
+
 
 class PretrainConfig(Config):
     renamed: ClassVar[Mapping[str, str]] = {"snapshot_every": "checkpoint_every"}
@@ -37,6 +40,8 @@ class PretrainConfig(Config):
     stopped by Ctrl-C or SIGTERM."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, schedule, clipping, EMA."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is trained."""
 
 
 def data_batches(

@@ -11,7 +11,7 @@ view, L slots, V codes, D code width, n = B * L latent vectors, k dead codes.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class TokenizerTrainingConfig(Config):
         learning_rate=2e-3, weight_decay=0.0, warmup=50, schedule="cosine"
     )
     """AdamW, schedule, clipping; no average of the weights is kept."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the tokenizer is trained."""
 
 
 class Revival:

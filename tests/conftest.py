@@ -196,6 +196,26 @@ def run_in(prepared: Path, tmp_path: Path) -> Callable[..., tuple[RunConfig, Wor
 
 
 @pytest.fixture
+def own_tokens(
+    run_in: Callable[..., tuple[RunConfig, Workspace]],
+) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """A run whose tokens folder is its own, so that the prepared one stays as it is."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        config, workspace = run_in(*overrides, name=name)
+        folder = workspace.root / "tokens"
+        if folder.is_symlink():
+            target = folder.resolve()
+            folder.unlink()
+            folder.mkdir()
+            for entry in target.iterdir():
+                (folder / entry.name).symlink_to(entry)
+        return config, workspace
+
+    return build
+
+
+@pytest.fixture
 def half(
     run_in: Callable[..., tuple[RunConfig, Workspace]],
 ) -> Callable[..., tuple[RunConfig, Workspace]]:

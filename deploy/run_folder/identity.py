@@ -21,6 +21,7 @@ HARMLESS = (
     "tokens",
     "models.teacher",  # its file counts
     "pretrain",
+    "generate",  # its dataset counts
     "buffer",
     "evaluate",
     "sample",

@@ -7,7 +7,13 @@ from pydantic import BaseModel
 
 from deploy.config import ClusterConfig, RunConfig
 
-ALONE = {"tokens.workers": 2, "teacher.replicas": 1, "rollout.workers": 2, "learner.world_size": 1}
+ALONE = {
+    "tokens.workers": 2,
+    "teacher.replicas": 1,
+    "rollout.workers": 2,
+    "generate.workers": 2,
+    "learner.world_size": 1,
+}
 """Processes, at most: more only take one another's memory."""
 FEW_CPUS = 1.0
 OBJECT_STORE_MB = 512.0
@@ -45,6 +51,8 @@ def _moved(section: Any, prefix: str, changes: list[str]) -> Any:
 
 
 def _wanted(name: str, key: str, value: Any) -> Any:
+    if value is None:  # as another field, which moves
+        return None
     if name == "device":
         return "cpu"
     if name == "gpus":

@@ -58,7 +58,7 @@ def draw_grids(
     with Bar(target, "grids for TensorBoard", len(models)) as bar:
         for done, ((tag, step), file) in enumerate(models.items(), 1):
             try:
-                backbone, tokenizer = load_for_sampling(file, workspace, config.rollout.device)
+                backbone, tokenizer = load_for_sampling(file, workspace, config.evaluate.device)
                 pixel_NCHW = draw_images(
                     backbone,
                     tokenizer,

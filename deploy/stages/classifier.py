@@ -84,6 +84,6 @@ def _train(config: RunConfig, train: ImageSource, target: Console) -> Classifier
             train.label_N,
             num_classes=len(train.classes),
             generator=torch.Generator().manual_seed(derive_seed(config.seed, "features")),
-            device=place(config.learner.device),
+            device=place(config.evaluate.device),
             watch=lambda step, loss: bar.show(step, {"loss": loss}),
         )

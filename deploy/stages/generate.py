@@ -176,7 +176,7 @@ def _facts(
         "sequences": source.sequences or len(label_N),
         "labels": hashlib.blake2b(label_N.numpy().tobytes(), digest_size=8).hexdigest(),
         "seed": config.seed,
-        "dtype": config.rollout.dtype,
+        "dtype": config.generating.dtype,
     }
 
 
@@ -197,17 +197,16 @@ def _plan(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> lis
 
 
 def _job(config: RunConfig, file: ModelFile, sampling: SamplingConfig, local: bool) -> Job:
-    """Rollout's actors: the teacher samples where the student would."""
-    rollout = config.rollout
+    own = config.generating
     return Job(
         config,
-        partial(TeacherSampler, file, sampling, rollout.batch_size, rollout.device, rollout.dtype),
+        partial(TeacherSampler, file, sampling, own.batch_size, own.device, own.dtype),
         Pool(
-            "rollout",
-            rollout.workers,
-            rollout.cpus,
-            rollout.gpus,
-            lower="rollout.batch_size or rollout.workers",
+            "generate",
+            own.workers,
+            own.cpus,
+            own.gpus,
+            lower="generate.batch_size or generate.workers",
         ),
         title="generate",
         local=local,

@@ -17,7 +17,7 @@ from common.tokenization.tokenizer import Tokenizer, load_tokenizer
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.training import Plan, Stage
-from learner.pretrain import PretrainConfig, Pretraining
+from learner.pretrain import HARMLESS, PretrainConfig, Pretraining
 
 Model = Literal["teacher", "student"]
 TRAINED_COPIES = 4
@@ -53,7 +53,7 @@ def pretrain_model(
     backbone = _untrained(architecture, data.spec, which, seed)
     backbone.attach(quantizer)
     stage.begin(resume=resume, restart=restart)
-    device, section = config.learner.device, f"pretrain.{which}"
+    device, section = settings.device, f"pretrain.{which}"
     training = Pretraining(backbone, data, settings, seed=seed, device=device, section=section)
     course = stage.run(training)
     workspace.keep_config(config)
@@ -95,7 +95,7 @@ def _plan(config: RunConfig, workspace: Workspace, which: Model, data: TokenData
         "seed": config.seed,
         "tokens": data.digest(),
         "models": {which: getattr(config.models, which).model_dump(mode="json")},
-        "pretrain": {which: settings.model_dump(mode="json", exclude={"checkpoint_every"})},
+        "pretrain": {which: settings.model_dump(mode="json", exclude=HARMLESS)},
     }
     return Plan(
         name=which,

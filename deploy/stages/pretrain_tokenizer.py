@@ -35,6 +35,7 @@ from deploy.console.progress import busy
 from deploy.report.grids import grid, save_png, side_by_side
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.training import Plan, Stage
+from learner.pretrain import HARMLESS
 from learner.tokenizer_training import MEASURED, ImageBatches, TokenizerTraining, measure
 
 COMMAND = "varkd pretrain --model tokenizer"
@@ -104,7 +105,7 @@ def _start(config: RunConfig) -> tuple[TrainableTokenizer, TokenizerTraining]:
         settings.batch_size,
         torch.Generator().manual_seed(seed),
     )
-    device = config.learner.device
+    device = settings.device
     return tokenizer, TokenizerTraining(tokenizer, batches, settings, seed=seed, device=device)
 
 
@@ -116,7 +117,7 @@ def _plan(config: RunConfig, workspace: Workspace, source: ImageSource) -> Plan:
         "images": fingerprint(source),
         "tokens": config.tokens.model_dump(mode="json", include={"crops", "crop_range"}),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
-        "pretrain": {"tokenizer": settings.model_dump(mode="json", exclude={"checkpoint_every"})},
+        "pretrain": {"tokenizer": settings.model_dump(mode="json", exclude=HARMLESS)},
     }
     return Plan(
         name="tokenizer",

@@ -59,7 +59,7 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
         total = judge.steps(first=not metrics)
         with Bar(target, f"evaluate {name}", total) as bar, _named(file):
             progress = Progress(bar, total)
-            backbone, tokenizer = load_for_sampling(file, workspace, config.rollout.device)
+            backbone, tokenizer = load_for_sampling(file, workspace, settings.device)
             pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress)
             metrics[name] = judge.compare(pixel_NCHW, progress)
             bar.show(total, {"FID": metrics[name]["fid"]})

@@ -148,14 +148,14 @@ def fill(order: Order, config: RunConfig, workspace: Workspace, target: Console)
     Raises:
         InputError: a file is missing, they speak different tokens, or the disk has no room.
     """
-    backbone, tokenizer = load_for_sampling(order.file, workspace, config.rollout.device)
+    backbone, tokenizer = load_for_sampling(order.file, workspace, config.sample.device)
     side = None if order.is_sheet else config.evaluate.size
     batches = draw_batches(
         backbone,
         tokenizer,
         order.label_N,
         sampling=how_to_draw(config),
-        batch_size=config.evaluate.batch_size,
+        batch_size=config.sample.batch_size or config.evaluate.batch_size,
         seed=order.seed,
         size=side,
     )

@@ -135,7 +135,7 @@ def _measure_all(job: Job, workspace: Workspace, rows: list[dict[str, Any]]) -> 
     found = []
     for step, file in ends:
         scales = job.scales if step == last else (job.fixed,)
-        models = load_for_sampling(file, Workspace(job.start), job.config.rollout.device)
+        models = load_for_sampling(file, Workspace(job.start), job.config.evaluate.device)
         for scale in scales:
             sampling = at_scale(job.config.evaluate.sampling, scale)
             pixel_NCHW = judge.draw(*models, sampling)

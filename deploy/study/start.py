@@ -18,7 +18,7 @@ from common.files.made_from import difference
 from common.files.paths import read_json
 from common.images.opening import open_images
 from common.tokenization.tokenizer import TrainableTokenizerConfig
-from deploy.config import RunConfig
+from deploy.config import PretrainsConfig, RunConfig
 from deploy.console.progress import busy
 from deploy.run_folder.borrowing import link
 from deploy.run_folder.workspace import Workspace
@@ -30,6 +30,7 @@ from deploy.stages.tokenize import tokenize
 from deploy.stages.training import require_finished
 from deploy.study.cells import SHARED, require_metrics
 from deploy.study.config import Study
+from learner.pretrain import HARMLESS
 
 MARK = "start.json"
 TOKENS = {"kind", "classes", "crops", "crop_range", "paths"}
@@ -110,9 +111,9 @@ def read_mark(root: Path) -> dict[str, Any]:
 
 def made_from(config: RunConfig) -> dict[str, Any]:
     """All that decides what the start holds; files by their contents."""
-    pretrain = config.pretrain.model_dump(mode="json")
-    for settings in pretrain.values():
-        settings.pop("checkpoint_every", None)
+    pretrain = config.pretrain.model_dump(
+        mode="json", exclude=dict.fromkeys(PretrainsConfig.model_fields, HARMLESS)
+    )
     return {
         "seed": config.seed,
         "images": _images(config),

@@ -64,6 +64,8 @@ class EvaluateConfig(Config):
     """Images sampled per model; classes with real images in equal shares."""
     batch_size: Batch = 250
     """Images decoded together."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where samples are drawn and decoded, and where the classifier is trained."""
     sampling: SamplingConfig = SamplingConfig()
     """How evaluation samples are drawn."""
     size: Side | None = None

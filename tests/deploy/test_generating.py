@@ -26,24 +26,6 @@ def parts_of(workspace):
     return sorted(workspace.root.glob("tokens/teacher.parts/*/part-*.parquet"))
 
 
-@pytest.fixture
-def own_tokens(run_in):
-    """A run whose tokens folder is its own, so that the prepared one stays as it is."""
-
-    def build(*overrides, name="run"):
-        config, workspace = run_in(*overrides, name=name)
-        folder = workspace.root / "tokens"
-        if folder.is_symlink():
-            target = folder.resolve()
-            folder.unlink()
-            folder.mkdir()
-            for entry in target.iterdir():
-                (folder / entry.name).symlink_to(entry)
-        return config, workspace
-
-    return build
-
-
 def test_the_dataset_is_the_teachers_decoding_of_the_datas_labels(own_tokens, quiet):
     run = own_tokens(DATASET, "contexts.sources.teacher.sequences=20", "tokens.part_images=8")
     assert generate(*run, quiet, local=True) == {"sequences": 20, "fresh": True}
