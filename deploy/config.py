@@ -194,7 +194,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _contexts_suit_the_objective(self) -> Self:
-        self.objective.check(self.contexts.shares())
+        self.objective.check(self.contexts.policies())
         return self
 
     @model_validator(mode="after")

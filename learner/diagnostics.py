@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common.exchange.signal import entropy_of
-from common.exchange.trajectory import TrajectoryBatch, is_on_policy
+from common.exchange.trajectory import TrajectoryBatch
 from learner.gate import confidence
 from learner.objective import ObjectiveConfig, TokenChunk
 from learner.process_group import ProcessGroup
@@ -127,10 +127,15 @@ class StepStatistics:
         return means
 
     def rollout_means(self) -> dict[str, float]:
-        """After `metrics`: means over the tokens with a loss of all rollouts; empty without any."""
+        """After `metrics`: means over the tokens with a loss of all rollouts; empty without any.
+
+        A context is one of rollouts where a slot that the student sampled has a loss, on any rank;
+        all rows of a context have one policy.
+        """
         means = {}
+        sampled = [name for name in self.contexts if self._found["survival", name][1]]
         for name in self.names[len(OF_ROWS) :]:
-            found = [self._found[name, x] for x in self.contexts if is_on_policy(x)]
+            found = [self._found[name, x] for x in sampled]
             total, count = map(sum, zip(*found, strict=True)) if found else (0, 0)
             if count:
                 means[name] = total / count

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.exchange.provenance import Policy
 from common.exchange.trajectory import TrajectoryBatch
 from learner.objective import TokenChunk
 from learner.relaxation import ClusterMap
@@ -23,6 +24,7 @@ class GatheredTokens:
     """Codes, loss coefficients, teacher signal and the objective's columns, each (N, ...)."""
 
     context: str
+    policy: Policy
     at_N: Tensor
     """Place of every token in the flattened batch: row * L + slot."""
     slot_N: Tensor
@@ -67,21 +69,25 @@ class GatheredTokens:
         column = {name: value[tokens] for name, value in self.column.items()}
         groups = self.groups(tokens)
         return TokenChunk(
-            self.context, self.token_N[tokens], student_nV, teacher_nV, clusters, column, groups
+            self.policy, self.token_N[tokens], student_nV, teacher_nV, clusters, column, groups
         )
 
 
 def select(
-    context: str, batch: TrajectoryBatch, token_weights: TokenWeights, coefficient_BL: Tensor
+    source: tuple[str, Policy],
+    batch: TrajectoryBatch,
+    token_weights: TokenWeights,
+    coefficient_BL: Tensor,
 ) -> GatheredTokens:
-    """Tokens of `context` whose coefficient is not 0, in order of sequence and slot."""
-    member_B = torch.tensor([name == context for name in batch.context])
+    """Tokens of `source`, a (context, policy), whose coefficient is not 0, in order of sequence and
+    slot."""
+    member_B = torch.tensor([found == source for found in batch.sources])
     active_BL = (coefficient_BL != 0) & member_B.to(coefficient_BL.device)[:, None]
     at_N = active_BL.flatten().nonzero()[:, 0]
     row_N, slot_N = at_N // active_BL.shape[1], at_N % active_BL.shape[1]
     watched_N = (batch.id_B[row_N] + slot_N) % STRIDE == 0
     return GatheredTokens(
-        context,
+        *source,
         at_N,
         slot_N,
         watched_N.nonzero()[:, 0].cpu(),

@@ -135,8 +135,8 @@ class Learner:
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             hidden_BLC = self._student.features(batch.label_B, batch.token_BL, batch.plan)
             losses = []
-            for context in dict.fromkeys(batch.context):
-                chosen = select(context, batch, token_weights, coefficient_BL)
+            for source in dict.fromkeys(batch.sources):
+                chosen = select(source, batch, token_weights, coefficient_BL)
                 losses.append(self._loss(chosen, chosen.take(hidden_BLC), statistics))
             total = torch.stack(losses).sum()
         total.backward()

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from common.config.plugins import PluginConfig
 from common.errors import InputError
-from common.exchange.trajectory import TrajectoryBatch, is_on_policy
+from common.exchange.provenance import TEACHER, Policy, is_on_policy
+from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import Divergence, filled
 from learner.process_group import ProcessGroup
 from learner.relaxation import ClusterMap, RelaxationConfig
@@ -35,9 +36,10 @@ from learner.token_weights import ObjectiveState, TokenWeights
 
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
-    """Tokens of one context: codes, log-probabilities of student (with gradient) and teacher."""
+    """Tokens of one policy: codes, log-probabilities of student (with gradient) and teacher."""
 
-    context: str
+    policy: Policy
+    """Who sampled them; objectives never see the name of a context."""
     token_N: Tensor
     student_NV: Tensor
     teacher_NV: Tensor | None
@@ -52,7 +54,12 @@ class TokenChunk:
         teacher_nV = None if self.teacher_NV is None else self.teacher_NV[index_n]
         column = {name: value[index_n] for name, value in self.column.items()}
         student_nV, token_n = self.student_NV[index_n], self.token_N[index_n]
-        return TokenChunk(self.context, token_n, student_nV, teacher_nV, self.clusters, column)
+        return TokenChunk(self.policy, token_n, student_nV, teacher_nV, self.clusters, column)
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether the student sampled them."""
+        return is_on_policy(self.policy)
 
     @property
     def required_teacher_NV(self) -> Tensor:
@@ -98,28 +105,28 @@ class ObjectiveConfig(PluginConfig, ABC):
         """Quantities of learner/teacher_targets.py that `token_weights` wants in batch.signal."""
         return frozenset()
 
-    def check(self, shares: Mapping[str, float]) -> None:
-        """Refuse a mixture of contexts (probability by name) that the objective can't use.
+    def check(self, shares: Mapping[Policy, float]) -> None:
+        """Refuse a mixture of contexts (probability by policy) that the objective can't use.
 
         Raises:
             InputError: no context has a loss, or the mixture defeats the objective.
         """
-        used = [n for n, share in shares.items() if share and self._uses(n)]
+        used = [policy for policy, share in shares.items() if share and self._uses(policy)]
         if not used:
             kind = "data or teacher sequences" if self.uses_data else "rollouts"
             raise InputError(
                 f"objective.kind={self.kind} learns from {kind} only, but contexts.sources has "
-                f"{', '.join(n for n, share in shares.items() if share)}; add such a source"
+                f"{', '.join(p for p, share in shares.items() if share)}; add such a source"
             )
-        if "behaviour" in self.columns and shares.get("teacher"):
+        if "behaviour" in self.columns and shares.get(TEACHER):
             raise InputError(
                 f"objective.kind={self.kind} corrects by the probability with which the student "
-                "itself drew a code, but contexts.sources.teacher holds samples of the teacher; "
+                "itself drew a code, but one of contexts.sources holds samples of the teacher; "
                 "drop that source, or choose another objective"
             )
 
-    def _uses(self, context: str) -> bool:
-        return self.uses_rollouts if is_on_policy(context) else self.uses_data
+    def _uses(self, policy: Policy) -> bool:
+        return self.uses_rollouts if is_on_policy(policy) else self.uses_data
 
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup

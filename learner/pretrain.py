@@ -11,7 +11,8 @@ import torch
 from common.config.quantities import Batch, Fraction, Steps, StepsOrNever
 from common.config.schema import Config
 from common.data.tokens import TokenDataset
-from common.exchange.trajectory import DATA, TrajectoryBatch
+from common.exchange.provenance import DATA
+from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone
 from common.randomness import Draws
 from learner.config import LearnerConfig
@@ -62,6 +63,8 @@ def data_batches(
             version_B=torch.zeros_like(id_B),
             label_B=label_B,
             context=(DATA,) * len(index_B),
+            policy=(DATA,) * len(index_B),
+            law=("exact",) * len(index_B),
             prefix_B=torch.full_like(id_B, data.spec.length),
             plan=plan,
             token_BL=plan.to_slots(cell_BL),

@@ -21,8 +21,8 @@ from common.config.plugins import PluginConfig, named_by_kind
 from common.config.quantities import Weight
 from common.config.schema import Config
 from common.data.tokens import TokenDataset
+from common.exchange.provenance import DATA, TEACHER, Law, Policy
 from common.exchange.schedule import Schedule
-from common.exchange.trajectory import DATA
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig
@@ -40,6 +40,16 @@ class ContextConfig(PluginConfig, ABC):
         return None
 
     @property
+    def policy(self) -> Policy:
+        """Who samples what follows the prefix, also where that was done once for a file."""
+        return self.sampler or (TEACHER if self.is_generated else DATA)
+
+    def law(self, student: SamplingConfig) -> Law:
+        """Whether rows come from the policy's own distribution; `student` is how that one draws."""
+        drawn = student if self.sampler == "student" else self.teacher_sampling
+        return law_of(drawn)
+
+    @property
     def teacher_sampling(self) -> SamplingConfig | None:
         """How the teacher draws tokens in rollout workers; None where it does not."""
         return None
@@ -52,6 +62,11 @@ class ContextConfig(PluginConfig, ABC):
     @abstractmethod
     def prefix(self, index: int, draws: Draws, *, spec: SequenceSpec, step: int) -> int:
         """Number of ground-truth slots of image `index`; `spec.length` means all of them."""
+
+
+def law_of(sampling: SamplingConfig | None) -> Law:
+    """Of rows that are drawn so; None: nothing is drawn."""
+    return "exact" if sampling is None or sampling.is_plain else "approximate"
 
 
 class ContextsConfig(Config):
@@ -77,7 +92,7 @@ class ContextsConfig(Config):
 
     @model_validator(mode="after")
     def _annealing_starts_from_data(self) -> "ContextsConfig":
-        if self.anneal != "none" and DATA not in self.sources:
+        if self.anneal != "none" and not self._of_data:
             raise ValueError(
                 f"anneal is {self.anneal}, which begins with data alone, but there is no "
                 "sources.data; add it (its ratio may be 0)"
@@ -99,6 +114,19 @@ class ContextsConfig(Config):
         found = [source.teacher_sampling for source in self.used]
         return next((sampling for sampling in found if sampling is not None), None)
 
+    @property
+    def _of_data(self) -> list[str]:
+        """The sources of whole ground-truth sequences."""
+        return [kind for kind, source in self.sources.items() if source.policy == DATA]
+
+    def policies(self) -> dict[Policy, float]:
+        """Probability of each policy among the sources; under annealing, what it ends with."""
+        found: dict[Policy, float] = {}
+        for kind, share in self.shares().items():
+            policy = self.sources[kind].policy
+            found[policy] = found.get(policy, 0.0) + share
+        return found
+
     def shares(self) -> dict[str, float]:
         """Probability of each source, in a fixed order; under annealing, what it ends with."""
         return {kind: s.ratio / self.total for kind, s in sorted(self.sources.items())}
@@ -116,7 +144,11 @@ class ContextsConfig(Config):
             "exponential": 200.0**-progress,
             "sigmoid": 1 / (1 + math.exp(12 * progress - 6)),
         }[self.anneal]
-        return {k: (1 - extra) * s + extra * (k == DATA) for k, s in self.shares().items()}
+        data = self._of_data
+        return {
+            kind: (1 - extra) * share + extra * (kind in data) / len(data)
+            for kind, share in self.shares().items()
+        }
 
     def choose(self, index: int, draws: Draws, schedule: Schedule) -> str:
         """The context of image `index`."""
@@ -138,6 +170,8 @@ class RolloutRequest:
     label_B: Tensor
     """Labels after class dropout."""
     context: tuple[str, ...]
+    policy: tuple[Policy, ...]
+    law: tuple[Law, ...]
     sampler: tuple[SamplerName | None, ...]
     """Who samples what follows the prefix; None: the whole sequence is in cell_BL."""
     prefix_B: Tensor
@@ -155,6 +189,8 @@ class RolloutRequest:
             self.id_B[chosen],
             self.label_B[chosen],
             tuple(self.context[n] for n in numbers),
+            tuple(self.policy[n] for n in numbers),
+            tuple(self.law[n] for n in numbers),
             tuple(self.sampler[n] for n in numbers),
             self.prefix_B[chosen],
             self.cell_BL[chosen],
@@ -169,9 +205,11 @@ def assign(
     schedule: Schedule,
     data: TokenDataset,
     class_dropout: float,
+    sampling: SamplingConfig,
     generated: TokenDataset | None = None,
 ) -> RolloutRequest:
-    """`generated` holds the teacher's sequences, for a source that reads them."""
+    """`sampling` is how the student draws; `generated` holds the teacher's sequences, for a source
+    that reads them."""
     label_B, cell_BL = data.pick(indices, draws, class_dropout)
     context = tuple(contexts.choose(index, draws, schedule) for index in indices)
     sources = [contexts.sources[kind] for kind in context]
@@ -187,8 +225,13 @@ def assign(
         labels, cells = generated.pick(indices, own, class_dropout)
         label_B = torch.where(is_generated_B, labels, label_B)
         cell_BL = torch.where(is_generated_B[:, None], cells, cell_BL)
-    samplers: list[SamplerName | None] = [source.sampler for source in sources]
-    prefix_B = torch.tensor(prefixes)
     return RolloutRequest(
-        torch.tensor(indices), label_B, context, tuple(samplers), prefix_B, cell_BL
+        torch.tensor(indices),
+        label_B,
+        context,
+        policy=tuple(source.policy for source in sources),
+        law=tuple(source.law(sampling) for source in sources),
+        sampler=tuple(source.sampler for source in sources),
+        prefix_B=torch.tensor(prefixes),
+        cell_BL=cell_BL,
     )

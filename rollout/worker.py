@@ -177,6 +177,8 @@ class RolloutWorker:
             version_B=torch.full_like(work.id_B, self._loaded[1]),
             label_B=work.label_B,
             context=work.context,
+            policy=work.policy,
+            law=work.law,
             prefix_B=work.prefix_B,
             plan=plan,
             token_BL=token_BL,
@@ -224,6 +226,7 @@ class RolloutWorker:
             schedule=self._schedule,
             data=self._data,
             class_dropout=self._config.class_dropout,
+            sampling=self._config.sampling,
             generated=self._generated,
         )
 

@@ -144,6 +144,8 @@ def sampled() -> Callable[..., TrajectoryBatch]:
             version_B=torch.full((5,), 3),
             label_B=label_B,
             context=context,
+            policy=context,
+            law=("exact",) * 5,
             prefix_B=prefix_B,
             plan=plan,
             token_BL=decoded.token_BL,

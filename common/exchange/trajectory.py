@@ -1,27 +1,30 @@
 """The one record that travels between roles, live and at rest.
 
-A record is one Arrow batch, one row per sequence. Columns (schema version 1):
+A record is one Arrow batch, one row per sequence. Columns (schema version 2):
 
     id            int64              image index of the run; never re-used for other content
-    version       int64              policy version whose weights sampled the row
+    version       int64              learner steps behind the student's weights that the worker
+                                     held, with which it sampled the row if `policy` is student
     label         int64              class, or the null class where the label was dropped
-    context       string             file name in rollout/contexts: data, student, teacher
+    context       string             file name in rollout/contexts; a name, nothing goes by it
+    policy        string             who sampled the row: data, teacher or student
+    law           string             exact or approximate (common/exchange/provenance.py)
     prefix        int64              ground-truth slots at the start, in plan order
     order, token  int32[L]           grid position and code of every slot
     logprob       float32[L]         behaviour log-probability; 0 on slots that were given
     noise         float64[L]         the uniforms that drew the row (optional)
     signal.NAME   float16/32[L, ..]  what the teacher says (absent before scoring)
 
-Schema metadata: schema, lease, generation, oldest (lowest version of any on-policy row, or -1),
-step_sizes, spec, worker, rollout_seconds, and after scoring teacher_seconds and head (digest of
-the teacher's output head).
+Schema metadata: schema, lease, generation, oldest (lowest version of any row whose policy is
+student, or -1), step_sizes, spec, worker, rollout_seconds, and after scoring teacher_seconds and
+head (digest of the teacher's output head).
+
+Version 1 did not say who sampled a row: its readers took the context called "student" for that.
 
 Shape letters: B sequences, L slots.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
 from typing import NewType
 
 import numpy as np
@@ -30,119 +33,18 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from common.exchange.provenance import LAWS, POLICIES
+from common.exchange.trajectory_batch import TrajectoryBatch, concatenate
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 
+__all__ = ["TrajectoryBatch", "concatenate"]
 PolicyVersion = NewType("PolicyVersion", int)
 """Learner steps behind a set of weights."""
 
-SCHEMA_VERSION = 1
-DATA = "data"
-"""The context of whole ground-truth sequences, whose slots all have a loss although k = T."""
-ON_POLICY = "student"
-"""The only context whose rows hold samples of the student; all others never go stale."""
-
-
-def is_on_policy(context: str) -> bool:
-    """Whether rows of `context` were sampled by some version of the student."""
-    return context == ON_POLICY
-
-
-@dataclass(frozen=True)
-class TrajectoryBatch:
-    """Sequences, who sampled them from which context, and what the teacher says about them."""
-
-    spec: SequenceSpec
-    id_B: Tensor
-    version_B: Tensor
-    label_B: Tensor
-    context: tuple[str, ...]
-    prefix_B: Tensor
-    plan: DecodePlan
-    token_BL: Tensor
-    logprob_BL: Tensor
-    """Log-probability under the distribution that drew the token; 0 on slots that were given."""
-    noise_BL: Tensor | None = None
-    signal: dict[str, Tensor] = field(default_factory=dict)
-    """Teacher columns by name, each (B, L, ...); `entropy` is always there once scored."""
-    facts: dict[str, str] = field(default_factory=dict)
-    """Schema metadata beyond what the fields say: lease, generation, signal, head, seconds."""
-
-    def __len__(self) -> int:
-        return self.token_BL.shape[0]
-
-    def scored(self, signal: dict[str, Tensor], facts: dict[str, str]) -> "TrajectoryBatch":
-        return replace(self, signal=signal, facts=self.facts | facts)
-
-    def rows(self, chosen: slice) -> "TrajectoryBatch":
-        """A view of some rows."""
-        cut = {
-            f.name: getattr(self, f.name)[chosen]
-            for f in fields(self)
-            if f.name == "context" or isinstance(getattr(self, f.name), Tensor)
-        }
-        plan = DecodePlan(self.plan.order_BL[chosen], self.plan.step_sizes)
-        signal = {name: value[chosen] for name, value in self.signal.items()}
-        return replace(self, plan=plan, signal=signal, **cut)
-
-    def to(self, device: torch.device) -> "TrajectoryBatch":
-        moved = {
-            f.name: getattr(self, f.name).to(device)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        signal = {name: value.to(device) for name, value in self.signal.items()}
-        return replace(self, signal=signal, **moved)
-
-    @property
-    def suffix_BL(self) -> Tensor:
-        """True on slots at or after the prefix length."""
-        slot_L = torch.arange(self.token_BL.shape[1], device=self.token_BL.device)
-        return slot_L[None] >= self.prefix_B[:, None]
-
-    def rows_where(self, matches: Callable[[str], bool]) -> Tensor:
-        """True_B for rows whose context matches."""
-        flags = [matches(name) for name in self.context]
-        return torch.tensor(flags, device=self.token_BL.device)
-
-    @property
-    def data_B(self) -> Tensor:
-        """True for rows that are whole ground-truth sequences."""
-        return self.rows_where(lambda name: name == DATA)
-
-    @property
-    def on_policy_B(self) -> Tensor:
-        """True for rows that the student sampled."""
-        return self.rows_where(is_on_policy)
-
-    @property
-    def rollout_BL(self) -> Tensor:
-        """True on slots that the student sampled."""
-        return self.suffix_BL & self.on_policy_B[:, None]
-
-
-def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
-    """Join batches that share spec and step sizes; facts are those of the first."""
-    first = batches[0]
-    if any(b.spec != first.spec or b.plan.step_sizes != first.plan.step_sizes for b in batches):
-        raise ValueError("only batches of one spec and one plan geometry can be joined")
-    if len(batches) == 1:
-        return first
-
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(batch, name) for batch in batches])
-
-    tensors = {
-        f.name: joined(f.name) for f in fields(first) if isinstance(getattr(first, f.name), Tensor)
-    }
-    order_BL = torch.cat([batch.plan.order_BL for batch in batches])
-    return replace(
-        first,
-        context=tuple(name for batch in batches for name in batch.context),
-        plan=DecodePlan(order_BL, first.plan.step_sizes),
-        signal={name: torch.cat([b.signal[name] for b in batches]) for name in first.signal},
-        **tensors,
-    )
+SCHEMA_VERSION = 2
+TEXT = ("context", "policy", "law")
+"""Columns of words."""
 
 
 def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
@@ -151,7 +53,7 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
         "id": _to_column(batch.id_B),
         "version": _to_column(batch.version_B),
         "label": _to_column(batch.label_B),
-        "context": pa.array(batch.context, pa.string()),
+        **{name: pa.array(getattr(batch, name), pa.string()) for name in TEXT},
         "prefix": _to_column(batch.prefix_B),
         "order": _to_column(batch.plan.order_BL.int()),
         "token": _to_column(batch.token_BL.int()),
@@ -190,8 +92,7 @@ def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
 
 def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
     facts = {key.decode(): value.decode() for key, value in (record.schema.metadata or {}).items()}
-    if facts.pop("schema", None) != str(SCHEMA_VERSION):
-        raise InputError(f"record has no trajectory schema {SCHEMA_VERSION}: {record.schema.names}")
+    _require_schema(facts.pop("schema", None))
     facts.pop("oldest")
     try:
         spec = SequenceSpec.from_dict(json.loads(facts.pop("spec")))
@@ -199,7 +100,7 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         raise InputError(f"record is damaged: {error}") from None
     step_sizes = tuple(int(n) for n in facts.pop("step_sizes").split(","))
     column = {
-        name: _to_tensor(record.column(name)) for name in record.schema.names if name != "context"
+        name: _to_tensor(record.column(name)) for name in record.schema.names if name not in TEXT
     }
     for name in ("id", "version", "label", "prefix", "order", "token"):
         if column[name].dtype not in (torch.int32, torch.int64):
@@ -210,6 +111,8 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         version_B=column["version"],
         label_B=column["label"],
         context=tuple(record.column("context").to_pylist()),
+        policy=tuple(record.column("policy").to_pylist()),
+        law=tuple(record.column("law").to_pylist()),
         prefix_B=column["prefix"],
         plan=DecodePlan(column["order"].long(), step_sizes),
         token_BL=column["token"].long(),
@@ -224,9 +127,19 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
     )
 
 
+def _require_schema(version: str | None) -> None:
+    if version != str(SCHEMA_VERSION):
+        found = "no trajectory schema" if version is None else f"trajectory schema {version}"
+        raise InputError(
+            f"record has {found}, but this version reads schema {SCHEMA_VERSION}, whose rows say "
+            "who sampled them; sample and score it again"
+        )
+
+
 def bytes_per_image(length: int, signal_bytes: int, *, noise: bool) -> int:
     """Wire size of one scored row: fixed columns, int32 order and token, logprob, signal."""
-    return 4 * 8 + 8 + length * (4 + 4 + 4 + (8 if noise else 0)) + signal_bytes
+    words = 3 * (4 + 7)  # an offset each, and about as many letters
+    return 4 * 8 + words + length * (4 + 4 + 4 + (8 if noise else 0)) + signal_bytes
 
 
 def _check(batch: TrajectoryBatch) -> None:
@@ -253,6 +166,10 @@ def _check_shapes(batch: TrajectoryBatch) -> None:
     count, length = len(batch.context), batch.spec.length
     if not count or not all(isinstance(name, str) for name in batch.context):
         raise InputError("record has no rows, or rows without a context")
+    for name, known in (("policy", POLICIES), ("law", LAWS)):
+        if strange := set(getattr(batch, name)) - set(known):
+            found = ", ".join(sorted(map(repr, strange)))
+            raise InputError(f"record column {name} holds {found}, expected {' or '.join(known)}")
     if min(batch.plan.step_sizes) < 1:
         raise InputError(f"record has steps of {batch.plan.step_sizes} slots")
     row, whole = (count,), (count, length)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from common.device import precision
+from common.exchange.provenance import STUDENT, Policy
 from common.exchange.signal import entropies
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone
@@ -181,9 +182,10 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
     images = min(settings.micro_batch, settings.global_batch_size // settings.world_size)
     batch = blank_batch(student, images, config.rollout.sampling)
     clusters = _clusters(config, student.spec.vocab_size)
-    contexts = [name for name, share in config.contexts.shares().items() if share]
+    shares = config.contexts.policies()
+    policies: list[Policy] = [policy for policy, share in shares.items() if share]
 
-    def micro_batch(context: str) -> None:
+    def micro_batch(policy: Policy) -> None:
         token_N = batch.token_BL.flatten()
         column = signal.encode(torch.zeros(len(token_N), head.in_features, device=META), head)
 
@@ -194,7 +196,7 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
                 teacher_nV = signal.logprob(part, head)
             student_nV = logit_nV.float().log_softmax(-1)
             chunk = TokenChunk(
-                context,
+                policy,
                 token_N[tokens],
                 student_nV,
                 teacher_nV,
@@ -209,8 +211,8 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
         chunked_loss(hidden_NC.clone(), student.head, loss, settings.chunk_tokens).backward()
 
     def run() -> None:
-        for context in contexts * 2:  # the second time, beside the gradients of the first
-            micro_batch(context)
+        for policy in policies * 2:  # the second time, beside the gradients of the first
+            micro_batch(policy)
 
     return peak_bytes(run, precision(settings.dtype))
 
@@ -239,6 +241,8 @@ def blank_batch(model: Backbone, images: int, sampling: SamplingConfig) -> Traje
         version_B=index_B,
         label_B=index_B,
         context=("blank",) * images,
+        policy=(STUDENT,) * images,
+        law=("exact",) * images,
         prefix_B=index_B,
         plan=plan,
         token_BL=token_BL,

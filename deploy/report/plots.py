@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from common.exchange.trajectory import DATA
+from common.exchange.provenance import DATA
 from common.files.atomic import write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
@@ -55,9 +55,13 @@ def save_curves(path: Path, rows: Rows, fid: Mapping[str, float]) -> None:
             (
                 axes[0, 0],
                 "divergence per token (nats)",
-                ("divergence/data", "divergence/teacher", "divergence/student"),
+                [f"divergence/{name}" for name in _contexts(rows)],
             ),
-            (axes[0, 1], "gate on student rollouts", ("survival/student", "weight/student")),
+            (
+                axes[0, 1],
+                "gate on student rollouts",
+                [f"{what}/{name}" for name in _rollouts(rows) for what in ("survival", "weight")],
+            ),
             (
                 axes[1, 0],
                 "staleness (steps) and waiting (s)",
@@ -102,7 +106,7 @@ def draw_diagnostics(
 ) -> None:
     """The six panels on an empty figure."""
     confidence, survival, clusters, entropy, seconds, divergence = figure.subplots(3, 2).flat
-    rollouts = [name for name in _contexts(rows) if name != DATA]
+    rollouts = _rollouts(rows)
     none = "nothing was recorded" if profiles else "no window of learner.profile_every steps ended"
     on_rollouts = none if rollouts else NO_ROLLOUTS
 
@@ -198,6 +202,11 @@ def _contexts(rows: Rows) -> list[str]:
         key.split("/")[1] for row in rows for key in row if key.startswith("share/") and row[key]
     }
     return sorted(seen, key=lambda name: (name != DATA, name))
+
+
+def _rollouts(rows: Rows) -> list[str]:
+    """Contexts with slots that the student sampled: those alone have a survival."""
+    return [name for name in _contexts(rows) if any(f"survival/{name}" in row for row in rows)]
 
 
 def _colour(context: str) -> str:

@@ -29,7 +29,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The report as data; every number is read from the run's own records."""
     lags = [row["lag_mean"] for row in rows if "lag_mean" in row]
-    survival = [row["survival/student"] for row in rows if "survival/student" in row]
+    survival = _survival(rows)
     return {
         "fid": {name: found["fid"] for name, found in quality.metrics.items()},
         "metrics": quality.metrics,
@@ -77,6 +77,12 @@ def by_context(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         name: {context: sum(values) / len(values) for context, values in contexts.items()}
         for name, contexts in found.items()
     }
+
+
+def _survival(rows: list[dict[str, Any]]) -> list[float]:
+    """By step that has one: the mean over the contexts that the student sampled."""
+    steps = ([v for key, v in row.items() if key.startswith("survival/")] for row in rows)
+    return [sum(found) / len(found) for found in steps if found]
 
 
 def final_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:

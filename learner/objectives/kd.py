@@ -8,7 +8,6 @@ so only the second term is left.
 from torch import Tensor
 
 from common.config.quantities import Probability, Temperature
-from common.exchange.trajectory import is_on_policy
 from learner.divergence import forward_kl, tempered
 from learner.objective import ObjectiveConfig, TokenChunk
 
@@ -24,6 +23,6 @@ class Config(ObjectiveConfig):
         student_NV = tempered(chunk.student_NV, self.temperature)
         teacher_NV = tempered(chunk.required_teacher_NV, self.temperature)
         loss_N = self.alpha * self.temperature**2 * forward_kl(student_NV, teacher_NV)
-        if self.alpha < 1 and not is_on_policy(chunk.context):
+        if self.alpha < 1 and not chunk.is_on_policy:
             loss_N = loss_N - (1 - self.alpha) * chunk.student_token_N
         return loss_N

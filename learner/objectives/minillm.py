@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from common.config.quantities import Probability, Weight
-from common.exchange.trajectory import TrajectoryBatch, is_on_policy
+from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import reverse_kl
 from learner.objective import ObjectiveConfig, TokenChunk
 from learner.process_group import ProcessGroup
@@ -82,7 +82,7 @@ class Config(ObjectiveConfig):
         return TokenWeights(support_BL.float(), support_BL, support_BL, column)
 
     def __call__(self, chunk: TokenChunk) -> Tensor:
-        if not is_on_policy(chunk.context):
+        if not chunk.is_on_policy:
             return self._data_loss(chunk)
         return_N = chunk.column["return"]
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()

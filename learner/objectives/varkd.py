@@ -14,7 +14,8 @@ from torch import Tensor
 
 from common.config.quantities import Weight
 from common.errors import InputError
-from common.exchange.trajectory import TrajectoryBatch, is_on_policy
+from common.exchange.provenance import Policy, is_on_policy
+from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import Divergence, filled
 from learner.gate import GateConfig, token_weights
 from learner.objective import ObjectiveConfig, TokenChunk
@@ -63,10 +64,10 @@ class Config(ObjectiveConfig):
     def reads(self) -> frozenset[str]:
         return self.gate.reads()
 
-    def check(self, shares: Mapping[str, float]) -> None:
+    def check(self, shares: Mapping[Policy, float]) -> None:
         super().check(shares)
         fine_data = self.data_apply not in ("relax", "both") or self.cross_entropy > 0
-        taught = any(share for name, share in shares.items() if not is_on_policy(name))
+        taught = any(share for policy, share in shares.items() if not is_on_policy(policy))
         if not self.relaxation.anchored and not (taught and fine_data):
             raise InputError(
                 f"objective.relaxation.factor is {self.relaxation.factor}, and no loss sees single "
@@ -89,7 +90,7 @@ class Config(ObjectiveConfig):
     def __call__(self, chunk: TokenChunk) -> Tensor:
         pair = chunk.student_NV, chunk.required_teacher_NV
         mix = self.relaxation.mix
-        if is_on_policy(chunk.context):
+        if chunk.is_on_policy:
             return relaxed(self.student, *pair, chunk.clusters, mix)
         clusters = chunk.clusters if self.data_apply in ("relax", "both") else None
         loss_N = relaxed(self.data, *pair, clusters, mix)
@@ -98,7 +99,7 @@ class Config(ObjectiveConfig):
         return loss_N
 
     def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        if chunk.clusters is None or not is_on_policy(chunk.context):
+        if chunk.clusters is None or not chunk.is_on_policy:
             return {}
         pair = chunk.student_NV, chunk.required_teacher_NV
         between_N, within_N = chain_rule(self.student, *pair, chunk.clusters)

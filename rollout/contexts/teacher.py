@@ -11,7 +11,8 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from common.config.quantities import Count, Probability
-from rollout.context import SamplerName
+from common.exchange.provenance import Law
+from rollout.context import SamplerName, law_of
 from rollout.prefix import PrefixDistribution
 from rollout.sampler import SamplingConfig
 
@@ -45,6 +46,9 @@ class Config(PrefixDistribution):
     @property
     def teacher_sampling(self) -> SamplingConfig | None:
         return None if self.is_generated else self.sampling
+
+    def law(self, student: SamplingConfig) -> Law:
+        return law_of(self.sampling)  # of the dataset as well: `varkd generate` draws so
 
     @property
     def is_generated(self) -> bool:

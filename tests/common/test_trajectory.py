@@ -21,6 +21,7 @@ def scored(sampled, tiny):
 def test_arrow_round_trip_is_exact(scored):
     back = from_arrow(to_arrow(scored))
     assert (back.spec, back.context, back.facts) == (scored.spec, scored.context, scored.facts)
+    assert (back.policy, back.law) == (scored.policy, scored.law)
     assert back.plan.step_sizes == scored.plan.step_sizes
     assert torch.equal(back.plan.order_BL, scored.plan.order_BL)
     for name in ("id_B", "version_B", "label_B", "prefix_B", "token_BL", "logprob_BL", "noise_BL"):
@@ -71,10 +72,43 @@ def test_damaged_rows_never_become_data(scored, field, value, message):
         from_arrow(to_arrow(replace(scored, **{field: broken})))
 
 
-def test_a_foreign_record_is_refused(scored):
-    record = to_arrow(scored).replace_schema_metadata({"schema": "99"})
-    with pytest.raises(InputError, match="no trajectory schema 1"):
-        from_arrow(record)
+@pytest.mark.parametrize(
+    ("schema", "found"),
+    [("1", "trajectory schema 1"), ("99", "trajectory schema 99"), (None, "no trajectory schema")],
+)
+def test_a_record_of_another_schema_is_refused_in_a_sentence(scored, schema, found):
+    facts = {k: v for k, v in to_arrow(scored).schema.metadata.items() if k != b"schema"}
+    facts |= {} if schema is None else {b"schema": schema.encode()}
+    with pytest.raises(InputError) as caught:
+        from_arrow(to_arrow(scored).replace_schema_metadata(facts))
+    assert str(caught.value) == (
+        f"record has {found}, but this version reads schema 2, whose rows say who sampled them; "
+        "sample and score it again"
+    )
+
+
+def test_provenance_and_not_a_contexts_name_says_what_goes_stale(scored):
+    """Rows of one context called student: read, sampled by the teacher, and by the student."""
+    policies = ("data", "teacher", "student", "student", "teacher")
+    versions = torch.tensor([0, 1, 5, 4, 2])
+    batch = replace(scored, context=("student",) * 5, policy=policies, version_B=versions)
+    back = from_arrow(to_arrow(batch))
+    assert back.policy == policies
+    assert to_arrow(batch).schema.metadata[b"oldest"] == b"4"
+    assert back.data_B.tolist() == [True, False, False, False, False]
+    assert back.on_policy_B.tolist() == [False, False, True, True, False]
+    assert torch.equal(back.rollout_BL, back.suffix_BL & back.on_policy_B[:, None])
+    others = replace(batch, context=("x",) * 5, policy=("teacher",) * 5)
+    assert to_arrow(others).schema.metadata[b"oldest"] == b"-1"
+
+
+@pytest.mark.parametrize(
+    ("column", "known"), [("policy", "data or teacher or student"), ("law", "exact or approximate")]
+)
+def test_words_that_no_reader_knows_are_refused(scored, column, known):
+    words = ("exact" if column == "law" else "data",) * 4 + ("late",)
+    with pytest.raises(InputError, match=f"column {column} holds 'late', expected {known}"):
+        from_arrow(to_arrow(replace(scored, **{column: words})))
 
 
 def test_wire_size_is_what_dry_run_says(scored):

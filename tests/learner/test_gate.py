@@ -32,6 +32,8 @@ def batch_of():
             version_B=index_B,
             label_B=index_B,
             context=("student",) * rows,
+            policy=("student",) * rows,
+            law=("exact",) * rows,
             prefix_B=prefix_B,
             plan=DecodePlan(order_BL, (1,) * length),
             token_BL=torch.zeros(rows, length, dtype=torch.long),

@@ -67,6 +67,8 @@ def everything(teacher_BLV, behaviour_BL, prefix=0):
         version_B=index_B,
         label_B=index_B,
         context=("student",) * len(SEQUENCES),
+        policy=("student",) * len(SEQUENCES),
+        law=("exact",) * len(SEQUENCES),
         prefix_B=torch.full_like(index_B, prefix),
         plan=DecodePlan(torch.arange(T).expand(len(SEQUENCES), -1), (1,) * T),
         token_BL=SEQUENCES,
@@ -204,7 +206,7 @@ def test_official_minillm_whitens_rollouts_alone(student, teacher_BLV):
     count = len(SEQUENCES)
     context = ("data",) * 9 + ("student",) * (count - 9)
     prefix_B = torch.tensor([T if name == "data" else 0 for name in context])
-    mixed = replace(mixed, context=context, prefix_B=prefix_B)
+    mixed = replace(mixed, context=context, policy=context, prefix_B=prefix_B)
     objective = minillm.Config(form="official")
     found = objective.token_weights(mixed, {}, SingleProcess()).column["return"]
     alone = objective.token_weights(mixed.rows(slice(9, count)), {}, SingleProcess()).column[

@@ -28,7 +28,8 @@ def mixture(mix_per="sample", **sources):
 
 def assignment(contexts, indices, data, **more):
     draws = Draws(3, len(data))
-    given = {"draws": draws, "schedule": SCHEDULE, "class_dropout": 0.1} | more
+    given = {"draws": draws, "schedule": SCHEDULE, "class_dropout": 0.1}
+    given |= {"sampling": SamplingConfig()} | more
     return assign(contexts, indices, data=data, **given)
 
 

@@ -26,6 +26,7 @@ def contexts(student=0.5, **fields):
 
 def assignment(config, indices, data, **changes):
     options = {"draws": Draws(3, len(data)), "schedule": SCHEDULE, "class_dropout": 0.1}
+    options |= {"sampling": SamplingConfig()}
     return assign(config, indices, data=data, **(options | changes))
 
 

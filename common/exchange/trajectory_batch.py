@@ -1,0 +1,124 @@
+"""Sequences in memory: what common/exchange/trajectory.py decodes a record to.
+
+Shape letters: B sequences, L slots.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from common.exchange.provenance import DATA, Law, Policy, is_on_policy
+from common.models.plan import DecodePlan
+from common.spec import SequenceSpec
+
+
+@dataclass(frozen=True)
+class TrajectoryBatch:
+    """Sequences, who sampled them from which context, and what the teacher says about them."""
+
+    spec: SequenceSpec
+    id_B: Tensor
+    version_B: Tensor
+    label_B: Tensor
+    context: tuple[str, ...]
+    policy: tuple[Policy, ...]
+    """Who sampled what follows the prefix of each row."""
+    law: tuple[Law, ...]
+    """Whether each row was drawn from the policy's own distribution."""
+    prefix_B: Tensor
+    plan: DecodePlan
+    token_BL: Tensor
+    logprob_BL: Tensor
+    """Log-probability under the distribution that drew the token; 0 on slots that were given."""
+    noise_BL: Tensor | None = None
+    signal: dict[str, Tensor] = field(default_factory=dict)
+    """Teacher columns by name, each (B, L, ...); `entropy` is always there once scored."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Schema metadata beyond what the fields say: lease, generation, signal, head, seconds."""
+
+    def __len__(self) -> int:
+        return self.token_BL.shape[0]
+
+    def scored(self, signal: dict[str, Tensor], facts: dict[str, str]) -> "TrajectoryBatch":
+        return replace(self, signal=signal, facts=self.facts | facts)
+
+    def rows(self, chosen: slice) -> "TrajectoryBatch":
+        """A view of some rows."""
+        cut = {
+            f.name: getattr(self, f.name)[chosen]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor | tuple)
+        }
+        plan = DecodePlan(self.plan.order_BL[chosen], self.plan.step_sizes)
+        signal = {name: value[chosen] for name, value in self.signal.items()}
+        return replace(self, plan=plan, signal=signal, **cut)
+
+    def to(self, device: torch.device) -> "TrajectoryBatch":
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        signal = {name: value.to(device) for name, value in self.signal.items()}
+        return replace(self, signal=signal, **moved)
+
+    @property
+    def sources(self) -> tuple[tuple[str, Policy], ...]:
+        """(context, policy) of every row."""
+        return tuple(zip(self.context, self.policy, strict=True))
+
+    @property
+    def suffix_BL(self) -> Tensor:
+        """True on slots at or after the prefix length."""
+        slot_L = torch.arange(self.token_BL.shape[1], device=self.token_BL.device)
+        return slot_L[None] >= self.prefix_B[:, None]
+
+    def rows_where(self, matches: Callable[[Policy], bool]) -> Tensor:
+        """True_B for rows whose policy matches."""
+        flags = [matches(policy) for policy in self.policy]
+        return torch.tensor(flags, device=self.token_BL.device)
+
+    @property
+    def data_B(self) -> Tensor:
+        """True for rows that are whole ground-truth sequences."""
+        return self.rows_where(lambda policy: policy == DATA)
+
+    @property
+    def on_policy_B(self) -> Tensor:
+        """True for rows that the student sampled."""
+        return self.rows_where(is_on_policy)
+
+    @property
+    def rollout_BL(self) -> Tensor:
+        """True on slots that the student sampled."""
+        return self.suffix_BL & self.on_policy_B[:, None]
+
+
+def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
+    """Join batches that share spec and step sizes; facts are those of the first."""
+    first = batches[0]
+    if any(b.spec != first.spec or b.plan.step_sizes != first.plan.step_sizes for b in batches):
+        raise ValueError("only batches of one spec and one plan geometry can be joined")
+    if len(batches) == 1:
+        return first
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(batch, name) for batch in batches])
+
+    def listed(name: str) -> tuple[str, ...]:
+        return tuple(value for batch in batches for value in getattr(batch, name))
+
+    of_rows = {
+        f.name: joined(f.name) if isinstance(getattr(first, f.name), Tensor) else listed(f.name)
+        for f in fields(first)
+        if isinstance(getattr(first, f.name), Tensor | tuple)
+    }
+    order_BL = torch.cat([batch.plan.order_BL for batch in batches])
+    return replace(
+        first,
+        plan=DecodePlan(order_BL, first.plan.step_sizes),
+        signal={name: torch.cat([b.signal[name] for b in batches]) for name in first.signal},
+        **of_rows,
+    )
