@@ -11,8 +11,9 @@ decides whether it lives in this process or in a Ray actor.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
+from typing import TypeAlias
 
 from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
@@ -29,20 +30,19 @@ from learner.train import Outcome
 from rollout.worker import RolloutWorker
 from teacher_server.teacher import Teacher
 
+WorkerFactory: TypeAlias = Callable[[str], RolloutWorker]
+"""Makes a worker of that name, at any time; one that comes late samples with the weights of then,
+which it fetches and verifies with its first lease. No name is used twice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything but the learner."""
+    """Everything but the workers, which come and go, and the learner, which may restart."""
 
     ledger: Ledger
     buffer: Buffer
     weights: WeightStore
     hub: MetricsHub
-    workers: dict[str, RolloutWorker]
-
-    def without_workers(self) -> "Services":
-        """For the learner's ranks; one that restarts talks to the same services."""
-        return replace(self, workers={})
 
     def close(self, cause: str | Verdict) -> None:
         """End the run for everybody who is left; whoever waits learns the cause."""
@@ -57,11 +57,11 @@ def wire(
     teacher: ModelFile,
     place: Launcher,
     generated: TokenDataset | None = None,
-) -> Services:
-    """Create every service and hand each the ones it talks to; `generated` is the teacher's own
-    token dataset, where a context reads one."""
+) -> tuple[Services, WorkerFactory]:
+    """Create every service, hand each the ones it talks to, and say how workers are made;
+    `generated` is the teacher's own token dataset, where a context reads one."""
     schedule = config.schedule()
-    calls = 4 + 2 * config.rollout.workers * (1 + config.rollout.in_flight)
+    calls = 4 + 2 * config.rollout.most_workers * (1 + config.rollout.in_flight)
     ledger = place(Ledger, schedule, site=ActorOptions("ledger", calls))
     limit = int(config.buffer.max_mb * 2**20)
     buffer = place(
@@ -80,34 +80,27 @@ def wire(
         )
         for index in range(config.teacher.replicas)
     ]
-    workers = _workers(
-        config,
-        data,
-        generated,
-        place,
-        weights=weights,
-        ledger=ledger,
-        teachers=teachers,
-        file=teacher,
+    make_worker = _worker_factory(
+        config, data, teacher, place, generated, weights, ledger, teachers
     )
-    return Services(ledger, buffer, weights, hub, workers)
+    return Services(ledger, buffer, weights, hub), make_worker
 
 
-def _workers(
+def _worker_factory(
     config: RunConfig,
     data: TokenDataset,
-    generated: TokenDataset | None,
+    teacher: ModelFile,
     place: Launcher,
-    *,
+    generated: TokenDataset | None,
     weights: WeightStore,
     ledger: Ledger,
     teachers: list[Teacher],
-    file: ModelFile,
-) -> dict[str, RolloutWorker]:
+) -> WorkerFactory:
     shared = place.share(data)  # gigabytes for ImageNet: once per node, not once per worker
     shared_generated = None if generated is None else place.share(generated)
-    return {
-        name: place(
+
+    def make_worker(name: str) -> RolloutWorker:
+        return place(
             RolloutWorker,
             config.rollout,
             config.contexts,
@@ -119,17 +112,17 @@ def _workers(
             teacher=place.any_of(teachers),
             weights=weights,
             ledger=ledger,
-            teacher_file=file if config.contexts.teacher_sampling else None,
+            teacher_file=teacher if config.contexts.teacher_sampling else None,
             generated=shared_generated,
             site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus),
         )
-        for name in (f"worker-{index}" for index in range(config.rollout.workers))
-    }
+
+    return make_worker
 
 
 def run_here(
-    services: Services, train: Callable[[Services, Callable[[], object]], Outcome]
+    make_worker: WorkerFactory, count: int, train: Callable[[Callable[[], object]], Outcome]
 ) -> Outcome:
     """Everything in this thread: whenever the learner waits, the next worker samples a lease."""
-    turns = cycle(services.workers.values())
-    return train(services, lambda: next(turns).produce())
+    turns = cycle([make_worker(f"worker-{number}") for number in range(count)])
+    return train(lambda: next(turns).produce())

@@ -41,6 +41,8 @@ class RolloutConfig(Config):
     """Rollout worker actors; scaled independently of the learner."""
     min_workers: Processes = 1
     """The run ends with the cause when fewer workers are left alive."""
+    max_restarts: Spare = 0
+    """Workers that may be replaced in a run when they die; the others take over beyond that."""
     batch_size: Batch = 32
     """Images per lease, decoded together; must divide learner.global_batch_size."""
     in_flight: Spare = 1
@@ -59,6 +61,11 @@ class RolloutConfig(Config):
     """Logical CPUs reserved per worker on the cluster."""
     gpus: Gpus = 0
     """GPUs (or a fraction) reserved per worker."""
+
+    @property
+    def most_workers(self) -> int:
+        """How far a run may grow while it goes on: its services have threads for so many."""
+        return 2 * self.workers
 
 
 class Scorer(Protocol):

@@ -18,6 +18,7 @@ class Launcher(Protocol):
     ) -> T: ...
     def share(self, value: T) -> T: ...
     def any_of(self, replicas: list[T]) -> T: ...
+    def end(self, placed: object) -> None: ...
 
 
 class LocalLauncher:
@@ -33,3 +34,6 @@ class LocalLauncher:
 
     def any_of(self, replicas: list[T]) -> T:
         return replicas[0]
+
+    def end(self, placed: object) -> None:
+        """Nothing: it goes when nobody holds it."""

@@ -130,6 +130,12 @@ class RayLauncher:
             for reference in ready:
                 _answer(missing.pop(reference), partial(_itself, reference))
 
+    def end(self, placed: object) -> None:
+        """End the actor behind `placed`; what it takes is free for another."""
+        actor = cast(ActorProxy, placed)._actor
+        self._actors.remove(actor)
+        ray.kill(actor)
+
     def shutdown(self) -> None:
         """End every actor that was placed."""
         for actor in self._actors:

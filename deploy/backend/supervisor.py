@@ -1,18 +1,26 @@
-"""Keeps the rollout workers running and notices when one is gone."""
+"""Keeps the rollout workers running; they come and go while the run goes on."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from common.errors import UNDERSTOOD, RunFailed, ServiceDied, Verdict
 from deploy.console.faults import FaultLog
+from rollout.worker import RolloutConfig
 
 
 class Runner(Protocol):
-    def run(self) -> int: ...
-    def stop(self) -> None: ...
+    """What the supervisor asks of a worker; both are called from threads of its own."""
+
+    def run(self) -> int:
+        """Work until told to stop, or until the run is over."""
+        ...
+
+    def stop(self) -> None:
+        """Let `run` return after what was begun; may be called before it."""
+        ...
 
 
 class Leases(Protocol):
@@ -24,57 +32,115 @@ class Leases(Protocol):
 
 
 class Supervised(Protocol):
-    """The services whose workers are kept running."""
+    """The services that the workers talk to."""
 
     @property
     def ledger(self) -> Leases: ...
-    @property
-    def workers(self) -> Mapping[str, Runner]: ...
     def close(self, cause: str | Verdict) -> None: ...
 
 
 class WorkerSupervisor:
-    """Runs every worker in the background. A dead worker's leases go to the others; below
-    `min_workers` the whole run is closed with the cause of the last death.
+    """Runs every worker in the background: `config.workers` of them from the start, others as they
+    are added. To be used from one thread.
 
-    A worker that says why it cannot go on closes the run at once: the next one would fail alike.
+    A dead worker's leases go to the others, and up to `config.max_restarts` times a new worker
+    takes its place; below `config.min_workers` the whole run is closed with the cause of the last
+    death. A worker that says why it cannot go on closes the run at once: the next one would fail
+    alike.
     """
 
     def __init__(
-        self, services: Supervised, *, min_workers: int, faults: FaultLog | None = None
+        self,
+        services: Supervised,
+        make_worker: Callable[[str], Runner],
+        config: RolloutConfig,
+        *,
+        end_worker: Callable[[Any], object] = lambda worker: None,
+        faults: FaultLog | None = None,
     ) -> None:
+        """`end_worker` frees what a worker takes that is not needed, or not alive, any more."""
         self._services = services
+        self._make = make_worker
+        self._end = end_worker
+        self._config = config
         self._faults = faults or FaultLog(None)
-        self._min_workers = min_workers
-        self._pool = ThreadPoolExecutor(len(services.workers), thread_name_prefix="crew")
-        self._running: dict[str, Future[int]] = {
-            name: self._pool.submit(worker.run) for name, worker in services.workers.items()
-        }
+        # As many again for those that are told to stop.
+        self._pool = ThreadPoolExecutor(2 * config.most_workers, thread_name_prefix="supervisor")
+        self._workers: dict[str, Runner] = {}
+        self._running: dict[str, Future[int]] = {}
+        self._retiring: set[str] = set()
+        self._made = 0
+        self._restarts = 0
         self.deaths: dict[str, str] = {}
         self.failure: Verdict | None = None
+        for _ in range(config.workers):
+            self.add()
+
+    @property
+    def workers(self) -> Mapping[str, Runner]:
+        """Those that run, by name; one that retires is among them until its last lease is done."""
+        return self._workers
 
     @property
     def alive(self) -> int:
-        return len(self._running)
+        """Workers that run and are to go on."""
+        return len(self._running.keys() - self._retiring)
+
+    def add(self) -> str:
+        """Make one more worker and let it run; its name. On a cluster that is full it waits.
+
+        Raises:
+            ValueError: the services have no threads for another one.
+        """
+        if len(self._running) >= self._config.most_workers:
+            raise ValueError(f"{len(self._running)} workers run, and no more may")
+        name = f"worker-{self._made}"
+        self._made += 1
+        worker = self._workers[name] = self._make(name)
+        self._running[name] = self._pool.submit(worker.run)
+        return name
+
+    def retire(self, name: str) -> None:
+        """Let a worker finish what it has begun and end; what it could not hand over, the others
+        get. Returns at once: it is gone from `workers` when that is done.
+
+        Raises:
+            ValueError: no such worker is to go on, or too few would be left.
+        """
+        if name in self._retiring or name not in self._running:
+            raise ValueError(f"no worker {name} runs that could retire")
+        if self.alive <= self._config.min_workers:
+            raise ValueError(f"without {name} there are fewer than rollout.min_workers")
+        self._retiring.add(name)
+        self._pool.submit(self._workers[name].stop)
 
     def check(self) -> None:
         """Handle workers that ended; cheap, to be called a few times per second."""
         for name in [name for name, future in self._running.items() if future.done()]:
             error = self._running.pop(name).exception()
-            if error is None or self.failure is not None:
-                continue  # it was told to stop, or the ledger is closed
+            worker = self._workers.pop(name)
+            if self.failure is not None:
+                continue  # the ledger is closed
             if isinstance(error, UNDERSTOOD) and not isinstance(error, ServiceDied):
                 self._fail(Verdict.of(error))
-            else:
+            elif error is not None:
+                self._end(worker)
                 self._bury(name, error)
+            elif name in self._retiring:
+                self._services.ledger.expire(name)
+                self._end(worker)
 
     def _bury(self, name: str, error: BaseException) -> None:
         self.deaths[name] = self._faults.sentence(name, error)
         lost = self._services.ledger.expire(name)
-        if self.alive < self._min_workers:
+        if name not in self._retiring and self._restarts < self._config.max_restarts:
+            self._restarts += 1
+            self.add()
+        if self.alive < self._config.min_workers:
             sentence = (
                 f"{self.alive} rollout workers are left (rollout.min_workers is "
-                f"{self._min_workers}); {name} had {len(lost)} open leases: {self.deaths[name]}"
+                f"{self._config.min_workers}); {name} had {len(lost)} open leases: "
+                f"{self.deaths[name]}"
             )
             self._fail(Verdict.of(RunFailed(sentence)))
 

@@ -19,13 +19,13 @@ from common.errors import Closed, RunFailed
 from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
 from deploy.backend.capacity import require_room, run_demands
-from deploy.backend.launcher import LocalLauncher
+from deploy.backend.launcher import Launcher, LocalLauncher
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
 from deploy.console.faults import FaultLog
 from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest, stop_request
-from deploy.pipeline import Services, run_here, wire
+from deploy.pipeline import Services, WorkerFactory, run_here, wire
 from deploy.run_folder.identity import identify
 from deploy.run_folder.records import read_facts
 from deploy.run_folder.start import Begin, Start, plan, run_snapshots
@@ -51,7 +51,7 @@ class Run:
     """The teacher's own tokens, where a context reads them."""
     start: Start
 
-    def wire(self, place: Any) -> Services:
+    def wire(self, place: Launcher) -> tuple[Services, WorkerFactory]:
         teacher = self.workspace.model(self.config, "teacher")
         return wire(self.config, self.data, teacher, place, self.generated)
 
@@ -177,9 +177,9 @@ def _clusters_unless_begun(workspace: Workspace, watch: Watch) -> Iterator[None]
 def _run_local(
     run: Run, watch: Watch, launch: Callable[[], Any] | None
 ) -> tuple[Outcome, dict[str, Any]]:
-    services = run.wire((launch or LocalLauncher)())
+    services, make_worker = run.wire((launch or LocalLauncher)())
 
-    def train(services: Services, sample: Callable[[], object]) -> Outcome:
+    def train(sample: Callable[[], object]) -> Outcome:
         def while_waiting() -> None:
             watch.poll(services)
             sample()
@@ -189,7 +189,7 @@ def _run_local(
 
     watch.stop.poll_from_here()
     try:
-        outcome = run_here(services, train)
+        outcome = run_here(make_worker, run.config.rollout.workers, train)
     finally:
         watch.poll(services)
     return outcome, _gauges(services, deaths={})
@@ -206,12 +206,13 @@ def _run_on_ray(
 
         require_room(run_demands(config), bar.say)
         place = (launch or RayLauncher)()
-        services = run.wire(place)
+        services, make_worker = run.wire(place)
+        crew = WorkerSupervisor(
+            services, make_worker, config.rollout, end_worker=place.end, faults=FaultLog(root)
+        )
         rank = partial(learn, config, root, start=run.start)
         # Starts up beside the actors.
-        job = TrainJob(config.learner, root, services.without_workers(), rank)
-        faults = FaultLog(root)
-        crew = WorkerSupervisor(services, min_workers=config.rollout.min_workers, faults=faults)
+        job = TrainJob(config.learner, root, services, rank)
         try:
             place.wait_ready(bar.say)
             bar.say("waiting for the learner")

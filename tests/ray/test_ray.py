@@ -41,14 +41,17 @@ def publish(services, student, version):
     services.weights.publish(Weights.of(version, payload))
 
 
-def start(run: tuple, place, min_workers=1):
+def start(run: tuple, place):
     """Services with running workers and published weights, but no learner."""
     config, workspace = run
-    services = wire(config, preflight(config, workspace), workspace.model(config, "teacher"), place)
+    services, make_worker = wire(
+        config, preflight(config, workspace), workspace.model(config, "teacher"), place
+    )
+    crew = WorkerSupervisor(services, make_worker, config.rollout, end_worker=place.end)
     place.wait_ready()
     student, _ = load_backbone(workspace.student_before)
     publish(services, student, 0)
-    return services, WorkerSupervisor(services, min_workers=min_workers), student
+    return services, crew, student
 
 
 def wait_for(condition, seconds=20.0):
@@ -73,10 +76,9 @@ def test_a_killed_workers_lease_is_reissued_and_every_image_arrives(placed, run_
     config, _ = run
     services, crew, student = start(run, placed)
     services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
-    victim = services.workers["worker-0"]
-    ray_cluster.kill(victim._actor)
+    ray_cluster.kill(crew.workers["worker-0"]._actor)
     wait_for(lambda: crew.check() or "worker-0" in crew.deaths)
-    assert "worker-0" not in crew._running
+    assert list(crew.workers) == ["worker-1"]
     assert crew.failure is None
     ids = []
     for step in range(config.learner.steps):
@@ -86,6 +88,45 @@ def test_a_killed_workers_lease_is_reissued_and_every_image_arrives(placed, run_
         publish(services, student, step + 1)
         services.ledger.commit(step + 1, share.leases)
     assert sorted(ids) == list(range(config.learner.steps * config.learner.global_batch_size))
+    services.close("over")
+    crew.dismiss()
+
+
+def test_workers_join_and_leave_a_run_that_goes_on(placed, run_in):
+    in_step = ("learner.max_staleness=0", "learner.publish_every=1")
+    run = run_in("rollout.workers=1", "rollout.batch_size=2", *in_step)
+    config, _ = run
+    services, crew, student = start(run, placed)
+    services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
+    ids, by, versions = [], [], []
+
+    def train(step):
+        share = take(services, step)
+        for record in share.records:
+            batch = from_arrow(record)
+            ids.extend(batch.id_B.tolist())
+            by.append(batch.facts["worker"])
+            if by[-1] == "worker-1":
+                versions.extend(batch.version_B.tolist())
+        publish(services, student, step + 1)
+        services.ledger.commit(step + 1, share.leases)
+
+    for step in range(config.learner.steps):
+        if step == 1:
+            assert crew.add() == "worker-1"
+            placed.wait_ready()
+        if step == 3:
+            gone = crew.workers["worker-0"]
+            crew.retire("worker-0")
+            wait_for(lambda: crew.check() or list(crew.workers) == ["worker-1"])
+            with pytest.raises(ServiceDied):
+                gone.stop()
+        train(step)
+    assert sorted(ids) == list(range(config.learner.steps * config.learner.global_batch_size))
+    assert by[:8] == ["worker-0"] * 8, "the first step's"
+    assert min(versions) >= 1, "a newcomer never has older weights than the current ones"
+    assert set(by[-8:]) == {"worker-1"}, "the last step's"
+    assert (crew.deaths, crew.failure) == ({}, None)
     services.close("over")
     crew.dismiss()
 
@@ -188,6 +229,19 @@ def test_killing_workers_in_the_middle_of_a_run(ray_cluster, run_in, quiet, vict
         assert time.monotonic() - killed_at[0] < 10
         kept = list(run[1].snapshots.rglob("facts.json"))
         assert kept, "finished steps stay resumable"
+
+
+def test_the_only_worker_is_killed_and_another_takes_its_place(ray_cluster, run_in, quiet):
+    run = run_in("rollout.workers=1", "rollout.max_restarts=1", "learner.steps=12")
+
+    def kill(made):
+        wait_for(lambda: len(read_rows(run[1].metrics)) >= 3, 120)
+        ray_cluster.kill(made["worker-0"]._actor)
+
+    facts = distill(*run, quiet, local=False, launch=lambda: beside(kill))
+    assert facts["steps"] == 12
+    assert list(facts["deaths"]) == ["worker-0"]
+    assert [row["step"] for row in rows_of(run[1])] == list(range(1, 13))
 
 
 @pytest.mark.slow
