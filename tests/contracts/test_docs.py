@@ -82,3 +82,19 @@ def test_the_readme_is_a_page_with_two_commands():
         f"{install} && varkd smoke",
         f"{install} && pytest",
     ]
+
+
+def test_the_page_on_records_has_the_columns_and_the_version_of_the_code():
+    from common.exchange import trajectory
+
+    page = (DOCS / "records.md").read_text()
+    table = page.split("## Columns")[1].split("## Metadata")[0]
+    columns = set(re.findall(r"^\| `([\w.]+)` \|", table, re.M))
+    legend = (
+        (trajectory.__doc__ or "").split("Columns (schema version 2):")[1].split("Schema meta")[0]
+    )
+    known = {
+        n for line in re.findall(r"^    (\w[\w., ]*?)  ", legend, re.M) for n in line.split(", ")
+    }
+    assert columns == known
+    assert f"(schema version {trajectory.SCHEMA_VERSION})" in page.splitlines()[0]
