@@ -20,7 +20,7 @@ from torch import Tensor
 from common.exchange.signal import entropy_of
 from common.exchange.trajectory import TrajectoryBatch
 from learner.gate import confidence
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import Objective, TokenChunk
 from learner.process_group import ProcessGroup
 from learner.token_weights import TokenWeights
 
@@ -47,6 +47,8 @@ class StepStatistics:
         shape = 2, len(self.names), len(contexts), length
         self.sum_2QXL = torch.zeros(shape, dtype=torch.double, device=device)
         """Sums of values, and how many were summed."""
+        self.sequence_2X = torch.zeros(2, len(contexts), dtype=torch.double, device=device)
+        """Sums of `sequence_loss`, and of how many rows."""
         self.keys = list(product(self.names, contexts))
         self._found: dict[tuple[str, str], tuple[float, float]] = {}
 
@@ -82,6 +84,13 @@ class StepStatistics:
         )
         self._add_rows("survival_by_distance", open_BL, counted_BL & there_BL)
 
+    def add_sequences(self, contexts: tuple[str, ...], loss_B: Tensor, counted_B: Tensor) -> None:
+        """Count the loss of whole rows."""
+        index_B = torch.tensor([self.contexts.index(name) for name in contexts])
+        value_B = loss_B.detach().double().masked_fill(~counted_B, 0)
+        pair_2B = torch.stack([value_B, counted_B.double()])
+        self.sequence_2X.index_add_(1, index_B.to(loss_B.device), pair_2B)
+
     def _add_rows(self, name: str, value_BL: Tensor, counted_BL: Tensor) -> None:
         value_BL = value_BL.double().masked_fill(~counted_BL, 0)
         pair_2BL = torch.stack([value_BL, counted_BL.double()])
@@ -100,18 +109,22 @@ class StepStatistics:
         oldest_R = lag_B.new_zeros(ranks.world)
         oldest_R[ranks.rank] = lag_B.max()  # ranks only know how to add
         lags = torch.stack([lag_B.sum(), sampled_B.sum().double(), self.loss.double()])
-        small = torch.cat([rows_X, lags, oldest_R])
+        small = torch.cat([rows_X, lags, oldest_R, self.sequence_2X.flatten()])
         summed = ranks.sum_(torch.cat([small, self.sum_2QXL.flatten()]))
         self.sum_2QXL = summed[len(small) :].view_as(self.sum_2QXL)
         found = torch.cat([summed[: len(small)], self.sum_2QXL.sum(-1).flatten()]).tolist()
         total, count = found[len(small) :][: len(self.keys)], found[len(small) + len(self.keys) :]
         self._found = dict(zip(self.keys, zip(total, count, strict=True), strict=True))
         rows = dict(zip(self.contexts, found, strict=False))
-        lag, sampled, loss, *oldest = found[len(rows) : len(small)]
+        lag, sampled, loss, *rest = found[len(rows) : len(small)]
+        oldest, of_sequences = rest[: ranks.world], rest[ranks.world :]
         metrics = {"loss": loss, "images": sum(rows.values())}
         if sampled:
             metrics |= {"lag_mean": lag / sampled, "lag_max": max(oldest)}
         metrics |= {f"share/{name}": count / metrics["images"] for name, count in rows.items()}
+        for index, name in enumerate(self.contexts):
+            if count := of_sequences[len(self.contexts) + index]:
+                metrics[f"sequence_loss/{name}"] = of_sequences[index] / count
         return metrics | self._means(rows, math.log(batch.spec.vocab_size))
 
     def _means(self, rows: Mapping[str, float], most: float) -> dict[str, float]:
@@ -144,9 +157,9 @@ class StepStatistics:
 
 @torch.no_grad()
 def observe(
-    objective: ObjectiveConfig, chunk: TokenChunk, watch_n: Tensor
+    objective: Objective, chunk: TokenChunk, watch_n: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Numbers of all tokens of a chunk, and of those that the objective looks at more closely."""
     entropy_N = entropy_of(chunk.student_NV)
-    closer = objective.diagnostics(chunk.only(watch_n)) if objective.diagnosed else {}
+    closer = objective.diagnostics(chunk.only(watch_n)) if objective.config.diagnosed else {}
     return {"student_entropy": entropy_N}, closer

@@ -12,7 +12,6 @@ from torch import Tensor
 from common.exchange.provenance import Policy
 from common.exchange.trajectory import TrajectoryBatch
 from learner.objective import TokenChunk
-from learner.relaxation import ClusterMap
 from learner.token_weights import TokenWeights
 
 STRIDE = 8
@@ -58,19 +57,11 @@ class GatheredTokens:
         """The teacher's columns of some tokens."""
         return {name: value[tokens] for name, value in self.signal.items()}
 
-    def chunk(
-        self,
-        tokens: slice,
-        student_nV: Tensor,
-        teacher_nV: Tensor | None,
-        clusters: ClusterMap | None,
-    ) -> TokenChunk:
+    def chunk(self, tokens: slice, student_nV: Tensor, teacher_nV: Tensor | None) -> TokenChunk:
         """What the objective sees of some tokens."""
         column = {name: value[tokens] for name, value in self.column.items()}
         groups = self.groups(tokens)
-        return TokenChunk(
-            self.policy, self.token_N[tokens], student_nV, teacher_nV, clusters, column, groups
-        )
+        return TokenChunk(self.policy, self.token_N[tokens], student_nV, teacher_nV, column, groups)
 
 
 def select(

@@ -23,11 +23,11 @@ from learner.chunked import chunked_loss
 from learner.config import LearnerConfig
 from learner.diagnostics import StepStatistics, observe
 from learner.gathered_tokens import GatheredTokens, select
-from learner.objective import ObjectiveConfig, coefficients
+from learner.objective import Objective, SequenceRows
 from learner.optimizer import Average, build_adamw
 from learner.process_group import ProcessGroup, SingleProcess, sum_gradients
 from learner.profile import Profile
-from learner.relaxation import ClusterMap
+from learner.reduction import Coefficients, coefficients, sequence_coefficients
 from learner.restoring import fitting, require_like, restore_optimizer
 from learner.teacher_targets import TeacherTargets
 from learner.token_weights import ObjectiveState, TokenWeights
@@ -39,13 +39,12 @@ class Learner:
     def __init__(
         self,
         config: LearnerConfig,
-        objective: ObjectiveConfig,
+        objective: Objective,
         student: Backbone,
         *,
         seed: int,
         contexts: tuple[str, ...],
         teacher: TeacherTargets | None = None,
-        clusters: ClusterMap | None = None,
         ranks: ProcessGroup | None = None,
         section: str = "learner",
     ) -> None:
@@ -63,7 +62,6 @@ class Learner:
         self._teacher = teacher
         if teacher is not None:
             teacher.head.to(self._device).requires_grad_(False)
-        self._clusters = clusters.to(self._device) if clusters else None
         self._ranks = ranks or SingleProcess()
         self._state: ObjectiveState = {}
         self.profile = Profile(config.profile_every, config.steps)
@@ -79,15 +77,10 @@ class Learner:
         """
         light = self._without_wide_columns(batch)
         token_weights = self._objective.token_weights(light, self._state, self._ranks)
-        coefficient_BL = coefficients(
-            self._objective.reduction,
-            token_weights,
-            batch.context,
-            self._contexts,
-            self._ranks.sum_,
-        )
+        factors = self._coefficients(light, token_weights)
         length = batch.token_BL.shape[1]
-        statistics = StepStatistics(self._objective.diagnosed, self._contexts, length, self._device)
+        diagnosed = self._objective.config.diagnosed
+        statistics = StepStatistics(diagnosed, self._contexts, length, self._device)
         statistics.add_batch(light, token_weights)
         self._optimizer.zero_grad(set_to_none=True)
         seed = derive_seed(self._seed, f"dropout-{self._ranks.rank}", self.steps_done)
@@ -95,7 +88,10 @@ class Learner:
             for first in range(0, len(batch), self._config.micro_batch):
                 rows = slice(first, first + self._config.micro_batch)
                 self._accumulate(
-                    batch.rows(rows), token_weights.rows(rows), coefficient_BL[rows], statistics
+                    batch.rows(rows),
+                    token_weights.rows(rows),
+                    factors.rows(rows),
+                    statistics,
                 )
         norm, rate = self._update(statistics.loss)
         lag_B = self.steps_done - light.version_B
@@ -113,20 +109,46 @@ class Learner:
         """The batch without what is wide, with the teacher's numbers that the objective reads."""
         signal = {name: value for name, value in batch.signal.items() if value.ndim == 2}
         light = replace(batch, signal=signal, noise_BL=None).to(self._device)
-        if self._teacher is None or not self._objective.needs_teacher:
+        if self._teacher is None or not self._objective.config.needs_teacher:
             return light
         self._teacher.check(batch)
-        missing = self._objective.reads() - signal.keys()
+        wanted = self._objective.reads()
+        missing = {name: read for name, read in wanted.items() if name not in signal}
         if not missing:
             return light
-        read = self._teacher.read(batch, missing, self._clusters, self._config.chunk_tokens)
+        read = self._teacher.read(batch, missing, self._config.chunk_tokens)
         return replace(light, signal=light.signal | read)
+
+    def _coefficients(self, batch: TrajectoryBatch, token_weights: TokenWeights) -> Coefficients:
+        config, sums = self._objective.config, self._ranks.sum_
+        of_tokens = coefficients(
+            config.reduction, token_weights, batch.context, self._contexts, sums
+        )
+        if not self._objective.has_sequence_loss:
+            return Coefficients(of_tokens)
+        weight_B = token_weights.sequence_B
+        if weight_B is None:
+            weight_B = batch.rows_where(config.uses).float()
+        return Coefficients(of_tokens, sequence_coefficients(weight_B, sums))
+
+    def _sequence_loss(
+        self, batch: TrajectoryBatch, token_weights: TokenWeights, hidden_BLC: Tensor
+    ) -> Tensor:
+        columns = token_weights.column, token_weights.sequence_column
+        rows = SequenceRows(batch, hidden_BLC, self._student.head, *columns)
+        loss_B = self._objective.sequence_loss(rows)
+        if loss_B.shape != (len(batch),):
+            raise ValueError(
+                f"sequence_loss of objective.kind={self._objective.config.kind} is "
+                f"{list(loss_B.shape)}, expected one number for each of {len(batch)} rows"
+            )
+        return loss_B
 
     def _accumulate(
         self,
         batch: TrajectoryBatch,
         token_weights: TokenWeights,
-        coefficient_BL: Tensor,
+        factors: Coefficients,
         statistics: StepStatistics,
     ) -> None:
         """Forward and backward for some rows; tokens of weight 0 never reach the head."""
@@ -136,9 +158,13 @@ class Learner:
             hidden_BLC = self._student.features(batch.label_B, batch.token_BL, batch.plan)
             losses = []
             for source in dict.fromkeys(batch.sources):
-                chosen = select(source, batch, token_weights, coefficient_BL)
+                chosen = select(source, batch, token_weights, factors.token_BL)
                 losses.append(self._loss(chosen, chosen.take(hidden_BLC), statistics))
             total = torch.stack(losses).sum()
+        if factors.sequence_B is not None:
+            loss_B = self._sequence_loss(batch, token_weights, hidden_BLC.float())
+            statistics.add_sequences(batch.context, loss_B, factors.sequence_B != 0)
+            total = total + (factors.sequence_B * loss_B).sum()
         total.backward()
         statistics.loss += total.detach()
 
@@ -147,13 +173,13 @@ class Learner:
     ) -> Tensor:
         def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
             teacher_nV = None
-            if self._teacher is not None and self._objective.needs_teacher:
+            if self._teacher is not None and self._objective.config.needs_teacher:
                 teacher_nV = self._teacher.logprob(chosen.signal_of(tokens))
             student_nV = logit_nV.float().log_softmax(-1)
-            chunk = chosen.chunk(tokens, student_nV, teacher_nV, self._clusters)
+            chunk = chosen.chunk(tokens, student_nV, teacher_nV)
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
             numbers, closer = observe(self._objective, chunk, watch_n)
-            loss_n = self._objective(chunk)
+            loss_n = self._objective.token_loss(chunk)
             statistics.add_tokens(chosen.context, slot_n, {"divergence": loss_n, **numbers})
             statistics.add_tokens(chosen.context, slot_n[watch_n], closer)
             return (chosen.coefficient_N[tokens] * loss_n).sum()
@@ -190,38 +216,37 @@ class Learner:
         return {"student": self._student.state_dict(), "student_ema": self._average.state}
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything needed to continue: student, average, optimizer, objective, cluster map."""
-        clusters = None
-        if self._clusters is not None:
-            cluster_V = self._clusters.cluster_V.to("cpu", torch.int32)
-            clusters = {"cluster_V": cluster_V, "digest": self._clusters.digest}
+        """Everything needed to continue: student, average, optimizer, objective, what it owns."""
         return {
             "student": self._student.state_dict(),
             "ema": self._average.state,
             "optimizer": self._optimizer.state_dict(),
             "objective": dict(self._state),
             "profile": self.profile.state(),
-            "clusters": clusters,
+            "owned": self._objective.owned(),
         }
 
     def restore(self, tensors: dict[str, Any], step: int) -> None:
         """Continue from a snapshot.
 
         Raises:
-            InputError: the snapshot was trained with another cluster map, or is of another model.
+            InputError: the snapshot was trained with another cluster map (or what else an objective
+                owns), or is of another model.
         """
         with fitting():
             self._restore(tensors)
         self.steps_done = step
 
     def _restore(self, tensors: dict[str, Any]) -> None:
-        ours = self._clusters.digest if self._clusters else None
-        theirs = tensors["clusters"]["digest"] if tensors["clusters"] else None
-        if ours != theirs:
-            raise InputError(
-                f"the snapshot was trained with the cluster map {theirs}, but the run folder has "
-                f"{ours}; put its clusters.safetensors back, or begin again with --restart"
-            )
+        ours, theirs = self._objective.owned(), tensors["owned"]
+        for name in sorted(ours.keys() | theirs.keys()):
+            found, mine = (owned.get(name, {}).get("digest") for owned in (theirs, ours))
+            if found != mine:
+                raise InputError(
+                    f"the snapshot was trained with {name} of digest {found}, but the run has "
+                    f"{mine}; put {name}.safetensors of the run folder back, or begin again with "
+                    "--restart"
+                )
         own = self._student.state_dict()
         for entry in ("student", "ema"):
             require_like(tensors[entry], own, entry)

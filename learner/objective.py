@@ -1,28 +1,29 @@
-"""The contract of a distillation objective.
+"""The contract of a distillation objective: a config, and what it is built of.
 
-An objective is its own frozen config and callable on a chunk of tokens; which tokens count, and
-how much, it says beforehand for a whole batch. Everything else (chunking, denominators across
-micro-batches and ranks) is shared.
+`ObjectiveConfig.build(resources)` makes the `Objective`: a loss per token of a chunk, and if it
+likes one per whole sequence. Which tokens count, and how much, it says beforehand for a whole
+batch. Everything else (chunking, denominators across micro-batches and ranks) is shared.
 
-What needs more than one token at a time has three ways to get it, and each stays exact under any
+What needs more than one token at a time has four ways to get it, and each stays exact under any
 split into chunks, micro-batches and ranks:
 
 - numbers from the whole sequence or batch (returns, a median) are computed in `token_weights`,
-  where whole sequences and all ranks are at hand, and come back per token in `TokenChunk.column`;
+  where whole sequences and all ranks are at hand, and come back per token in `TokenChunk.column`
+  or per sequence in `SequenceRows.sequence_column`;
 - tokens that must be compared with one another share a group, and groups are never cut;
+- what is a function of a whole sequence with gradient (its decoded image) is `sequence_loss`;
 - numbers from step to step live in an `ObjectiveState`, fed by `diagnostics` and `update_state`.
 
-Shape letters: B sequences, L slots, N tokens of a chunk, V codes, X contexts.
+Shape letters: B sequences, L slots, N tokens of a chunk, C width, V codes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.config.plugins import PluginConfig
 from common.errors import InputError
@@ -30,7 +31,8 @@ from common.exchange.provenance import TEACHER, Policy, is_on_policy
 from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import Divergence, filled
 from learner.process_group import ProcessGroup
-from learner.relaxation import ClusterMap, RelaxationConfig
+from learner.resources import Resources
+from learner.teacher_targets import Quantity
 from learner.token_weights import ObjectiveState, TokenWeights
 
 
@@ -43,7 +45,6 @@ class TokenChunk:
     token_N: Tensor
     student_NV: Tensor
     teacher_NV: Tensor | None
-    clusters: ClusterMap | None
     column: Mapping[str, Tensor] = field(default_factory=dict)
     """The objective's own numbers per token, from `TokenWeights.column`."""
     groups: tuple[int, ...] = ()
@@ -54,7 +55,7 @@ class TokenChunk:
         teacher_nV = None if self.teacher_NV is None else self.teacher_NV[index_n]
         column = {name: value[index_n] for name, value in self.column.items()}
         student_nV, token_n = self.student_NV[index_n], self.token_N[index_n]
-        return TokenChunk(self.policy, token_n, student_nV, teacher_nV, self.clusters, column)
+        return TokenChunk(self.policy, token_n, student_nV, teacher_nV, column)
 
     @property
     def is_on_policy(self) -> bool:
@@ -73,7 +74,36 @@ class TokenChunk:
         return self.student_NV.gather(-1, self.token_N[:, None])[:, 0]
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """Whole sequences of a micro-batch, as the student reads them; float32, without autocast."""
+
+    batch: TrajectoryBatch
+    """Conditions, ids, tokens in plan order, plan, the teacher's columns."""
+    hidden_BLC: Tensor
+    """The student's hidden vectors in plan order, with gradient: `head` makes logits of them."""
+    head: nn.Linear
+    """The student's output layer, with gradient."""
+    column: Mapping[str, Tensor]
+    """The objective's own numbers per token (B, L), from `TokenWeights.column`."""
+    sequence_column: Mapping[str, Tensor]
+    """Its numbers per sequence (B, ...), from `TokenWeights.sequence_column`."""
+
+    @property
+    def student_BLV(self) -> Tensor:
+        """log q of all slots, with gradient: B * L * V numbers at once."""
+        return self.head(self.hidden_BLC).log_softmax(-1)
+
+    def in_grid_order(self, value_BL: Tensor) -> Tensor:
+        """Anything (B, L, ...) by slot to the tokenizer's order of tokens, differentiable."""
+        slot_BL = self.batch.plan.order_BL.to(value_BL.device).argsort(1)
+        shape = *slot_BL.shape, *[1] * (value_BL.ndim - 2)
+        return value_BL.gather(1, slot_BL.view(shape).expand_as(value_BL))
+
+
 class ObjectiveConfig(PluginConfig, ABC):
+    """The [objective] section: what is known of a loss before anything is loaded."""
+
     needs_teacher: ClassVar[bool] = True
     uses_data: ClassVar[bool] = True
     """Whether sequences of data and of the teacher have a loss."""
@@ -97,13 +127,17 @@ class ObjectiveConfig(PluginConfig, ABC):
         own = {n: default for n, default in own.items() if isinstance(default, Divergence)}
         return values | {n: filled(default, values.get(n)) for n, default in own.items()}
 
-    def relaxation_config(self) -> RelaxationConfig | None:
-        """Which cluster map the objective wants to find in its chunks."""
-        return None
-
-    def reads(self) -> frozenset[str]:
-        """Quantities of learner/teacher_targets.py that `token_weights` wants in batch.signal."""
+    def resources(self) -> frozenset[str]:
+        """Names in learner/resources.py of what `build` asks for; nothing else is loaded."""
         return frozenset()
+
+    @abstractmethod
+    def build(self, resources: Resources) -> "Objective":
+        """The objective, with what it owns.
+
+        Raises:
+            InputError: a file of the run does not allow what the config asks for.
+        """
 
     def check(self, shares: Mapping[Policy, float]) -> None:
         """Refuse a mixture of contexts (probability by policy) that the objective can't use.
@@ -111,7 +145,7 @@ class ObjectiveConfig(PluginConfig, ABC):
         Raises:
             InputError: no context has a loss, or the mixture defeats the objective.
         """
-        used = [policy for policy, share in shares.items() if share and self._uses(policy)]
+        used = [policy for policy, share in shares.items() if share and self.uses(policy)]
         if not used:
             kind = "data or teacher sequences" if self.uses_data else "rollouts"
             raise InputError(
@@ -125,24 +159,58 @@ class ObjectiveConfig(PluginConfig, ABC):
                 "drop that source, or choose another objective"
             )
 
-    def _uses(self, policy: Policy) -> bool:
+    def uses(self, policy: Policy) -> bool:
+        """Whether rows that `policy` sampled have a loss."""
         return self.uses_rollouts if is_on_policy(policy) else self.uses_data
+
+
+class Objective(ABC):
+    """A config with its resources; holds nothing that changes from step to step."""
+
+    @property
+    @abstractmethod
+    def config(self) -> ObjectiveConfig:
+        """What it was built from."""
+
+    def reads(self) -> Mapping[str, Quantity]:
+        """Numbers of the teacher's distribution that `token_weights` wants in batch.signal; what
+        the record holds under that name already is not computed again."""
+        return {}
 
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
     ) -> TokenWeights:
-        """Weight of every token, from this rank's share of the step and what all ranks know."""
+        """Weight of every token, from this rank's share of the step and what all ranks know.
+
+        All ranks make the same sums in the same order, whatever their rows hold.
+
+        Raises:
+            InputError: the first rollouts leave nothing to learn from (learner/gate.py).
+        """
         support_BL = self.support(batch)
         return TokenWeights(support_BL.float(), support_BL, support_BL)
 
     def support(self, batch: TrajectoryBatch) -> Tensor:
         """Slots with a loss: all of a data row, the suffix of any other."""
-        used_B = batch.rows_where(self._uses)
+        used_B = batch.rows_where(self.config.uses)
         return (batch.suffix_BL | batch.data_B[:, None]) & used_B[:, None]
 
     @abstractmethod
-    def __call__(self, chunk: TokenChunk) -> Tensor:
-        """Unweighted loss_N of the chunk's tokens."""
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
+        """Unweighted loss_N of the chunk's tokens, in nats or what the objective likes."""
+
+    def sequence_loss(self, rows: SequenceRows) -> Tensor:
+        """Unweighted loss_B of whole sequences, added to the token loss as its mean over all rows
+        of the step (learner/reduction.py); an objective that leaves this alone has none.
+
+        A row's loss depends on that row alone, so any split gives the same; what compares rows is
+        computed in `token_weights` and comes back in `sequence_column`.
+        """
+        raise NotImplementedError(f"objective.kind={self.config.kind} has no sequence_loss")
+
+    @property
+    def has_sequence_loss(self) -> bool:
+        return type(self).sequence_loss is not Objective.sequence_loss
 
     def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
         """Numbers of each token to plot and to remember; of rollouts or data, or of both.
@@ -156,38 +224,22 @@ class ObjectiveConfig(PluginConfig, ABC):
 
         Of `divergence` and `student_entropy`, and of what was observed.
         """
+        return
+
+    def owned(self) -> dict[str, dict[str, Any]]:
+        """What a run must never change, by its name in the run folder: {"digest": str, tensors}.
+
+        It goes into every snapshot, and a run with another digest refuses to go on from it.
+        """
+        return {}
 
 
-def coefficients(
-    reduction: str,
-    token_weights: TokenWeights,
-    contexts: tuple[str, ...],
-    known: tuple[str, ...],
-    sum_over_ranks: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """coefficient_BL such that the sum of coefficient * loss over all ranks is the step's loss.
+class PlainObjective(ObjectiveConfig, Objective):
+    """An objective that needs no resources is its own config."""
 
-    Each context is reduced by itself and weighted by its share of the rows, so that a batch that
-    mixes contexts has the expectation of step-wise mixing. Denominators are global: they cover
-    all micro-batches and ranks.
-    """
-    weight_BL, support_BL = token_weights.weight_BL, token_weights.support_BL
-    context_B = torch.tensor([known.index(name) for name in contexts], device=weight_BL.device)
-    member_BX = torch.nn.functional.one_hot(context_B, len(known)).double()
-    per_row = torch.stack(
-        [
-            torch.ones_like(context_B, dtype=torch.double),
-            support_BL.sum(1).double(),
-            weight_BL.sum(1).double(),
-        ],
-        dim=1,
-    )
-    total_X3 = sum_over_ranks(member_BX.T @ per_row)
-    share_X = total_X3[:, 0] / total_X3[:, 0].sum()
-    if reduction == "seq_mean":
-        scale_B = 1 / (support_BL.sum(1).clamp_min(1) * total_X3[:, 0].sum())
-    elif reduction == "weight_norm":
-        scale_B = (share_X / total_X3[:, 2].clamp_min(1e-8))[context_B]
-    else:
-        scale_B = (share_X / total_X3[:, 1].clamp_min(1))[context_B]
-    return weight_BL * scale_B[:, None].to(weight_BL.dtype)
+    @property
+    def config(self) -> ObjectiveConfig:
+        return self
+
+    def build(self, resources: Resources) -> Objective:
+        return self

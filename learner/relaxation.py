@@ -8,6 +8,7 @@ Shape letters: N tokens, V codes, D code width, C clusters, M codes of a cluster
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,10 +20,12 @@ from torch.nn import functional as F
 from common.config.quantities import Probability, Seed, Vocabulary
 from common.config.schema import Config
 from common.errors import InputError
+from common.exchange.signal import entropy_of
 from common.files.tensors import load_tensors, save_tensors
 from learner.balanced_clusters import balanced_clusters
 from learner.divergence import Divergence
 from learner.process_group import ProcessGroup
+from learner.teacher_targets import Quantity
 
 
 class RelaxationConfig(Config):
@@ -184,6 +187,16 @@ def chain_rule(
     """
     between_N = relaxed(divergence, student_NV, teacher_NV, clusters)
     return between_N, divergence(student_NV, teacher_NV) - between_N
+
+
+def cluster_confidence(clusters: ClusterMap | None) -> Quantity:
+    """1 - H(P) / log C of the teacher over clusters, or over the codes where there are none."""
+
+    def quantity(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
+        coarse_NC = logprob_NV if clusters is None else cluster_logprob(logprob_NV, clusters)
+        return 1 - entropy_of(coarse_NC) / math.log(coarse_NC.shape[-1])
+
+    return quantity
 
 
 def _digest(point_VD: Tensor) -> str:

@@ -1,41 +1,29 @@
 """How the learner reads the teacher: whole distributions by chunk, single numbers by batch.
 
-Shape letters: B sequences, L slots, N tokens of a chunk, V codes, C clusters.
+Shape letters: B sequences, L slots, N tokens of a chunk, V codes.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from common.exchange.signal import SignalConfig, entropy_of
+from common.exchange.signal import SignalConfig
 from common.exchange.trajectory import TrajectoryBatch
-from learner.relaxation import ClusterMap, cluster_logprob
 
-Quantity = Callable[[Tensor, Tensor, ClusterMap | None], Tensor]
+Quantity = Callable[[Tensor, Tensor], Tensor]
+"""(the teacher's logprob_NV, the sequence's codes token_N) -> a number per token, (N,)."""
 
 
-def _token_logprob(logprob_NV: Tensor, token_N: Tensor, clusters: ClusterMap | None) -> Tensor:
+def token_logprob(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
+    """log p(y_t) of the sequence's own codes."""
     return logprob_NV.gather(-1, token_N[:, None])[:, 0]
 
 
-def _max_prob(logprob_NV: Tensor, token_N: Tensor, clusters: ClusterMap | None) -> Tensor:
+def max_prob(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
+    """The probability of the teacher's likeliest code."""
     return logprob_NV.amax(-1).exp()
-
-
-def _cluster_confidence(logprob_NV: Tensor, token_N: Tensor, clusters: ClusterMap | None) -> Tensor:
-    coarse_NC = logprob_NV if clusters is None else cluster_logprob(logprob_NV, clusters)
-    return 1 - entropy_of(coarse_NC) / math.log(coarse_NC.shape[-1])
-
-
-QUANTITIES: Mapping[str, Quantity] = {
-    "token_logprob": _token_logprob,
-    "max_prob": _max_prob,
-    "cluster_confidence": _cluster_confidence,
-}
-"""Numbers per token that an objective may read: log p(y_t), max p, and 1 - H(P) / log C."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +52,21 @@ class TeacherTargets:
     def read(
         self,
         batch: TrajectoryBatch,
-        names: Iterable[str],
-        clusters: ClusterMap | None,
+        quantities: Mapping[str, Quantity],
         chunk: int,
     ) -> dict[str, Tensor]:
-        """The named quantities of every token, each (B, L), with at most `chunk` logits at a time.
+        """These quantities of every token, each (B, L), with at most `chunk` logits at a time.
 
         One more pass through the teacher's head, without gradient.
         """
         device = self.head.weight.device
         token_N = batch.token_BL.flatten()
         column = {name: value.flatten(0, 1) for name, value in batch.signal.items()}
-        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        parts: dict[str, list[Tensor]] = {name: [] for name in quantities}
         for start in range(0, len(token_N), chunk):
             tokens = slice(start, start + chunk)
             logprob_NV = self.logprob({n: v[tokens].to(device) for n, v in column.items()})
             for name, found in parts.items():
                 chosen = token_N[tokens].to(device)
-                found.append(QUANTITIES[name](logprob_NV, chosen, clusters))
+                found.append(quantities[name](logprob_NV, chosen))
         return {name: torch.cat(found).view_as(batch.token_BL) for name, found in parts.items()}

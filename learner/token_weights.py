@@ -29,6 +29,10 @@ class TokenWeights:
     """Numbers per token that the objective wants back in its chunks, each (B, L)."""
     group_BL: Tensor | None = None
     """Neighbouring tokens of equal number are handed over in one chunk; None: any cut will do."""
+    sequence_B: Tensor | None = None
+    """Weight of each row's `sequence_loss`; None: 1 where its context has a loss, else 0."""
+    sequence_column: dict[str, Tensor] = field(default_factory=dict)
+    """Numbers per sequence that `sequence_loss` wants back, each (B, ...)."""
 
     def rows(self, chosen: slice) -> "TokenWeights":
         """A view of some sequences."""
@@ -38,4 +42,6 @@ class TokenWeights:
             self.support_BL[chosen],
             {name: value[chosen] for name, value in self.column.items()},
             None if self.group_BL is None else self.group_BL[chosen],
+            None if self.sequence_B is None else self.sequence_B[chosen],
+            {name: value[chosen] for name, value in self.sequence_column.items()},
         )

@@ -31,7 +31,8 @@ from learner.chunked import chunked_loss
 from learner.diagnostics import observe
 from learner.gathered_tokens import STRIDE
 from learner.objective import TokenChunk
-from learner.relaxation import ClusterMap
+from learner.relaxation import ClusterMap, RelaxationConfig
+from learner.resources import Resources
 from rollout.context import SamplerName
 from rollout.sampler import SamplingConfig, Stepper, draw, filtered_logprob
 from teacher_server.teacher import guided_features
@@ -181,7 +182,7 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
     settings, signal = config.learner, config.teacher.signal
     images = min(settings.micro_batch, settings.global_batch_size // settings.world_size)
     batch = blank_batch(student, images, config.rollout.sampling)
-    clusters = _clusters(config, student.spec.vocab_size)
+    objective = config.objective.build(_blank_resources(config, student.spec.vocab_size))
     shares = config.contexts.policies()
     policies: list[Policy] = [policy for policy, share in shares.items() if share]
 
@@ -200,12 +201,11 @@ def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
                 token_N[tokens],
                 student_nV,
                 teacher_nV,
-                clusters,
                 {name: student_nV.new_zeros(len(student_nV)) for name in config.objective.columns},
                 _groups(len(student_nV)),
             )
-            observe(config.objective, chunk, torch.arange(0, len(student_nV), STRIDE, device=META))
-            return config.objective(chunk).sum()
+            observe(objective, chunk, torch.arange(0, len(student_nV), STRIDE, device=META))
+            return objective.token_loss(chunk).sum()
 
         hidden_NC = student.features(batch.label_B, batch.token_BL, batch.plan).flatten(0, 1)
         chunked_loss(hidden_NC.clone(), student.head, loss, settings.chunk_tokens).backward()
@@ -222,12 +222,14 @@ def _groups(count: int) -> tuple[int, ...]:
     return tuple(min(GROUP, count - first) for first in range(0, count, GROUP))
 
 
-def _clusters(config: RunConfig, vocab_size: int) -> ClusterMap | None:
-    relaxation: Any = config.objective.relaxation_config()
-    if relaxation is None or relaxation.factor == 1:
-        return None
-    cluster_V = torch.zeros(vocab_size, dtype=torch.long, device=META)
-    return ClusterMap(cluster_V, vocab_size // relaxation.factor)
+def _blank_resources(config: RunConfig, vocab_size: int) -> Resources:
+    """What the objective declares, without content."""
+
+    def clusters(relaxation: RelaxationConfig) -> ClusterMap:
+        cluster_V = torch.zeros(vocab_size, dtype=torch.long, device=META)
+        return ClusterMap(cluster_V, vocab_size // relaxation.factor)
+
+    return Resources(META, clusters=clusters).only(config.objective.resources())
 
 
 def blank_batch(model: Backbone, images: int, sampling: SamplingConfig) -> TrajectoryBatch:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.artifacts.backbone_file import save_backbone_state
 from common.config.schema import digest
+from common.device import place
 from common.files.tensors import state_digest
 from common.randomness import derive_seed
 from common.tokenization.tokenizer import load_tokenizer
@@ -18,7 +19,8 @@ from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
 from learner.learner import Learner
 from learner.process_group import ProcessGroup
-from learner.relaxation import ClusterMap, run_clusters
+from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
+from learner.resources import Resources
 from learner.teacher_targets import TeacherTargets
 from learner.train import Outcome, Trainer
 
@@ -77,31 +79,41 @@ def store_student(
 
 
 def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Learner:
-    """Student, objective, cluster map and the teacher's head, all checked against each other."""
+    """Student, objective with its resources and the teacher's head, all checked against each
+    other."""
     seed = derive_seed(config.seed, "learner")
     student = workspace.model(config, "student_before").load(torch.float32)
     head = workspace.model(config, "teacher").head()
     return Learner(
         config.learner,
-        config.objective,
+        config.objective.build(run_resources(config, workspace, ranks)),
         student,
         seed=seed,
         contexts=tuple(sorted(config.contexts.sources)),
         teacher=TeacherTargets(config.teacher.signal, head, state_digest(head)),
-        clusters=cluster_map(config, workspace, ranks),
         ranks=ranks,
     )
 
 
-def cluster_map(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> ClusterMap | None:
-    """The objective's codebook clusters, kept in the run folder.
+def run_resources(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Resources:
+    """What the objective declares, from the files of the run, on the learner's device."""
+    found = Resources(
+        place(config.learner.device),
+        codebook=lambda: load_tokenizer(workspace.existing_tokenizer()).codebook_VD,
+        clusters=partial(cluster_map, config, workspace, ranks),
+        teacher_head=lambda: workspace.model(config, "teacher").head(),
+    )
+    return found.only(config.objective.resources())
+
+
+def cluster_map(
+    config: RunConfig, workspace: Workspace, ranks: ProcessGroup, relaxation: RelaxationConfig
+) -> ClusterMap | None:
+    """Codebook clusters, kept in the run folder.
 
     Raises:
         InputError: the codebook does not allow the clusters that were asked for.
     """
-    relaxation = config.objective.relaxation_config()
-    if relaxation is None:
-        return None
     if relaxation.source == "lm_embedding":
         point_VD = workspace.model(config, "teacher").head().weight
     else:

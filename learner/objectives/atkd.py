@@ -7,6 +7,7 @@ and have the loss share * DKD; the others have (1 - share) * (TKD + DKD).
 The median is over all tokens of all ranks, so the split into easy and hard is exact.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,22 +16,23 @@ from torch import Tensor
 from common.config.quantities import Probability
 from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import forward_kl
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 from learner.process_group import ProcessGroup, gather
+from learner.teacher_targets import Quantity, token_logprob
 from learner.token_weights import ObjectiveState, TokenWeights
 
 NEVER = -1e9
 """Log-probability of a code that is left out; finite, so that 0 * log 0 is 0."""
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     columns: ClassVar[tuple[str, ...]] = ("easy",)
 
     easy_share: Probability = 0.2
     """Weight of the easy tokens (the paper's lambda); hard ones have the rest."""
 
-    def reads(self) -> frozenset[str]:
-        return frozenset({"token_logprob"})
+    def reads(self) -> Mapping[str, Quantity]:
+        return {"token_logprob": token_logprob}
 
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
@@ -41,7 +43,7 @@ class Config(ObjectiveConfig):
         column = {"easy": (uncertainty_BL < median).float()}
         return TokenWeights(support_BL.float(), support_BL, support_BL, column)
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         student_N2, student_NV = _without_target(chunk.student_NV, chunk.token_N)
         teacher_N2, teacher_NV = _without_target(chunk.required_teacher_NV, chunk.token_N)
         target_N = forward_kl(student_N2, teacher_N2)

@@ -10,10 +10,10 @@ from torch import Tensor
 from common.config.quantities import Nats
 from common.exchange.signal import entropy_of
 from learner.divergence import Divergence
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     threshold: Nats = 0.8
     """Teacher entropy, in nats, above which the second divergence is added."""
     divergence: Divergence = Divergence(name="rkl")
@@ -22,7 +22,7 @@ class Config(ObjectiveConfig):
     """Added where the teacher is unsure; the notes don't say how the 16 codes are normalised, so
     all others count as one more."""
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         student_NV, teacher_NV = chunk.student_NV, chunk.required_teacher_NV
         unsure_N = entropy_of(teacher_NV) > self.threshold
         added_N = unsure_N * self.unsure(student_NV, teacher_NV)

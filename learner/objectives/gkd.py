@@ -10,12 +10,12 @@ jsd with beta 0 is forward KL and with beta 1 reverse KL, exactly.
 from torch import Tensor
 
 from learner.divergence import Divergence
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     divergence: Divergence = Divergence(name="jsd", beta=0.5)
     """VarKD runs its GKD baseline with jsd, beta 0.5."""
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         return self.divergence(chunk.student_NV, chunk.required_teacher_NV)

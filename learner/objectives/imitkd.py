@@ -8,14 +8,14 @@ from torch import Tensor
 
 from common.config.quantities import CodesOrAll
 from learner.divergence import forward_kl
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     top_k: CodesOrAll = 1
     """Codes of the soft label; 1 is the teacher's best alone (the paper's), 0 takes all."""
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         teacher_NV = chunk.required_teacher_NV
         if not 0 < self.top_k < teacher_NV.shape[-1]:
             return forward_kl(chunk.student_NV, teacher_NV)

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from common.config.quantities import Probability, Temperature
 from learner.divergence import forward_kl, tempered
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     temperature: Temperature = 1.0
     """Divides the logits of both models; the loss is multiplied by its square."""
     alpha: Probability = 1.0
     """Weight of the teacher's soft targets; the rest is cross-entropy with the codes of
     data or of the teacher's samples."""
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         student_NV = tempered(chunk.student_NV, self.temperature)
         teacher_NV = tempered(chunk.required_teacher_NV, self.temperature)
         loss_N = self.alpha * self.temperature**2 * forward_kl(student_NV, teacher_NV)

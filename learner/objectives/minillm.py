@@ -23,6 +23,7 @@ ranks, so nothing depends on chunks, micro-batches or ranks. q in r_t is the dis
 the token: rollouts at another temperature or with guidance bias it.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -31,16 +32,17 @@ from torch import Tensor
 from common.config.quantities import Probability, Weight
 from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import reverse_kl
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 from learner.process_group import ProcessGroup
 from learner.returns import log_ratio, returns, whitened
+from learner.teacher_targets import Quantity, token_logprob
 from learner.token_weights import ObjectiveState, TokenWeights
 
 OFFICIAL_DISCOUNT, OFFICIAL_KD_SHARE, OFFICIAL_REWARD_CLIP = 0.95, 0.5, 50.0
 """Of the official code: --gamma, --kd-ratio, and --cliprange-reward times --reward-scaling."""
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     columns: ClassVar[tuple[str, ...]] = ("return", "behaviour")
 
     form: Literal["paper", "official"] = "paper"
@@ -59,8 +61,8 @@ class Config(ObjectiveConfig):
         default = OFFICIAL_KD_SHARE if self.form == "official" else 0.0
         return default if self.kd_share is None else self.kd_share
 
-    def reads(self) -> frozenset[str]:
-        return frozenset({"token_logprob"})
+    def reads(self) -> Mapping[str, Quantity]:
+        return {"token_logprob": token_logprob}
 
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
@@ -81,7 +83,7 @@ class Config(ObjectiveConfig):
         column = {"return": return_BL, "behaviour": batch.logprob_BL}
         return TokenWeights(support_BL.float(), support_BL, support_BL, column)
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         if not chunk.is_on_policy:
             return self._data_loss(chunk)
         return_N = chunk.column["return"]

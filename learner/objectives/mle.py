@@ -4,12 +4,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     needs_teacher: ClassVar[bool] = False
     uses_rollouts: ClassVar[bool] = False
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         return -chunk.student_token_N

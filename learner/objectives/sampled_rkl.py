@@ -10,19 +10,21 @@ Advantages are numbers of one token, so nothing depends on chunks, micro-batches
 sequences hold no samples of the student and have no loss.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
 from common.config.quantities import Factor, Probability
 from common.exchange.trajectory import TrajectoryBatch
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import PlainObjective, TokenChunk
 from learner.process_group import ProcessGroup
 from learner.returns import log_ratio, returns
+from learner.teacher_targets import Quantity, token_logprob
 from learner.token_weights import ObjectiveState, TokenWeights
 
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     uses_data: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("advantage", "behaviour")
 
@@ -31,8 +33,8 @@ class Config(ObjectiveConfig):
     discount: Probability = 0.0
     """How much of the later advantages a token is credited with."""
 
-    def reads(self) -> frozenset[str]:
-        return frozenset({"token_logprob"})
+    def reads(self) -> Mapping[str, Quantity]:
+        return {"token_logprob": token_logprob}
 
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
@@ -42,6 +44,6 @@ class Config(ObjectiveConfig):
         column = {"advantage": advantage_BL, "behaviour": batch.logprob_BL}
         return TokenWeights(support_BL.float(), support_BL, support_BL, column)
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()
         return -ratio_N * chunk.column["advantage"]

@@ -45,7 +45,7 @@ class Config(kd.Config):
         group_BL = row_B[:, None] * block_BL.shape[1] + block_BL
         return TokenWeights(support_BL.float(), support_BL, support_BL, group_BL=group_BL)
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
         sizes = list(chunk.groups) or [len(chunk.token_N)]
         student_NV = tempered(chunk.student_NV, self.sinkhorn_temperature).exp()
         teacher_NV = tempered(chunk.required_teacher_NV, self.sinkhorn_temperature).exp()
@@ -57,7 +57,7 @@ class Config(kd.Config):
                 )
             ]
         )
-        return super().__call__(chunk) + self.weight * distance_N
+        return super().token_loss(chunk) + self.weight * distance_N
 
     def _distance(self, student_nV: Tensor, teacher_nV: Tensor) -> Tensor:
         """Each student row's part of the distance, times n: their mean is the distance."""

@@ -9,6 +9,7 @@ Losses are per token; the gate's thresholds and counts are over all ranks: exact
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import model_validator
 from torch import Tensor
 
@@ -18,9 +19,17 @@ from common.exchange.provenance import Policy, is_on_policy
 from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import Divergence, filled
 from learner.gate import GateConfig, token_weights
-from learner.objective import ObjectiveConfig, TokenChunk
+from learner.objective import Objective, ObjectiveConfig, TokenChunk
 from learner.process_group import ProcessGroup
-from learner.relaxation import RelaxationConfig, chain_rule, relaxed
+from learner.relaxation import (
+    ClusterMap,
+    RelaxationConfig,
+    chain_rule,
+    cluster_confidence,
+    relaxed,
+)
+from learner.resources import Resources
+from learner.teacher_targets import Quantity, max_prob, token_logprob
 from learner.token_weights import ObjectiveState, TokenWeights
 
 PRESETS = {
@@ -58,11 +67,14 @@ class Config(ObjectiveConfig):
             "data": filled(data, values.get("data")),
         }
 
-    def relaxation_config(self) -> RelaxationConfig:
-        return self.relaxation
+    def resources(self) -> frozenset[str]:
+        return frozenset() if self.relaxation.factor == 1 else frozenset({"clusters"})
 
-    def reads(self) -> frozenset[str]:
-        return self.gate.reads()
+    def build(self, resources: Resources) -> "VarKD":
+        clusters = None
+        if self.relaxation.factor > 1:
+            clusters = resources.clusters(self.relaxation)
+        return VarKD(self, clusters)
 
     def check(self, shares: Mapping[Policy, float]) -> None:
         super().check(shares)
@@ -76,31 +88,57 @@ class Config(ObjectiveConfig):
                 "objective.data_apply at none or gate"
             )
 
+
+class VarKD(Objective):
+    """The loss with the clusters of its relaxation."""
+
+    def __init__(self, config: Config, clusters: ClusterMap | None) -> None:
+        self._config = config
+        self._clusters = clusters
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    def reads(self) -> Mapping[str, Quantity]:
+        quantities = {
+            "token_logprob": token_logprob,
+            "max_prob": max_prob,
+            "cluster_confidence": cluster_confidence(self._clusters),
+        }
+        return {name: quantities[name] for name in self._config.gate.reads()}
+
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
     ) -> TokenWeights:
         support_BL = self.support(batch)
-        gates_data = self.data_apply in ("gate", "both")
+        gates_data = self._config.data_apply in ("gate", "both")
         gated_BL = support_BL if gates_data else batch.rollout_BL
-        gated = token_weights(self.gate, batch, gated_BL, state, ranks)
+        gated = token_weights(self._config.gate, batch, gated_BL, state, ranks)
         plain_BL = support_BL & ~gated_BL
         weight_BL = gated.weight_BL.masked_fill(plain_BL, 1.0)
         return TokenWeights(weight_BL, gated.open_BL | plain_BL, support_BL)
 
-    def __call__(self, chunk: TokenChunk) -> Tensor:
-        pair = chunk.student_NV, chunk.required_teacher_NV
-        mix = self.relaxation.mix
+    def token_loss(self, chunk: TokenChunk) -> Tensor:
+        config, pair = self._config, (chunk.student_NV, chunk.required_teacher_NV)
+        mix = config.relaxation.mix
         if chunk.is_on_policy:
-            return relaxed(self.student, *pair, chunk.clusters, mix)
-        clusters = chunk.clusters if self.data_apply in ("relax", "both") else None
-        loss_N = relaxed(self.data, *pair, clusters, mix)
-        if self.cross_entropy:
-            loss_N = loss_N - self.cross_entropy * chunk.student_token_N
+            return relaxed(config.student, *pair, self._clusters, mix)
+        clusters = self._clusters if config.data_apply in ("relax", "both") else None
+        loss_N = relaxed(config.data, *pair, clusters, mix)
+        if config.cross_entropy:
+            loss_N = loss_N - config.cross_entropy * chunk.student_token_N
         return loss_N
 
     def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        if chunk.clusters is None or not chunk.is_on_policy:
+        if self._clusters is None or not chunk.is_on_policy:
             return {}
         pair = chunk.student_NV, chunk.required_teacher_NV
-        between_N, within_N = chain_rule(self.student, *pair, chunk.clusters)
+        between_N, within_N = chain_rule(self._config.student, *pair, self._clusters)
         return {"between_clusters": between_N, "within_clusters": within_N}
+
+    def owned(self) -> dict[str, dict[str, Any]]:
+        if self._clusters is None:
+            return {}
+        cluster_V = self._clusters.cluster_V.to("cpu", torch.int32)
+        return {"clusters": {"cluster_V": cluster_V, "digest": self._clusters.digest}}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from building.objectives import built
 from torch.nn import functional as F
 
 from common.config.plugins import kinds, load_plugin
@@ -25,6 +26,7 @@ from learner.objectives import (
     varkd,
 )
 from learner.relaxation import RelaxationConfig, number_by_first_code
+from learner.resources import NAMES, Resources
 
 V, C, N = 24, 7, 40
 NOT_ZERO_AT_THE_TEACHER = {
@@ -38,8 +40,9 @@ NOT_ZERO_AT_THE_TEACHER = {
 
 
 @pytest.fixture(params=kinds("learner.objectives"))
-def objective(request):
-    return load_plugin("learner.objectives", request.param).Config()
+def objective(request, clusters):
+    config = load_plugin("learner.objectives", request.param).Config()
+    return built(config, clusters)
 
 
 @pytest.fixture
@@ -64,52 +67,69 @@ def logprobs(seed, *shape, sharp=2.0):
     return (sharp * torch.randn(*shape, generator=generator)).log_softmax(-1)
 
 
-def chunk(student_NV, teacher_NV, clusters=None, context="student", column=None):
+def chunk(student_NV, teacher_NV, context="student", column=None):
     token_N = torch.arange(N) % V
     generator = torch.Generator().manual_seed(9)
     names = ("easy", "advantage", "return")
     numbers = {name: torch.rand(N, generator=generator).round() for name in names}
     numbers["behaviour"] = student_NV.detach().gather(-1, token_N[:, None])[:, 0]
-    return TokenChunk(
-        context, token_N, student_NV, teacher_NV, clusters, numbers | (column or {}), (30, 10)
-    )
+    return TokenChunk(context, token_N, student_NV, teacher_NV, numbers | (column or {}), (30, 10))
 
 
 def contexts_of(objective):
-    used = {"data": objective.uses_data, "student": objective.uses_rollouts}
-    return [name for name, is_used in used.items() if is_used]
+    return [name for name in ("data", "student") if objective.config.uses(name)]
 
 
 def test_kind_is_the_file_name(objective):
-    assert type(objective).__module__ == f"learner.objectives.{objective.kind}"
-    docstring = load_plugin("learner.objectives", objective.kind).__doc__ or ""
-    assert "arXiv" in docstring or objective.kind in ("mle", "sampled_rkl")
+    kind = objective.config.kind
+    assert type(objective.config).__module__ == f"learner.objectives.{kind}"
+    docstring = load_plugin("learner.objectives", kind).__doc__ or ""
+    assert "arXiv" in docstring or kind in ("mle", "sampled_rkl")
 
 
-def test_loss_is_finite_with_a_gradient(objective, clusters, student_NV, teacher_NV):
+def test_what_is_declared_is_all_that_is_asked_for(objective, clusters):
+    """And what it keeps in snapshots has a digest to compare."""
+    declared = objective.config.resources()
+    assert declared <= NAMES
+    given = Resources(clusters=lambda relaxation: clusters)
+    again = objective.config.build(given.only(declared))
+    assert again.owned().keys() == objective.owned().keys()
+    assert all(owned["digest"] for owned in again.owned().values())
+    assert set(objective.reads()) <= {"token_logprob", "max_prob", "cluster_confidence"}
+
+
+def test_what_was_not_declared_is_refused_by_name(clusters):
+    nothing = Resources(clusters=lambda relaxation: clusters).only(())
+    with pytest.raises(ValueError, match="asks for the resource 'clusters', but only \\[\\] are"):
+        varkd.Config().build(nothing)
+    with pytest.raises(ValueError, match="asks for the resource 'render'"):
+        nothing.only(["render"])
+
+
+def test_loss_is_finite_with_a_gradient(objective, student_NV, teacher_NV):
     for context in contexts_of(objective):
-        loss_N = objective(chunk(student_NV, teacher_NV, clusters, context))
+        loss_N = objective.token_loss(chunk(student_NV, teacher_NV, context))
         (grad,) = torch.autograd.grad(loss_N.sum(), student_NV)
         assert loss_N.shape == (N,)
         assert torch.isfinite(loss_N).all()
         assert grad.abs().sum() > 0
-        observed = objective.diagnostics(chunk(student_NV, teacher_NV, clusters, context))
-        assert set(observed) <= set(objective.diagnosed)
+        observed = objective.diagnostics(chunk(student_NV, teacher_NV, context))
+        assert set(observed) <= set(objective.config.diagnosed)
         assert all(0 < len(value_n) <= N for value_n in observed.values())
 
 
-def test_student_equal_to_teacher_gives_zero(objective, clusters):
+def test_student_equal_to_teacher_gives_zero(objective):
     same_NV = logprobs(0, N, V)
     for context in contexts_of(objective):
-        if (objective.kind, context) in NOT_ZERO_AT_THE_TEACHER:
+        if (objective.config.kind, context) in NOT_ZERO_AT_THE_TEACHER:
             continue
         logit_NV = same_NV.clone().requires_grad_()
         column = {"advantage": torch.zeros(N), "return": torch.zeros(N)}
-        given = chunk(logit_NV.log_softmax(-1), same_NV, clusters, context, column)
-        loss_N = objective(given)
+        given = chunk(logit_NV.log_softmax(-1), same_NV, context, column)
+        loss_N = objective.token_loss(given)
         loss_N.sum().backward()
         torch.testing.assert_close(loss_N, torch.zeros(N), atol=1e-5, rtol=0)
-        if objective.kind == "distillspec":
+        if objective.config.kind == "distillspec":
             continue  # |p - q| has a kink there
         torch.testing.assert_close(logit_NV.grad, torch.zeros(N, V), atol=1e-5, rtol=0)
 
@@ -117,7 +137,7 @@ def test_student_equal_to_teacher_gives_zero(objective, clusters):
 def agree(objective, given, literal):
     """Value, and gradient in the logits, against a formula in float64, per token."""
     logit_NV = given.student_NV
-    found_N = objective(replace(given, student_NV=logit_NV.log_softmax(-1)))
+    found_N = objective.token_loss(replace(given, student_NV=logit_NV.log_softmax(-1)))
     (found,) = torch.autograd.grad(found_N.sum(), logit_NV)
     exact_NV = logit_NV.detach().double().requires_grad_()
     wanted_N = literal(exact_NV.log_softmax(-1), given.teacher_NV.double(), given.token_N)
@@ -168,7 +188,7 @@ def test_gkd_distillspec_and_distillm_are_their_divergences(student_NV, teacher_
         (distillm.Config(), skl),
         (reverse, srkl),
     ):
-        torch.testing.assert_close(objective(given), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(objective.token_loss(given), wanted, atol=1e-5, rtol=1e-4)
     acceptance_N = distillspec.Config().diagnostics(given)["acceptance"]
     torch.testing.assert_close(acceptance_N, torch.minimum(p, q).sum(-1))
 
@@ -235,8 +255,8 @@ def test_entropy_aware_adds_forward_kl_where_the_teacher_is_unsure(student_NV, t
 
     given = chunk(student_NV, teacher_NV)
     agree(entropy_aware.Config(threshold=threshold), given, literal)
-    found_N = entropy_aware.Config(threshold=threshold)(given)
-    plain_N = entropy_aware.Config(threshold=99.0)(given)
+    found_N = entropy_aware.Config(threshold=threshold).token_loss(given)
+    plain_N = entropy_aware.Config(threshold=99.0).token_loss(given)
     assert 0 < int((found_N > plain_N + 1e-6).sum()) < N
 
 
@@ -254,7 +274,7 @@ def test_sinkd_adds_the_published_transport_cost_of_each_group(student_NV, teach
 
     given = chunk(student_NV, teacher_NV)
     assert given.groups == (30, 10)
-    found_N = sinkd.Config()(given) - kd.Config()(given)
+    found_N = sinkd.Config().token_loss(given) - kd.Config().token_loss(given)
     for rows in (slice(0, 30), slice(30, 40)):
         q_nV = student_NV.detach()[rows].requires_grad_()
         wanted = published(q_nV, teacher_NV[rows])
@@ -279,7 +299,7 @@ def test_mixtures_that_defeat_an_objective_are_refused(objective, shares, reason
 
 
 def test_mixtures_that_an_objective_can_use_pass(objective):
-    objective.check({"data": 0.9, "student": 0.1})
+    objective.config.check({"data": 0.9, "student": 0.1})
 
 
 @pytest.mark.parametrize(

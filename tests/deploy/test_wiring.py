@@ -19,15 +19,14 @@ def test_clusters_are_of_the_points_that_were_asked_for(run_in, source):
         "codebook": load_tokenizer(workspace.tokenizer).codebook_VD,
         "lm_embedding": workspace.model(run, "teacher").head().weight,
     }
-    relaxation = run.objective.relaxation_config()
-    assert relaxation is not None
+    relaxation = run.objective.relaxation
     digests = {}
     for name, point_VD in points.items():
         expected = cluster_codebook(point_VD, relaxation)
         assert expected is not None
         digests[name] = expected.digest
     assert digests["codebook"] != digests["lm_embedding"]
-    made = cluster_map(run, workspace, SingleProcess())
+    made = cluster_map(run, workspace, SingleProcess(), run.objective.relaxation)
     assert made is not None
     assert made.digest == digests[source]
     assert load_tensors(workspace.clusters)[1]["digest"] == digests[source]
@@ -35,9 +34,9 @@ def test_clusters_are_of_the_points_that_were_asked_for(run_in, source):
 
 def test_a_resumed_run_reads_its_map(run_in):
     run, workspace = run_in()
-    made = cluster_map(run, workspace, SingleProcess())
+    made = cluster_map(run, workspace, SingleProcess(), run.objective.relaxation)
     written = workspace.clusters.stat().st_mtime_ns
-    again = cluster_map(run, workspace, SingleProcess())
+    again = cluster_map(run, workspace, SingleProcess(), run.objective.relaxation)
     assert made is not None
     assert again is not None
     assert torch.equal(made.cluster_V, again.cluster_V)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from building.objectives import built
 from matplotlib.figure import Figure
 
 from common.exchange.metrics import PROFILE, MetricsLog
@@ -54,12 +55,11 @@ def windows(models):
         head = copy.deepcopy(models[1].head)
         learner = Learner(
             LearnerConfig(profile_every=1),
-            objective,
+            built(objective, CLUSTERS),
             copy.deepcopy(models[0]),
             seed=0,
             contexts=("data", "student", "unused"),
             teacher=TeacherTargets(guided_hidden.Config(), head, state_digest(head)),
-            clusters=CLUSTERS,
         )
         return learner.step(batch), learner.profile.take()
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from building.objectives import built
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.config.plugins import kinds, load_plugin
@@ -45,12 +46,11 @@ def learner_of(student, teacher, objective, *, clusters=None, signal=None, **set
     config = LearnerConfig.model_validate(settings)
     return Learner(
         config,
-        objective,
+        built(objective, clusters),
         copy.deepcopy(student),
         seed=0,
         contexts=CONTEXTS,
         teacher=view,
-        clusters=clusters,
     )
 
 
@@ -135,17 +135,16 @@ def test_no_tensor_of_the_loss_outgrows_its_chunk(clusters, chunk):
     teacher_head = torch.nn.Linear(width, vocabulary, bias=False)
     hidden = torch.randn(tokens, width, requires_grad=True)
     sent = torch.randn(tokens, width)
-    objective = varkd.Config()
     wide = ClusterMap(torch.arange(vocabulary) // 4, vocabulary // 4)
+    objective = built(varkd.Config(), wide)
     from learner.objective import TokenChunk
 
     def loss(logit_nV, part):
         with torch.no_grad():
             teacher = guided_hidden.Config().logprob({"hidden": sent[part]}, teacher_head)
         token_n = torch.zeros(len(logit_nV), dtype=torch.long)
-        return objective(
-            TokenChunk("student", token_n, logit_nV.log_softmax(-1), teacher, wide)
-        ).sum()
+        chunk = TokenChunk("student", token_n, logit_nV.log_softmax(-1), teacher)
+        return objective.token_loss(chunk).sum()
 
     with LargestTensor() as largest:
         chunked_loss(hidden, head, loss, chunk).backward()

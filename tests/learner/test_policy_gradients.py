@@ -87,10 +87,9 @@ def losses(objective, batch, student_BLV, teacher_BLV):
         batch.token_BL.flatten(),
         student_BLV.flatten(0, 1),
         teacher_BLV.flatten(0, 1),
-        None,
         column,
     )
-    return token_weights.weight_BL * objective(given).view_as(batch.token_BL)
+    return token_weights.weight_BL * objective.token_loss(given).view_as(batch.token_BL)
 
 
 def test_minillm_has_the_gradient_of_the_sequence_level_reverse_kl(student, teacher_BLV):
@@ -167,13 +166,13 @@ def test_minillm_clips_the_ratio_and_weighs_stale_samples():
     return_N = torch.tensor([1.0, -1.0, 1.0, -1.0])
     column = {"return": return_N, "behaviour": behaviour_N}
     token_N = torch.zeros(4, dtype=torch.long)
-    given = TokenChunk("student", token_N, student_NV, teacher_NV, None, column)
-    found_N = minillm.Config(clip=0.2)(given)
+    given = TokenChunk("student", token_N, student_NV, teacher_NV, column)
+    found_N = minillm.Config(clip=0.2).token_loss(given)
     torch.testing.assert_close(found_N, torch.tensor([-1.2, 2.0, -0.5 / 0.9, 0.8]))
-    plain_N = minillm.Config(clip=0.0)(given)
+    plain_N = minillm.Config(clip=0.0).token_loss(given)
     torch.testing.assert_close(plain_N, torch.tensor([-2.0, 2.0, -0.5 / 0.9, 0.5 / 0.9]))
-    data = TokenChunk("data", token_N, student_NV, teacher_NV, None, column)
-    torch.testing.assert_close(minillm.Config()(data), -student_NV[:, 0])
+    data = TokenChunk("data", token_N, student_NV, teacher_NV, column)
+    torch.testing.assert_close(minillm.Config().token_loss(data), -student_NV[:, 0])
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
@@ -218,8 +217,8 @@ def test_official_minillm_whitens_rollouts_alone(student, teacher_BLV):
     nothing = objective.token_weights(mixed.rows(slice(0, 9)), {}, SingleProcess()).column["return"]
     assert (nothing == 0).all()
     student_NV, teacher_NV = torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.5, 0.5]]).log()
-    given = TokenChunk("data", torch.tensor([1]), student_NV, teacher_NV, None, {})
+    given = TokenChunk("data", torch.tensor([1]), student_NV, teacher_NV, {})
     wanted = -0.5 * math.log(0.8) - 0.5 * (0.5 * math.log(0.2) + 0.5 * math.log(0.8))
-    assert float(objective(given)) == pytest.approx(wanted, rel=1e-5)
+    assert float(objective.token_loss(given)) == pytest.approx(wanted, rel=1e-5)
     plain = minillm.Config(form="official", kd_share=0.0)
-    assert float(plain(given)) == pytest.approx(-math.log(0.8), rel=1e-5)
+    assert float(plain.token_loss(given)) == pytest.approx(-math.log(0.8), rel=1e-5)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from building.objectives import Company, built
 
 from common.config.plugins import kinds, load_plugin
 from common.errors import InputError
@@ -47,22 +48,6 @@ RICH = {
 """Settings under which as much as possible depends on more than one token."""
 
 
-class Company(SingleProcess):
-    """One of two ranks in two threads; a sum waits for the other."""
-
-    world = 2
-
-    def __init__(self, rank, shared, barrier):
-        self.rank, self._shared, self._barrier = rank, shared, barrier
-
-    def sum_(self, tensor):
-        self._shared[self.rank] = tensor.clone()
-        self._barrier.wait(timeout=60)
-        total = self._shared[0] + self._shared[1]
-        self._barrier.wait(timeout=60)
-        return total
-
-
 @pytest.fixture
 def pair(tiny):
     models = tiny("llamagen", 0), tiny("llamagen", 1)
@@ -98,12 +83,11 @@ def learner_of(pair):
         settings |= {"profile_every": 2} | given
         return Learner(
             LearnerConfig.model_validate(settings),
-            objective,
+            built(objective, clusters),
             copy.deepcopy(student),
             seed=0,
             contexts=("data", "student"),
             teacher=TeacherTargets(guided_hidden.Config(), head, state_digest(head)),
-            clusters=clusters,
             ranks=ranks,
         )
 
@@ -206,11 +190,11 @@ def test_a_resumed_run_keeps_what_its_objective_remembers(scored, learner_of):
 
 def test_a_snapshot_of_another_cluster_map_is_refused(learner_of):
     kept = learner_of(varkd.Config()).snapshot()
-    assert kept["clusters"]["cluster_V"].tolist() == [v // 4 for v in range(V)]
+    assert kept["owned"]["clusters"]["cluster_V"].tolist() == [v // 4 for v in range(V)]
     other = number_by_first_code(torch.arange(V) % 6)
-    with pytest.raises(InputError, match="trained with the cluster map"):
+    with pytest.raises(InputError, match="trained with clusters of digest"):
         learner_of(varkd.Config(), clusters=other).restore(kept, step=1)
-    with pytest.raises(InputError, match="but the run folder has None"):
+    with pytest.raises(InputError, match="but the run has None"):
         learner_of(gkd.Config(), clusters=None).restore(kept, step=1)
 
 
@@ -243,8 +227,12 @@ def test_teacher_quantities_are_those_of_its_whole_distribution(pair, scored):
     _, teacher = pair
     clusters = number_by_first_code(torch.arange(V) // 4)
     view = TeacherTargets(guided_hidden.Config(), teacher.head, "")
-    names = ("token_logprob", "max_prob", "cluster_confidence")
-    found = view.read(scored, names, clusters, chunk=5)
+    objective = {
+        "gate": {"mode": "speculative", "entropy_space": "C", "weight": "maxprob"},
+        "relaxation": {"factor": 4},
+    }
+    quantities = built(varkd.Config.model_validate(objective), clusters).reads()
+    found = view.read(scored, quantities, chunk=5)
     logprob = teacher(scored.label_B, scored.token_BL, scored.plan).log_softmax(-1)
     token = logprob.gather(-1, scored.token_BL[..., None])[..., 0]
     torch.testing.assert_close(found["token_logprob"], token, atol=1e-5, rtol=1e-4)

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from building.objectives import built
 from varkd_math import varkd_loss
 
 from learner.divergence import Divergence
 from learner.gate import GateConfig, confidence
-from learner.objective import TokenChunk, coefficients
+from learner.objective import TokenChunk
 from learner.objectives import varkd
 from learner.process_group import SingleProcess
+from learner.reduction import coefficients
 from learner.relaxation import (
     RelaxationConfig,
     cluster_codebook,
@@ -49,16 +51,16 @@ def test_loss_equals_the_oracle(scored, kind, reduction, balanced):
     config = varkd.Config(
         reduction=reduction, student=Divergence(name=kind), gate=GateConfig(tau=tau)
     )
-    token_weights = config.token_weights(batch, {}, SingleProcess())
+    objective = built(config, clusters)
+    token_weights = objective.token_weights(batch, {}, SingleProcess())
     coefficient_BL = coefficients(reduction, token_weights, batch.context, CONTEXTS, lambda x: x)
     flat = TokenChunk(
         "student",
         batch.token_BL.flatten(),
         zs.log_softmax(-1).flatten(0, 1),
         zt.log_softmax(-1).flatten(0, 1),
-        clusters,
     )
-    ours = (coefficient_BL.flatten() * config(flat)).sum()
+    ours = (coefficient_BL.flatten() * objective.token_loss(flat)).sum()
     theirs, info = varkd_loss(
         zs,
         zt,
@@ -90,10 +92,11 @@ def test_data_has_no_gate_unless_asked(scored):
     batch, _, _ = scored
     tau = float(alphas(batch)[:2].flatten().quantile(0.5))
     gate = GateConfig(tau=tau)
-    plain = varkd.Config(gate=gate).token_weights(batch, {}, SingleProcess())
+    plain = built(varkd.Config(gate=gate)).token_weights(batch, {}, SingleProcess())
     assert (plain.weight_BL[:2] == 1).all()
     assert plain.support_BL[:2].all()
-    both = varkd.Config(gate=gate, data_apply="gate").token_weights(batch, {}, SingleProcess())
+    gated = built(varkd.Config(gate=gate, data_apply="gate"))
+    both = gated.token_weights(batch, {}, SingleProcess())
     assert not both.open_BL[:2].all()
     weight_BL = alphas(batch)[:2] * both.open_BL[:2]
     torch.testing.assert_close(both.weight_BL[:2], weight_BL)
@@ -108,7 +111,7 @@ def test_data_contexts_take_the_parts_they_are_given():
     teacher_NV = (2 * torch.randn(N, V, generator=generator)).log_softmax(-1)
     token_N = torch.arange(N) % V
     clusters = number_by_first_code(torch.arange(V) // 4)
-    given = TokenChunk("data", token_N, student_NV, teacher_NV, clusters)
+    given = TokenChunk("data", token_N, student_NV, teacher_NV)
     kl = Divergence(name="fkl")
     fine_N = kl(student_NV, teacher_NV)
     coarse_N = kl(cluster_logprob(student_NV, clusters), cluster_logprob(teacher_NV, clusters))
@@ -121,20 +124,21 @@ def test_data_contexts_take_the_parts_they_are_given():
         (varkd.Config(data_apply="both", relaxation=mixed), 0.5 * (fine_N + coarse_N)),
         (varkd.Config(cross_entropy=0.1), fine_N - 0.1 * labels_N),
     ):
-        torch.testing.assert_close(config(given), wanted)
+        torch.testing.assert_close(built(config, clusters).token_loss(given), wanted)
 
 
 def test_rollouts_are_relaxed_and_the_rest_is_plotted():
     generator = torch.Generator().manual_seed(0)
     one, other = (2 * torch.randn(2, N, V, generator=generator)).log_softmax(-1)
     clusters = number_by_first_code(torch.arange(V) // 4)
-    given = TokenChunk("student", torch.zeros(N, dtype=torch.long), one, other, clusters)
-    config = varkd.Config()
-    observed = config.diagnostics(given)
+    given = TokenChunk("student", torch.zeros(N, dtype=torch.long), one, other)
+    objective = built(varkd.Config(), clusters)
+    observed = objective.diagnostics(given)
     within_N = observed["within_clusters"]
-    assert torch.equal(observed["between_clusters"], config(given))
-    torch.testing.assert_close(config(given) + within_N, Divergence(name="rkl")(one, other))
-    half = varkd.Config(relaxation=RelaxationConfig(mix=0.5))
-    torch.testing.assert_close(half(given), config(given) + 0.5 * within_N)
-    assert config.diagnostics(TokenChunk("student", given.token_N, one, other, None)) == {}
-    assert config.diagnostics(TokenChunk("data", given.token_N, one, other, clusters)) == {}
+    assert torch.equal(observed["between_clusters"], objective.token_loss(given))
+    loss_N = objective.token_loss(given)
+    torch.testing.assert_close(loss_N + within_N, Divergence(name="rkl")(one, other))
+    half = built(varkd.Config(relaxation=RelaxationConfig(mix=0.5)), clusters)
+    torch.testing.assert_close(half.token_loss(given), loss_N + 0.5 * within_N)
+    assert built(varkd.Config()).diagnostics(given) == {}
+    assert objective.diagnostics(TokenChunk("data", given.token_N, one, other)) == {}

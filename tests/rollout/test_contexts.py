@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from building.objectives import built
 
 from common.artifacts.backbone_file import save_backbone
 from common.artifacts.model_file import ModelFile
@@ -231,7 +232,7 @@ def test_the_gate_leaves_the_teachers_rows_open(sample):
     entropy_BL = torch.full(batch.token_BL.shape, 1.0)
     entropy_BL[:, -1] = 3.15  # a confidence of 0.01 with 24 codes
     scored = batch.scored({"entropy": entropy_BL}, {})
-    objective = varkd.Config.model_validate({"gate": {"tau": 0.1}})
+    objective = built(varkd.Config.model_validate({"gate": {"tau": 0.1}}))
     token_weights = objective.token_weights(scored, {}, SingleProcess())
     off_BL = token_weights.support_BL & ~batch.on_policy_B[:, None]
     assert (token_weights.weight_BL[off_BL] == 1).all()
