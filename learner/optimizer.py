@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.config.quantities import Factor, Fraction, LearningRate, StepsOrNever, Weight
 from common.config.schema import Config
@@ -75,6 +76,4 @@ class Average:
                 latest.append(current[name].detach())
             else:
                 value.copy_(current[name])
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            averaged, latest, 1 - decay
-        )
+        get_ema_multi_avg_fn(decay)(averaged, latest, step)
