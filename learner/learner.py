@@ -155,7 +155,7 @@ class Learner:
         batch = batch.to(self._device)
         kind, dtype = self._device.type, precision(self._config.dtype)
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-            hidden_BLC = self._student.features(batch.label_B, batch.token_BL, batch.plan)
+            hidden_BLC = self._student.features(batch.label_B, batch.input_BL, batch.plan)
             losses = []
             for source in dict.fromkeys(batch.sources):
                 chosen = select(source, batch, token_weights, factors.token_BL)

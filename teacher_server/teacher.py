@@ -126,13 +126,17 @@ def _range(id_B: Tensor) -> str:
 def guided_features(
     backbone: Backbone, batch: TrajectoryBatch, guidance: Guidance | None
 ) -> Tensor:
-    """Guided post-norm h_BLC: u + s (h_c - h_u), s by step; rows of the null class stay."""
-    conditional = backbone.features(batch.label_B, batch.token_BL, batch.plan)
+    """Guided post-norm h_BLC: u + s (h_c - h_u), s by step; rows of the null class stay.
+
+    The teacher reads what the student reads, `batch.input_BL`; whoever asks for the probability of
+    a code asks for that of `batch.token_BL`.
+    """
+    conditional = backbone.features(batch.label_B, batch.input_BL, batch.plan)
     scales = guidance.scales(batch.plan, backbone.guidance_rule) if guidance else ()
     if all(scale == 1 for scale in scales):
         return conditional
     null_B = torch.full_like(batch.label_B, backbone.spec.null_class)
-    unconditional = backbone.features(null_B, batch.token_BL, batch.plan)
+    unconditional = backbone.features(null_B, batch.input_BL, batch.plan)
     scale_L1 = scale_per_slot(scales, batch.plan)[:, None].to(conditional.device)
     # For a row whose label is the null class both passes agree, so the rule leaves it as it is.
     return guide(conditional, unconditional, scale_L1)

@@ -13,11 +13,17 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 2):
     order, token  int32[L]           grid position and code of every slot
     logprob       float32[L]         behaviour log-probability; 0 on slots that were given
     noise         float64[L]         the uniforms that drew the row (optional)
+    input_token   int32[L]           what student and teacher read in every slot, where that differs
+                                     from `token`, which both are asked for (absent: the same)
+    group,        int64              which rows are samples of one condition, and which of them a
+    member                           row is, from 0 (absent: every row is alone in its group)
     signal.NAME   float16/32[L, ..]  what the teacher says (absent before scoring)
+    sequence.NAME number[..]         what a scorer says of whole rows, e.g. a reward (optional)
 
 Schema metadata: schema, lease, generation, oldest (lowest version of any row whose policy is
-student, or -1), step_sizes, spec, worker, rollout_seconds, and after scoring teacher_seconds and
-head (digest of the teacher's output head).
+student, or -1), group_size (rows of every group; absent: 1), step_sizes, spec, worker,
+rollout_seconds, and after scoring teacher_seconds and head (digest of the teacher's output head).
+A record holds whole groups.
 
 Version 1 did not say who sampled a row: its readers took the context called "student" for that.
 
@@ -45,6 +51,8 @@ PolicyVersion = NewType("PolicyVersion", int)
 SCHEMA_VERSION = 2
 TEXT = ("context", "policy", "law")
 """Columns of words."""
+INTEGERS = ("id", "version", "label", "prefix", "order", "token")
+OPTIONAL_INTEGERS = ("input_token", "group", "member")
 
 
 def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
@@ -59,9 +67,9 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
         "token": _to_column(batch.token_BL.int()),
         "logprob": _to_column(batch.logprob_BL),
     }
-    if batch.noise_BL is not None:
-        columns["noise"] = _to_column(batch.noise_BL)
+    columns |= {name: _to_column(value) for name, value in _optional(batch).items()}
     columns |= {f"signal.{name}": _to_column(value) for name, value in batch.signal.items()}
+    columns |= {f"sequence.{name}": _to_column(value) for name, value in batch.sequence.items()}
     on_policy = batch.version_B[batch.on_policy_B]
     metadata = batch.facts | {
         "schema": str(SCHEMA_VERSION),
@@ -72,12 +80,25 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns).replace_schema_metadata(metadata)
 
 
+def _optional(batch: TrajectoryBatch) -> dict[str, Tensor]:
+    """The columns that are there, of those that need not be."""
+    input_token_BL = batch.input_token_BL
+    found = {
+        "noise": batch.noise_BL,
+        "input_token": None if input_token_BL is None else input_token_BL.int(),
+        "group": batch.group_B,
+        "member": batch.member_B,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
     """Decode and check; the caller owns the memory.
 
     Raises:
         InputError: another schema version, columns of other names, types or lengths, a token
-            outside the vocabulary, or a value that is not finite. Nothing that failed becomes data.
+            outside the vocabulary, a value that is not finite, or a group that is not whole.
+            Nothing that failed becomes data.
     """
     try:
         batch = _decoded(record)
@@ -102,7 +123,7 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
     column = {
         name: _to_tensor(record.column(name)) for name in record.schema.names if name not in TEXT
     }
-    for name in ("id", "version", "label", "prefix", "order", "token"):
+    for name in (*INTEGERS, *(n for n in OPTIONAL_INTEGERS if n in column)):
         if column[name].dtype not in (torch.int32, torch.int64):
             raise InputError(f"record column {name} is {column[name].dtype}, expected an integer")
     return TrajectoryBatch(
@@ -118,13 +139,21 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         token_BL=column["token"].long(),
         logprob_BL=column["logprob"],
         noise_BL=column.get("noise"),
-        signal={
-            name.removeprefix("signal."): value
-            for name, value in column.items()
-            if name.startswith("signal.")
-        },
+        input_token_BL=column["input_token"].long() if "input_token" in column else None,
+        group_B=column.get("group"),
+        member_B=column.get("member"),
+        signal=_named(column, "signal."),
+        sequence=_named(column, "sequence."),
         facts=facts,
     )
+
+
+def _named(column: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in column.items()
+        if name.startswith(prefix)
+    }
 
 
 def _require_schema(version: str | None) -> None:
@@ -147,17 +176,19 @@ def _check(batch: TrajectoryBatch) -> None:
     spec = batch.spec
     for name, value, limit in (
         ("tokens", batch.token_BL, spec.vocab_size),
+        ("input tokens", batch.input_BL, spec.vocab_size),
         ("labels", batch.label_B, spec.num_classes + 1),
         ("prefixes", batch.prefix_B, spec.length + 1),
     ):
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= limit:
-            known = "the vocabulary has" if name == "tokens" else "the spec allows less than"
+            known = "the vocabulary has" if "tokens" in name else "the spec allows less than"
             raise InputError(f"record holds {name} {low}..{high}, but {known} {limit}")
     if not (batch.plan.order_BL.sort().values == torch.arange(spec.length)).all():
         raise InputError("record column order holds rows that do not visit every position once")
-    noise = {} if batch.noise_BL is None else {"noise": batch.noise_BL}
-    for name, value in {"logprob": batch.logprob_BL, **noise, **batch.signal}.items():
+    _check_groups(batch)
+    numbers = {"logprob": batch.logprob_BL, **_optional(batch), **batch.signal, **batch.sequence}
+    for name, value in numbers.items():
         if not torch.isfinite(value).all():
             raise InputError(f"record column {name} holds values that are not finite")
 
@@ -183,11 +214,29 @@ def _check_shapes(batch: TrajectoryBatch) -> None:
         "logprob": (batch.logprob_BL, whole),
         **{name: (value, (*whole, *value.shape[2:])) for name, value in batch.signal.items()},
     }
-    if batch.noise_BL is not None:
-        columns["noise"] = (batch.noise_BL, whole)
+    for name, value in _optional(batch).items():
+        columns[name] = (value, row if name in ("group", "member") else whole)
+    columns |= {name: (v, (*row, *v.shape[1:])) for name, v in batch.sequence.items()}
     for name, (value, shape) in columns.items():
         if tuple(value.shape) != shape:
             raise InputError(f"record column {name} is {list(value.shape)}, expected {list(shape)}")
+
+
+def _check_groups(batch: TrajectoryBatch) -> None:
+    """Every group has its members 0 to group_size - 1, of one label and one prefix."""
+    size = batch.facts.get("group_size", "1")
+    if batch.group_B is None or batch.member_B is None:
+        if size != "1" or batch.group_B is not batch.member_B:
+            raise InputError(f"record has groups of {size}, but no columns group and member")
+        return
+    rows = sorted(zip(batch.group_B.tolist(), batch.member_B.tolist(), strict=True))
+    groups = sorted({group for group, _ in rows})
+    members = range(int(size) if size.isdecimal() else 0)
+    if rows != [(group, member) for group in groups for member in members]:
+        raise InputError(f"record does not hold whole groups of {size}: (group, member) are {rows}")
+    alike = torch.stack([batch.group_B, batch.label_B, batch.prefix_B]).unique(dim=1)
+    if alike.shape[1] != len(groups):
+        raise InputError("record holds groups whose rows have different labels or prefixes")
 
 
 def _to_column(value: Tensor) -> pa.Array:

@@ -13,6 +13,9 @@ from common.exchange.provenance import DATA, Law, Policy, is_on_policy
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 
+COLUMNS = ("signal", "sequence")
+"""Fields that hold columns by name."""
+
 
 @dataclass(frozen=True)
 class TrajectoryBatch:
@@ -33,8 +36,17 @@ class TrajectoryBatch:
     logprob_BL: Tensor
     """Log-probability under the distribution that drew the token; 0 on slots that were given."""
     noise_BL: Tensor | None = None
+    input_token_BL: Tensor | None = None
+    """What a network reads in every slot where that differs from what it is asked for there
+    (`token_BL`), e.g. a token that was perturbed. None: the same."""
+    group_B: Tensor | None = None
+    """Number of the condition of which a row is one of several samples. None: the row's id."""
+    member_B: Tensor | None = None
+    """Which of its group's samples a row is, from 0. None: the only one."""
     signal: dict[str, Tensor] = field(default_factory=dict)
     """Teacher columns by name, each (B, L, ...); `entropy` is always there once scored."""
+    sequence: dict[str, Tensor] = field(default_factory=dict)
+    """Numbers of whole sequences by name, each (B, ...): what a scorer says of a row."""
     facts: dict[str, str] = field(default_factory=dict)
     """Schema metadata beyond what the fields say: lease, generation, signal, head, seconds."""
 
@@ -52,8 +64,11 @@ class TrajectoryBatch:
             if isinstance(getattr(self, f.name), Tensor | tuple)
         }
         plan = DecodePlan(self.plan.order_BL[chosen], self.plan.step_sizes)
-        signal = {name: value[chosen] for name, value in self.signal.items()}
-        return replace(self, plan=plan, signal=signal, **cut)
+        columns = {
+            name: {key: value[chosen] for key, value in getattr(self, name).items()}
+            for name in COLUMNS
+        }
+        return replace(self, plan=plan, **columns, **cut)
 
     def to(self, device: torch.device) -> "TrajectoryBatch":
         moved = {
@@ -61,8 +76,16 @@ class TrajectoryBatch:
             for f in fields(self)
             if isinstance(getattr(self, f.name), Tensor)
         }
-        signal = {name: value.to(device) for name, value in self.signal.items()}
-        return replace(self, signal=signal, **moved)
+        columns = {
+            name: {key: value.to(device) for key, value in getattr(self, name).items()}
+            for name in COLUMNS
+        }
+        return replace(self, **columns, **moved)
+
+    @property
+    def input_BL(self) -> Tensor:
+        """What teacher and student read; what they are asked for is `token_BL`."""
+        return self.token_BL if self.input_token_BL is None else self.input_token_BL
 
     @property
     def sources(self) -> tuple[tuple[str, Policy], ...]:
@@ -97,7 +120,13 @@ class TrajectoryBatch:
 
 
 def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
-    """Join batches that share spec and step sizes; facts are those of the first."""
+    """Join batches that share spec and step sizes; facts are those of the first.
+
+    Input tokens that only some have are filled with the tokens; what else only some have is an
+    error of whoever made the batches.
+    """
+    if any(batch.input_token_BL is not None for batch in batches):
+        batches = [replace(batch, input_token_BL=batch.input_BL) for batch in batches]
     first = batches[0]
     if any(b.spec != first.spec or b.plan.step_sizes != first.plan.step_sizes for b in batches):
         raise ValueError("only batches of one spec and one plan geometry can be joined")
@@ -119,6 +148,12 @@ def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
     return replace(
         first,
         plan=DecodePlan(order_BL, first.plan.step_sizes),
-        signal={name: torch.cat([b.signal[name] for b in batches]) for name in first.signal},
+        **{
+            name: {
+                key: torch.cat([getattr(batch, name)[key] for batch in batches])
+                for key in getattr(first, name)
+            }
+            for name in COLUMNS
+        },
         **of_rows,
     )

@@ -111,6 +111,66 @@ def test_words_that_no_reader_knows_are_refused(scored, column, known):
         from_arrow(to_arrow(replace(scored, **{column: words})))
 
 
+def test_optional_columns_travel_and_absent_ones_stay_absent(scored):
+    plain = from_arrow(to_arrow(scored))
+    assert plain.input_token_BL is plain.group_B is plain.member_B is None
+    assert plain.sequence == {}
+    assert plain.input_BL is plain.token_BL
+    pairs = scored.rows(slice(0, 4))
+    whole = replace(
+        pairs,
+        label_B=torch.tensor([0, 0, 2, 2]),
+        prefix_B=torch.tensor([6, 6, 2, 2]),
+        input_token_BL=(pairs.token_BL + 1) % 24,
+        group_B=torch.tensor([7, 7, 8, 8]),
+        member_B=torch.tensor([0, 1, 0, 1]),
+        sequence={"reward": torch.rand(4), "features": torch.rand(4, 3, 2)},
+        facts=pairs.facts | {"group_size": "2"},
+    )
+    back = from_arrow(to_arrow(whole))
+    for name in ("input_token_BL", "group_B", "member_B"):
+        assert torch.equal(getattr(back, name), getattr(whole, name)), name
+    for name, value in whole.sequence.items():
+        assert torch.equal(back.sequence[name], value)
+        assert torch.equal(back.rows(slice(1, 3)).sequence[name], value[1:3])
+    halves = [whole.rows(slice(0, 2)), whole.rows(slice(2, 4))]
+    assert to_arrow(concatenate(halves)).equals(to_arrow(whole), check_metadata=True)
+    assert torch.equal(back.to(torch.device("cpu")).input_BL, whole.input_token_BL)
+    mixed = concatenate([halves[0], replace(halves[1], input_token_BL=None)])
+    wanted_BL = torch.cat([halves[0].input_BL, halves[1].token_BL])
+    assert torch.equal(mixed.input_BL, wanted_BL)
+
+
+GROUPS = {
+    "holds input tokens 0..24, but the vocabulary has 24": {
+        "input_token_BL": torch.tensor([[24] + [0] * 5] * 4)
+    },
+    "column input_token is .4, 5., expected .4, 6.": {"input_token_BL": torch.zeros(4, 5).long()},
+    "does not hold whole groups of 2": {"member_B": torch.tensor([0, 1, 0, 0])},
+    "no columns group and member": {"group_B": None, "member_B": None},
+    "different labels or prefixes": {"label_B": torch.tensor([0, 1, 2, 2])},
+    "column reward holds values that are not finite": {
+        "sequence": {"reward": torch.full((4,), torch.nan)}
+    },
+}
+
+
+@pytest.mark.parametrize("message", GROUPS)
+def test_optional_columns_that_do_not_fit_are_refused(scored, message):
+    whole = replace(
+        scored.rows(slice(0, 4)),
+        label_B=torch.tensor([0, 0, 2, 2]),
+        prefix_B=torch.tensor([6, 6, 2, 2]),
+        input_token_BL=torch.zeros(4, 6).long(),
+        group_B=torch.tensor([7, 7, 8, 8]),
+        member_B=torch.tensor([0, 1, 0, 1]),
+        facts=scored.facts | {"group_size": "2"},
+    )
+    assert len(from_arrow(to_arrow(whole))) == 4
+    with pytest.raises(InputError, match=message):
+        from_arrow(to_arrow(replace(whole, **GROUPS[message])))
+
+
 def test_wire_size_is_what_dry_run_says(scored):
     record = to_arrow(scored)
     signal = scored.spec.length * (4 * 4 + 4)
