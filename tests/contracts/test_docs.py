@@ -90,11 +90,28 @@ def test_the_page_on_records_has_the_columns_and_the_version_of_the_code():
     page = (DOCS / "records.md").read_text()
     table = page.split("## Columns")[1].split("## Metadata")[0]
     columns = set(re.findall(r"^\| `([\w.]+)` \|", table, re.M))
-    legend = (
-        (trajectory.__doc__ or "").split("Columns (schema version 2):")[1].split("Schema meta")[0]
-    )
-    known = {
-        n for line in re.findall(r"^    (\w[\w., ]*?)  ", legend, re.M) for n in line.split(", ")
-    }
+    legend = (trajectory.__doc__ or "").split("(schema version 2):")[1].split("Schema meta")[0]
+    names = re.findall(r"^    (\w[\w., ]*?)(?:  |$)", legend, re.M)
+    known = {name for line in names for name in line.rstrip(",").split(", ")}
     assert columns == known
     assert f"(schema version {trajectory.SCHEMA_VERSION})" in page.splitlines()[0]
+
+
+def test_every_config_key_that_a_page_names_exists():
+    from common.config.known_keys import known_keys
+    from deploy.config import RunConfig
+
+    known = set(known_keys(RunConfig))
+    sections = "|".join(sorted(RunConfig.model_fields))
+    named = re.compile(rf"(?<![\w./])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*(?![\w./(]|\.\w)")
+    other = ("kind", "safetensors", "parquet", "jsonl", "png", "md", "json", "toml", "py")
+    wrong = []
+    for page in PAGES:
+        text = re.sub(r"^```python.*?^```", "", page.read_text(), flags=re.S | re.M)
+        spans = re.findall(r"`([^`\n]+)`", text) + re.findall(
+            r"^```\w*\n(.*?)^```", text, re.S | re.M
+        )
+        for key in {key for span in spans for key in named.findall(span)}:
+            if key.rpartition(".")[2] not in other and key not in known:
+                wrong.append(f"{page.name}: {key}")
+    assert not wrong
