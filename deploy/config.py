@@ -161,6 +161,7 @@ class RunConfig(Config):
             max_staleness=self.learner.max_staleness,
             publish_every=self.learner.publish_every,
             ordered=self.learner.ordered,
+            group_size=self.rollout.group.size,
         )
 
     @model_validator(mode="after")
@@ -170,6 +171,16 @@ class RunConfig(Config):
             raise ValueError(
                 f"learner.global_batch_size is {images}, but must be a multiple of "
                 f"rollout.batch_size {lease} times learner.world_size {self.learner.world_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fill_a_lease(self) -> Self:
+        lease, size = self.rollout.batch_size, self.rollout.group.size
+        if lease % size:
+            raise ValueError(
+                f"rollout.batch_size is {lease}, but must be a multiple of rollout.group.size "
+                f"{size}, so that a group is sampled, scored and trained whole"
             )
         return self
 

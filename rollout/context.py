@@ -61,7 +61,7 @@ class ContextConfig(PluginConfig, ABC):
 
     @abstractmethod
     def prefix(self, index: int, draws: Draws, *, spec: SequenceSpec, step: int) -> int:
-        """Number of ground-truth slots of image `index`; `spec.length` means all of them."""
+        """Number of ground-truth slots of condition `index`; `spec.length` means all of them."""
 
 
 def law_of(sampling: SamplingConfig | None) -> Law:
@@ -151,9 +151,10 @@ class ContextsConfig(Config):
         }
 
     def choose(self, index: int, draws: Draws, schedule: Schedule) -> str:
-        """The context of image `index`."""
+        """The context of image `index`; samples of one condition share it."""
         step = index // schedule.global_batch_size
-        coin = draws.uniform("context", step if self.mix_per == "step" else index)
+        per_sample = schedule.condition(index)
+        coin = draws.uniform("context", step if self.mix_per == "step" else per_sample)
         shares, reached = self.shares_at(step / schedule.steps), 0.0
         for kind, share in shares.items():
             reached += share
@@ -208,21 +209,22 @@ def assign(
     sampling: SamplingConfig,
     generated: TokenDataset | None = None,
 ) -> RolloutRequest:
-    """`sampling` is how the student draws; `generated` holds the teacher's sequences, for a source
-    that reads them."""
-    label_B, cell_BL = data.pick(indices, draws, class_dropout)
+    """Samples of one condition (by the schedule) get one data row, label, context and prefix;
+    `sampling` is the student's, `generated` the teacher's sequences where a source reads them."""
+    conditions = [schedule.condition(index) for index in indices]
+    label_B, cell_BL = data.pick(conditions, draws, class_dropout)
     context = tuple(contexts.choose(index, draws, schedule) for index in indices)
     sources = [contexts.sources[kind] for kind in context]
     prefixes = [
-        source.prefix(index, draws, spec=data.spec, step=index // schedule.global_batch_size)
-        for source, index in zip(sources, indices, strict=True)
+        source.prefix(condition, draws, spec=data.spec, step=index // schedule.global_batch_size)
+        for source, condition, index in zip(sources, conditions, indices, strict=True)
     ]
     is_generated_B = torch.tensor([source.is_generated for source in sources])
     if is_generated_B.any():
         if generated is None:
             raise ValueError("a source reads the teacher's sequences, but there are none")
         own = replace(draws, images=len(generated))
-        labels, cells = generated.pick(indices, own, class_dropout)
+        labels, cells = generated.pick(conditions, own, class_dropout)
         label_B = torch.where(is_generated_B, labels, label_B)
         cell_BL = torch.where(is_generated_B[:, None], cells, cell_BL)
     return RolloutRequest(

@@ -24,9 +24,15 @@ class PrefixSampler:
     sampling: SamplingConfig
 
     def __call__(
-        self, work: RolloutRequest, seeds: Sequence[int], plan: DecodePlan
+        self,
+        work: RolloutRequest,
+        seeds: Sequence[int],
+        plan: DecodePlan,
+        order_seeds: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(token_BL, logprob_BL) in the slots of `plan`, whatever steps the sampler takes itself.
+
+        Seeds give the noise and, unless there are `order_seeds`, the order as well.
 
         Raises:
             InputError: the sampler's order begins with other cells than the plan's prefix.
@@ -36,6 +42,7 @@ class PrefixSampler:
             work.label_B,
             seeds,
             self.sampling,
+            order_seeds=order_seeds,
             cell_BL=work.cell_BL,
             prefix_B=work.prefix_B,
         )

@@ -80,11 +80,12 @@ def sample(
     seeds: Sequence[int],
     sampling: SamplingConfig,
     *,
+    order_seeds: Sequence[int] | None = None,
     cell_BL: Tensor | None = None,
     prefix_B: Tensor | None = None,
 ) -> Decoded:
     """One sequence per label and seed, on the backbone's device: a function of weights, label and
-    seed alone, which gives order and noise.
+    seed alone, which gives order and noise; `order_seeds` give the orders instead, where given.
 
     The first prefix_B slots of that order are copied from cell_BL (by grid position).
 
@@ -93,7 +94,7 @@ def sample(
         Diverged: the logits are not finite.
     """
     device = next(backbone.parameters()).device
-    plan = backbone.plan(seeds, sampling.decoding)
+    plan = backbone.plan(order_seeds or seeds, sampling.decoding)
     return decode(
         backbone,
         label_B.to(device),

@@ -8,6 +8,7 @@ Shape letters: B sequences, L slots.
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from threading import Event
 from typing import Literal, Protocol
 
@@ -36,6 +37,12 @@ POLL_SECONDS = 1.0
 WEIGHTS_SECONDS = 60.0
 
 
+class GroupConfig(Config):
+    size: Batch = 1
+    """Samples of every condition (one data row, label and prefix; noise of their own), for rewards
+    that compare them; must divide rollout.batch_size."""
+
+
 class RolloutConfig(Config):
     workers: Processes = 2
     """Rollout worker actors; scaled independently of the learner."""
@@ -45,6 +52,8 @@ class RolloutConfig(Config):
     """Workers that may be replaced in a run when they die; the others take over beyond that."""
     batch_size: Batch = 32
     """Images per lease, decoded together; must divide learner.global_batch_size."""
+    group: GroupConfig = GroupConfig()
+    """Several samples of one condition."""
     in_flight: Spare = 1
     """Sampled leases that may wait for the teacher while the next one is decoded."""
     sampling: SamplingConfig = SamplingConfig()
@@ -170,8 +179,11 @@ class RolloutWorker:
         self._refresh(lease)
         work = self._assignment(lease)
         seeds = [self._draws.noise_seed(index) for index in lease.indices]
-        plan = self._student.plan(seeds, self._config.sampling.decoding)
-        token_BL, logprob_BL = self._complete(work, seeds, plan)
+        # A group shares its order, so that one prefix is the same cells for all of it.
+        conditions = [self._schedule.condition(index) for index in lease.indices]
+        order_seeds = [self._draws.noise_seed(condition) for condition in conditions]
+        plan = self._student.plan(order_seeds, self._config.sampling.decoding)
+        token_BL, logprob_BL = self._complete(work, seeds, order_seeds, plan)
         facts = {
             "lease": str(lease.number),
             "generation": str(lease.generation),
@@ -193,10 +205,20 @@ class RolloutWorker:
             noise_BL=noise(seeds, self._data.spec.length) if self._config.keep_noise else None,
             facts=facts,
         )
-        return to_arrow(batch)
+        return to_arrow(self._grouped(batch, lease))
+
+    def _grouped(self, batch: TrajectoryBatch, lease: Lease) -> TrajectoryBatch:
+        """With the columns that say which rows are of one condition, where there are several."""
+        size = self._schedule.group_size
+        if size == 1:
+            return batch
+        group_B = torch.tensor([self._schedule.condition(index) for index in lease.indices])
+        member_B = torch.tensor([self._schedule.member(index) for index in lease.indices])
+        facts = batch.facts | {"group_size": str(size)}
+        return replace(batch, group_B=group_B, member_B=member_B, facts=facts)
 
     def _complete(
-        self, work: RolloutRequest, seeds: list[int], plan: DecodePlan
+        self, work: RolloutRequest, seeds: list[int], order_seeds: list[int], plan: DecodePlan
     ) -> tuple[Tensor, Tensor]:
         """(token_BL, logprob_BL): what is read, with every sampler's rows put in their places."""
         token_BL = plan.to_slots(work.cell_BL)
@@ -204,10 +226,10 @@ class RolloutWorker:
         for name, sampler in self._samplers.items():
             rows = work.rows_of(name)
             if len(rows):
-                own_seeds = [seeds[row] for row in rows.tolist()]
+                own, orders = ([of[row] for row in rows.tolist()] for of in (seeds, order_seeds))
                 try:
                     token_BL[rows], logprob_BL[rows] = sampler(
-                        work.rows(rows), own_seeds, plan.rows(rows)
+                        work.rows(rows), own, plan.rows(rows), orders
                     )
                 except Diverged as error:
                     raise Diverged(self._diverged(name)) from error

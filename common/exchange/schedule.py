@@ -13,6 +13,18 @@ class Schedule:
     max_staleness: int
     publish_every: int
     ordered: bool = False
+    group_size: int = 1
+    """Neighbouring image indices that are samples of one condition; divides `lease_size`, so that
+    a group is leased, scored, dropped and trained whole."""
+
+    def condition(self, index: int) -> int:
+        """Which condition image `index` is a sample of: data row, label, context, prefix and order
+        of decoding are functions of it, and only the noise is the image's own."""
+        return index // self.group_size
+
+    def member(self, index: int) -> int:
+        """Which of its condition's samples image `index` is, from 0."""
+        return index % self.group_size
 
     @property
     def leases_per_step(self) -> int:

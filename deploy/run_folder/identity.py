@@ -49,6 +49,8 @@ NOTED = {
     "teacher.dtype": "another precision from here on",
 }
 """Fields that may change too, and what that means."""
+LATER = {"rollout.group.size": 1}
+"""Fields that the first snapshots do not know, and what was so then."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Identity:
         """(key or file, "was this, is that") of what `before` (an `as_dict`) had otherwise."""
         keys = before["fields"].keys() | self.fields.keys()
         for key in sorted(keys, key=lambda key: (not key.endswith(".kind"), key)):
-            old, new = before["fields"].get(key), self.fields.get(key)
+            old, new = (of.get(key, LATER.get(key)) for of in (before["fields"], self.fields))
             if old != new:
                 yield key, f"was {_spelt(old)}, is {_spelt(new)}"
         for name in sorted(before["contents"].keys() | self.contents.keys()):

@@ -213,7 +213,7 @@ def test_every_objective_takes_teacher_rows_as_data_or_refuses_them(sample, kind
     objective.check(shares)
     objective.check({"teacher": 1.0})
     batch, *_ = sample(mixture(data={}, student=third, teacher=third))
-    support_BL = objective.support(batch)
+    support_BL = built(objective).support(batch)
     for row, context in enumerate(batch.context):
         wanted = {
             "data": torch.ones_like(support_BL[row]),
