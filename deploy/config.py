@@ -113,6 +113,9 @@ class ClusterConfig(Config):
 
 
 class RunConfig(Config):
+    plugins: tuple[str, ...] = ()
+    """Packages of one's own that hold plug-ins, each an importable name or a folder beside this
+    file or in the working directory, with folders such as objectives/ or backbones/ in it."""
     seed: Seed = 0
     """Everything random in a run is a function of this."""
     out: UserPath | None = None

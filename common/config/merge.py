@@ -7,10 +7,12 @@ kind has, without those that the preset gives. What falls away is told.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from common.config.plugin_path import use_plugins
 from common.config.sections import Section
 from common.errors import InputError
 
@@ -24,6 +26,8 @@ class Layer:
 
     tree: Tree
     source: str
+    folder: Path | None = None
+    """Where a package of plug-ins may lie that the layer names, beside the working directory."""
 
 
 @dataclass
@@ -36,14 +40,38 @@ class Merged:
 def merge(cls: type[BaseModel], layers: Iterable[Layer]) -> Merged:
     """Lay one over the other, the first at the bottom; all may be parts of a `cls`.
 
+    The packages that the last `plugins` names are in use from here on: they decide what there is.
+
     Raises:
-        InputError: a layer gives a key under its former name and its present one.
+        InputError: a layer gives a key under its former name and its present one, or names a
+            package of plug-ins that is not there.
     """
+    layers = list(layers)
+    plugins = _plugins(layers) if "plugins" in cls.model_fields else None
     merged = Merged()
     for layer in layers:
         laying = _Laying(layer.source, merged.told)
         merged.tree = laying.lay(merged.tree, layer.tree, Section.of(cls), ())
+    if plugins:
+        merged.tree["plugins"] = plugins
     return merged
+
+
+def _plugins(layers: Sequence[Layer]) -> list[str] | None:
+    """What the last layer that names packages names; None where it is for the config to refuse."""
+    use_plugins([], [])
+    for layer in reversed(layers):
+        given = layer.tree.get("plugins")
+        if given is None:
+            continue
+        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+            return None
+        beside = [Path.cwd()] if layer.folder is None else [layer.folder, Path.cwd()]
+        try:
+            return use_plugins(given, beside)
+        except InputError as error:
+            raise InputError(f"{layer.source}: {error}") from None
+    return []
 
 
 class _Laying:

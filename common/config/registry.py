@@ -1,19 +1,43 @@
-"""The directory is the registry: `kind = "varkd"` means the file `varkd.py`."""
+"""The directory is the registry: `kind = "varkd"` means the file `varkd.py`, here or in a package
+of the user's own."""
 
 import importlib
+import importlib.util
 import pkgutil
 from types import ModuleType
 from typing import Any
 
 from pydantic import BeforeValidator
 
+from common.config.plugin_path import plugin_packages
 from common.errors import InputError
 
 
+def modules(package: str) -> dict[str, str]:
+    """Modules by kind, of `package` and of the folders of its name in the plug-in path.
+
+    Raises:
+        InputError: two of them have the same name.
+    """
+    found: dict[str, str] = {}
+    folder = package.rpartition(".")[2]
+    for place in (package, *(f"{name}.{folder}" for name in plugin_packages())):
+        if place != package and importlib.util.find_spec(place) is None:
+            continue
+        for module in pkgutil.iter_modules(importlib.import_module(place).__path__):
+            name = f"{place}.{module.name}"
+            if module.name in found:
+                raise InputError(
+                    f"plugins: {name} and {found[module.name]} are two plug-ins of one kind; "
+                    "rename the file of one"
+                )
+            found[module.name] = name
+    return found
+
+
 def kinds(package: str) -> list[str]:
-    """Names of all plug-ins in `package`, found by listing its files."""
-    path = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(path))
+    """Names of all plug-ins in `package` and the plug-in path, found by listing their files."""
+    return sorted(modules(package))
 
 
 def load_plugin(package: str, kind: str) -> ModuleType:
@@ -22,10 +46,11 @@ def load_plugin(package: str, kind: str) -> ModuleType:
     Raises:
         InputError: there is no such file; the message lists those that exist.
     """
-    if kind not in kinds(package):
-        known = ", ".join(kinds(package))
+    found = modules(package)
+    if kind not in found:
+        known = ", ".join(sorted(found))
         raise InputError(f"no {package} plug-in called {kind!r}; choose one of: {known}")
-    return importlib.import_module(f"{package}.{kind}")
+    return importlib.import_module(found[kind])
 
 
 def make(package: str, fields: dict[str, Any]) -> Any:

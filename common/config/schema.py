@@ -97,7 +97,8 @@ def load_config(cls: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
     own: dict[str, Any] = {}
     for override in overrides:
         apply_override(own, override)
-    layers = [Layer(read_toml(path), str(path)), Layer(own, "the command line")]
+    beside = path.parent
+    layers = [Layer(read_toml(path), str(path), beside), Layer(own, "the command line", beside)]
     merged = merge(cls, layers)
     for sentence in merged.told:
         SAY.warning(sentence)

@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from common.config.quantities import Classes, Side
 from common.config.schema import Config, UserPath
-from common.files.paths import absolute
 from common.images.listing import matches
 
 Split = Literal["train", "test"]
@@ -83,15 +82,3 @@ class ImagesConfig(Config):
         return tuple(
             path for path in self.given(split) if not any(found.exists() for found in matches(path))
         )
-
-    def absolute(self) -> Self:
-        """The same wherever the command runs."""
-
-        def rooted(value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
-            if isinstance(value, Path):
-                return absolute(value)
-            return value and tuple(absolute(path) for path in value)
-
-        ids = absolute(self.class_ids) if isinstance(self.class_ids, Path) else self.class_ids
-        places = {"train": rooted(self.train), "test": rooted(self.test), "class_ids": ids}
-        return self.model_copy(update=places)

@@ -7,9 +7,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from rich.console import Console
 
+from common.config.plugin_path import VARIABLE, plugin_folders
 from common.errors import RunFailed
 from deploy.backend.joined_cluster import joined_address, refused, require_cluster
 from deploy.backend.private_cluster import private_folder, require_limits, worker_environment
@@ -67,7 +69,12 @@ def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
         stack.callback(ray.shutdown)
         try:
             with handlers_kept():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    runtime_env=plugin_environment(other_machines=True),
+                )
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise refused(address, str(error).strip().partition("\n")[0]) from error
 
@@ -93,7 +100,7 @@ def _start(
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     object_store_memory=int(config.cluster.object_store_mb * 2**20),
-                    runtime_env=worker_environment(),
+                    runtime_env=worker_environment() | plugin_environment(),
                     _temp_dir=str(folder),
                 )
         except (OSError, RuntimeError, ValueError, RayError) as error:
@@ -112,6 +119,20 @@ def _waiting(told: Bar | Console | None, what: str) -> Iterator[Callable[[str], 
             yield told.print
     else:
         yield lambda more: None
+
+
+def plugin_environment(*, other_machines: bool = False) -> dict[str, Any]:
+    """Ray's `runtime_env` by which every process finds the user's plug-ins before it unpickles a
+    config; other machines are sent the folders (`py_modules`)."""
+    folders = plugin_folders()
+    if not folders:
+        return {}
+    variables = {VARIABLE: os.environ[VARIABLE]}
+    if other_machines:
+        return {"env_vars": variables, "py_modules": [str(folder) for folder in folders]}
+    path = [str(folder.parent) for folder in folders]
+    path += filter(None, [os.environ.get("PYTHONPATH")])
+    return {"env_vars": variables | {"PYTHONPATH": os.pathsep.join(path)}}
 
 
 def warm_up(config: RunConfig) -> None:

@@ -3,26 +3,16 @@
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from common.config.plugins import kinds, load_plugin
+from common.config.sections import held_by
 from common.errors import InputError
 from deploy.cli.parser import closest
 from deploy.cli.readable import default_of, shown, type_of
 from deploy.config import RunConfig
 
-PLUGINS = {
-    "tokenizer": "common.tokenization.tokenizers",
-    "models.teacher": "common.models.backbones",
-    "models.student": "common.models.backbones",
-    "teacher.signal": "common.exchange.signals",
-    "objective": "learner.objectives",
-    "contexts.sources": "rollout.contexts",
-}
-"""Sections whose fields depend on `kind`: the files of a folder."""
+HINT = "`varkd options` lists all"
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,21 @@ def describe(section: str) -> list[Option]:
     return chosen
 
 
+def search(word: str) -> list[Option]:
+    """Fields whose key, type or meaning has all the words, whatever their case.
+
+    Raises:
+        InputError: there is none.
+    """
+    words = word.lower().split()
+    found = [o for o in _walk(RunConfig, "") if all(w in o.line().lower() for w in words)]
+    if not words or not found:
+        keys = {part for o in _walk(RunConfig, "") for part in _plain(o.key).split(".")}
+        hint = closest(word, keys)
+        raise InputError(f"--search {word!r}: no field has it in its name or text; {hint or HINT}")
+    return found
+
+
 def _plain(key: str) -> str:
     """A key without the [kind] marks of plug-ins."""
     return key.split("[")[0] + (key.split("]")[1] if "]" in key else "")
@@ -85,30 +90,22 @@ def _walk(
 ) -> Iterator[Option]:
     """Every field; `defaults` is what the enclosing section presets."""
     for name, field in model.model_fields.items():
-        key = prefix + name
-        if key in PLUGINS:
-            choice = f"table with kind = one of {' | '.join(kinds(PLUGINS[key]))}"
-            if key == "contexts.sources":
-                choice = f"tables called {' | '.join(kinds(PLUGINS[key]))}"
-            yield Option(key, choice, " ".join((field.description or "").split()))
-            for kind in kinds(PLUGINS[key]):
-                plugin = load_plugin(PLUGINS[key], kind).Config
-                mark = f"{key}.{kind}." if key == "contexts.sources" else f"{key}[{kind}]."
+        key, section = prefix + name, held_by(field)
+        meaning = " ".join((field.description or "").split())
+        tables = dict(section.tables())
+        if tables:
+            names = " | ".join(tables)
+            choice = f"table with kind = one of {names}"
+            choice += f", default {section.default}" if section.default else ""
+            yield Option(key, f"tables called {names}" if section.named else choice, meaning)
+            for kind, plugin in tables.items():
+                mark = f"{key}.{kind}." if section.named else f"{key}[{kind}]."
                 yield from _walk(plugin, mark)
             continue
-        nested = _nested(field)
+        nested = next(iter(section.models), None)
         if nested is None or field.default is None:
             default = shown(getattr(defaults, name)) if defaults else default_of(field)
-            meaning = " ".join((field.description or "").split())
             yield Option(key, f"{type_of(field)}, {default}", meaning)
         if nested is not None:
             preset = getattr(defaults, name, field.default)
             yield from _walk(nested, f"{key}.", preset if isinstance(preset, nested) else None)
-
-
-def _nested(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, whether or not it may be absent."""
-    for found in (field.annotation, *get_args(field.annotation)):
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            return found
-    return None

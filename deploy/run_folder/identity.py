@@ -16,6 +16,7 @@ from deploy.run_folder.workspace import Workspace
 
 HARMLESS = (
     "out",
+    "plugins",  # what is taken from them counts
     "images",  # what was made of them counts: the tokens
     "tokenizer",
     "tokens",

@@ -2,8 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
-from common.config.schema import Config, load_config
+from pydantic import BaseModel
+
+from common.config.schema import load_config
 from common.files.paths import absolute, user_path
 from deploy.config import RunConfig
 from deploy.run_folder.shipped import find_config
@@ -27,19 +30,19 @@ def open_run(
 
 def portable(config: RunConfig) -> RunConfig:
     """Absolute paths and no `out`: the run folder's copy means the same from any directory."""
+    return rooted(config.model_copy(update={"out": None}))
 
-    def rooted(section: Config, *names: str) -> Config:
-        given = {name: getattr(section, name) for name in names}
-        return section.model_copy(update={n: absolute(p) for n, p in given.items() if p})
 
-    codes = {"paths": tuple(absolute(path) for path in config.tokens.paths)}
-    official = ("weights",) if "weights" in type(config.tokenizer).model_fields else ()
-    sections = {
-        "images": config.images.absolute(),
-        "tokenizer": rooted(config.tokenizer, *official),
-        "tokens": config.tokens.model_copy(update=codes),
-        "teacher": rooted(config.teacher, "weights"),
-        "learner": rooted(config.learner, "weights"),
-        "evaluate": rooted(config.evaluate, "inception_weights"),
-    }
-    return config.model_copy(update={"out": None, **sections})
+def rooted(value: Any) -> Any:
+    """The same with every path from the root: of sections, of plug-ins, in lists and tables."""
+    if isinstance(value, Path):
+        return absolute(value)
+    if isinstance(value, tuple):
+        return tuple(rooted(part) for part in value)
+    if isinstance(value, dict):
+        return {name: rooted(part) for name, part in value.items()}
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        changed = {name: rooted(part) for name, part in fields.items()}
+        return value.model_copy(update={n: v for n, v in changed.items() if v != fields[n]})
+    return value

@@ -150,7 +150,10 @@ class Study:
     def __init__(self, config: StudyConfig, path: Path) -> None:
         self.config = config
         self._told: dict[str, None] = {}
-        self._shared = (_base_layer(config.base, path), Layer(config.set, f"{path}: [set]"))
+        self._shared = (
+            _base_layer(config.base, path),
+            Layer(config.set, f"{path}: [set]", path.parent),
+        )
         beside = user_path(path.parent / config.base)
         self.shared = beside.resolve() if beside.is_dir() else None
         """The run folder whose files the start reads in place."""
@@ -241,4 +244,4 @@ def _base_layer(base: str, path: Path) -> Layer:
                 f"{path}: base is {base!r}; expected a .toml file or a run folder beside it, or "
                 f"one of {known}"
             )
-    return Layer(read_toml(file), str(file))
+    return Layer(read_toml(file), str(file), file.parent)

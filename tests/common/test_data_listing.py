@@ -12,6 +12,7 @@ from building.pictures import draw, opened, picture, png, reds, settings, summar
 
 from common.errors import InputError
 from common.images.opening import open_images
+from deploy.run_folder.opening import rooted
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_a_table_of_ids_needs_the_number_of_classes():
 def test_a_path_is_the_same_from_anywhere(tmp_path, monkeypatch):
     draw(tmp_path / "train", "cat")
     monkeypatch.chdir(tmp_path)
-    config = settings(("train", "tr*n"), class_ids=Path("ids.txt"), classes=4).absolute()
+    config = rooted(settings(("train", "tr*n"), class_ids=Path("ids.txt"), classes=4))
     (tmp_path / "ids.txt").write_text("dog\ncat\n")
     monkeypatch.chdir("/")
     assert np.unique(open_images(config, "train").label_N).tolist() == [1]

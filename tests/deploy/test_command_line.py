@@ -305,3 +305,22 @@ def test_types_are_what_a_person_may_write():
     assert kinds["tokenizer"].startswith("table with kind = one of conv_vq | ")
     pydantic_words = ("Literal", "Gt(", "Ge(", "Annotated", "NoneType", "tuple[", "<class", "int ")
     assert not [k for k in kinds.items() if any(word in k[1] for word in pydantic_words)]
+
+
+def test_options_are_found_by_words_of_their_names_and_texts(capsys):
+    def found(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(["options", *words])
+        out = capsys.readouterr()
+        return ended.value.code, out.out.splitlines(), out.err
+
+    code, lines, _ = found("--search", "staleness")
+    assert code == 0
+    assert [line.split(" ")[0] for line in lines] == ["learner.max_staleness"]
+    _, lines, _ = found("--search", "Oldest weights")
+    assert [line.split(" ")[0] for line in lines] == ["learner.max_staleness"], "in its text"
+    _, lines, _ = found("evaluate", "--search", "device")
+    assert [line.split(" ")[0] for line in lines] == ["evaluate.device"]
+    code, _, error = found("--search", "stalenes_")
+    assert code == 2
+    assert "no field has it in its name or text" in error

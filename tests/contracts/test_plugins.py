@@ -1,0 +1,203 @@
+"""One plug-in of each kind in a package of the user's own, by a config's `plugins` alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from common.config.plugin_path import VARIABLE, use_plugins
+from common.config.plugins import kinds, load_plugin
+from common.config.toml_tree import read_toml
+from common.errors import InputError
+from common.files.tensors import read_metadata
+from deploy.cli.config_reference import describe
+from deploy.main import main
+from deploy.run_folder.opening import open_run
+from deploy.run_folder.shipped import CONFIGS
+from deploy.run_folder.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "plugins_of_a_test"
+FILES = {
+    "backbones/own_family": """
+from common.models.backbones import llamagen
+
+class Config(llamagen.Config):
+    @classmethod
+    def sizes_in(cls, shapes):
+        return None
+""",
+    "tokenizers/own_tokenizer": """
+from common.tokenization.tokenizers import patch_kmeans
+
+class Config(patch_kmeans.Config):
+    pass
+""",
+    "objectives/own_objective": """
+from common.config.schema import UserPath
+from learner.objective import ObjectiveConfig
+
+class Config(ObjectiveConfig):
+    table: UserPath | None = None
+    \"\"\"A file of one's own.\"\"\"
+    tables: tuple[UserPath, ...] = ()
+    \"\"\"Several.\"\"\"
+
+    def __call__(self, chunk):
+        both_NV = chunk.student_NV + chunk.required_teacher_NV
+        return 1 - (0.5 * both_NV).exp().sum(-1)
+""",
+    "contexts/own_context": """
+from rollout.contexts import data
+
+class Config(data.Config):
+    pass
+""",
+    "signals/own_signal": """
+from common.exchange.signals import full
+
+class Config(full.Config):
+    pass
+""",
+}
+OWN = {
+    "plugins": [PACKAGE],
+    "tokenizer": {"kind": "own_tokenizer", "patch": 2},
+    "models": {
+        role: {"kind": "own_family", "width": 16, "depth": 2, "heads": 2}
+        for role in ("teacher", "student")
+    },
+    "objective": {"kind": "own_objective", "table": "a/table.npy", "tables": ["b.npy"]},
+    "teacher": {"signal": {"kind": "own_signal"}},
+    "contexts": {"mix_per": "sample", "sources": {"own_context": {}, "student": {}}},
+    "pretrain": {"teacher": {"steps": 2}, "student": {"steps": 2}},
+}
+SHORT = ["learner.steps=2", "rollout.batch_size=8", "learner.global_batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mine") / PACKAGE
+    for name, text in FILES.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'"""A plug-in."""\n{text}')
+    yield folder
+    use_plugins([], [])
+    sys.path.remove(str(folder.parent.resolve()))
+
+
+@pytest.fixture(scope="module")
+def config(package):
+    """A config file beside the package."""
+    tree = {**read_toml(CONFIGS / "smoke.toml"), **OWN}
+    path = package.with_name("mine.toml")
+    path.write_text(tomli_w.dumps(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prepared_plugins(config, tmp_path_factory):
+    """A run folder with tokens and models of plug-ins, made by the commands."""
+    root = tmp_path_factory.mktemp("run")
+    for command in (["tokenize", "--local"], ["pretrain"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(config), *SHORT, "tokenizer.vocab_size=32", "--out", str(root)])
+        assert not ended.value.code
+    return root
+
+
+def test_a_local_distillation_runs_on_plug_ins_alone(prepared_plugins, config, tmp_path):
+    out = ["--from", str(prepared_plugins), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", str(config), "--local", *SHORT, "tokenizer.vocab_size=32", *out])
+    assert not ended.value.code
+    made = Workspace(tmp_path / "run")
+    assert read_metadata(made.student)["config"]["kind"] == "own_family"
+    assert "share/own_context" in made.metrics.read_text()
+    model = made.model(open_run(made.root, [])[0], "student")
+    assert type(model.load()).__module__ == "common.models.backbones.llamagen"
+
+
+@pytest.mark.ray
+def test_ray_actors_and_ranks_find_the_plug_ins(prepared_plugins, config, tmp_path):
+    """In a process and from a folder of their own: only the config says where the package is."""
+    out = ["--from", str(prepared_plugins), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "deploy.main", "distill", str(config)]
+    clean = {k: v for k, v in os.environ.items() if k != VARIABLE and not k.startswith("RAY_")}
+    ran = subprocess.run(
+        [*command, *SHORT, "tokenizer.vocab_size=32", *out],
+        cwd=tmp_path,
+        env=clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert read_metadata(tmp_path / "run" / "student.safetensors")["config"]["kind"] == "own_family"
+
+
+def test_kinds_lists_ours_and_theirs_and_options_tells_of_both(config):
+    assert open_run(config, [])[0].objective.kind == "own_objective"
+    assert {"own_objective", "varkd"} <= set(kinds("learner.objectives"))
+    keys = [option.key for option in describe("objective")]
+    assert {"objective[own_objective].table", "objective[varkd].preset"} <= set(keys)
+    assert "contexts.sources.own_context.ratio" in [o.key for o in describe("contexts")]
+    open_run(Path("smoke"), [])
+    assert "own_objective" not in kinds("learner.objectives"), "another config has others"
+
+
+def test_paths_in_plug_ins_are_made_absolute(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objective = open_run(config, [])[0].objective
+    assert objective.model_dump()["table"] == tmp_path / "a" / "table.npy"
+    assert objective.model_dump()["tables"] == (tmp_path / "b.npy",)
+
+
+def test_a_run_folder_finds_the_package_from_anywhere(config, package, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    run, _ = open_run(config, [])
+    assert run.plugins == (str(package.resolve()),)
+    own = tmp_path / "config.toml"
+    own.write_text(tomli_w.dumps({**read_toml(config), "plugins": list(run.plugins)}))
+    open_run(Path("smoke"), [])
+    assert open_run(tmp_path, [])[0].objective.kind == "own_objective"
+
+
+def test_a_kind_that_exists_in_both_is_refused(package, config, tmp_path):
+    twin = tmp_path / "twin_of_a_test" / "objectives"
+    twin.mkdir(parents=True)
+    (twin / "gkd.py").write_text("")
+    with pytest.raises(InputError, match=r"twin_of_a_test\.objectives\.gkd and learner\.object"):
+        open_run(Path("smoke"), [f"plugins=['{twin.parent}']"])
+    with pytest.raises(InputError, match="name a package twice"):
+        open_run(config, [f"plugins=['{package}', '{PACKAGE}']"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere_to_be_found", "neither installed nor a folder in"),
+        ("json", "json holds no plug-ins; expected folders such as objectives"),
+        ("not a name", "is no name of a package"),
+        ("learner", "neither installed nor a folder in"),
+    ],
+)
+def test_what_is_no_package_of_plug_ins_is_refused(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words) as caught:
+        open_run(Path("smoke"), [f"plugins=['{name}']"])
+    assert str(caught.value).startswith("the command line: plugins: ")
+    with pytest.raises(InputError, match=r"plugins: Input should be a valid tuple"):
+        open_run(Path("smoke"), ["plugins=my_package"])
+
+
+def test_a_plug_in_is_a_module_of_its_package(config):
+    open_run(config, [])
+    found = load_plugin("common.models.backbones", "own_family")
+    assert found.__name__ == f"{PACKAGE}.backbones.own_family"
+    assert found.Config.tiny().kind == "own_family"
