@@ -1,4 +1,5 @@
-"""What a learner step looked like, by context and slot (method.md 2.9): sums, then means.
+"""What a learner step looked like, by context and slot (docs/method.md, "Diagnostics"): sums, then
+means.
 
 Sums stay on the device while a step runs and cross ranks in one message. A step's metrics are
 means over all slots; a window of steps is kept by slot (learner/profile.py). All are exact under

@@ -1,7 +1,7 @@
 """Divergences between next-token distributions, exact over the (relaxed) vocabulary.
 
-Student first in names and arguments: q is the student, p the teacher (method.md 0). All take and
-give float32 log-probabilities; none passes a gradient to the teacher, which has none.
+Student first in names and arguments: q is the student, p the teacher (docs/method.md, "Notation").
+All take and give float32 log-probabilities; none passes a gradient to the teacher, which has none.
 
 Shape letters: N tokens, K categories (codes or clusters), k the teacher's likeliest ones.
 """

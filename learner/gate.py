@@ -1,4 +1,5 @@
-"""How much a token counts: teacher confidence and the gate (VarKD eqs. 8-10, method.md 2.3).
+"""How much a token counts: teacher confidence and the gate (VarKD eqs. 8-10, docs/method.md,
+"Gate").
 
 Every gate is a score per slot and a threshold tau: a slot is open where score >= tau. So one
 quantile calibrates tau in any mode, and a control is another score at the same survival.
@@ -132,7 +133,7 @@ def scores(
     after the first value below tau is below tau too.
 
     A hit inside the ground-truth prefix says nothing about drift and does not count, unless it
-    is searched (method.md 2.3).
+    is searched (docs/method.md, "Gate").
     """
     if config.mode == "per_token":
         return alpha_BL

@@ -1,7 +1,7 @@
 """How far into a rollout the loss looks: a length that grows as training goes on.
 
-The entropy-gated length curriculum of arXiv 2605.16826 (method.md 4.1), and, without the entropy
-condition, Fast OPD (arXiv 2602.15260, method.md 4.2).
+The entropy-gated length curriculum of arXiv 2605.16826 (docs/method.md, "Baselines"), and, without
+the entropy condition, Fast OPD (arXiv 2602.15260, docs/method.md, "Reliability").
 
 Shape letters: B sequences, L slots.
 """

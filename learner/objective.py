@@ -115,7 +115,8 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Names that `diagnostics` may return."""
 
     reduction: Literal["suffix_mean", "seq_mean", "weight_norm"] = "suffix_mean"
-    """Divide by all suffix tokens, by each sequence's, or by the sum of weights (method.md 2.5)."""
+    """Divide by all suffix tokens, by each sequence's, or by the sum of weights (docs/method.md,
+    "Loss")."""
 
     @model_validator(mode="before")
     @classmethod

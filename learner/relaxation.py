@@ -1,8 +1,9 @@
 """Codebook relaxation: compare distributions over clusters of interchangeable codes.
 
-VarKD eqs. 11-12, method.md 2.4. The student's head stays as wide as the vocabulary; teacher and
-student probabilities are summed inside each cluster before the divergence. The map is made once
-per run (6 s for 16384 codes of width 8 in 4096 clusters, 20 s where they are balanced) and kept.
+VarKD eqs. 11-12, docs/method.md, "Relaxation". The student's head stays as wide as the vocabulary;
+teacher and student probabilities are summed inside each cluster before the divergence. The map is
+made once per run (6 s for 16384 codes of width 8 in 4096 clusters, 20 s where they are balanced)
+and kept.
 
 Shape letters: N tokens, V codes, D code width, C clusters, M codes of a cluster.
 """
@@ -183,7 +184,7 @@ def chain_rule(
     """D(Q, P) between clusters, and D(q, p) - D(Q, P) within them; they add up to D(q, p).
 
     The second is what relaxation leaves unsupervised. For the reverse KL it is the chain rule's
-    sum_c Q_c KL(q(.|c) || p(.|c)) (method.md 2.4).
+    sum_c Q_c KL(q(.|c) || p(.|c)) (docs/method.md, "Relaxation").
     """
     between_N = relaxed(divergence, student_NV, teacher_NV, clusters)
     return between_N, divergence(student_NV, teacher_NV) - between_N

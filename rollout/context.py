@@ -134,8 +134,8 @@ class ContextsConfig(Config):
     def shares_at(self, progress: float) -> dict[str, float]:
         """Probability of each source when `progress` (0 to 1) of the steps are done.
 
-        ImitKD's three schedules (arXiv 2009.07253, method.md 4.1); it leaves the sigmoid's
-        steepness open, so 12 is our choice.
+        ImitKD's three schedules (arXiv 2009.07253, docs/method.md, "Baselines"); it leaves the
+        sigmoid's steepness open, so 12 is our choice.
         """
         if self.anneal == "none":
             return self.shares()

@@ -1,4 +1,5 @@
-"""How many ground-truth slots come before what is sampled (VarKD eq. 6, method.md 2.1)."""
+"""How many ground-truth slots come before what is sampled (VarKD eq. 6, docs/method.md,
+"Rollouts")."""
 
 import math
 from collections.abc import Mapping

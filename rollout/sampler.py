@@ -22,7 +22,8 @@ from common.models.plan import DecodePlan, DecodingConfig
 
 
 class SamplingConfig(Config):
-    """Guidance, temperature, top-k, top-p, in this order (backbones.md 1.6, 4.3, 5.3)."""
+    """Guidance, temperature, top-k, top-p, in this order (docs/backbones.md, "LlamaGen
+    sampling")."""
 
     guidance: Guidance | None = None
     """Classifier-free guidance, a scale or a table; without it the conditional model runs alone."""
@@ -120,8 +121,8 @@ def decode(
     """Sample one sequence per label; the first prefix_B slots are copied from given_BL.
 
     Decoding starts at the shortest prefix of the batch, in one prefill pass; sequences with a
-    longer one keep their given tokens until it ends (method.md 2.1). Everything that comes in or
-    goes out is in the order of `plan`, noise as well, in whichever order the slots are filled.
+    longer one keep their given tokens until it ends (docs/method.md, "Rollouts"). Everything, noise
+    as well, comes in and goes out in the order of `plan`, in whichever order slots are filled.
     """
     if given_BL is None or prefix_B is None:
         given_BL = torch.zeros_like(noise_BL, dtype=torch.long)

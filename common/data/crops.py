@@ -1,4 +1,5 @@
-"""Views of a training image, as LlamaGen's code extraction cuts them (backbones.md 3.1).
+"""Views of a training image, as LlamaGen's code extraction cuts them (docs/backbones.md, "LlamaGen
+codes").
 
 Shape letters: B images, A views of an image, C channels, H height, W width, S side of a view.
 """

@@ -1,4 +1,5 @@
-"""Published codes of ImageNet, read as rows of a token dataset (backbones.md 3.1, 5.2).
+"""Published codes of ImageNet, read as rows of a token dataset (docs/backbones.md, "LlamaGen
+codes").
 
 LlamaGen: `{path}/imagenet{size}_codes/{i}.npy`, (1, A, T), and `.../imagenet{size}_labels/{i}.npy`,
 (1,). ARPG: `{path}/{class}/*.npy`, (A, T). Files are small and many, so they are read by threads.

@@ -101,7 +101,7 @@ class TokenDataset:
         """(label_B, cell_BL) of a run's image indices; dropped labels become the null class.
 
         Each access draws one of the variants. Labels are dropped once, here, so that student,
-        teacher and rollout agree (method.md 2.6).
+        teacher and rollout agree (docs/method.md, "Guidance").
         """
         row_B = torch.tensor([draws.row(index) for index in indices])
         kept = [draws.uniform("label", index) >= class_dropout for index in indices]

@@ -207,7 +207,8 @@ def _has_more_frames(image: Image.Image) -> bool:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's crop: BOX halvings, BICUBIC to the short side, centre (backbones.md 3.1)."""
+    """ADM's crop: BOX halvings, BICUBIC to the short side, centre (docs/backbones.md, "LlamaGen
+    codes")."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     if min(image.size) != size:

@@ -1,4 +1,4 @@
-"""Transformer blocks under adaptive layer norm, as VAR's (backbones.md 4.2).
+"""Transformer blocks under adaptive layer norm, as VAR's (docs/backbones.md, "VAR layers").
 
 Shape letters: B sequences, n new slots, S seen slots, C width, H heads.
 """

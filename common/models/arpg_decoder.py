@@ -1,4 +1,5 @@
-"""ARPG's two decoders: one reads the known tokens, one asks for positions (backbones.md 5.1).
+"""ARPG's two decoders: one reads the known tokens, one asks for positions (docs/backbones.md, "ARPG
+layers").
 
 Shape letters: B sequences, n new slots, S seen slots, C width, P rotary pairs, H heads, E head
 width.

@@ -41,7 +41,7 @@ class DecodeState:
 
 @dataclass(frozen=True, slots=True)
 class Official:
-    """The layout of a family's published checkpoints (backbones.md 1.5, 4.2, 5.1)."""
+    """The layout of a family's published checkpoints (docs/backbones.md, "LlamaGen files")."""
 
     top_level: str | None
     """Key of the state dict in the file; None for a bare one."""

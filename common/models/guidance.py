@@ -48,7 +48,7 @@ class Guidance(Config):
 
 
 def llamagen_scales(scale: float, plan: DecodePlan, interval: int = -1) -> tuple[float, ...]:
-    """Constant and active only above 1, as published (backbones.md 1.6).
+    """Constant and active only above 1, as published (docs/backbones.md, "LlamaGen sampling").
 
     `interval` counts decoding steps after the class slot's, hence the off-by-one: tokens
     0..interval+1 are guided.
@@ -60,13 +60,15 @@ def llamagen_scales(scale: float, plan: DecodePlan, interval: int = -1) -> tuple
 
 
 def var_scales(cfg: float, plan: DecodePlan) -> tuple[float, ...]:
-    """1 + cfg k / (K - 1): none at the first token map, 1 + cfg at the last (backbones.md 4.3)."""
+    """1 + cfg k / (K - 1): none at the first token map, 1 + cfg at the last (docs/backbones.md,
+    "VAR sampling")."""
     last = max(len(plan.step_sizes) - 1, 1)
     return tuple(1 + cfg * step / last for step in range(len(plan.step_sizes)))
 
 
 def arpg_linear_scales(scale: float, plan: DecodePlan) -> tuple[float, ...]:
-    """1 + (g - 1) done / N, `done` with the current step's tokens included (backbones.md 5.3)."""
+    """1 + (g - 1) done / N, `done` with the current step's tokens included (docs/backbones.md,
+    "ARPG decoding")."""
     return tuple(1 + (scale - 1) * end / plan.starts[-1] for end in plan.starts[1:])
 
 

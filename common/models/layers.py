@@ -1,7 +1,7 @@
 """Layers shared by the backbones, with preallocated key-value caches.
 
 Shape letters: B sequences, L slots, n new slots, S cached slots, H heads, D head width, C width.
-Source: backbones.md sections 1.1 and 1.2.
+Source: docs/backbones.md, "LlamaGen layers".
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ def rotary_2d(rows: int, cols: int, head_width: int, *, base: float = 10000.0) -
     """Rotation table (1 + rows * cols, head_width / 2, 2) as (cos, sin), float32.
 
     The first half of the adjacent channel pairs turns with the row, the second with the column.
-    Row 0 belongs to the class slot and is all zeros, *not* the identity (backbones.md 1.2).
+    Row 0 belongs to the class slot and is all zeros, *not* the identity (docs/backbones.md,
+    "LlamaGen positions").
     """
     quarter = head_width // 4
     inverse = 1.0 / base ** (torch.arange(quarter).float() * 2 / (head_width // 2))
@@ -78,7 +79,7 @@ class RotaryTable:
     """`rotary_2d` of a grid, made at first use on the device that asks.
 
     A plain object, not a module: outside the state dict, float32 whatever the model is cast to
-    (backbones.md 7.9), and real even if the model was built on the meta device.
+    (docs/backbones.md, "Pitfalls"), and real even if the model was built on the meta device.
     """
 
     def __init__(self, grid: tuple[int, int], head_width: int) -> None:

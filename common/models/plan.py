@@ -18,11 +18,12 @@ from common.errors import InputError
 from common.randomness import derive_seed
 
 RANDOM_ORDER_STEPS = 64
-"""ARPG's published number of steps for 256 tokens (backbones.md 5.3)."""
+"""ARPG's published number of steps for 256 tokens (docs/backbones.md, "ARPG decoding")."""
 
 
 class ZipARConfig(Config):
-    """Several rows of a raster at a time, each a window behind the one above (method.md 2.2)."""
+    """Several rows of a raster at a time, each a window behind the one above (docs/method.md,
+    "Parallel decoding")."""
 
     window: Tokens = 4
     """A row may emit column j once the row above holds j + window tokens; the grid's width or more
@@ -123,7 +124,8 @@ class ZipARPlan(DecodePlan):
 
 
 def zipar_plan(batch: int, grid: tuple[int, int], zipar: ZipARConfig, given: int = 0) -> DecodePlan:
-    """All open rows advance by one token per step (method.md 2.2, arXiv 2412.04062).
+    """All open rows advance by one token per step (docs/method.md, "Parallel decoding", arXiv
+    2412.04062).
 
     The first `given` cells are steps of their own, to be skipped; the row in progress goes on and
     the next ones follow, as early as the window allows. Where that leaves one token per step (a
@@ -167,7 +169,8 @@ def random_order_plan(seeds: Sequence[int], step_sizes: tuple[int, ...]) -> Deco
 def arpg_step_sizes(
     length: int, steps: int, schedule: Literal["arccos", "cosine"]
 ) -> tuple[int, ...]:
-    """Tokens per step of ARPG's parallel decoding, in float64 as published (backbones.md 5.3).
+    """Tokens per step of ARPG's parallel decoding, in float64 as published (docs/backbones.md,
+    "ARPG decoding").
 
     Raises:
         InputError: more steps than tokens (the official sampler fails there, too).

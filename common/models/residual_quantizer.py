@@ -1,8 +1,9 @@
 """VAR's multi-scale residual quantiser: one latent image as token maps of growing side.
 
 Shared by the tokenizers that produce such tokens and by the transformer that reads them
-(arXiv 2404.02905; backbones.md 4.1). It lives in buffers, never trained here, and stays float32
-whatever the module that holds it is cast to: its argmins are exact, its inputs are not rounded.
+(arXiv 2404.02905; docs/backbones.md, "VAR tokenizer"). It lives in buffers, never trained here, and
+stays float32 whatever the module that holds it is cast to: its argmins are exact, its inputs are
+not rounded.
 
 Shape letters: B sequences, L slots, n slots of one scale, D code width, V codes, H latent side,
 P shared convolutions, K scales.
@@ -23,7 +24,8 @@ def phi_index(scales: int, phis: int = 4) -> tuple[int, ...]:
     """Which of the shared convolutions each scale uses.
 
     The nearest tick to k / (K - 1), in float64 as published: for K = 10 scales 2 and 7 are exact
-    ties that rounding decides, giving 0, 0, 1, 1, 1, 2, 2, 3, 3, 3 (backbones.md 4.1).
+    ties that rounding decides, giving 0, 0, 1, 1, 1, 2, 2, 3, 3, 3 (docs/backbones.md, "VAR
+    tokenizer").
     """
     margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
     ticks = torch.from_numpy(_linspace(margin, 1 - margin, phis))

@@ -1,4 +1,5 @@
-"""What a raster model is fed in each step of a ZipAR plan, and what it may see (method.md 2.2).
+"""What a raster model is fed in each step of a ZipAR plan, and what it may see (docs/method.md,
+"Parallel decoding").
 
 Input 0 is the class and input i the token of cell i - 1, from which cell i is predicted; it has one
 place in the key-value cache. It is fed in the step after its token was decoded, which is the step

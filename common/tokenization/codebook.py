@@ -27,7 +27,8 @@ class Quantised:
 
 class Codebook(nn.Module):
     def __init__(self, vocab_size: int, code_width: int, *, l2_norm: bool) -> None:
-        """`l2_norm`: vectors and codes are directions (LlamaGen, backbones.md section 2)."""
+        """`l2_norm`: vectors and codes are directions (LlamaGen, docs/backbones.md, "LlamaGen
+        tokenizer")."""
         super().__init__()
         self.l2_norm = l2_norm
         self.embedding = nn.Embedding(vocab_size, code_width)

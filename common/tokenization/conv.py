@@ -1,7 +1,7 @@
 """The convolutional encoder and decoder of VQGAN, as LlamaGen and VAR publish it.
 
 Parameter names are LlamaGen's, so `decoder.conv_blocks.0` is the deepest level; VAR's files are
-renamed on reading (backbones.md 2 and 4.1).
+renamed on reading (docs/backbones.md, "VAR tokenizer").
 
 Shape letters: B batch, C channels, H height, W width, h and w latent sides, S = H * W.
 """

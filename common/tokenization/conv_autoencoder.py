@@ -1,5 +1,5 @@
 """What the two official tokenizers share: a convolutional autoencoder around a quantiser, read
-from a published file (backbones.md 2 and 4.1).
+from a published file (docs/backbones.md, "VAR tokenizer").
 
 Shape letters: B batch, C channels, H height, W width, h and w latent sides, L slots, D code width.
 """

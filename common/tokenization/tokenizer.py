@@ -45,7 +45,7 @@ class Tokenizer(nn.Module, ABC):
     @property
     @abstractmethod
     def codebook_VD(self) -> Tensor:
-        """Decoder-side code vectors for codebook relaxation (method.md 2.4)."""
+        """Decoder-side code vectors for codebook relaxation (docs/method.md, "Relaxation")."""
 
     @abstractmethod
     def encode(self, pixel_BCHW: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Tokenizer(nn.Module, ABC):
         """Tokens to uint8 pixel_BCHW, of another side if one is given.
 
         Images are resized before they are clamped and rounded, bicubic without antialias, as
-        LlamaGen's sampler brings 384 pixels to 256 (backbones.md 1.6).
+        LlamaGen's sampler brings 384 pixels to 256 (docs/backbones.md, "LlamaGen sampling").
         """
         parts = []
         for part_BL in token_BL.split(self.images_at_once):

@@ -45,7 +45,7 @@ class ActorHost:
     """The one actor class: holds an object, forwards calls, computes with one thread.
 
     Two busy processes with two OpenMP threads each are several times slower than with one
-    (practicals.md 0.1), so every actor is pinned explicitly.
+    (docs/running.md, "Threads"), so every actor is pinned explicitly.
     """
 
     def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Plots of a run: the course of training, and what the contexts looked like (method.md 2.9).
+"""Plots of a run: the course of training, and what the contexts looked like (docs/method.md,
+"Diagnostics").
 
 Nothing is drawn that was not measured: a panel without numbers says why it is empty.
 """

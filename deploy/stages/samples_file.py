@@ -49,7 +49,8 @@ def counted(batches: Iterable[Tensor], bar: Bar) -> Iterator[Tensor]:
 
 
 def save_npz(path: Path, batches: Iterable[Tensor], label_N: Tensor, side: int) -> None:
-    """arr_0: uint8 (N, side, side, 3); arr_1: the labels, int64 (backbones.md 6).
+    """arr_0: uint8 (N, side, side, 3); arr_1: the labels, int64 (docs/backbones.md, "Evaluation
+    protocol").
 
     `batches` are uint8 pixel_BCHW, N images in all; nothing is drawn before the disk was asked for
     the room.

@@ -1,4 +1,5 @@
-"""ATKD (arXiv 2402.11890; method.md 4.1): easy tokens teach diversity, hard ones the target too.
+"""ATKD (arXiv 2402.11890; docs/method.md, "Baselines"): easy tokens teach diversity, hard ones the
+target too.
 
 KL(p || q) = TKD + UNC * DKD with UNC = 1 - p(y_t), TKD the KL between {y_t, rest} and DKD the KL
 between what is left of p and q without y_t. Tokens with UNC below the median of the step are easy

@@ -1,4 +1,5 @@
-"""KL direction apart from prefix source (arXiv 2605.16826; method.md 4.1, a third-party note).
+"""KL direction apart from prefix source (arXiv 2605.16826; docs/method.md, "Baselines", a
+third-party note).
 
 L = s KL(q || p) + (1 - s) KL(p || q) on prefixes of data, of the student, or of both. The four
 objectives of the paper are s = 0 or 1 on `contexts.sources` of data or of the student alone; s in

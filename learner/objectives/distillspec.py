@@ -1,4 +1,5 @@
-"""DistillSpec (arXiv 2310.08461; method.md 4.1): a drafter that the teacher accepts more often.
+"""DistillSpec (arXiv 2310.08461; docs/method.md, "Baselines"): a drafter that the teacher accepts
+more often.
 
 Total variation on every context. One minus it is the chance that speculative decoding accepts a
 token of the student, and is plotted as `acceptance`. Contexts, and the other divergences of the

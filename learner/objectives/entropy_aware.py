@@ -1,4 +1,5 @@
-"""Entropy-aware on-policy distillation (arXiv 2603.07079; method.md 4.2, a third-party note).
+"""Entropy-aware on-policy distillation (arXiv 2603.07079; docs/method.md, "Reliability", a
+third-party note).
 
 RKL + 1[H(p_t) > threshold] FKL_top16: forward KL is added where the teacher is unsure, so that the
 student keeps its alternatives. VarKD takes weight away in the same place. Published entropies of

@@ -1,7 +1,7 @@
 """Generalised knowledge distillation (arXiv 2306.13649): one divergence on every context.
 
-(1 - lambda) E_data[D(p, q)] + lambda E_student[D(p, q)], method.md 4.1, without a gradient through
-sampling.
+(1 - lambda) E_data[D(p, q)] + lambda E_student[D(p, q)], docs/method.md, "Baselines", without a
+gradient through sampling.
 
 The mixture of data and student contexts is `contexts.sources`; lambda is the student's share.
 jsd with beta 0 is forward KL and with beta 1 reverse KL, exactly.

@@ -1,4 +1,4 @@
-"""ImitKD (arXiv 2009.07253; method.md 4.1): imitate what the teacher would do next.
+"""ImitKD (arXiv 2009.07253; docs/method.md, "Baselines"): imitate what the teacher would do next.
 
 -log q(argmax p) in every context, or KL(p_k || q) to the teacher's k likeliest codes, renormalised.
 The annealed mixture of data and student contexts is `contexts.sources`.

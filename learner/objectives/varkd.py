@@ -1,7 +1,8 @@
-"""VarKD (arXiv 2606.06078, eqs. 7-12; method.md 2): gated, relaxed divergence on student suffixes.
+"""VarKD (arXiv 2606.06078, eqs. 7-12; docs/method.md, "VarKD as published"): gated, relaxed
+divergence on student suffixes.
 
 Data steps continue stage 1: full vocabulary, no gate. The paper contradicts itself on the
-divergence (method.md C1), so both readings are presets.
+divergence (docs/method.md, "Contradictions"), so both readings are presets.
 
 Losses are per token; the gate's thresholds and counts are over all ranks: exact under any split.
 """

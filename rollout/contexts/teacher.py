@@ -1,4 +1,4 @@
-"""Sequences that the teacher samples: SeqKD and SeqKD++ (method.md 1.3, 3 and 4.1).
+"""Sequences that the teacher samples: SeqKD and SeqKD++ (docs/method.md, "Baselines").
 
 SeqKD trains on whole samples of the teacher: min_prefix = max_prefix = 0, drawn once
 (`source = "dataset"`) or anew each time. SeqKD++ on the teacher's continuations of ground-truth

@@ -103,7 +103,7 @@ def sample_batches(
 
 
 def balanced_labels(samples: int, class_K: Tensor) -> Tensor:
-    """Classes in equal shares, as VAR and ARPG evaluate (backbones.md 6).
+    """Classes in equal shares, as VAR and ARPG evaluate (docs/backbones.md, "Evaluation protocol").
 
     `class_K` are the labels of the classes, in order; of fewer samples than classes each has
     another one, from all over them.

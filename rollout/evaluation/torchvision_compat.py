@@ -3,7 +3,7 @@
 The published torchvision wheel is a CUDA build. On CPU torch its extension does not load, and
 `import torchvision` (hence torch-fidelity) dies on `operator torchvision::nms does not exist`.
 Declaring the two operators' schemas is enough: transforms and models are pure Python; calling
-`nms` itself would still raise (practicals.md section 1).
+`nms` itself would still raise (docs/running.md, "Inception features").
 Called by rollout/evaluation/metrics.py only.
 """
 

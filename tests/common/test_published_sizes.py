@@ -38,7 +38,8 @@ def test_published_sizes_have_the_published_number_of_parameters(kind, preset, s
 
 
 def test_fresh_next_scale_models_start_as_published():
-    """Truncated normal of std sqrt(1 / 3C), near-zero gates, small head (backbones.md 4.2)."""
+    """Truncated normal of std sqrt(1 / 3C), near-zero gates, small head (docs/backbones.md, "VAR
+    layers")."""
     from common.models.backbones.var import Config
 
     spec = SequenceSpec(64, 30, (4, 4), 10, (1, 2, 3, 4))

@@ -1,7 +1,7 @@
 """Token maps whose sides repeat, as VAR's code allows: compared with its loops, written out here.
 
-Upstream decides by the index of a scale, never by its side (backbones.md 4.1): which convolution,
-whether anything is resized, and what a token may see.
+Upstream decides by the index of a scale, never by its side (docs/backbones.md, "VAR tokenizer"):
+which convolution, whether anything is resized, and what a token may see.
 """
 
 import numpy as np

@@ -48,7 +48,8 @@ def roll(model, sampling, prefixes=(0, 0, 0), seed=0):
 
 
 def simulate(grid, zipar, given):
-    """method.md 2.2 to the letter: who may emit is asked anew in every step."""
+    """docs/method.md, "Parallel decoding" to the letter: who may emit is asked anew in every
+    step."""
     rows, cols = grid
     held = [min(cols, max(0, given - row * cols)) for row in range(rows)]
     steps = []

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[2]
 RULES = runpy.run_path(str(ROOT / "tests/contracts/test_import_rules.py"))
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+CITING = ("common", "rollout", "teacher_server", "learner", "deploy", "tests", "benchmarks")
+CITATION = re.compile(r'docs/(\w+\.md), "([^"]+)"')
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -115,3 +117,38 @@ def test_every_config_key_that_a_page_names_exists():
             if key.rpartition(".")[2] not in other and key not in known:
                 wrong.append(f"{page.name}: {key}")
     assert not wrong
+
+
+def cited() -> list[tuple[str, str, str]]:
+    """(file, page, heading) of every citation in code and configs."""
+    found = []
+    for path in [
+        *(p for folder in CITING for p in sorted((ROOT / folder).rglob("*.py"))),
+        *sorted((ROOT / "deploy/configs").glob("*.toml")),
+    ]:
+        text = re.sub(r"\s+(?:# )?", " ", path.read_text())
+        found += [(str(path.relative_to(ROOT)), *hit) for hit in CITATION.findall(text)]
+    return found
+
+
+def test_every_citation_names_a_page_and_a_heading():
+    citations = cited()
+    assert len(citations) > 70
+    known = {page.name: headings(page) for page in DOCS.glob("*.md")}
+    wrong = [hit for hit in citations if hit[2] not in known.get(hit[1], [])]
+    assert not wrong
+
+
+def test_nothing_is_cited_that_is_not_in_the_repository():
+    """Pages are cited as `docs/method.md, "Gate"`."""
+    here = Path(__file__)
+    outside = [
+        f"{path.relative_to(ROOT)}: {hit}"
+        for folder in CITING
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for hit in re.findall(
+            r"(?<![\w/])\w+\.md\b(?= \d)|(?<!docs/)\b(?:method|backbones)\.md", path.read_text()
+        )
+        if path != here
+    ]
+    assert not outside

@@ -24,7 +24,7 @@ PAIRS = {
     "arpg_xxl_to_l": (1_302_449_664, 319_845_376),
     "var_d30_to_d16": (2_010_020_356, 310_283_520),
 }
-"""Published parameter counts of teacher and student (backbones.md 1.4, 4.2, 5.1)."""
+"""Published parameter counts of teacher and student (docs/backbones.md, "LlamaGen sizes")."""
 
 
 def dry_run(capsys, *arguments):

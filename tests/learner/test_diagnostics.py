@@ -67,7 +67,7 @@ def windows(models):
 
 
 def expected(models, batch, tau):
-    """{(curve, slot): values} by loops over rows and slots (method.md 2.3, 2.4, 2.9)."""
+    """{(curve, slot): values} by loops over rows and slots (docs/method.md, "Diagnostics")."""
     with torch.no_grad():
         q, p = (m(batch.label_B, batch.token_BL, batch.plan).log_softmax(-1) for m in models)
         coarse_q, coarse_p = cluster_logprob(q, CLUSTERS), cluster_logprob(p, CLUSTERS)

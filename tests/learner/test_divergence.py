@@ -65,7 +65,8 @@ def test_value_and_gradient_are_those_of_the_formula(name, logit_NV, teacher_NV)
 
 
 def test_gradients_have_the_score_function_form(logit_NV, teacher_NV):
-    """method.md 4.1: E_{v~p}[-grad log q], and E_{v~q}[(log q - log p) grad log q]."""
+    """docs/method.md, "Baselines": E_{v~p}[-grad log q], and E_{v~q}[(log q - log p) grad log
+    q]."""
     student_NV = logit_NV.log_softmax(-1)
     p_NV, q_NV = teacher_NV.exp(), student_NV.detach().exp()
     surrogate = {

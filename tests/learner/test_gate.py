@@ -107,7 +107,7 @@ def test_running_mean_forgives_a_single_low_slot(batch_of):
 
 
 def test_speculative_closes_where_the_running_acceptance_has_fallen(batch_of):
-    """method.md 2.3: a_t = min(1, p(y_t) / q(y_t)); here q is 1/2 everywhere."""
+    """docs/method.md, "Gate": a_t = min(1, p(y_t) / q(y_t)); here q is 1/2 everywhere."""
     accepted = [1.0, 0.5, 1.0, 0.5, 0.5, 1.0]
     p = torch.tensor([[0.5 * a for a in accepted]])
     p[0, 0] = 0.9  # more likely under the teacher counts as accepted, not as more than that

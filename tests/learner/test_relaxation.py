@@ -55,7 +55,7 @@ def test_cluster_probabilities_are_sums(clusters):
 
 
 def test_relaxed_gradients_have_their_closed_forms(clusters):
-    """method.md 2.4: the three formulas for dL/dz of the relaxed divergences."""
+    """docs/method.md, "Relaxation": the three formulas for dL/dz of the relaxed divergences."""
     logit_NV = torch.randn(N, V, generator=torch.Generator().manual_seed(3)).requires_grad_()
     teacher_NV = logprobs(4, N, V)
     q_NV = logit_NV.detach().softmax(-1)
@@ -87,7 +87,7 @@ def test_relaxation_can_only_lose_information(clusters):
 
 
 def test_the_chain_rule_splits_the_reverse_kl(clusters):
-    """method.md 2.4: KL(q||p) = KL(Q||P) + sum_c Q_c KL(q(.|c) || p(.|c))."""
+    """docs/method.md, "Relaxation": KL(q||p) = KL(Q||P) + sum_c Q_c KL(q(.|c) || p(.|c))."""
     student, teacher = logprobs(0, N, V), logprobs(1, N, V)
     wanted = torch.zeros(N)
     for c in range(clusters.size):

@@ -1,7 +1,8 @@
 """One guided hidden vector per token: the exact full-vocabulary distribution, 10x smaller.
 
 Guidance rules are affine with coefficients that sum to 1 and the head is linear, so the head
-applied to the guided hidden vector equals the guided logits (house.md 4).
+applied to the guided hidden vector equals the guided logits (docs/architecture.md, "What the
+teacher sends").
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""ARPG: randomised parallel decoding with guided queries (arXiv 2503.10568; backbones.md 5).
+"""ARPG: randomised parallel decoding with guided queries (arXiv 2503.10568; docs/backbones.md,
+"ARPG layers").
 
 A self-decoder reads the class and the known tokens in decoding order and yields one shared set of
 keys and values; a guided decoder starts from mask tokens, rotated to the positions that are asked
@@ -43,7 +44,8 @@ PRESETS = {
     "XL": {"width": 1280, "depth": 36, "heads": 20},
     "XXL": {"width": 1536, "depth": 48, "heads": 24},
 }
-"""Published sizes; half of the depth is self-decoder, half guided decoder (backbones.md 5.1)."""
+"""Published sizes; half of the depth is self-decoder, half guided decoder (docs/backbones.md, "ARPG
+layers")."""
 
 
 class Config(BackboneConfig):
@@ -131,7 +133,8 @@ class ARPG(Backbone):
         return random_order_plan(seeds, sizes)
 
     def training_plan(self, seeds: Sequence[int]) -> DecodePlan:
-        """A fresh order per sample and one token per step, as published (backbones.md 5.2)."""
+        """A fresh order per sample and one token per step, as published (docs/backbones.md, "ARPG
+        training")."""
         return random_order_plan(seeds, (1,) * self.spec.length)
 
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:

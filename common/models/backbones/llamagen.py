@@ -1,4 +1,4 @@
-"""LlamaGen class-conditional transformer (arXiv 2406.06525; backbones.md section 1).
+"""LlamaGen class-conditional transformer (arXiv 2406.06525; docs/backbones.md, "LlamaGen layers").
 
 Llama-style decoder over raster-ordered tokens after one class slot: RMSNorm, 2-D rotary
 positions, SwiGLU, no biases. Parameter names are the official ones.
@@ -41,7 +41,7 @@ PRESETS = {
     "1B": {"width": 2048, "depth": 22, "heads": 32},
     "7B": {"width": 4096, "depth": 32, "heads": 32},
 }
-"""Published sizes; the last three have no checkpoint (backbones.md 1.4)."""
+"""Published sizes; the last three have no checkpoint (docs/backbones.md, "LlamaGen sizes")."""
 
 
 class Config(BackboneConfig):

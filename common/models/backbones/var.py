@@ -1,4 +1,4 @@
-"""VAR next-scale transformer (arXiv 2404.02905; backbones.md 4.2).
+"""VAR next-scale transformer (arXiv 2404.02905; docs/backbones.md, "VAR layers").
 
 All tokens of a scale are predicted at once from the canvas that the coarser scales have painted
 (common/models/residual_quantizer.py). The quantiser that paints is part of the module, in buffers,
@@ -45,7 +45,7 @@ PRESETS = {
     "d30": _preset(30, 1e-5),
     "d36-s": _preset(36, 5e-6, shared_aln=True),
 }
-"""Published sizes and their initial gate scales (backbones.md 4.2)."""
+"""Published sizes and their initial gate scales (docs/backbones.md, "VAR layers")."""
 
 
 class Config(BackboneConfig):
@@ -256,7 +256,8 @@ class VAR(Backbone):
         return found
 
     def _initialise(self, config: Config) -> None:
-        """Truncated normal with std sqrt(1 / 3C); near-zero gates and head (backbones.md 4.2)."""
+        """Truncated normal with std sqrt(1 / 3C); near-zero gates and head (docs/backbones.md, "VAR
+        layers")."""
         std = math.sqrt(1 / (3 * config.width))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

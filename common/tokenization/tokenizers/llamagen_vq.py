@@ -1,4 +1,5 @@
-"""LlamaGen's image tokenizer, VQ-16 and VQ-8 (arXiv 2406.06525; backbones.md section 2).
+"""LlamaGen's image tokenizer, VQ-16 and VQ-8 (arXiv 2406.06525; docs/backbones.md, "LlamaGen
+tokenizer").
 
 A convolutional autoencoder whose latent vectors are quantised by direction: latents and codes are
 l2-normalised, so the nearest code is the one with the largest cosine. Parameter names are the

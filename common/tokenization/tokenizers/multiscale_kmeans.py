@@ -1,8 +1,9 @@
 """Patches as next-scale tokens: VAR's token structure without a network, fitted on a laptop.
 
 The latent image has one cell per square patch and one channel per number in it. It is quantised
-scale by scale with common/models/residual_quantizer.py (arXiv 2404.02905; backbones.md 4.1) whose
-convolutions stay the identity; the codebook, one for all scales, comes from k-means.
+scale by scale with common/models/residual_quantizer.py (arXiv 2404.02905; docs/backbones.md, "VAR
+tokenizer") whose convolutions stay the identity; the codebook, one for all scales, comes from
+k-means.
 
 Shape letters: N images, B batch, C channels, H height, W width, h latent side, L slots, V codes,
 D = C * patch * patch, n residual vectors.

@@ -1,4 +1,4 @@
-"""VAR's multi-scale image tokenizer (arXiv 2404.02905; backbones.md 4.1).
+"""VAR's multi-scale image tokenizer (arXiv 2404.02905; docs/backbones.md, "VAR tokenizer").
 
 The convolutional autoencoder of VQGAN around common/models/residual_quantizer.py. Official names
 are mapped on reading: VAR counts the decoder's levels by resolution, this module by execution.
