@@ -45,11 +45,10 @@ def bytes_of(role: str, *, content: bool) -> int:
     runs = {
         "decoding": lambda: meter.decoding_bytes(config, backbone),
         "scoring": lambda: meter.scoring_bytes(config, backbone, backbone.head),
-        "training": lambda: meter.training_bytes(config, backbone, backbone.head),
+        "training": lambda: meter.learning_bytes(config, backbone, backbone.head),
     }
     if not content:
         return runs[role]()
-    meter.META = torch.device("cpu")
     meter.peak_bytes = lambda run, *_: run()
     before = resident_peak()
     runs[role]()

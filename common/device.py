@@ -1,5 +1,7 @@
 """Where tensors live and how precise they are, from a config's words."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from common.errors import InputError
@@ -20,3 +22,13 @@ def place(name: str) -> torch.device:
 
 def precision(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Matrix products in `dtype`; float32 switches an outer autocast off.
+
+    The meta device, where nothing is computed, has no autocast.
+    """
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from common.device import place, precision
+from common.device import autocast, place, precision
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
@@ -153,8 +153,7 @@ class Learner:
     ) -> None:
         """Forward and backward for some rows; tokens of weight 0 never reach the head."""
         batch = batch.to(self._device)
-        kind, dtype = self._device.type, precision(self._config.dtype)
-        with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+        with autocast(self._device, precision(self._config.dtype)):
             hidden_BLC = self._student.features(batch.label_B, batch.input_BL, batch.plan)
             losses = []
             for source in dict.fromkeys(batch.sources):

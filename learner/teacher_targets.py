@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.device import autocast
 from common.exchange.signal import SignalConfig
 from common.exchange.trajectory import TrajectoryBatch
 
@@ -46,7 +47,7 @@ class TeacherTargets:
     @torch.no_grad()
     def logprob(self, column: Mapping[str, Tensor]) -> Tensor:
         """The teacher's logprob_NV from wire columns gathered to (N, ...); always float32."""
-        with torch.autocast(self.head.weight.device.type, enabled=False):
+        with autocast(self.head.weight.device, torch.float32):
             return self.signal.logprob(column, self.head)
 
     def read(

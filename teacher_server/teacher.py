@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pyarrow as pa
 import torch
 from pydantic import SerializeAsAny
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.artifacts.model_file import ModelFile
 from common.config.plugins import from_package
@@ -94,18 +94,10 @@ class Teacher:
         require_same_spec(self._backbone.spec, batch.spec, us="the teacher", them="the record")
         return self._batcher.call(batch)
 
-    @torch.no_grad()
     def _score_all(self, batches: list[TrajectoryBatch]) -> list[TrajectoryBatch]:
         started = time.perf_counter()
         joined = concatenate(batches).to(self._device)
-        hidden_BLC = guided_features(self._backbone, joined, self._config.guidance).float()
-        if not bool(torch.isfinite(hidden_BLC).all()):
-            raise Diverged(
-                f"the teacher's hidden vectors are not finite for images {_range(joined.id_B)}; "
-                "check teacher.weights and teacher.guidance, or set teacher.dtype=float32"
-            )
-        signal = self._config.signal.encode(hidden_BLC, self._head)
-        signal["entropy"] = entropies(hidden_BLC, self._head)
+        signal = signal_columns(self._config, self._backbone, self._head, joined)
         columns = {name: value.cpu() for name, value in signal.items()}
         seconds = (time.perf_counter() - started) * len(batches[0]) / len(joined)
         scored, first = [], 0
@@ -117,6 +109,28 @@ class Teacher:
             )
             first += len(batch)
         return scored
+
+
+@torch.no_grad()
+def signal_columns(
+    config: TeacherConfig, backbone: Backbone, head: nn.Linear, batch: TrajectoryBatch
+) -> dict[str, Tensor]:
+    """What the teacher says of every token, each (B, L, ...): the signal's columns, and `entropy`.
+
+    Everything is on one device; `head` is in float32, whatever the backbone is in.
+
+    Raises:
+        Diverged: hidden vectors are not finite.
+    """
+    hidden_BLC = guided_features(backbone, batch, config.guidance).float()
+    if not bool(torch.isfinite(hidden_BLC).all()):
+        raise Diverged(
+            f"the teacher's hidden vectors are not finite for images {_range(batch.id_B)}; "
+            "check teacher.weights and teacher.guidance, or set teacher.dtype=float32"
+        )
+    signal = config.signal.encode(hidden_BLC, head)
+    signal["entropy"] = entropies(hidden_BLC, head)
+    return signal
 
 
 def _range(id_B: Tensor) -> str:

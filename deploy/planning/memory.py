@@ -1,121 +1,39 @@
 """How much memory the roles' computations take, without doing them.
 
-They run on the meta device, where tensors have shapes but no content, while a meter follows which
-of them are alive. So caches, canvases, activations and chunks are those of the code itself,
-whatever the backbone.
+The sampler, the teacher's scoring pass and the learner run as they are, on models without content
+(deploy/planning/blank_tensors.py). So caches, canvases, activations and chunks are those of the
+code itself, whatever the backbone and the objective.
 
-Shape letters: B sequences, L slots, C width, V codes, N tokens, n tokens of a chunk or slots of a
-step.
+Shape letters: B sequences, L slots, C width.
 """
 
-import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from common.device import precision
 from common.exchange.provenance import STUDENT, Policy
-from common.exchange.signal import entropies
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
-from learner.chunked import chunked_loss
-from learner.diagnostics import observe
-from learner.gathered_tokens import STRIDE
-from learner.objective import TokenChunk
-from learner.relaxation import ClusterMap, RelaxationConfig
+from deploy.planning.blank_tensors import peak_bytes
+from learner.config import LearnerConfig
+from learner.learner import Learner
+from learner.process_group import SingleProcess
+from learner.relaxation import ClusterMap, RelaxationConfig, number_by_first_code
 from learner.resources import Resources
+from learner.teacher_targets import TeacherTargets
 from rollout.context import SamplerName
-from rollout.sampler import SamplingConfig, Stepper, draw, filtered_logprob
-from teacher_server.teacher import guided_features
+from rollout.sampler import SamplingConfig, decode
+from teacher_server.teacher import signal_columns
 
-META = torch.device("meta")
 PREFIX_DRAWS = 64
 """Prefixes that are drawn to find a short and a long one."""
-GROUP = 32
-"""Tokens of a group where an objective compares tokens with one another."""
-
-
-def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32) -> int:
-    """Most bytes of meta tensors that `run` holds at a time, beside those that existed before."""
-    with Kernels(autocast), Meter() as meter:
-        run()
-    return meter.peak
-
-
-class Meter(TorchDispatchMode):
-    """Counts the meta tensors that are made inside the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = 0
-        self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self._watch((args, kwargs), counted=False)  # what came from outside, if it is new here
-        made = func(*args, **(kwargs or {}))
-        self._watch(made, counted=True)
-        return made
-
-    def _watch(self, values: Any, *, counted: bool) -> None:
-        for value in tree_iter(values):
-            if not isinstance(value, Tensor) or not value.is_meta:
-                continue
-            storage = value.untyped_storage()
-            key = storage._cdata
-            if key not in self._sizes:
-                self._sizes[key] = storage.nbytes() if counted else 0
-                self.alive += self._sizes[key]
-                self.peak = max(self.peak, self.alive)
-                weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.alive -= self._sizes.pop(key)
-
-
-class Kernels(TorchFunctionMode):
-    """Lets meta tensors be treated as real devices treat theirs: attention is fused, trained
-    layers run under autocast, and a check of values, which are not there, passes."""
-
-    def __init__(self, autocast: torch.dtype) -> None:
-        super().__init__()
-        self._autocast = autocast
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return FusedAttention.apply(*args[:3])
-        if func is Tensor.__bool__ and args[0].is_meta:
-            return True
-        if func is F.linear and self._autocast != torch.float32 and args[1].requires_grad:
-            args = tuple(None if value is None else value.to(self._autocast) for value in args)
-        return func(*args, **(kwargs or {}))
-
-
-class FusedAttention(torch.autograd.Function):
-    """Keeps its inputs and its output, never the scores."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mixed = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, mixed)
-        return mixed
-
-    @staticmethod
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
 
 
 def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "student") -> int:
@@ -126,21 +44,51 @@ def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "s
     prefixes = sampled_prefixes(config, model.spec, sampler)
     if not prefixes or sampling is None:
         return 0
-    batch = blank_batch(model, settings.batch_size, sampling)
-
-    @torch.no_grad()
-    def run(prefix: int) -> None:
-        plan = model.drawing_plan(batch.plan, sampling.decoding, given=prefix)
-        sizes, first = plan.step_sizes, plan.step_of(prefix)
-        widest = max(range(first, len(sizes)), key=sizes.__getitem__)
-        noise_BL = torch.zeros(batch.token_BL.shape, dtype=torch.float64, device=META)
-        stepper = Stepper(model, batch.label_B, sampling.guidance, plan, batch.token_BL, first)
-        for step in range(first, min(widest + 2, len(sizes))):
-            logprob_BnV = filtered_logprob(stepper.logits(), sampling)
-            stepper.commit(draw(logprob_BnV, noise_BL[:, plan.slots(step)]))
-
     ends = {max(prefixes), min(prefixes)} if sampling.decoding.zipar else {max(prefixes)}
-    return max(peak_bytes(lambda prefix=prefix: run(prefix)) for prefix in ends)
+    images = settings.batch_size
+    return max(peak_bytes(partial(_decode, model, images, sampling, prefix)) for prefix in ends)
+
+
+def _decode(model: Backbone, images: int, sampling: SamplingConfig, prefix: int) -> None:
+    """Until the step after the widest: from there on nothing grows."""
+    batch = blank_batch(model, (STUDENT,) * images, sampling, prefix=prefix)
+    plan = model.drawing_plan(batch.plan, sampling.decoding, given=prefix)
+    sizes, first = plan.step_sizes, plan.step_of(prefix)
+    widest = max(range(first, len(sizes)), key=sizes.__getitem__)
+    with _left_before(model.head, widest + 2 - first):
+        decode(
+            model,
+            batch.label_B,
+            sampling=sampling,
+            noise_BL=torch.zeros(batch.token_BL.shape, dtype=torch.float64),
+            plan=batch.plan,
+            given_BL=batch.token_BL,
+            prefix_B=batch.prefix_B,
+        )
+
+
+class _Left(Exception):
+    """Somebody has seen enough."""
+
+
+@contextmanager
+def _left_before(module: nn.Module, call: int) -> Iterator[None]:
+    """Leave the block when `module` is called for the time with this number, from 0."""
+    calls = 0
+
+    def count(module: nn.Module, args: object) -> None:
+        nonlocal calls
+        if calls == call:
+            raise _Left
+        calls += 1
+
+    hook = module.register_forward_pre_hook(count)
+    try:
+        yield
+    except _Left:
+        return
+    finally:
+        hook.remove()
 
 
 def sampled_prefixes(config: RunConfig, spec: SequenceSpec, sampler: SamplerName) -> list[int]:
@@ -166,86 +114,107 @@ def scoring_images(config: RunConfig) -> int:
 
 def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
     """Activations, signal and entropies of one batch."""
-    batch = blank_batch(teacher, scoring_images(config), config.rollout.sampling)
-
-    @torch.no_grad()
-    def run() -> None:
-        hidden_BLC = guided_features(teacher, batch, config.teacher.guidance).float()
-        signal = config.teacher.signal.encode(hidden_BLC, head)
-        signal["entropy"] = entropies(hidden_BLC, head)
-
-    return peak_bytes(run)
+    rows = (STUDENT,) * scoring_images(config)
+    batch = blank_batch(teacher, rows, config.rollout.sampling)
+    return peak_bytes(lambda: signal_columns(config.teacher, teacher, head, batch))
 
 
-def training_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int:
-    """Gradients, activations and logits of a micro-batch."""
-    settings, signal = config.learner, config.teacher.signal
-    images = min(settings.micro_batch, settings.global_batch_size // settings.world_size)
-    batch = blank_batch(student, images, config.rollout.sampling)
-    objective = config.objective.build(_blank_resources(config, student.spec.vocab_size))
-    shares = config.contexts.policies()
-    policies: list[Policy] = [policy for policy, share in shares.items() if share]
+class _Rank(SingleProcess):
+    """One learner of several: what it holds to speak with the others, without them."""
 
-    def micro_batch(policy: Policy) -> None:
-        token_N = batch.token_BL.flatten()
-        column = signal.encode(torch.zeros(len(token_N), head.in_features, device=META), head)
+    def __init__(self, world: int) -> None:
+        self.world = world
 
-        def loss(logit_nV: Tensor, tokens: slice) -> Tensor:
-            teacher_nV = None
-            if config.objective.needs_teacher:
-                part = {name: value[tokens] for name, value in column.items()}
-                teacher_nV = signal.logprob(part, head)
-            student_nV = logit_nV.float().log_softmax(-1)
-            chunk = TokenChunk(
-                policy,
-                token_N[tokens],
-                student_nV,
-                teacher_nV,
-                {name: student_nV.new_zeros(len(student_nV)) for name in config.objective.columns},
-                _groups(len(student_nV)),
-            )
-            observe(objective, chunk, torch.arange(0, len(student_nV), STRIDE, device=META))
-            return objective.token_loss(chunk).sum()
 
-        hidden_NC = student.features(batch.label_B, batch.token_BL, batch.plan).flatten(0, 1)
-        chunked_loss(hidden_NC.clone(), student.head, loss, settings.chunk_tokens).backward()
+def learning_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int:
+    """What a learner holds beside its student's weights and its teacher's head: average, moments,
+    gradients, activations and logits, in the second of two steps.
+
+    The first has one row and makes the moments. The second meets every policy beside gradients.
+    """
+    settings = config.learner
+    policies: list[Policy] = [name for name, share in config.contexts.policies().items() if share]
 
     def run() -> None:
-        for policy in policies * 2:  # the second time, beside the gradients of the first
-            micro_batch(policy)
+        learner = Learner(
+            settings.model_copy(update={"device": "cpu"}),  # a blank student stays blank
+            config.objective.build(_resources(config, student.spec, head)),
+            student,
+            seed=config.seed,
+            contexts=tuple(policies),
+            teacher=TeacherTargets(config.teacher.signal, head, ""),
+            ranks=_Rank(settings.world_size),
+        )
+        for rows in _steps(settings, policies):
+            batch = blank_batch(student, rows, config.rollout.sampling)
+            learner.step(_scored(config, batch, head))
 
     return peak_bytes(run, precision(settings.dtype))
 
 
-def _groups(count: int) -> tuple[int, ...]:
-    """Sizes that add up to `count`; what is compared within one is small beside the logits."""
-    return tuple(min(GROUP, count - first) for first in range(0, count, GROUP))
+def _steps(settings: LearnerConfig, policies: Sequence[Policy]) -> list[Sequence[Policy]]:
+    """The rows of each step: micro-batches of one policy, which have the most to compute."""
+    share = settings.global_batch_size // settings.world_size
+    images = min(settings.micro_batch, share)
+    if share <= images:
+        return [policies[:1], *([policy for _ in range(images)] for policy in policies)]
+    return [policies[:1], [policy for policy in (*policies, policies[0]) for _ in range(images)]]
 
 
-def _blank_resources(config: RunConfig, vocab_size: int) -> Resources:
-    """What the objective declares, without content."""
+def _resources(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Resources:
+    """What the objective declares, of the run's shapes; networks that it asks for compute nothing,
+    so their own activations are not counted."""
+    device, codes = head.weight.device, getattr(config.tokenizer, "code_width", 8)
+    side = config.images.size
 
-    def clusters(relaxation: RelaxationConfig) -> ClusterMap:
-        cluster_V = torch.zeros(vocab_size, dtype=torch.long, device=META)
-        return ClusterMap(cluster_V, vocab_size // relaxation.factor)
+    def clusters(relaxation: RelaxationConfig) -> ClusterMap | None:
+        if relaxation.factor == 1:
+            return None
+        count = spec.vocab_size // relaxation.factor
+        return number_by_first_code(torch.arange(spec.vocab_size) % count)
 
-    return Resources(META, clusters=clusters).only(config.objective.resources())
+    def paint(vector_BLD: Tensor) -> Tensor:
+        return vector_BLD.sum((1, 2)).view(-1, 1, 1, 1).repeat(1, 3, side, side)
+
+    found = Resources(
+        torch.device("cpu"),
+        codebook=lambda: torch.zeros(spec.vocab_size, codes, device=device),
+        clusters=clusters,
+        teacher_head=lambda: head,
+        render=lambda device: paint,
+        perceptual=lambda device: lambda image_BCHW: image_BCHW.flatten(1),
+    )
+    return found.only(config.objective.resources())
 
 
-def blank_batch(model: Backbone, images: int, sampling: SamplingConfig) -> TrajectoryBatch:
-    """Sequences without content, in the order in which they are decoded."""
+def _scored(config: RunConfig, batch: TrajectoryBatch, head: nn.Linear) -> TrajectoryBatch:
+    """As a teacher sends it: wide columns are as blank as its head, the entropy is that of a
+    teacher that is sure of itself, so no gate closes."""
+    shape = *batch.token_BL.shape, head.in_features
+    hidden_BLC = torch.zeros(shape, device=head.weight.device)
+    with torch.no_grad():
+        signal = config.teacher.signal.encode(hidden_BLC, head)
+    signal["entropy"] = torch.zeros(batch.token_BL.shape)
+    return batch.scored(signal, {"head": ""})
+
+
+def blank_batch(
+    model: Backbone, policies: Sequence[Policy], sampling: SamplingConfig, *, prefix: int = 0
+) -> TrajectoryBatch:
+    """Sequences of the first code, in the order in which they are decoded."""
+    images = len(policies)
     plan = model.plan(range(images), sampling.decoding)
-    index_B = torch.zeros(images, dtype=torch.long, device=META)
-    token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long, device=META)
+    token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long)
+    zero_B = torch.zeros(images, dtype=torch.long)
     return TrajectoryBatch(
         spec=model.spec,
-        id_B=index_B,
-        version_B=index_B,
-        label_B=index_B,
-        context=("blank",) * images,
-        policy=(STUDENT,) * images,
+        id_B=torch.arange(images),
+        version_B=zero_B,
+        label_B=zero_B,
+        context=tuple(policies),
+        policy=tuple(policies),
         law=("exact",) * images,
-        prefix_B=index_B,
+        prefix_B=torch.full((images,), prefix),
         plan=plan,
         token_BL=token_BL,
         logprob_BL=token_BL.float(),

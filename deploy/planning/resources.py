@@ -1,8 +1,8 @@
 """What every role of a run needs: CPUs, GPUs, host memory and GPU memory.
 
-Tensors are counted by running each role's own computation on the meta device
+Tensors are counted by running each role's own code on models without content
 (deploy/planning/memory.py); what lives outside of tensors is a constant. Nothing is read and
-nothing is allocated.
+nothing wide is allocated.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,8 @@ from common.exchange.trajectory import bytes_per_image
 from common.models.backbone import Backbone, BackboneConfig
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
-from deploy.planning.memory import (
-    META,
-    decoding_bytes,
-    scoring_bytes,
-    scoring_images,
-    training_bytes,
-)
+from deploy.planning.blank_tensors import META
+from deploy.planning.memory import decoding_bytes, learning_bytes, scoring_bytes, scoring_images
 
 MB = 2**20
 PROCESS_MB = 350
@@ -175,14 +170,15 @@ class Sizing:
         student = skeleton(self.config.models.student, self.spec).train()
         head = skeleton(self.config.models.teacher, self.spec).head.requires_grad_(False)
         weights, gradients = state_bytes(student), parameters(student) * 4
-        held = 2 * weights + 2 * gradients + state_bytes(head)  # with average and AdamW's moments
-        # Gradients are joined for the other ranks; a GPU's AdamW works on all tensors at once.
-        update = gradients * (2 if gpu or settings.world_size > 1 else 1)
-        computing = held + max(training_bytes(self.config, student, head), update)
+        held = 2 * weights + 2 * gradients  # with average and AdamW's moments
+        computing = weights + learning_bytes(self.config, student, head)
+        if gpu:  # whose AdamW works on all tensors at once
+            computing = max(computing, held + 2 * gradients)
+        computing += state_bytes(head)
         # As records, as tensors, and joined.
         share = 3 * settings.global_batch_size // settings.world_size * self.row_bytes
         # A snapshot is read on the host; a version is packed and sent there.
-        starting = max(held, 3 * self.version_bytes)
+        starting = max(held + state_bytes(head), 3 * self.version_bytes)
         return _process_mb(gpu, computing=computing, starting=starting, beside=share)
 
 

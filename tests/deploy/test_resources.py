@@ -7,7 +7,8 @@ import torch
 
 from common.config.plugins import load_plugin
 from common.spec import SequenceSpec
-from deploy.planning.memory import META, decoding_bytes, peak_bytes
+from deploy.planning.blank_tensors import META, peak_bytes
+from deploy.planning.memory import decoding_bytes
 from deploy.planning.resources import skeleton, state_bytes
 from deploy.run_folder.opening import open_run
 

@@ -1,0 +1,212 @@
+"""Lets the roles' own code run on tensors without content, and counts the bytes that it holds.
+
+What is wide (weights, activations, logits) lives on the meta device, where tensors have shapes but
+no content. What is narrow (tokens, prefixes, orders, the gate's scores) has content, so that the
+code branches on it as ever. Three rules make the two live together, whatever the code is:
+
+- what is computed from a blank tensor is blank, whatever else went in;
+- a blank tensor stays blank wherever it is moved, and what it is written to keeps its content;
+- where a value is asked for that is not there, every element is one: a check passes, a search
+  finds every place.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+META = torch.device("meta")
+_ATEN: Any = torch.ops.aten
+
+
+def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32) -> int:
+    """Most bytes of tensors that `run` holds at a time, beside those that existed before."""
+    with Kernels(autocast), Meter() as meter:
+        run()
+    return meter.peak
+
+
+class Meter(TorchDispatchMode):
+    """Counts the tensors that are made inside the block, with or without content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self.peak = 0
+        self._shapes = Shapes()
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [*_tensors(args), *_tensors(kwargs.values())]
+        for value in given:
+            self._watch(value, counted=False)  # what came from outside, if it is new here
+        made = self._shapes.run(func, args, kwargs, given)
+        for value in _tensors((made,)):
+            self._watch(value, counted=True)
+        return made
+
+    def _watch(self, value: Tensor, *, counted: bool) -> None:
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes() if counted else 0
+        self.alive += self._sizes[key]
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.alive -= self._sizes.pop(key)
+
+
+class Shapes:
+    """Runs operators on tensors of which some are blank.
+
+    The shapes of a result are computed once for operands that look alike: the layers of a model
+    and the steps of a decoder repeat one another, and torch needs up to a millisecond for each.
+    """
+
+    def __init__(self) -> None:
+        self._looks: dict[tuple, _Looks | None] = {}
+
+    def run(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
+        """What `func` returns; `given` are the tensors among its operands."""
+        blank = sum(value.is_meta for value in given)
+        if not blank:
+            return func(*args, **kwargs)
+        if func in _ANSWERS:
+            return _ANSWERS[func](*args, **kwargs)
+        if func._schema.is_mutable and (_only_writes(func) or not given[0].is_meta):
+            return args[0] if func._schema.returns else None
+        if blank < len(given):
+            args, kwargs = tree_map_only(Tensor, lambda value: value.to(META), (args, kwargs))
+        return self._made(func, args, kwargs, given)
+
+    def _made(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
+        key = (func, _key(args), _key(tuple(kwargs.items())))
+        if key not in self._looks:
+            made = func(*args, **kwargs)
+            self._looks[key] = _looks_of(made, given)
+            return made
+        looks = self._looks[key]
+        return func(*args, **kwargs) if looks is None else _blank(looks)
+
+
+_Looks = tuple[torch.Size, tuple[int, ...], torch.dtype] | list[Any]
+"""Shape, strides and type of a tensor, or a list of such."""
+
+
+def _key(value: Any) -> Any:
+    """What the shape of a result depends on; 1, 1.0 and True differ."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    return type(value), value
+
+
+def _looks_of(made: Any, given: list[Tensor]) -> _Looks | None:
+    """None for what must be made by torch itself: views, and whatever is no tensor."""
+    if isinstance(made, list | tuple):
+        looks = [_looks_of(value, given) for value in made]
+        return None if None in looks else looks
+    if not isinstance(made, Tensor) or not made.is_meta:
+        return None
+    storage = made.untyped_storage()._cdata
+    is_view = any(storage == value.untyped_storage()._cdata for value in given)
+    return None if is_view else (made.shape, made.stride(), made.dtype)
+
+
+def _blank(looks: _Looks) -> Any:
+    if isinstance(looks, list):
+        return tuple(_blank(each) for each in looks)
+    shape, strides, dtype = looks
+    return torch.empty_strided(shape, strides, dtype=dtype, device=META)
+
+
+def _only_writes(func: Any) -> bool:
+    """Whether `func` changes the content of its first operand, and nothing else."""
+    name = func._schema.name
+    return name.endswith("_") and torch.Tag.inplace_view not in func.tags
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _moved(value: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    if dtype in (None, value.dtype):
+        return _ATEN.alias.default(value)
+    return _ATEN._to_copy.default(value, dtype=dtype, memory_format=options.get("memory_format"))
+
+
+def _places(value: Tensor) -> Tensor:
+    """Where `value` is not 0."""
+    return torch.ones(value.shape).nonzero() if value.is_meta else value.nonzero()
+
+
+def _indexed(value: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """Masks are told by what they hold before they become blank."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            found += _places(index).unbind(1)
+        else:
+            found.append(index)
+    blank = [None if index is None else index.to(META) for index in found]
+    return _ATEN.index.Tensor(value.to(META), blank)
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    _ATEN._to_copy.default: _moved,
+    _ATEN._local_scalar_dense.default: lambda value: torch.ones((), dtype=value.dtype).item(),
+    _ATEN.nonzero.default: _places,
+    _ATEN.index.Tensor: _indexed,
+}
+
+
+class Kernels(TorchFunctionMode):
+    """Lets blank tensors be treated as real devices treat theirs: attention is fused, and trained
+    layers run under autocast."""
+
+    def __init__(self, autocast: torch.dtype) -> None:
+        super().__init__()
+        self._autocast = autocast
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and args[0].is_meta:
+            return FusedAttention.apply(*args[:3])
+        if func is Tensor.tolist and args[0].is_meta:
+            return torch.ones(args[0].shape, dtype=args[0].dtype).tolist()
+        if func is F.linear and self._autocast != torch.float32 and args[1].requires_grad:
+            args = tuple(None if value is None else value.to(self._autocast) for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+class FusedAttention(torch.autograd.Function):
+    """Keeps its inputs and its output, never the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mixed = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, mixed)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
