@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from building.runs import BASE, go
+from building.runs import BASE, TINY, go
 from building.studies import STUDY
+from fuzzing.trial import Server
 from rich.console import Console
 from torch import Tensor
 
@@ -36,25 +37,6 @@ secure_environment()
 SHARED = Path(__file__).parents[2] / "shared"
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
 SCALES_SPEC = SequenceSpec(24, 14, (3, 3), num_classes=3, scales=(1, 2, 3))
-TINY = [
-    "tokenizer.vocab_size=32",
-    "models.teacher.width=32",
-    "models.teacher.depth=2",
-    "models.student.width=16",
-    "models.student.heads=2",
-    "pretrain.teacher.steps=30",
-    "pretrain.student.steps=5",
-    "contexts.mix_per=sample",
-    "rollout.batch_size=8",
-    "learner.global_batch_size=16",
-    "learner.micro_batch=8",
-    "learner.steps=6",
-    "learner.stall_seconds=60",
-    "evaluate.samples=100",
-    "evaluate.classifier.steps=20",
-]
-
-
 FACTS = {
     "lease": "0",
     "generation": "1",
@@ -62,6 +44,32 @@ FACTS = {
     "rollout_seconds": "0",
     "teacher_seconds": "0",
 }
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for a folder of tests, this one for files and single tests."""
+    whole = any(Path(argument).is_dir() for argument in config.args)
+    return min(2, os.cpu_count() or 1) if whole else 0
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that may start Ray goes to one process, which begins with it: one cluster, never two."""
+    for item in items:
+        if item.get_closest_marker("ray") or item.path.parent.name == "ray":
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Otherwise a file is the work of one process: what its tests share is made once."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class RayAndFiles(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.endswith("@ray") else nodeid.partition("::")[0]
+
+    return RayAndFiles(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +279,12 @@ def ray_cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def server() -> Server:
+    """Runs commands in processes of their own, forked where everything is imported already."""
+    return Server()
+
+
+@pytest.fixture(scope="session")
 def tiny_overrides() -> list[str]:
     """What makes any smoke config a matter of seconds."""
     return TINY
@@ -294,7 +308,7 @@ def quiet() -> Console:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The team's fixtures beside the checkout; tests that need them skip where they are absent."""
+    """Data beside the checkout; tests that need it skip where it is absent."""
     if not SHARED.exists():
-        pytest.skip(f"{SHARED} is absent: the oracle and golden fixtures are not part of the repo")
+        pytest.skip(f"{SHARED} is absent: CIFAR-10 is not part of the repository")
     return SHARED

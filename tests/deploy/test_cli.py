@@ -1,9 +1,6 @@
 """The command line as a user meets it: overrides, refusals with exit code 2, whole files."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,25 +174,15 @@ def test_a_run_folder_can_be_moved_and_sampled(capsys, run_in, quiet, tmp_path):
     assert (moved / "grid.png").exists()
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(prepared, tmp_path):
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(server, tmp_path):
     """The operating system's own refusal: files over 4 KiB cannot be written in the child."""
-    arguments = ["tokenize", "smoke", "--local", "tokenizer.vocab_size=32", "--out", str(tmp_path)]
-    script = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
-        f"from deploy.main import main; main({arguments!r})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 2, done.stderr
-    assert "part-00000.parquet: could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    out = tmp_path / "out"
+    arguments = ["tokenize", "smoke", "--local", "tokenizer.vocab_size=32", "--out", out]
+    done = server.run(arguments, tmp_path, file_bytes=4096)
+    assert done.code == 2, done.err
+    assert "part-00000.parquet: could not be written" in done.err
+    assert "Traceback" not in done.err
+    left = {path.name for path in out.rglob("*") if path.is_file()}
     assert left == {"tokenizer.safetensors"}, "only files that are complete"
 
 

@@ -1,8 +1,6 @@
 """Exported models: a card per file that a hub can read, and nothing of others overwritten."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,28 +101,20 @@ def test_a_card_shows_the_metrics_of_its_own_weights_alone(finished, quiet, tmp_
     assert f"| {fid} |" in card()
 
 
-def test_a_full_disk_leaves_the_earlier_export(finished, tmp_path):
+def test_a_full_disk_leaves_the_earlier_export(finished, tmp_path, server):
     """The operating system's own refusal: files over 4 KiB cannot be written in the child."""
     config, workspace = finished
     path = export(*finished, name="student", layout="official", output=tmp_path / "a.pt")
     before = path.read_bytes(), card_of(path).read_text()
-    arguments = ["export", str(workspace.root), "--out", str(workspace.root), "--to", str(path)]
-    script = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
-        f"from deploy.main import main; main({arguments!r})"
-    )
+    arguments = ["export", workspace.root, "--out", workspace.root, "--to", path]
     (workspace.root / "config.toml").unlink(missing_ok=True)
     workspace.keep_config(config)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 2, done.stderr
-    assert "a.pt: could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    done = server.run(arguments, folder, file_bytes=4096)
+    assert done.code == 2, done.err
+    assert "a.pt: could not be written" in done.err
+    assert "Traceback" not in done.err
     assert (path.read_bytes(), card_of(path).read_text()) == before
     assert torch.load(path, weights_only=True)
     assert not list(tmp_path.glob(".*"))

@@ -3,16 +3,13 @@
 import os
 import shutil
 import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from common.files.snapshots import Snapshots
 from deploy.run_folder.workspace import Workspace
 
-ROOT = Path(__file__).parents[2]
 DISK = 64 * 2**20
 
 
@@ -53,16 +50,15 @@ def filled(disk, left):
         ballast.unlink()
 
 
-def varkd(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy.main", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-    )
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def varkd(server, tmp_path):
+    """(exit code, what was said) of a command in a process of its own."""
+
+    def run(*words):
+        done = server.run(words, tmp_path, seconds=240)
+        return done.code, done.out + done.err
+
+    return run
 
 
 def require_sentence(code, said):
@@ -77,7 +73,7 @@ def leftovers(folder):
     return [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
 
 
-def test_a_pretraining_whose_log_has_no_room_is_one_sentence(run_on, disk, tiny_overrides):
+def test_a_pretraining_whose_log_has_no_room_is_one_sentence(run_on, disk, tiny_overrides, varkd):
     run_on.student_before.unlink()
     words = ["pretrain", "smoke", "--out", run_on.root, "--model", "student", *tiny_overrides]
     with filled(disk, 24 * 2**10):
@@ -93,7 +89,7 @@ def test_a_pretraining_whose_log_has_no_room_is_one_sentence(run_on, disk, tiny_
 @pytest.mark.slow
 @pytest.mark.parametrize("room", ["rows", "snapshot"])
 def test_a_distillation_without_room_is_one_sentence_and_the_snapshot_before_stays(
-    run_on, disk, tiny_overrides, room
+    run_on, disk, tiny_overrides, varkd, room
 ):
     words = ["distill", "smoke", "--local", "--out", run_on.root, *tiny_overrides]
     code, said = varkd(*words, "learner.steps=2")

@@ -13,7 +13,7 @@ import pytest
 from fuzzing.commands import ARGUMENTS, COMMANDS, OVERRIDES, READS, paths
 from fuzzing.damage import DAMAGES, Damage, apply
 from fuzzing.house import build, copy, tree
-from fuzzing.trial import GROWTH_MB, Server, Trial
+from fuzzing.trial import GROWTH_MB, Trial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,11 +43,6 @@ def bounded(examples: int):
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
-
-
-@pytest.fixture(scope="module")
-def server():
-    return Server()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +88,7 @@ def damaged(house, place, server, command: str, name: str, damage: Damage) -> No
 
 
 @pytest.mark.slow
-@bounded(60)
+@bounded(30)
 @given(st.sampled_from(READS), DAMAGES)
 def test_a_damaged_file_is_survived_or_named(house, place, server, read, damage):
     command, name = read
@@ -106,7 +101,7 @@ def test_damage_that_once_got_through(house, place, server, command, name, damag
 
 
 @pytest.mark.slow
-@bounded(60)
+@bounded(30)
 @given(OVERRIDES)
 def test_an_odd_value_is_taken_or_named(house, place, server, drawn):
     command, override = drawn
@@ -117,7 +112,7 @@ def test_an_odd_value_is_taken_or_named(house, place, server, drawn):
 
 
 @pytest.mark.slow
-@bounded(40)
+@bounded(20)
 @given(st.lists(ARGUMENTS, max_size=5))
 def test_odd_arguments_are_taken_or_named(house, place, server, argv):
     folder = copy(house, place)

@@ -8,6 +8,24 @@ from rich.console import Console
 
 from deploy.stages.distill import distill
 
+TINY = [
+    "tokenizer.vocab_size=32",
+    "models.teacher.width=32",
+    "models.teacher.depth=2",
+    "models.student.width=16",
+    "models.student.heads=2",
+    "pretrain.teacher.steps=30",
+    "pretrain.student.steps=5",
+    "contexts.mix_per=sample",
+    "rollout.batch_size=8",
+    "learner.global_batch_size=16",
+    "learner.micro_batch=8",
+    "learner.steps=6",
+    "learner.stall_seconds=60",
+    "evaluate.samples=100",
+    "evaluate.classifier.steps=20",
+]
+"""Overrides that make any smoke config a matter of seconds."""
 BASE = ("learner.checkpoint_every=2", "learner.ordered=true")
 
 

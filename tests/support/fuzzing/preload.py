@@ -1,23 +1,28 @@
 """What the fork server holds before it forks: importing it is what takes seconds."""
 
 import importlib
+import pkgutil
+
+import matplotlib as mpl
+from PIL import Image
 
 from rollout.evaluation.torchvision_compat import ensure_torchvision
 
 ensure_torchvision()
+Image.init()
+mpl.use("agg")
 for _name in (
     "torch_fidelity",
     "torch.utils.tensorboard",
     "sklearn.cluster",
+    "sklearn.datasets",
     "matplotlib.pyplot",
+    "pyarrow.dataset",
+    "rich._emoji_codes",
     "rich.progress",
-    "deploy.main",
-    "deploy.stages.distill",
-    "deploy.report.summary",
-    "deploy.stages.export",
-    "deploy.stages.generate",
-    "deploy.stages.tokenize",
-    "deploy.study.runner",
-    "deploy.study.page.publish",
 ):
     importlib.import_module(_name)
+for _room in ("common", "rollout", "teacher_server", "learner", "deploy"):
+    for _file in pkgutil.walk_packages(importlib.import_module(_room).__path__, f"{_room}."):
+        if not _file.name.startswith("deploy.backend"):  # Ray: not to be forked
+            importlib.import_module(_file.name)

@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -51,12 +52,26 @@ class Server:
             if before is not None:
                 os.environ["PYTHONPATH"] = before
 
-    def run(self, argv: list[str], folder: Path, *, seconds: float = SECONDS) -> Trial:
-        """Run `varkd argv` in `folder`; after `seconds` it is killed, and its code is None."""
+    def run(
+        self,
+        argv: Sequence[object],
+        folder: Path,
+        *,
+        seconds: float = SECONDS,
+        file_bytes: int | None = None,
+    ) -> Trial:
+        """Run `varkd argv` in `folder`; after `seconds` it is killed, and its code is None.
+
+        No file that it writes may be longer than `file_bytes`: the system's own refusal, as of a
+        full disk. What it says lies beside the folder meanwhile.
+        """
+        words = [str(word) for word in argv]
         notes = folder.parent / f"{folder.name}.notes"
         notes.mkdir(exist_ok=True)
         started = time.monotonic()
-        child = self._context.Process(target=_command, args=(argv, str(folder), str(notes)))
+        child = self._context.Process(
+            target=_command, args=(words, str(folder), str(notes), file_bytes)
+        )
         child.start()
         child.join(seconds)
         hung = child.is_alive()
@@ -66,7 +81,7 @@ class Server:
         grown = (notes / "grown").read_text() if (notes / "grown").exists() else "0"
         (notes / "grown").unlink(missing_ok=True)
         return Trial(
-            tuple(argv),
+            tuple(words),
             None if hung else child.exitcode,
             (notes / "out").read_text(errors="replace"),
             (notes / "err").read_text(errors="replace"),
@@ -75,7 +90,7 @@ class Server:
         )
 
 
-def _command(argv: list[str], folder: str, notes: str) -> None:
+def _command(argv: list[str], folder: str, notes: str, file_bytes: int | None) -> None:
     """In the forked process: words go to files, memory has an end, then `main`."""
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(f"{notes}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -93,6 +108,9 @@ def _command(argv: list[str], folder: str, notes: str) -> None:
     held = int(re.findall(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[0]) << 10
     limit = held + 3 * (GROWTH_MB << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if file_bytes is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     code: object = 0
     try:
