@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from building.processes import pytest_collection_modifyitems as pytest_collection_modifyitems
+from building.processes import pytest_xdist_auto_num_workers as pytest_xdist_auto_num_workers
+from building.processes import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 from building.runs import BASE, TINY, go
 from building.studies import STUDY
 from fuzzing.trial import Server
@@ -44,32 +47,6 @@ FACTS = {
     "rollout_seconds": "0",
     "teacher_seconds": "0",
 }
-
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for a folder of tests, this one for files and single tests."""
-    whole = any(Path(argument).is_dir() for argument in config.args)
-    return min(2, os.cpu_count() or 1) if whole else 0
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that may start Ray goes to one process, which begins with it: one cluster, never two."""
-    for item in items:
-        if item.get_closest_marker("ray") or item.path.parent.name == "ray":
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Otherwise a file is the work of one process: what its tests share is made once."""
-    from xdist.scheduler import LoadGroupScheduling
-
-    class RayAndFiles(LoadGroupScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "ray" if nodeid.endswith("@ray") else nodeid.partition("::")[0]
-
-    return RayAndFiles(config, log)
 
 
 @pytest.fixture(autouse=True)

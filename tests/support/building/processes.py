@@ -1,0 +1,38 @@
+"""How the whole suite is shared between two processes; pytest calls these by name."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@cache
+def may_start_ray(path: Path) -> bool:
+    """Whether some test of the file is marked so, or starts commands that do."""
+    return path.parent.name == "ray" or "mark.ray" in path.read_text()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for a folder of tests, this one for files and single tests."""
+    whole = any(Path(argument).is_dir() for argument in config.args)
+    return min(2, os.cpu_count() or 1) if whole else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may start Ray comes first: it is the longest work of one process."""
+    items.sort(key=lambda item: not may_start_ray(item.path))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file is the work of one process, so that what its tests share is made once; all files that
+    may start Ray are the work of one process as well: one cluster at a time, never two."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayAndFiles(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if may_start_ray(config.rootpath / file) else file
+
+    return RayAndFiles(config, log)
