@@ -1,10 +1,5 @@
-"""The command line as a newcomer meets it: words that are nearly right, help, streams, versions."""
+"""The command line as a newcomer meets it: words that are nearly right, overrides, help."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +14,6 @@ from deploy.main import main
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.shipped import find_config, shipped, shipped_names, summary
 
-ROOT = Path(__file__).parents[2]
-
 
 def varkd(capsys, *arguments):
     """Exit code, stdout and stderr of one command, in this process."""
@@ -28,17 +21,6 @@ def varkd(capsys, *arguments):
         main([str(argument) for argument in arguments])
     out = capsys.readouterr()
     return caught.value.code, out.out, out.err
-
-
-def shell(line, **environ):
-    """The same as a user's shell runs it: bash, with pipes."""
-    return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line.replace("varkd", f"{sys.executable} -m deploy.main")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
-    )
 
 
 @pytest.mark.parametrize(
@@ -176,23 +158,6 @@ def test_every_commands_help_has_an_example_that_its_parser_accepts():
             parser.parse_known_args(words)
 
 
-def test_help_fits_80_columns():
-    done = shell("for c in smoke study sample options; do varkd $c --help; done", COLUMNS="80")
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 100  # docstrings keep their own lines
-
-
-def test_versions_come_without_importing_torch_or_ray():
-    script = "import sys, deploy.main as m\ntry: m.main(['--version'])\n"
-    script += "except SystemExit: print(sorted({'torch', 'ray', 'pydantic'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("varkd ")
-    assert "torch 2." in lines[1]
-    assert "ray 2." in lines[1]
-    assert lines[2] == "[]"
-
-
 @pytest.mark.parametrize("kind", ["bash", "zsh", "tcsh"])
 def test_completion_scripts_know_commands_and_shipped_configs(capsys, kind):
     code, out, _ = varkd(capsys, "--print-completion", kind)
@@ -201,40 +166,6 @@ def test_completion_scripts_know_commands_and_shipped_configs(capsys, kind):
     assert "restart" in out
     if kind != "tcsh":
         assert "llamagen_l_to_b" in out
-
-
-def test_bash_completes_commands_options_and_configs(tmp_path):
-    script = tmp_path / "varkd.bash"
-    lines = [
-        f"{sys.executable} -m deploy.main --print-completion bash > {script}",
-        f"source {script}",
-        "complete -p varkd",
-        'try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_varkd; echo ${COMPREPLY[@]}; }',
-        "try varkd dis",
-        "try varkd distill --rest",
-        "try varkd distill cifar",
-    ]
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.stdout.splitlines()[1:] == ["distill", "--restart", "cifar10 cifar10_conv"]
-
-
-def test_a_reader_that_leaves_is_no_error():
-    done = shell("varkd options | head -1")
-    assert done.stdout.startswith("seed (integer >= 0, default 0): Everything random")
-    assert done.stderr == ""
-    done = shell("varkd --help | true; varkd configs | true; true")
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device is Linux's")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", ["configs", "options learner"])
-def test_a_full_disk_below_stdout_is_one_sentence(command, unbuffered):
-    done = shell(f"varkd {command} > /dev/full", PYTHONUNBUFFERED=unbuffered)
-    assert done.returncode == 1
-    assert done.stderr == "varkd: cannot write to stdout: no space left on device\n"
 
 
 @pytest.mark.parametrize(
@@ -258,41 +189,6 @@ def test_paths_of_options_begin_with_a_home_folder_or_get_a_sentence(
         code, _, err = varkd(capsys, *words, wrong)
         assert code == 2
         assert said in err
-
-
-@pytest.mark.parametrize(
-    ("number", "name", "code"),
-    [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 0)],
-)
-def test_a_command_that_is_stopped_says_so_in_one_line(number, name, code):
-    """While it waits for a reader of more than a pipe holds."""
-    words = ["options", *["objective"] * 20]
-    with subprocess.Popen(
-        [sys.executable, "-m", "deploy.main", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.read(1)
-        time.sleep(0.5)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == code
-    assert err.decode() == f"\nvarkd options: stopped by {name}; run the same command again\n"
-
-
-def test_options_are_whole_lines_in_a_pipe_and_wrapped_on_a_terminal(capsys):
-    done = shell("varkd options learner.optimizer.ema images.channels | cat")
-    assert done.stdout.splitlines() == [
-        "learner.optimizer.ema (number >= 0 and < 1, default 0.999): Decay of the averaged "
-        "student; ramped up as (1 + t) / (10 + t). 0 copies the student.",
-        "images.channels (one of 1 | 3, default 1): 1 converts to grey, 3 to RGB.",
-    ]
-    for option in describe(""):
-        paragraph = option.paragraph(60)
-        assert max(map(len, paragraph.splitlines())) <= max(60, len(option.key) + 20)
-        assert " ".join(paragraph.split()).endswith(" ".join(option.meaning.split()))
 
 
 def test_types_are_what_a_person_may_write():
