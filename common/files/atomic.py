@@ -37,6 +37,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def drop_leftovers(folder: Path) -> None:
+    """Remove what processes that are gone left half-written in `folder`."""
+    for half in folder.glob(".*.tmp"):
+        pid = half.name.split(".")[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            half.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def _flush(path: Path) -> None:
     """Wait until a file's contents, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -18,6 +18,7 @@ from common.data.crops import Crops, source_side
 from common.data.published_codes import Codes, open_codes
 from common.data.tokens import TokenHeader, TokensConfig
 from common.errors import InputError
+from common.files.atomic import drop_leftovers
 from common.files.tensors import state_digest
 from common.images.opening import ImageSource, open_images
 from common.images.source import decoding
@@ -105,8 +106,8 @@ def _say_what_was_read(target: Console, *sources: ImageSource | Codes | None) ->
 def _drop_leftovers(parts: list[ImagesPart], target: Console) -> None:
     """Remove what a killed command left half-written, and parts of what is another image now."""
     for folder in {part.path.parent for part in parts}:
-        for half in [*folder.glob(".*.tmp"), *folder.parents[1].glob(".*.parquet.*.tmp")]:
-            half.unlink(missing_ok=True)
+        drop_leftovers(folder)
+        drop_leftovers(folder.parents[1])
     for part in parts:
         reason = outdated(part) if part.path.exists() else None
         if reason is not None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -126,16 +127,20 @@ def test_half_written_leftovers_are_made_again(photos):
     parts = interrupted("run")
     parts[0].write_bytes(b"")
     parts[1].write_bytes(parts[1].read_bytes()[:-100])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
     halves = [
-        parts[2].with_name(".part-00002.parquet.1234.tmp"),
-        Path("run/tokens/.train.parquet.1234.tmp"),
+        parts[2].with_name(f".part-00002.parquet.{gone.pid}.tmp"),
+        Path(f"run/tokens/.train.parquet.{gone.pid}.tmp"),
     ]
-    for half in halves:
+    living = Path(f"run/tokens/.train.parquet.{os.getppid()}.tmp")
+    for half in (*halves, living):
         half.write_bytes(b"PAR1")
     said, workspace = encode("run")
     assert said.count("again: ") == 2
     assert "1 of 3 parts were finished before" in said
     assert not any(half.exists() for half in halves)
+    assert living.exists(), "somebody writes it"
     fresh = encode("fresh")[1]
     assert workspace.train_tokens.read_bytes() == fresh.train_tokens.read_bytes()
 
