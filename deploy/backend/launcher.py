@@ -3,9 +3,14 @@
 The classes themselves do not know.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from deploy.backend.actors import ActorOptions
+from deploy.config import RunConfig
 
 T = TypeVar("T")
 
@@ -37,3 +42,16 @@ class LocalLauncher:
 
     def end(self, placed: object) -> None:
         """Nothing: it goes when nobody holds it."""
+
+
+@contextmanager
+def threads_as_on_ray(config: RunConfig) -> Iterator[None]:
+    """An ordered run gives the numbers that it would give on Ray: sums are rounded alike only where
+    as many threads compute them, and every actor computes with one. Runs that are not ordered take
+    what torch has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.learner.ordered else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from common.errors import Closed, RunFailed
 from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
 from deploy.backend.capacity import require_room, run_demands
-from deploy.backend.launcher import Launcher, LocalLauncher
+from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
 from deploy.console.faults import FaultLog
@@ -189,7 +189,8 @@ def _run_local(
 
     watch.stop.poll_from_here()
     try:
-        outcome = run_here(make_worker, run.config.rollout.workers, train)
+        with threads_as_on_ray(run.config):
+            outcome = run_here(make_worker, run.config.rollout.workers, train)
     finally:
         watch.poll(services)
     return outcome, _gauges(services, deaths={})
