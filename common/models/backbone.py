@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from common.config.plugins import PluginConfig
 from common.errors import InputError
-from common.models.guidance import Rule
 from common.models.plan import DecodePlan, DecodingConfig
 from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
@@ -59,8 +58,9 @@ class Official:
 class Backbone(nn.Module, ABC):
     """A network that scores and decodes; ignorant of guidance and of sampling."""
 
-    guidance_rule: ClassVar[Rule] = "llamagen"
-    """The rule that the family publishes its results with."""
+    guidance_rule: ClassVar[str] = "llamagen"
+    """The rule that the family publishes its results with: one of `GUIDANCE_RULES` of its file, or
+    of another family's."""
     official: ClassVar[Official]
     """How the family's own repository stores weights; parameter names are the official ones."""
 

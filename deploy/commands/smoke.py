@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from deploy.cli.arguments import add_overrides, open_from
-
-FAMILIES = {"llamagen": "smoke", "var": "smoke_var", "arpg": "smoke_arpg"}
+from deploy.run_folder.shipped import smoke_configs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
+    families = tuple(smoke_configs())
     parser.add_argument(
-        "--family", choices=FAMILIES, default="llamagen", help="of both models (default: llamagen)"
+        "--family",
+        choices=families,
+        default=families[0],
+        help=f"of both models (default: {families[0]})",
     )
 
 
@@ -27,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     import time
 
     started = time.monotonic()
-    arguments.config = Path(FAMILIES[arguments.family])
+    arguments.config = Path(smoke_configs()[arguments.family])
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
     import torch

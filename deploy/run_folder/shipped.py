@@ -15,6 +15,14 @@ def shipped_names() -> list[str]:
     return sorted((path.stem for path in CONFIGS.glob("*.toml")), key=lambda n: (_rank(n), n))
 
 
+def smoke_configs() -> dict[str, str]:
+    """Names of the configs of `varkd smoke` by the family of their student."""
+    found = {}
+    for path in sorted(CONFIGS.glob("smoke*.toml")):
+        found[tomllib.loads(path.read_text())["models"]["student"]["kind"]] = path.stem
+    return found
+
+
 def shipped(name: str) -> Path:
     """The file of a shipped config.
 

@@ -13,6 +13,8 @@ from common.config.plugins import kinds, load_plugin
 from common.config.toml_tree import read_toml
 from common.errors import InputError
 from common.files.tensors import read_metadata
+from common.models.guidance import guidance_rules
+from common.models.plan import raster_plan
 from deploy.cli.config_reference import describe
 from deploy.main import main
 from deploy.run_folder.opening import open_run
@@ -24,6 +26,11 @@ PACKAGE = "plugins_of_a_test"
 FILES = {
     "backbones/own_family": """
 from common.models.backbones import llamagen
+
+def own_rule(scale, plan, interval):
+    return (scale + 1,) * len(plan.step_sizes)
+
+GUIDANCE_RULES = {"own_rule": own_rule}
 
 class Config(llamagen.Config):
     @classmethod
@@ -38,15 +45,15 @@ class Config(patch_kmeans.Config):
 """,
     "objectives/own_objective": """
 from common.config.schema import UserPath
-from learner.objective import ObjectiveConfig
+from learner.objective import PlainObjective
 
-class Config(ObjectiveConfig):
+class Config(PlainObjective):
     table: UserPath | None = None
     \"\"\"A file of one's own.\"\"\"
     tables: tuple[UserPath, ...] = ()
     \"\"\"Several.\"\"\"
 
-    def __call__(self, chunk):
+    def token_loss(self, chunk):
         both_NV = chunk.student_NV + chunk.required_teacher_NV
         return 1 - (0.5 * both_NV).exp().sum(-1)
 """,
@@ -71,7 +78,7 @@ OWN = {
         for role in ("teacher", "student")
     },
     "objective": {"kind": "own_objective", "table": "a/table.npy", "tables": ["b.npy"]},
-    "teacher": {"signal": {"kind": "own_signal"}},
+    "teacher": {"signal": {"kind": "own_signal"}, "guidance": {"scale": 1.5, "rule": "own_rule"}},
     "contexts": {"mix_per": "sample", "sources": {"own_context": {}, "student": {}}},
     "pretrain": {"teacher": {"steps": 2}, "student": {"steps": 2}},
 }
@@ -146,8 +153,10 @@ def test_kinds_lists_ours_and_theirs_and_options_tells_of_both(config):
     assert {"own_objective", "varkd"} <= set(kinds("learner.objectives"))
     keys = [option.key for option in describe("objective")]
     assert {"objective[own_objective].table", "objective[varkd].preset"} <= set(keys)
+    assert guidance_rules()["own_rule"](1.5, raster_plan(1, 2), -1) == (2.5, 2.5)
     assert "contexts.sources.own_context.ratio" in [o.key for o in describe("contexts")]
-    open_run(Path("smoke"), [])
+    with pytest.raises(InputError, match=r"rule: is no rule; choose published or one of arpg_"):
+        open_run(Path("smoke"), ["teacher.guidance={scale=2, rule='own_rule'}"])
     assert "own_objective" not in kinds("learner.objectives"), "another config has others"
 
 

@@ -48,6 +48,20 @@ PRESETS = {
 layers")."""
 
 
+def arpg_linear_scales(scale: float, plan: DecodePlan, interval: int) -> tuple[float, ...]:
+    """1 + (g - 1) done / N, `done` with the current step's tokens included (docs/backbones.md,
+    "ARPG decoding")."""
+    return tuple(1 + (scale - 1) * end / plan.starts[-1] for end in plan.starts[1:])
+
+
+def arpg_constant_scales(scale: float, plan: DecodePlan, interval: int) -> tuple[float, ...]:
+    """The same at every step."""
+    return (scale,) * len(plan.step_sizes)
+
+
+GUIDANCE_RULES = {"arpg_linear": arpg_linear_scales, "arpg_constant": arpg_constant_scales}
+
+
 class Config(BackboneConfig):
     has_rows: ClassVar[bool] = False
 

@@ -44,6 +44,21 @@ PRESETS = {
 """Published sizes; the last three have no checkpoint (docs/backbones.md, "LlamaGen sizes")."""
 
 
+def llamagen_scales(scale: float, plan: DecodePlan, interval: int) -> tuple[float, ...]:
+    """Constant and active only above 1, as published (docs/backbones.md, "LlamaGen sampling").
+
+    `interval` counts decoding steps after the class slot's, hence the off-by-one: tokens
+    0..interval+1 are guided.
+    """
+    scale = max(scale, 1.0)
+    return tuple(
+        scale if interval < 0 or start <= interval + 1 else 1.0 for start in plan.starts[:-1]
+    )
+
+
+GUIDANCE_RULES = {"llamagen": llamagen_scales}
+
+
 class Config(BackboneConfig):
     preset: Literal["B", "L", "XL", "XXL", "3B", "XXXL", "1B", "7B"] | None = None
     """A published size; sets width, depth and heads."""

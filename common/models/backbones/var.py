@@ -48,6 +48,16 @@ PRESETS = {
 """Published sizes and their initial gate scales (docs/backbones.md, "VAR layers")."""
 
 
+def var_scales(cfg: float, plan: DecodePlan, interval: int) -> tuple[float, ...]:
+    """1 + cfg k / (K - 1): none at the first token map, 1 + cfg at the last (docs/backbones.md,
+    "VAR sampling")."""
+    last = max(len(plan.step_sizes) - 1, 1)
+    return tuple(1 + cfg * step / last for step in range(len(plan.step_sizes)))
+
+
+GUIDANCE_RULES = {"var": var_scales}
+
+
 class Config(BackboneConfig):
     has_rows: ClassVar[bool] = False
 
