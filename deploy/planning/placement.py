@@ -11,7 +11,7 @@ draws from the best fifth, so nodes may change places.
 import math
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import psutil
@@ -189,6 +189,16 @@ def place_actors(needs: list[Need], hardware: Hardware, *, data_mb: float = 0.0)
     for node in nodes:
         _refuse_memory(node, needs)
     return nodes
+
+
+def require_places(needs: list[Need], hardware: Hardware | None) -> None:
+    """As `place_actors`, whatever the actors hold; a cluster that nobody knows is not judged.
+
+    Raises:
+        InputError: an actor finds no room.
+    """
+    if hardware is not None:
+        place_actors(needs, replace(hardware, memory_mb=math.inf, gpu_memory_mb=math.inf))
 
 
 def _refuse_reservations(needs: list[Need], hardware: Hardware) -> None:

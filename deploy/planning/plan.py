@@ -17,7 +17,7 @@ from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.planning.artifacts import check_files, data_size, generated_size, missing, sequence_spec
-from deploy.planning.placement import Gpu, Hardware, Node, place_actors, several
+from deploy.planning.placement import Gpu, Hardware, Node, place_actors, require_places, several
 from deploy.planning.resources import MB, Need, Sizing, parameters
 from deploy.planning.throughput import images_per_second
 from deploy.run_folder.workspace import Workspace
@@ -64,6 +64,7 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
     row = spec.length * (2 if spec.vocab_size <= 2**15 else 4)
     data_bytes = (images or 0) * (variants * row + 8) + generated * (row + 8)
     sizing = Sizing(config, spec, data_bytes=data_bytes)
+    require_places(sizing.reservations(), hardware)  # before anything is measured
     there = hardware.gpus if hardware else 0
     needs = sizing.needs(
         lambda device, gpus: device == "cuda" or (device == "auto" and gpus + there > 0)

@@ -107,6 +107,23 @@ class Sizing:
         """Every kind of actor, in the order in which the command asks for them; `on_gpu` tells from
         a role's `device` and `gpus` where it computes."""
         teacher, rollout, learner = self.config.teacher, self.config.rollout, self.config.learner
+        return self._needs(
+            self._teacher_mb(on_gpu(teacher.device, teacher.gpus)),
+            self._worker_mb(on_gpu(rollout.device, rollout.gpus)),
+            self._learner_mb(on_gpu(learner.device, learner.gpus)),
+        )
+
+    def reservations(self) -> list[Need]:
+        """The same without memory, which takes its time to find out: what Ray looks at."""
+        return self._needs((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+
+    def _needs(
+        self,
+        teacher_mb: tuple[float, float],
+        worker_mb: tuple[float, float],
+        learner_mb: tuple[float, float],
+    ) -> list[Need]:
+        teacher, rollout, learner = self.config.teacher, self.config.rollout, self.config.learner
         buffered = self.config.schedule().most_outstanding * self.row_bytes
         stored = self.versions * self.version_bytes
         services = (("buffer", 1, buffered), ("weights", 1, stored), ("ledger, metrics", 2, 0))
@@ -114,21 +131,21 @@ class Sizing:
             Need(
                 "teacher server",
                 *(teacher.replicas, teacher.cpus, teacher.gpus),
-                *self._teacher_mb(on_gpu(teacher.device, teacher.gpus)),
+                *teacher_mb,
                 lower="teacher.batching.max_images or rollout.batch_size",
                 reservations="teacher.replicas, teacher.cpus or teacher.gpus",
             ),
             Need(
                 "rollout worker",
                 *(rollout.workers, rollout.cpus, rollout.gpus),
-                *self._worker_mb(on_gpu(rollout.device, rollout.gpus)),
+                *worker_mb,
                 lower="rollout.workers or rollout.batch_size",
                 reservations="rollout.workers, rollout.cpus or rollout.gpus",
             ),
             Need(
                 "learner",
                 *(learner.world_size, learner.cpus, learner.gpus),
-                *self._learner_mb(on_gpu(learner.device, learner.gpus)),
+                *learner_mb,
                 lower="learner.micro_batch or learner.chunk_tokens",
                 reservations="learner.world_size, learner.cpus or learner.gpus",
                 is_group=True,
