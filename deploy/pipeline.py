@@ -19,6 +19,7 @@ from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
 from common.errors import ServiceDied, Verdict
 from common.exchange.buffer import Buffer
+from common.exchange.conditions import ClassConditions, ConditionTables
 from common.exchange.ledger import Ledger
 from common.exchange.metrics import MetricsHub
 from common.exchange.weights import WeightStore
@@ -57,9 +58,12 @@ def wire(
     teacher: ModelFile,
     place: Launcher,
     generated: TokenDataset | None = None,
+    conditions: ConditionTables | None = None,
 ) -> tuple[Services, WorkerFactory]:
     """Create every service, hand each the ones it talks to, and say how workers are made;
-    `generated` is the teacher's own token dataset, where a context reads one."""
+    `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
+    default the classes. What only the teacher may know of them is handed to nobody else."""
+    tables = conditions or ConditionTables(ClassConditions(data.spec.num_classes))
     schedule = config.schedule()
     calls = 4 + 2 * config.rollout.most_workers * (1 + config.rollout.in_flight)
     ledger = place(Ledger, schedule, site=ActorOptions("ledger", calls))
@@ -76,12 +80,13 @@ def wire(
             teacher,
             coalesce=not config.learner.ordered,
             buffer=buffer,
+            conditions=tables,
             site=ActorOptions(f"teacher-{index}", calls, config.teacher.cpus, config.teacher.gpus),
         )
         for index in range(config.teacher.replicas)
     ]
     make_worker = _worker_factory(
-        config, data, teacher, place, generated, weights, ledger, teachers
+        config, data, teacher, place, generated, weights, ledger, teachers, tables.for_student()
     )
     return Services(ledger, buffer, weights, hub), make_worker
 
@@ -95,6 +100,7 @@ def _worker_factory(
     weights: WeightStore,
     ledger: Ledger,
     teachers: list[Teacher],
+    conditions: ConditionTables,
 ) -> WorkerFactory:
     shared = place.share(data)  # gigabytes for ImageNet: once per node, not once per worker
     shared_generated = None if generated is None else place.share(generated)
@@ -114,6 +120,7 @@ def _worker_factory(
             ledger=ledger,
             teacher_file=teacher if config.contexts.teacher_sampling else None,
             generated=shared_generated,
+            conditions=conditions,
             site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus),
         )
 

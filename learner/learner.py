@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.device import autocast, place, precision
 from common.errors import InputError
+from common.exchange.conditions import ClassConditions, Conditions
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from common.files.tensors import pack
@@ -47,9 +48,11 @@ class Learner:
         teacher: TeacherTargets | None = None,
         ranks: ProcessGroup | None = None,
         section: str = "learner",
+        conditions: Conditions | None = None,
     ) -> None:
-        """`section` of the config holds the optimizer, for messages. The student becomes float32:
-        in half precision most updates would round away."""
+        """`conditions` are those of the student's side, by default the classes. `section` of the
+        config holds the optimizer, for messages. The student becomes float32: in half precision
+        most updates would round away."""
         self._config = config
         self._remedy = config.optimizer.remedy(section)
         self._objective = objective
@@ -58,6 +61,7 @@ class Learner:
         self._optimizer = build_adamw(config.optimizer, self._student)
         self._average = Average(self._student, config.optimizer.ema)
         self._seed = seed
+        self._conditions = conditions or ClassConditions(student.spec.num_classes)
         self._contexts = contexts
         self._teacher = teacher
         if teacher is not None:
@@ -154,7 +158,8 @@ class Learner:
         """Forward and backward for some rows; tokens of weight 0 never reach the head."""
         batch = batch.to(self._device)
         with autocast(self._device, precision(self._config.dtype)):
-            hidden_BLC = self._student.features(batch.label_B, batch.input_BL, batch.plan)
+            class_B = self._conditions.resolve(batch.label_B)
+            hidden_BLC = self._student.features(class_B, batch.input_BL, batch.plan)
             losses = []
             for source in dict.fromkeys(batch.sources):
                 chosen = select(source, batch, token_weights, factors.token_BL)

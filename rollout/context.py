@@ -208,11 +208,12 @@ def assign(
     class_dropout: float,
     sampling: SamplingConfig,
     generated: TokenDataset | None = None,
+    null: int | None = None,
 ) -> RolloutRequest:
     """Samples of one condition (by the schedule) get one data row, label, context and prefix;
     `sampling` is the student's, `generated` the teacher's sequences where a source reads them."""
     conditions = [schedule.condition(index) for index in indices]
-    label_B, cell_BL = data.pick(conditions, draws, class_dropout)
+    label_B, cell_BL = data.pick(conditions, draws, class_dropout, null)
     context = tuple(contexts.choose(index, draws, schedule) for index in indices)
     sources = [contexts.sources[kind] for kind in context]
     prefixes = [
@@ -224,7 +225,7 @@ def assign(
         if generated is None:
             raise ValueError("a source reads the teacher's sequences, but there are none")
         own = replace(draws, images=len(generated))
-        labels, cells = generated.pick(conditions, own, class_dropout)
+        labels, cells = generated.pick(conditions, own, class_dropout, null)
         label_B = torch.where(is_generated_B, labels, label_B)
         cell_BL = torch.where(is_generated_B[:, None], cells, cell_BL)
     return RolloutRequest(

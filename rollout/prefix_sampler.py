@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from common.exchange.conditions import Conditions
 from common.models.backbone import Backbone
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
@@ -22,6 +23,8 @@ class PrefixSampler:
 
     backbone: Backbone
     sampling: SamplingConfig
+    conditions: Conditions | None = None
+    """What the labels stand for; None: the classes themselves."""
 
     def __call__(
         self,
@@ -39,7 +42,7 @@ class PrefixSampler:
         """
         decoded = sample(
             self.backbone,
-            work.label_B,
+            work.label_B if self.conditions is None else self.conditions.resolve(work.label_B),
             seeds,
             self.sampling,
             order_seeds=order_seeds,

@@ -22,6 +22,7 @@ from common.config.schema import Config
 from common.data.tokens import TokenDataset
 from common.device import place, precision
 from common.errors import Closed, Diverged
+from common.exchange.conditions import ClassConditions, ConditionTables
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import WeightSource
@@ -103,8 +104,10 @@ class RolloutWorker:
         ledger: LeaseSource,
         teacher_file: ModelFile | None = None,
         generated: TokenDataset | None = None,
+        conditions: ConditionTables | None = None,
     ) -> None:
-        """`teacher_file` and `generated` are for contexts that sample or read the teacher's."""
+        """`teacher_file` and `generated` are for contexts that sample or read the teacher's;
+        `conditions` are those of the student's side, by default the classes."""
         self._config = config
         self._contexts = contexts
         self._device, dtype = place(config.device), precision(config.dtype)
@@ -117,6 +120,7 @@ class RolloutWorker:
         self._weights = weights
         self._ledger = ledger
         self._generated = generated
+        self._conditions = conditions or ConditionTables(ClassConditions(data.spec.num_classes))
         self._samplers = self._build_samplers(teacher_file, dtype)
         self._loaded = (-1, -1)  # generation and version of the student's weights
         self._stopped = Event()
@@ -124,14 +128,15 @@ class RolloutWorker:
     def _build_samplers(
         self, teacher_file: ModelFile | None, dtype: torch.dtype
     ) -> dict[SamplerName, PrefixSampler]:
-        student = PrefixSampler(self._student, self._config.sampling)
+        table = self._conditions.shared
+        student = PrefixSampler(self._student, self._config.sampling, table)
         sampling = self._contexts.teacher_sampling
         if sampling is None:
             return {"student": student}
         if teacher_file is None:
             raise ValueError("contexts sample from the teacher, but no file of it was given")
         teacher = teacher_file.load(dtype).to(self._device).requires_grad_(False)
-        return {"student": student, "teacher": PrefixSampler(teacher, sampling)}
+        return {"student": student, "teacher": PrefixSampler(teacher, sampling, table)}
 
     def run(self) -> int:
         """Sample while earlier leases are being scored; returns the number of leases done."""
@@ -195,6 +200,7 @@ class RolloutWorker:
             id_B=work.id_B,
             version_B=torch.full_like(work.id_B, self._loaded[1]),
             label_B=work.label_B,
+            teacher_condition_B=self._conditions.teacher_ids(work.label_B),
             context=work.context,
             policy=work.policy,
             law=work.law,
@@ -257,6 +263,7 @@ class RolloutWorker:
             class_dropout=self._config.class_dropout,
             sampling=self._config.sampling,
             generated=self._generated,
+            null=self._conditions.shared.null,
         )
 
     def _refresh(self, lease: Lease) -> None:

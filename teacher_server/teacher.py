@@ -18,6 +18,7 @@ from common.config.schema import Config, UserPath
 from common.device import place, precision
 from common.errors import Diverged
 from common.exchange.buffer import TrajectorySink
+from common.exchange.conditions import ClassConditions, ConditionTables
 from common.exchange.signal import SignalConfig, entropies
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow
@@ -66,9 +67,12 @@ class Teacher:
         *,
         coalesce: bool,
         buffer: TrajectorySink,
+        conditions: ConditionTables | None = None,
     ) -> None:
+        """`conditions` are all of the run, by default the classes."""
         self._config = config
         self._buffer = buffer
+        self._conditions = conditions
         self._device = place(config.device)
         # In float32 of its own: the forward pass may run in bfloat16, the distribution may not.
         self._head = weights.head().to(self._device)
@@ -97,7 +101,7 @@ class Teacher:
     def _score_all(self, batches: list[TrajectoryBatch]) -> list[TrajectoryBatch]:
         started = time.perf_counter()
         joined = concatenate(batches).to(self._device)
-        signal = signal_columns(self._config, self._backbone, self._head, joined)
+        signal = signal_columns(self._config, self._backbone, self._head, joined, self._conditions)
         columns = {name: value.cpu() for name, value in signal.items()}
         seconds = (time.perf_counter() - started) * len(batches[0]) / len(joined)
         scored, first = [], 0
@@ -113,7 +117,11 @@ class Teacher:
 
 @torch.no_grad()
 def signal_columns(
-    config: TeacherConfig, backbone: Backbone, head: nn.Linear, batch: TrajectoryBatch
+    config: TeacherConfig,
+    backbone: Backbone,
+    head: nn.Linear,
+    batch: TrajectoryBatch,
+    conditions: ConditionTables | None = None,
 ) -> dict[str, Tensor]:
     """What the teacher says of every token, each (B, L, ...): the signal's columns, and `entropy`.
 
@@ -122,7 +130,7 @@ def signal_columns(
     Raises:
         Diverged: hidden vectors are not finite.
     """
-    hidden_BLC = guided_features(backbone, batch, config.guidance).float()
+    hidden_BLC = guided_features(backbone, batch, config.guidance, conditions).float()
     if not bool(torch.isfinite(hidden_BLC).all()):
         raise Diverged(
             f"the teacher's hidden vectors are not finite for images {_range(batch.id_B)}; "
@@ -138,19 +146,28 @@ def _range(id_B: Tensor) -> str:
 
 
 def guided_features(
-    backbone: Backbone, batch: TrajectoryBatch, guidance: Guidance | None
+    backbone: Backbone,
+    batch: TrajectoryBatch,
+    guidance: Guidance | None,
+    conditions: ConditionTables | None = None,
 ) -> Tensor:
     """Guided post-norm h_BLC: u + s (h_c - h_u), s by step; rows of the null class stay.
 
     The teacher reads what the student reads, `batch.input_BL`; whoever asks for the probability of
-    a code asks for that of `batch.token_BL`.
+    a code asks for that of `batch.token_BL`. It resolves what it alone may know, where a row has an
+    id of that, and else what the student resolves, by default the class.
     """
-    conditional = backbone.features(batch.label_B, batch.input_BL, batch.plan)
+    table, id_B = ClassConditions(backbone.spec.num_classes), batch.label_B
+    if conditions is not None:
+        table = conditions.shared
+        if conditions.teacher_only is not None and batch.teacher_condition_B is not None:
+            table, id_B = conditions.teacher_only, batch.teacher_condition_B
+    conditional = backbone.features(table.resolve(id_B), batch.input_BL, batch.plan)
     scales = guidance.scales(batch.plan, backbone.guidance_rule) if guidance else ()
     if all(scale == 1 for scale in scales):
         return conditional
-    null_B = torch.full_like(batch.label_B, backbone.spec.null_class)
-    unconditional = backbone.features(null_B, batch.input_BL, batch.plan)
+    null_B = torch.full_like(id_B, table.null)
+    unconditional = backbone.features(table.resolve(null_B), batch.input_BL, batch.plan)
     scale_L1 = scale_per_slot(scales, batch.plan)[:, None].to(conditional.device)
     # For a row whose label is the null class both passes agree, so the rule leaves it as it is.
     return guide(conditional, unconditional, scale_L1)

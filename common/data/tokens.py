@@ -96,16 +96,18 @@ class TokenDataset:
         return hasher.hexdigest()
 
     def pick(
-        self, indices: Sequence[int], draws: Draws, class_dropout: float
+        self, indices: Sequence[int], draws: Draws, class_dropout: float, null: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(label_B, cell_BL) of a run's image indices; dropped labels become the null class.
+        """(label_B, cell_BL) of a run's image indices; dropped labels become `null`, by default the
+        null class.
 
         Each access draws one of the variants. Labels are dropped once, here, so that student,
         teacher and rollout agree (docs/method.md, "Guidance").
         """
         row_B = torch.tensor([draws.row(index) for index in indices])
         kept = [draws.uniform("label", index) >= class_dropout for index in indices]
-        label_B = torch.where(torch.tensor(kept), self.label_N[row_B], self.spec.null_class)
+        null = self.spec.null_class if null is None else null
+        label_B = torch.where(torch.tensor(kept), self.label_N[row_B], null)
         return label_B, self.token_NAL[row_B, self._variant(indices, draws)].long()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -5,7 +5,10 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 2):
     id            int64              image index of the run; never re-used for other content
     version       int64              learner steps behind the student's weights that the worker
                                      held, with which it sampled the row if `policy` is student
-    label         int64              class, or the null class where the label was dropped
+    label         int64              id of the condition (common/exchange/conditions.py): the class,
+                                     or the null class where the label was dropped
+    teacher_condition  int64         id of what only the teacher knows of the row (absent: it knows
+                                     what the student knows)
     context       string             file name in rollout/contexts; a name, nothing goes by it
     policy        string             who sampled the row: data, teacher or student
     law           string             exact or approximate (common/exchange/provenance.py)
@@ -52,7 +55,8 @@ SCHEMA_VERSION = 2
 TEXT = ("context", "policy", "law")
 """Columns of words."""
 INTEGERS = ("id", "version", "label", "prefix", "order", "token")
-OPTIONAL_INTEGERS = ("input_token", "group", "member")
+OF_ROWS = ("group", "member", "teacher_condition")
+OPTIONAL_INTEGERS = ("input_token", *OF_ROWS)
 
 
 def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
@@ -88,6 +92,7 @@ def _optional(batch: TrajectoryBatch) -> dict[str, Tensor]:
         "input_token": None if input_token_BL is None else input_token_BL.int(),
         "group": batch.group_B,
         "member": batch.member_B,
+        "teacher_condition": batch.teacher_condition_B,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -142,6 +147,7 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         input_token_BL=column["input_token"].long() if "input_token" in column else None,
         group_B=column.get("group"),
         member_B=column.get("member"),
+        teacher_condition_B=column.get("teacher_condition"),
         signal=_named(column, "signal."),
         sequence=_named(column, "sequence."),
         facts=facts,
@@ -215,7 +221,7 @@ def _check_shapes(batch: TrajectoryBatch) -> None:
         **{name: (value, (*whole, *value.shape[2:])) for name, value in batch.signal.items()},
     }
     for name, value in _optional(batch).items():
-        columns[name] = (value, row if name in ("group", "member") else whole)
+        columns[name] = (value, row if name in OF_ROWS else whole)
     columns |= {name: (v, (*row, *v.shape[1:])) for name, v in batch.sequence.items()}
     for name, (value, shape) in columns.items():
         if tuple(value.shape) != shape:

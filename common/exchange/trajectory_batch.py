@@ -43,6 +43,8 @@ class TrajectoryBatch:
     """Number of the condition of which a row is one of several samples. None: the row's id."""
     member_B: Tensor | None = None
     """Which of its group's samples a row is, from 0. None: the only one."""
+    teacher_condition_B: Tensor | None = None
+    """Id of what only the teacher knows of a row. None: it knows what the student knows."""
     signal: dict[str, Tensor] = field(default_factory=dict)
     """Teacher columns by name, each (B, L, ...); `entropy` is always there once scored."""
     sequence: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,82 @@
+"""What sequences are conditioned on: rows carry ids, tables say what the ids stand for.
+
+Every role is handed the table that all share. What only the teacher may know is a table of its own
+under second ids: workers write those ids into their records and nobody but the teacher holds what
+they stand for (`ConditionTables.for_student`).
+
+Shape letters: B sequences, N conditions with the null one.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+class Conditions(ABC):
+    """A table of conditions with ids 0 to len - 1, the null one among them."""
+
+    @property
+    @abstractmethod
+    def null(self) -> int:
+        """The id of "no condition": of rows whose own was dropped, and of guidance."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def resolve(self, id_B: Tensor) -> Tensor:
+        """What a backbone is given for these ids, (B, ...), on their device."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassConditions(Conditions):
+    """The trivial table: a class is its own id, and the null class comes after the last one."""
+
+    num_classes: int
+
+    @property
+    def null(self) -> int:
+        return self.num_classes
+
+    def __len__(self) -> int:
+        return self.num_classes + 1
+
+    def resolve(self, id_B: Tensor) -> Tensor:
+        return id_B
+
+
+@dataclass(frozen=True)
+class ConditionTables:
+    """The tables of a run."""
+
+    shared: Conditions
+    """What student and teacher know."""
+    teacher_only: Conditions | None = None
+    """What the teacher alone knows; it then judges by this instead."""
+    teacher_id_N: Tensor | None = None
+    """The id in `teacher_only` that goes with every id of `shared`, int64."""
+
+    def __post_init__(self) -> None:
+        """Refuse tables that do not fit.
+
+        Raises:
+            ValueError: an id has no counterpart, or "no condition" has another one than itself.
+        """
+        if self.teacher_id_N is None:
+            if self.teacher_only is not None:
+                raise ValueError("a table for the teacher alone needs an id for every shared one")
+            return
+        if len(self.teacher_id_N) != len(self.shared):
+            raise ValueError(f"{len(self.teacher_id_N)} teacher ids for {len(self.shared)} shared")
+        only = self.teacher_only
+        if only is not None and int(self.teacher_id_N[self.shared.null]) != only.null:
+            raise ValueError("a row whose condition was dropped must be null for the teacher too")
+
+    def for_student(self) -> "ConditionTables":
+        """Without what only the teacher may know; the ids stay."""
+        return replace(self, teacher_only=None)
+
+    def teacher_ids(self, id_B: Tensor) -> Tensor | None:
+        """The second ids of rows, if there are any."""
+        return None if self.teacher_id_N is None else self.teacher_id_N[id_B]
