@@ -80,8 +80,12 @@ class ResidualQuantizer(nn.Module):
 
     def contribution(self, token_Bn: Tensor, scale: int) -> Tensor:
         """What one token map adds to the canvas: embed, enlarge (bicubic), convolve."""
+        return self.contribution_of(F.embedding(token_Bn, self.code_VD), scale)
+
+    def contribution_of(self, vector_BnD: Tensor, scale: int) -> Tensor:
+        """The same for vectors in the place of codes, differentiable in them."""
         side = self.scales[scale]
-        h_BDhw = F.embedding(token_Bn, self.code_VD).transpose(1, 2).unflatten(2, (side, side))
+        h_BDhw = vector_BnD.transpose(1, 2).unflatten(2, (side, side))
         if side != self.side:
             h_BDhw = F.interpolate(h_BDhw, size=(self.side, self.side), mode="bicubic")
         phi = self._phi[scale]
@@ -129,6 +133,13 @@ class ResidualQuantizer(nn.Module):
         canvas = self.blank(len(token_BL))
         for scale in range(len(self.scales)):
             canvas = canvas + self.contribution(token_BL[:, self.slots(scale)], scale)
+        return canvas
+
+    def accumulate_vectors(self, vector_BLD: Tensor) -> Tensor:
+        """The final canvas_BDHH of vectors in the place of codes, differentiable in them."""
+        canvas = self.blank(len(vector_BLD))
+        for scale in range(len(self.scales)):
+            canvas = canvas + self.contribution_of(vector_BLD[:, self.slots(scale)], scale)
         return canvas
 
     def inputs(self, token_BL: Tensor) -> Tensor:

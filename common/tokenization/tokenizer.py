@@ -55,6 +55,18 @@ class Tokenizer(nn.Module, ABC):
     def image(self, token_BL: Tensor) -> Tensor:
         """Tokens to image_BCHW, nominally in [-1, 1] but not clamped."""
 
+    def image_of(self, vector_BLD: Tensor) -> Tensor:
+        """Code vectors in the order of the tokens to what `image` gives for codes of these
+        vectors; they need not be codes, and gradients pass through them.
+
+        Raises:
+            InputError: this kind cannot.
+        """
+        raise InputError(
+            f"a tokenizer of class {type(self).__name__} draws images of codes only, but the "
+            "objective wants them of vectors; choose another tokenizer.kind or objective"
+        )
+
     def to_pixels(self, image_BCHW: Tensor) -> Tensor:
         """What `image` gives to uint8; an official tokenizer rounds as its sampler does."""
         return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.artifacts.backbone_file import save_backbone_state
 from common.config.schema import digest
 from common.device import place
+from common.errors import InputError
 from common.files.tensors import state_digest
 from common.randomness import derive_seed
 from common.tokenization.tokenizer import load_tokenizer
@@ -20,9 +21,10 @@ from deploy.run_folder.workspace import Workspace
 from learner.learner import Learner
 from learner.process_group import ProcessGroup
 from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
-from learner.resources import Resources
+from learner.resources import Perceptual, Render, Resources
 from learner.teacher_targets import TeacherTargets
 from learner.train import Outcome, Trainer
+from rollout.evaluation.features import load_classifier
 
 
 def learn(
@@ -102,8 +104,34 @@ def run_resources(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) 
         codebook=lambda: load_tokenizer(workspace.existing_tokenizer()).codebook_VD,
         clusters=partial(cluster_map, config, workspace, ranks),
         teacher_head=lambda: workspace.model(config, "teacher").head(),
+        render=partial(tokenizer_render, workspace),
+        perceptual=partial(classifier_features, config, workspace),
     )
     return found.only(config.objective.resources())
+
+
+def tokenizer_render(workspace: Workspace, device: torch.device) -> Render:
+    """The decoder of the run's tokenizer, with frozen weights."""
+    tokenizer = load_tokenizer(workspace.existing_tokenizer()).to(device)
+    return tokenizer.requires_grad_(False).image_of
+
+
+def classifier_features(
+    config: RunConfig, workspace: Workspace, device: torch.device
+) -> Perceptual:
+    """The run's own classifier, which `varkd evaluate` trains, as a perceptual net.
+
+    Raises:
+        InputError: there is none; official extractors read integers, which carry no gradient.
+    """
+    if config.evaluate.features != "classifier" or not workspace.classifier.exists():
+        raise InputError(
+            f"objective.kind={config.objective.kind} compares images by the run's own classifier, "
+            f"but {workspace.classifier} is not there or evaluate.features is "
+            f"{config.evaluate.features}; set it to classifier and run `varkd evaluate` first"
+        )
+    model = load_classifier(workspace.classifier)[0].to(device).requires_grad_(False)
+    return lambda image_BCHW: model.features((image_BCHW + 1) * 127.5)
 
 
 def cluster_map(

@@ -73,6 +73,11 @@ def test_tokenizer_contract(case, tmp_path):
     assert (spec.num_classes, spec.vocab_size) == (10, config.vocab_size)
     assert tokens.dtype == torch.int64
     assert tokens.shape == (20, spec.length)
+    vector_BLD = first.codebook_VD[tokens].requires_grad_()
+    image = first.image_of(vector_BLD)
+    torch.testing.assert_close(image, first.image(tokens), atol=1e-5, rtol=1e-5)
+    (grad,) = torch.autograd.grad(image.square().sum(), vector_BLD)
+    assert (grad.abs().sum(-1) > 0).all(), "every token has a part in the image"
     assert 0 <= int(tokens.min()) <= int(tokens.max()) < spec.vocab_size
     assert first.codebook_VD.shape[0] == spec.vocab_size
     assert not first.codebook_VD.requires_grad

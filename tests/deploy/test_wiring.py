@@ -7,9 +7,10 @@ from common.errors import InputError
 from common.files.tensors import load_tensors
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.stages.distill import distill
-from deploy.stages.learner_rank import cluster_map
+from deploy.stages.learner_rank import classifier_features, cluster_map, tokenizer_render
 from learner.process_group import SingleProcess
 from learner.relaxation import cluster_codebook
+from rollout.evaluation.features import Classifier, load_classifier, save_classifier
 
 
 @pytest.mark.parametrize("source", ["codebook", "lm_embedding"])
@@ -69,3 +70,23 @@ def test_a_gate_that_closes_everything_leaves_the_folders_config(run_in, quiet):
 def test_filters_are_fine_where_no_probability_is_corrected(run_in):
     run, _ = run_in("objective.kind=gkd", "rollout.sampling.top_k=4", "rollout.sampling.guidance=2")
     assert not run.rollout.sampling.is_plain
+
+
+def test_an_objective_is_given_a_decoder_and_features_that_gradients_pass(run_in):
+    run, workspace = run_in()
+    tokenizer = load_tokenizer(workspace.tokenizer)
+    render = tokenizer_render(workspace, torch.device("cpu"))
+    token_BL = torch.arange(2 * tokenizer.shape.length).view(2, -1) % tokenizer.shape.vocab_size
+    vector_BLD = tokenizer.codebook_VD[token_BL].requires_grad_()
+    image = render(vector_BLD)
+    assert torch.equal(tokenizer.to_pixels(image), tokenizer.decode(token_BL))
+    with pytest.raises(InputError, match="run `varkd evaluate` first"):
+        classifier_features(run, workspace, torch.device("cpu"))
+    save_classifier(workspace.classifier, Classifier(4, 10), {})
+    perceptual = classifier_features(run, workspace, torch.device("cpu"))
+    feature_BF = perceptual(image)
+    expected = load_classifier(workspace.classifier)[0].features((image + 1) * 127.5)
+    assert torch.equal(feature_BF, expected)
+    assert feature_BF.shape == (2, 8)
+    (grad,) = torch.autograd.grad(feature_BF.square().sum(), vector_BLD)
+    assert grad.abs().sum() > 0

@@ -144,6 +144,9 @@ class ConvVQ(TrainableTokenizer):
     def image(self, token_BL: Tensor) -> Tensor:
         return self.render(self.quantize.code_VD[token_BL.flatten()])
 
+    def image_of(self, vector_BLD: Tensor) -> Tensor:
+        return self.render(vector_BLD.flatten(0, 1))
+
     def reconstruct(self, image_BCHW: Tensor) -> Reconstruction:
         found = self.quantize(self.latent(image_BCHW))
         return Reconstruction(

@@ -98,6 +98,9 @@ class LlamaGenVQ(ConvTokenizer):
         code_BLD = F.embedding(token_BL, self.quantize.code_VD)
         return code_BLD.transpose(1, 2).unflatten(2, self.shape.grid)
 
+    def image_of(self, vector_BLD: Tensor) -> Tensor:
+        return self.render(vector_BLD.transpose(1, 2).unflatten(2, self.shape.grid))
+
     def to_pixels(self, image_BCHW: Tensor) -> Tensor:
         return (image_BCHW * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # truncates
 

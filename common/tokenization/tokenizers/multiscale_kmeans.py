@@ -122,6 +122,9 @@ class MultiscaleKMeans(MultiscaleTokenizer):
     def image(self, token_BL: Tensor) -> Tensor:
         return F.pixel_shuffle(self.quantize.accumulate(token_BL), self._patch)
 
+    def image_of(self, vector_BLD: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.quantize.accumulate_vectors(vector_BLD), self._patch)
+
 
 def _residuals(quantize: ResidualQuantizer, latent_NDhh: Tensor) -> tuple[Tensor, float]:
     """vector_nD of all scales that were replaced by codes, and the squared error that is left."""

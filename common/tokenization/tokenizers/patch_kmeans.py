@@ -84,5 +84,8 @@ class PatchKMeans(Tokenizer):
         return torch.cdist(self.patches(pixel_BCHW), self.code_VD[None]).argmin(-1)
 
     def image(self, token_BL: Tensor) -> Tensor:
-        patch_BDL = self.code_VD[token_BL].transpose(1, 2)
+        return self.image_of(self.code_VD[token_BL])
+
+    def image_of(self, vector_BLD: Tensor) -> Tensor:
+        patch_BDL = vector_BLD.transpose(1, 2)
         return F.fold(patch_BDL, (self._size, self._size), self._patch, stride=self._patch)

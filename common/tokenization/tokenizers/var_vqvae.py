@@ -120,6 +120,9 @@ class VARVQVAE(ConvTokenizer, MultiscaleTokenizer):
     def embed(self, token_BL: Tensor) -> Tensor:
         return self.quantize.accumulate(token_BL)
 
+    def image_of(self, vector_BLD: Tensor) -> Tensor:
+        return self.render(self.quantize.accumulate_vectors(vector_BLD))
+
     def to_pixels(self, image_BCHW: Tensor) -> Tensor:
         return ((image_BCHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)  # truncates
 
