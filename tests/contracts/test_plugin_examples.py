@@ -15,6 +15,7 @@ CONTRACTS = (
     "tests/contracts/test_objectives.py",
     "tests/contracts/test_backbones.py",
     "tests/contracts/test_tokenizers.py",
+    "tests/contracts/test_generators.py",
     "tests/learner/test_learner.py",
     "tests/learner/test_split.py",
 )
@@ -64,6 +65,7 @@ def test_the_examples_pass_the_contract_tests(tree):
             "learner/objectives",
             "common/models/backbones",
             "common/tokenization/tokenizers",
+            "common/models/generators",
         )
         for kind in kinds_of(folder)
     )
