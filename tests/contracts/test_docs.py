@@ -93,8 +93,8 @@ def test_the_page_on_records_has_the_columns_and_the_version_of_the_code():
     table = page.split("## Columns")[1].split("## Metadata")[0]
     columns = set(re.findall(r"^\| `([\w.]+)` \|", table, re.M))
     legend = (trajectory.__doc__ or "").split("(schema version 2):")[1].split("Schema meta")[0]
-    names = re.findall(r"^    (\w.{13})", legend, re.M)  # a column of 14 letters
-    known = {name for line in names for name in line.strip().rstrip(",").split(", ")}
+    names = re.findall(r"^    ([\w.]+(?:, \w+)*),?(?: +|$)", legend, re.M)
+    known = {name for line in names for name in line.split(", ")}
     assert columns == known
     assert f"(schema version {trajectory.SCHEMA_VERSION})" in page.splitlines()[0]
 
