@@ -30,12 +30,15 @@ from rollout.evaluation.metrics import EvaluateConfig
 from rollout.prefix import PrefixDistribution
 from rollout.sampler import SamplingConfig
 from rollout.worker import RolloutConfig
+from teacher_server.scorer import ScorerConfig
+from teacher_server.scorers import teacher as teacher_scorer
 from teacher_server.teacher import TeacherConfig
 
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.models.backbones")]
 AnyTokenizer = Annotated[
     SerializeAsAny[TokenizerConfig], from_package("common.tokenization.tokenizers")
 ]
+AnyScorer = Annotated[SerializeAsAny[ScorerConfig], from_package("teacher_server.scorers")]
 
 
 class ModelsConfig(Config):
@@ -136,6 +139,8 @@ class RunConfig(Config):
     """Sampling workers."""
     teacher: TeacherConfig = TeacherConfig()
     """Teacher servers."""
+    scorers: dict[str, AnyScorer] = Field(default={"teacher": teacher_scorer.Config()})
+    """What looks at every sample on its way to the learner, in this order; names are free."""
     buffer: BufferConfig = BufferConfig()
     """Between teacher and learner."""
     objective: AnyObjective
@@ -166,6 +171,16 @@ class RunConfig(Config):
             ordered=self.learner.ordered,
             group_size=self.rollout.group.size,
         )
+
+    @model_validator(mode="after")
+    def _one_scorer_is_the_teacher(self) -> Self:
+        found = [name for name, scorer in self.scorers.items() if scorer.kind == "teacher"]
+        if len(found) != 1:
+            raise ValueError(
+                f"scorers has {len(found)} tables of kind teacher ({', '.join(self.scorers)}), but "
+                'a run has one teacher; give it just one, [scorers.teacher] with kind = "teacher"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _leases_fill_a_step(self) -> Self:

@@ -1,6 +1,6 @@
 """Who talks to whom: the whole system on one page. Read this file first.
 
-    ledger -- leases --> workers -- records --> teacher -- scored records --> buffer --> learner
+    ledger -- leases --> workers -- records --> scorers -- scored records --> buffer --> learner
        ^                    ^                                                              |
        |                    +---------------------- weights <------------------------------+
        +----------------------------- trained leases <-------------------------------------+
@@ -12,6 +12,7 @@ decides whether it lives in this process or in a Ray actor.
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import TypeAlias
 
@@ -29,7 +30,7 @@ from deploy.backend.launcher import Launcher
 from deploy.config import RunConfig
 from learner.train import Outcome
 from rollout.worker import RolloutWorker
-from teacher_server.teacher import Teacher
+from teacher_server.scorer import Delivery, Onward, ScorerFiles, ScorerLink
 
 WorkerFactory: TypeAlias = Callable[[str], RolloutWorker]
 """Makes a worker of that name, at any time; one that comes late samples with the weights of then,
@@ -73,22 +74,46 @@ def wire(
     )
     weights = place(WeightStore, schedule.versions_kept, site=ActorOptions("weights", calls))
     hub = place(MetricsHub, site=ActorOptions("metrics"))
-    teachers = [
-        place(
-            Teacher,
-            config.teacher,
-            teacher,
-            coalesce=not config.learner.ordered,
-            buffer=buffer,
-            conditions=tables,
-            site=ActorOptions(f"teacher-{index}", calls, config.teacher.cpus, config.teacher.gpus),
-        )
-        for index in range(config.teacher.replicas)
-    ]
+    scorers = _chain(config, teacher, place, buffer, calls, tables)
     make_worker = _worker_factory(
-        config, data, teacher, place, generated, weights, ledger, teachers, tables.for_student()
+        config, data, teacher, place, generated, weights, ledger, scorers, tables.for_student()
     )
     return Services(ledger, buffer, weights, hub), make_worker
+
+
+def _chain(
+    config: RunConfig,
+    teacher: ModelFile,
+    place: Launcher,
+    buffer: Buffer,
+    calls: int,
+    tables: ConditionTables,
+) -> Callable[[], Onward]:
+    """The scorers from the last to the first, each with its neighbour; gives a worker its way in.
+
+    Whoever sends has its own order of the replicas, so that calls go round.
+    """
+    files = ScorerFiles(config.teacher, teacher, config.learner.ordered, tables)
+
+    def end() -> Onward:
+        return Delivery(buffer)
+
+    onward: Callable[[], Onward] = end
+    for name, scorer in reversed(config.scorers.items()):
+        actors = scorer.actors(config.teacher)
+        role = name if name == "teacher" else f"scorer-{name}"
+        links = [
+            place(
+                ScorerLink,
+                scorer,
+                files,
+                onward=onward(),
+                site=ActorOptions(f"{role}-{index}", calls, actors.cpus, actors.gpus),
+            )
+            for index in range(actors.replicas)
+        ]
+        onward = partial(place.any_of, links)
+    return onward
 
 
 def _worker_factory(
@@ -99,7 +124,7 @@ def _worker_factory(
     generated: TokenDataset | None,
     weights: WeightStore,
     ledger: Ledger,
-    teachers: list[Teacher],
+    scorers: Callable[[], Onward],
     conditions: ConditionTables,
 ) -> WorkerFactory:
     shared = place.share(data)  # gigabytes for ImageNet: once per node, not once per worker
@@ -115,7 +140,7 @@ def _worker_factory(
             schedule=config.schedule(),
             draws=Draws(derive_seed(config.seed, "distill"), len(data)),
             data=shared,
-            teacher=place.any_of(teachers),
+            scorers=scorers(),
             weights=weights,
             ledger=ledger,
             teacher_file=teacher if config.contexts.teacher_sampling else None,

@@ -1,6 +1,6 @@
-"""The rollout role: take a lease, sample it with current weights, hand it to the teacher.
+"""The rollout role: take a lease, sample it with current weights, hand it to the scorers.
 
-A worker may hold a teacher as well, to sample the rows of SeqKD; `Scorer` is the teacher's server.
+A worker may hold a teacher as well, to sample the rows of SeqKD; `Scorers` is the chain of scorers.
 
 Shape letters: B sequences, L slots.
 """
@@ -78,12 +78,29 @@ class RolloutConfig(Config):
         return 2 * self.workers
 
 
-class Scorer(Protocol):
-    def score(self, record: pa.RecordBatch) -> bool: ...
+class Scorers(Protocol):
+    """The chain that ends in the buffer, as its way in."""
+
+    def score(self, record: pa.RecordBatch) -> bool:
+        """True once the buffer has the record with all columns.
+
+        Raises:
+            Closed: the run was ended meanwhile.
+            InputError, Diverged: of any scorer.
+        """
+        ...
 
 
 class LeaseSource(Protocol):
-    def lease(self, worker: str, timeout: float) -> Lease | None: ...
+    """The part of the ledger that workers talk to."""
+
+    def lease(self, worker: str, timeout: float) -> Lease | None:
+        """Images to sample; None when there are none within `timeout` seconds.
+
+        Raises:
+            Closed: the run is over.
+        """
+        ...
 
 
 class RolloutWorker:
@@ -99,7 +116,7 @@ class RolloutWorker:
         schedule: Schedule,
         draws: Draws,
         data: TokenDataset,
-        teacher: Scorer,
+        scorers: Scorers,
         weights: WeightSource,
         ledger: LeaseSource,
         teacher_file: ModelFile | None = None,
@@ -116,7 +133,7 @@ class RolloutWorker:
         self._schedule = schedule
         self._draws = draws
         self._data = data
-        self._teacher = teacher
+        self._scorers = scorers
         self._weights = weights
         self._ledger = ledger
         self._generated = generated
@@ -146,7 +163,7 @@ class RolloutWorker:
             while not self._stopped.is_set():
                 record = self._next_record(POLL_SECONDS)
                 if record is not None:
-                    pending.append(pool.submit(self._teacher.score, record))
+                    pending.append(pool.submit(self._scorers.score, record))
                 while pending and (record is None or len(pending) > self._config.in_flight):
                     done += self._settle(pending.popleft())
         return done
@@ -154,7 +171,7 @@ class RolloutWorker:
     def produce(self) -> bool:
         """Sample and score one lease here and now; False when there was none to have."""
         record = self._next_record(timeout=0.0)
-        return record is not None and self._teacher.score(record)
+        return record is not None and self._scorers.score(record)
 
     def stop(self) -> None:
         self._stopped.set()

@@ -1,4 +1,4 @@
-"""The teacher role: one frozen, guided forward pass per batch, written straight to the buffer.
+"""The teacher role: one frozen, guided forward pass per batch, as columns of the record.
 
 Shape letters: B sequences, L slots, C width.
 """
@@ -17,7 +17,6 @@ from common.config.quantities import Cpus, Gpus, Processes
 from common.config.schema import Config, UserPath
 from common.device import place, precision
 from common.errors import Diverged
-from common.exchange.buffer import TrajectorySink
 from common.exchange.conditions import ClassConditions, ConditionTables
 from common.exchange.signal import SignalConfig, entropies
 from common.exchange.signals import guided_hidden
@@ -27,8 +26,6 @@ from common.models.backbone import Backbone
 from common.models.guidance import Guidance, guide, scale_per_slot
 from common.spec import require_same_spec
 from teacher_server.batching import Batcher, BatchingConfig
-
-PUT_SECONDS = 5.0
 
 
 class TeacherConfig(Config):
@@ -66,12 +63,11 @@ class Teacher:
         weights: ModelFile,
         *,
         coalesce: bool,
-        buffer: TrajectorySink,
         conditions: ConditionTables | None = None,
     ) -> None:
-        """`conditions` are all of the run, by default the classes."""
+        """With `coalesce`, requests that wait together share a pass (`config.batching`);
+        `conditions` are all of the run, by default the classes."""
         self._config = config
-        self._buffer = buffer
         self._conditions = conditions
         self._device = place(config.device)
         # In float32 of its own: the forward pass may run in bfloat16, the distribution may not.
@@ -82,19 +78,17 @@ class Teacher:
         batching = config.batching if coalesce else BatchingConfig(max_images=1, wait_ms=0)
         self._batcher = Batcher(batching, self._score_all, size=len)
 
-    def score(self, record: pa.RecordBatch) -> bool:
-        """Score one record and store it; returns True once the buffer has it.
-
-        Raises:
-            Closed: the run was ended while waiting for room.
-        """
-        scored = to_arrow(self.opinion(from_arrow(record)))
-        while not self._buffer.put(scored, PUT_SECONDS):
-            pass  # backpressure; `put` raises when the run is over
-        return True
+    def score(self, record: pa.RecordBatch) -> pa.RecordBatch:
+        """The record with the teacher's signal: `teacher_server.scorer.Scorer`."""
+        return to_arrow(self.opinion(from_arrow(record)))
 
     def opinion(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        """`batch` with the teacher's signal, scored together with whatever else is waiting."""
+        """`batch` with the teacher's signal, scored together with whatever else is waiting.
+
+        Raises:
+            InputError: the batch is of other tokens than the teacher's.
+            Diverged: the teacher's hidden vectors are not finite.
+        """
         require_same_spec(self._backbone.spec, batch.spec, us="the teacher", them="the record")
         return self._batcher.call(batch)
 
@@ -109,7 +103,10 @@ class Teacher:
             rows = slice(first, first + len(batch))
             own = {name: value[rows] for name, value in columns.items()}
             scored.append(
-                batch.scored(own, {"head": self._head_digest, "teacher_seconds": f"{seconds:.6f}"})
+                batch.scored(
+                    batch.signal | own,
+                    {"head": self._head_digest, "teacher_seconds": f"{seconds:.6f}"},
+                )
             )
             first += len(batch)
         return scored

@@ -28,6 +28,12 @@ def run_demands(config: RunConfig) -> list[Demand]:
     return [
         Demand("rollout", rollout.workers, rollout.cpus, rollout.gpus),
         Demand("teacher", teacher.replicas, teacher.cpus, teacher.gpus),
+        *(
+            Demand(f"scorers.{name}", actors.replicas, actors.cpus, actors.gpus)
+            for name, scorer in config.scorers.items()
+            if scorer.kind != "teacher"
+            for actors in [scorer.actors(teacher)]
+        ),
         Demand("learner", learner.world_size, learner.cpus, learner.gpus),
     ]
 

@@ -284,7 +284,7 @@ def test_a_worker_records_zipar_samples_in_raster_order(model):
         ),
         draws=Draws(0, len(data)),
         data=data,
-        teacher=None,
+        scorers=None,
         weights=Fixed(model),
         ledger=None,
     )

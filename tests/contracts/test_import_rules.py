@@ -82,6 +82,7 @@ OWNERS = {
         *("common/exchange/trajectory.py", "common/exchange/buffer.py", "common/data/tokens.py"),
         *("common/images/columns.py", "common/images/parquet.py"),
         *("rollout/worker.py", "teacher_server/teacher.py"),
+        *("teacher_server/scorer.py", "teacher_server/scorers"),
     },
 }
 FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]

@@ -130,7 +130,7 @@ def sample(tiny, data, tmp_path):
             schedule=SCHEDULE,
             draws=Draws(3, len(tokens)),
             data=tokens,
-            teacher=keep,
+            scorers=keep,
             weights=keep,
             ledger=keep,
             teacher_file=file,

@@ -52,7 +52,7 @@ def sampled_by(tiny, data):
             schedule=schedule,
             draws=Draws(3, len(tokens)),
             data=tokens,
-            teacher=keep,
+            scorers=keep,
             weights=keep,
             ledger=keep,
         )

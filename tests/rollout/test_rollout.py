@@ -153,7 +153,7 @@ def test_a_record_stamped_v_was_sampled_with_weights_v(tiny, data):
         schedule=SCHEDULE,
         draws=Draws(0, len(data)),
         data=data,
-        teacher=teacher,
+        scorers=teacher,
         weights=history,
         ledger=None,
     )

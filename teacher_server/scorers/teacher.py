@@ -1,0 +1,20 @@
+"""The frozen teacher: its signal per token and the entropy of its distributions.
+
+Everything about it is in [teacher]; its place in [scorers] says what comes before and after it.
+"""
+
+from teacher_server.scorer import ScorerActors, ScorerConfig, ScorerFiles
+from teacher_server.teacher import Teacher, TeacherConfig
+
+
+class Config(ScorerConfig):
+    def build(self, files: ScorerFiles) -> Teacher:
+        return Teacher(
+            files.config,
+            files.teacher,
+            coalesce=not files.ordered,
+            conditions=files.conditions,
+        )
+
+    def actors(self, teacher: TeacherConfig) -> ScorerActors:
+        return ScorerActors(teacher.replicas, teacher.cpus, teacher.gpus)
