@@ -5,7 +5,7 @@ Imports nothing heavy: the process of a ledger or a buffer must not load torch.
 
 import sys
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from common.errors import UNDERSTOOD, Verdict
 from common.exchange.weights import Weights
@@ -14,12 +14,29 @@ from deploy.layout import check_layout
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """What an actor needs: a name to read in logs, threads for its callers, CPUs and GPUs."""
+    """What an actor needs."""
 
     name: str
+    """To read in messages and in Ray's own tools; no two in a run have the same."""
     threads: int = 16
+    """For its callers: so many may wait in it at a time."""
     cpus: float = 0
+    """Reserved for it."""
     gpus: float = 0
+
+    @property
+    def computing(self) -> int:
+        """Threads that it computes with."""
+        return threads_of(self.cpus)
+
+
+def threads_of(cpus: float) -> int:
+    """Threads that a process computes with where `cpus` are reserved for it.
+
+    Two busy processes with two OpenMP threads each are several times slower than with one
+    (docs/running.md, "Threads"), so every process is pinned to what is its own.
+    """
+    return max(1, int(cpus))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +59,12 @@ class Raised:
 
 
 class ActorHost:
-    """The one actor class: holds an object, forwards calls, computes with one thread.
+    """The one actor class: holds an object, forwards calls, computes with `threads` threads."""
 
-    Two busy processes with two OpenMP threads each are several times slower than with one
-    (docs/running.md, "Threads"), so every actor is pinned explicitly.
-    """
-
-    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
+    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any], threads: int = 1) -> None:
         check_layout()
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
+            sys.modules["torch"].set_num_threads(threads)
         self._refusal: Raised | None = None
         taken = {
             name: value.get() if isinstance(value, Shared) else value
@@ -77,12 +90,22 @@ class ActorHost:
             return Raised(Verdict.of(error))
 
 
+@dataclass(frozen=True, slots=True)
+class StoredWeights(Weights):
+    """Weights whose bytes lie in the object store; `payload` is empty."""
+
+    stored: Shared
+
+    def fetched(self) -> Weights:
+        """With their bytes, read from the store."""
+        return Weights(self.version, self.stored.get(), self.digest)
+
+
 class WeightActorHost(ActorHost):
-    """Hosts the weight store; bundles hold a reference in place of their bytes."""
+    """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
     def publish(self, weights: Weights) -> Any:
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
-        reference = [ray.put(weights.payload)]
-        held = Weights(weights.version, cast(bytes, reference), weights.digest)
-        return self.call("publish", held)
+        stored = Shared(ray.put(weights.payload))
+        return self.call("publish", StoredWeights(weights.version, b"", weights.digest, stored))

@@ -1,6 +1,7 @@
 """Make plain objects live in Ray actors and still look like themselves."""
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -15,8 +16,15 @@ from ray.exceptions import (
 )
 
 from common.errors import RunFailed, ServiceDied
-from common.exchange.weights import Weights
-from deploy.backend.actors import ActorHost, ActorOptions, Raised, Shared, WeightActorHost
+from common.exchange.weights import Weights, WeightStore
+from deploy.backend.actors import (
+    ActorHost,
+    ActorOptions,
+    Raised,
+    Shared,
+    StoredWeights,
+    WeightActorHost,
+)
 from deploy.console.faults import GO_ON
 
 T = TypeVar("T")
@@ -34,11 +42,15 @@ class ActorProxy:
         if name.startswith("_"):
             raise AttributeError(name)
         return lambda *args, **kwargs: self._ask(
-            lambda: self._actor.call.remote(name, *args, **kwargs)
+            lambda: self._method("call", name).remote(name, *args, **kwargs)
         )
 
+    def _method(self, method: str, call: str) -> Any:
+        """The actor's own method, under the name that Ray's tools show for `call`."""
+        return getattr(self._actor, method).options(name=f"{self._name}.{call}")
+
     def _ask(self, send: Callable[[], Any]) -> Any:
-        return _answer(self._name, send)
+        return _answer(self._name, lambda: ray.get(send()))
 
 
 class ReplicaProxy:
@@ -75,18 +87,31 @@ class WeightsProxy(ActorProxy):
     """
 
     def publish(self, weights: Weights) -> None:
-        self._ask(lambda: self._actor.publish.remote(weights))
+        self._ask(lambda: self._method("publish", "publish").remote(weights))
 
     def get(self, version: int, timeout: float) -> Weights:
-        bundle: Weights = self._ask(lambda: self._actor.call.remote("get", version, timeout))
-        (reference,) = cast(Any, bundle.payload)
-        return Weights(bundle.version, self._ask(lambda: reference), bundle.digest)
+        get = self._method("call", "get")
+        held: StoredWeights = self._ask(lambda: get.remote("get", version, timeout))
+        return _answer(self._name, held.fetched)
+
+
+BY_REFERENCE: Mapping[type, tuple[type[ActorHost], type[ActorProxy]]] = {
+    WeightStore: (WeightActorHost, WeightsProxy)
+}
+"""Classes whose large arguments or answers do not travel with the call: who hosts them, and who
+stands for them. Of all others the arguments and answers are sent as they are."""
 
 
 class RayLauncher:
-    """A `Launcher`: every object becomes an actor of its own."""
+    """A `Launcher`: every object becomes an actor of its own.
+
+    Ray's tools (`ray list actors`, the dashboard) show an actor by its role: the class is called
+    like the one that it hosts, the name is `ActorOptions.name`, and a task is "worker-0.run". Names
+    lie in a namespace of this launcher, so two runs share a cluster without a collision.
+    """
 
     def __init__(self) -> None:
+        self.namespace = f"varkd-{secrets.token_hex(4)}"
         self._actors: list[Any] = []
         self.names: dict[Any, str] = {}
         self._turn = 0
@@ -95,16 +120,18 @@ class RayLauncher:
         self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
     ) -> T:
         site = site or ActorOptions(cls.__name__)
-        weights = cls.__name__ == "WeightStore"
-        host = ray.remote(WeightActorHost if weights else ActorHost)
-        actor = host.options(
+        host, proxy = BY_REFERENCE.get(cls, (ActorHost, ActorProxy))
+        actor_class: Any = ray.remote(type(cls.__name__, (host,), {}))
+        actor = actor_class.options(
+            name=site.name,
+            namespace=self.namespace,
             max_concurrency=site.threads,
             num_cpus=site.cpus,
             num_gpus=site.gpus,
-        ).remote(cls, args, kwargs)
+        ).remote(cls, args, kwargs, site.computing)
         self._actors.append(actor)
         self.names[actor] = site.name
-        return cast(T, WeightsProxy(actor, site.name) if weights else ActorProxy(actor, site.name))
+        return cast(T, proxy(actor, site.name))
 
     def share(self, value: T) -> T:
         """What actors take for `value` as a keyword: read from shared memory where it lies once."""
@@ -128,7 +155,7 @@ class RayLauncher:
             say(f"waiting for {', '.join(missing.values())}")
             ready, _ = ray.wait(list(missing), timeout=PATIENCE_SECONDS)
             for reference in ready:
-                _answer(missing.pop(reference), partial(_itself, reference))
+                _answer(missing.pop(reference), partial(ray.get, reference))
 
     def end(self, placed: object) -> None:
         """End the actor behind `placed`; what it takes is free for another."""
@@ -142,7 +169,7 @@ class RayLauncher:
             ray.kill(actor)
 
 
-def _answer(name: str, send: Callable[[], Any]) -> Any:
+def _answer(name: str, ask: Callable[[], Any]) -> Any:
     """What the actor called `name` answers; arguments may find no room on their way to it.
 
     Raises:
@@ -150,7 +177,7 @@ def _answer(name: str, send: Callable[[], Any]) -> Any:
         RunFailed: Ray itself failed, or ran out of something.
     """
     try:
-        answer = ray.get(send())
+        answer = ask()
     except (RayActorError, ObjectLostError) as error:
         raise ServiceDied(f"the process of {name} died: {ray_reason(error)}; {GO_ON}") from error
     except RayTaskError as error:
@@ -166,10 +193,6 @@ def _answer(name: str, send: Callable[[], Any]) -> Any:
     error = answer.verdict.error()
     # A neighbour of the actor died, not the actor.
     raise RunFailed(str(error)) if isinstance(error, ServiceDied) else error
-
-
-def _itself(reference: Any) -> Any:
-    return reference
 
 
 def _failed(name: str, error: RayError) -> RunFailed:

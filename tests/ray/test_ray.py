@@ -271,3 +271,31 @@ def test_two_learner_ranks_equal_one(ray_cluster, run_in, quiet):
     distill(*two, quiet, local=False, resume=False)
     losses = [[row["loss"] for row in rows_of(run[1])] for run in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_rays_own_tools_show_actors_and_tasks_by_their_roles(placed, run_in):
+    from ray.util.state import list_actors, list_tasks
+
+    run = run_in("rollout.workers=2")
+    services, crew, _ = start(run, placed)
+    shown = list_actors(filters=[("ray_namespace", "=", placed.namespace)], detail=True)
+    roles = {"ledger": "Ledger", "buffer": "Buffer", "weights": "WeightStore"}
+    roles |= {"metrics": "MetricsHub", "teacher-0": "Teacher"}
+    roles |= dict.fromkeys(("worker-0", "worker-1"), "RolloutWorker")
+    assert {actor.name: actor.class_name for actor in shown} == roles
+    names = {"worker-0.run", "worker-1.run", "weights.publish"}
+    wait_for(lambda: names <= {task.name for task in list_tasks(limit=10_000)})
+    services.close("over")
+    crew.dismiss()
+
+
+def test_two_runs_on_one_cluster_do_not_meet(placed):
+    from deploy.backend.actors import ActorOptions
+    from deploy.backend.proxies import RayLauncher
+
+    other, site = RayLauncher(), ActorOptions("ledger")
+    try:
+        first, second = placed(list, [1], site=site), other(list, [2], site=site)
+        assert (first.pop(), second.pop()) == (1, 2)
+    finally:
+        other.shutdown()
