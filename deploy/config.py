@@ -87,7 +87,8 @@ class GenerateConfig(Config):
     dtype: Literal["float32", "bfloat16"] | None = None
     """Precision of sampling; by default rollout.dtype."""
     cpus: Cpus | None = None
-    """Logical CPUs reserved per actor; by default rollout.cpus."""
+    """Logical CPUs reserved per actor, and threads that it computes with; by default
+    rollout.cpus."""
     gpus: Gpus | None = None
     """GPUs (or a fraction) reserved per actor; by default rollout.gpus."""
 

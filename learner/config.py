@@ -74,6 +74,6 @@ class LearnerConfig(Config):
     """Autocast type of the forward pass; weights and loss stay float32, whatever type the
     student's file has."""
     cpus: Cpus = 1
-    """Logical CPUs reserved per rank on the cluster."""
+    """Logical CPUs reserved per rank on the cluster, and threads that it computes with."""
     gpus: Gpus = 0
     """GPUs reserved per rank."""

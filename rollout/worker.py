@@ -68,7 +68,8 @@ class RolloutConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of sampling and of the published weights."""
     cpus: Cpus = 1
-    """Logical CPUs reserved per worker on the cluster."""
+    """Logical CPUs reserved per worker on the cluster, and threads that it computes with (one for
+    less than 2). Another number of threads rounds sums otherwise, in the last bits."""
     gpus: Gpus = 0
     """GPUs (or a fraction) reserved per worker."""
 

@@ -49,7 +49,7 @@ class TeacherConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; the entropy is always computed in float32."""
     cpus: Cpus = 1
-    """Logical CPUs reserved per replica on the cluster."""
+    """Logical CPUs reserved per replica on the cluster, and threads that it computes with."""
     gpus: Gpus = 0
     """GPUs (or a fraction) reserved per replica."""
 

@@ -53,7 +53,7 @@ class TokensConfig(Config):
     workers: Processes = 2
     """Most encoding actors at a time; fewer start where the cluster has less room."""
     cpus: SomeCpus = 1
-    """Logical CPUs reserved per actor."""
+    """Logical CPUs reserved per actor, and threads that it computes with."""
     gpus: Gpus = 0
     """GPUs reserved per actor; with a fraction, several actors' reading keeps one GPU busy."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

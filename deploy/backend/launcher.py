@@ -3,13 +3,13 @@
 The classes themselves do not know.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from deploy.backend.actors import ActorOptions
+from deploy.backend.actors import ActorOptions, threads_of
 from deploy.config import RunConfig
 
 T = TypeVar("T")
@@ -45,12 +45,22 @@ class LocalLauncher:
 
 
 @contextmanager
-def threads_as_on_ray(config: RunConfig) -> Iterator[None]:
+def threads_as_on_ray(config: RunConfig, say: Callable[[str], object]) -> Iterator[None]:
     """An ordered run gives the numbers that it would give on Ray: sums are rounded alike only where
-    as many threads compute them, and every actor computes with one. Runs that are not ordered take
-    what torch has."""
+    as many threads compute them. Runs that are not ordered take what torch has."""
+    if not config.learner.ordered:
+        yield
+        return
+    cpus = {"rollout": config.rollout.cpus, "teacher": config.teacher.cpus}
+    wanted = threads_of(config.learner.cpus)
+    others = [role for role, given in cpus.items() if threads_of(given) != wanted]
+    if others:
+        say(
+            f"learner.ordered: all roles compute with {wanted} threads here (learner.cpus), but "
+            f"{' and '.join(others)} with others on Ray; losses may differ in the last bits"
+        )
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if config.learner.ordered else before)
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, distributed
 
 from common.errors import UNDERSTOOD, RunFailed, Verdict
+from deploy.backend.actors import threads_of
 from deploy.backend.proxies import ray_reason
 from deploy.console.faults import GO_ON, FaultLog
 from deploy.layout import check_layout
@@ -65,7 +66,7 @@ def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any] | Verdict:
     A failure that was understood is handed back: Ray Train would try an exception again.
     """
     check_layout()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments["threads"])
     services: Closable = arguments["services"]
     learn: Learn = arguments["learn"]
     try:
@@ -95,7 +96,11 @@ class TrainJob:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         self._trainer = TorchTrainer(
             learn_on_rank,
-            train_loop_config={"services": services, "learn": learn},
+            train_loop_config={
+                "services": services,
+                "learn": learn,
+                "threads": threads_of(learner.cpus),
+            },
             # Gradients are summed on the GPU, denominators on the CPU, where NCCL cannot.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
             scaling_config=ScalingConfig(

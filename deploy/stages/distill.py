@@ -189,7 +189,7 @@ def _run_local(
 
     watch.stop.poll_from_here()
     try:
-        with threads_as_on_ray(run.config):
+        with threads_as_on_ray(run.config, watch.target.print):
             outcome = run_here(make_worker, run.config.rollout.workers, train)
     finally:
         watch.poll(services)

@@ -1,8 +1,9 @@
-"""How many threads a process computes with."""
+"""How many threads a process computes with: what `cpus` reserves for it."""
 
 import pytest
 import torch
 
+from deploy.backend.actors import ActorHost, ActorOptions, threads_of
 from deploy.backend.launcher import threads_as_on_ray
 from deploy.stages.distill import distill
 
@@ -15,11 +16,34 @@ def _three_threads():
     torch.set_num_threads(before)
 
 
-def test_only_an_ordered_run_in_one_process_has_the_threads_of_an_actor(run_in):
-    with threads_as_on_ray(run_in("learner.ordered=true")[0]):
+@pytest.mark.parametrize(("cpus", "threads"), [(0, 1), (0.25, 1), (1, 1), (2.5, 2), (8, 8)])
+def test_a_process_has_a_thread_for_every_whole_cpu_and_one_at_least(cpus, threads):
+    assert threads_of(cpus) == threads
+    assert ActorOptions("x", cpus=cpus).computing == threads
+
+
+def test_an_actor_computes_with_the_threads_it_is_given():
+    ActorHost(dict, (), {}, 2)
+    assert torch.get_num_threads() == 2
+
+
+def test_an_ordered_run_in_one_process_has_the_threads_of_the_actors(run_in):
+    said = []
+    with threads_as_on_ray(run_in("learner.ordered=true")[0], said.append):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3, "as before"
-    with threads_as_on_ray(run_in(name="free")[0]):
+    alike = ("rollout.cpus=2", "teacher.cpus=2", "learner.cpus=2.5", "learner.ordered=true")
+    with threads_as_on_ray(run_in(*alike, name="alike")[0], said.append):
+        assert torch.get_num_threads() == 2
+    assert said == []
+    with threads_as_on_ray(run_in("learner.cpus=2", "learner.ordered=true")[0], said.append):
+        assert torch.get_num_threads() == 2
+    assert len(said) == 1
+    assert "rollout and teacher with others on Ray" in said[0]
+
+
+def test_only_an_ordered_run_changes_the_threads(run_in):
+    with threads_as_on_ray(run_in()[0], print):
         assert torch.get_num_threads() == 3
 
 
