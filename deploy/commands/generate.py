@@ -1,4 +1,4 @@
-"""Sample the teacher's own token dataset once, for distillation on it (SeqKD); on Ray Data.
+"""Sample the teacher's own token dataset once, for distillation on it (SeqKD); on Ray.
 
 For contexts.sources.teacher.source = "dataset". Interrupted, the command goes on after its
 finished parts. Writes tokens/teacher.parquet into the run folder.

@@ -1,4 +1,4 @@
-"""Fit the tokenizer on the training images, or load it, and encode every split; on Ray Data.
+"""Fit the tokenizer on the training images, or load it, and encode every split; on Ray.
 
 Published codes ([tokens] kind = "llamagen_codes" or "arpg_codes") are read instead of images.
 Interrupted, the command goes on after its finished parts. Writes tokenizer.safetensors and

@@ -30,7 +30,8 @@ from common.errors import InputError
 from common.files.made_from import difference
 from common.randomness import Draws, derive_seed
 from common.spec import require_same_spec
-from deploy.backend.partitions import Job, Pool, Watch, join, parts_folder
+from deploy.backend.actor_pool import ActorPool
+from deploy.backend.partitions import PartitionJob, Watch, join, parts_folder
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
 from rollout.contexts import teacher
@@ -196,18 +197,13 @@ def _plan(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> lis
     return parts
 
 
-def _job(config: RunConfig, file: ModelFile, sampling: SamplingConfig, local: bool) -> Job:
+def _job(config: RunConfig, file: ModelFile, sampling: SamplingConfig, local: bool) -> PartitionJob:
     own = config.generating
-    return Job(
+    return PartitionJob(
         config,
         partial(TeacherSampler, file, sampling, own.batch_size, own.device, own.dtype),
-        Pool(
-            "generate",
-            own.workers,
-            own.cpus,
-            own.gpus,
-            lower="generate.batch_size or generate.workers",
-        ),
-        title="generate",
+        ActorPool("generate", own.cpus, own.gpus, most=own.workers),
+        section="generate",
+        lower="generate.batch_size or generate.workers",
         local=local,
     )

@@ -30,7 +30,8 @@ from common.tokenization.tokenizer import (
     require_room,
     save_tokenizer,
 )
-from deploy.backend.partitions import Job, Pool, join, parts_folder
+from deploy.backend.actor_pool import ActorPool
+from deploy.backend.partitions import PartitionJob, join, parts_folder
 from deploy.config import RunConfig
 from deploy.console.progress import busy
 from deploy.run_folder.workspace import Workspace
@@ -225,19 +226,15 @@ def _plan(
     return PlannedSplit(name, path, source, parts)
 
 
-def _job(config: RunConfig, tokenizer_file: Path, local: bool) -> Job:
+def _job(config: RunConfig, tokenizer_file: Path, local: bool) -> PartitionJob:
     tokens = config.tokens
-    return Job(
+    title = "encode" if tokens.kind == "images" else "read codes"
+    return PartitionJob(
         config,
         partial(Encoder, tokenizer_file, tokens.device),
-        Pool(
-            "tokens",
-            tokens.workers,
-            tokens.cpus,
-            tokens.gpus,
-            lower="tokens.workers or tokens.part_images",
-        ),
-        title="encode" if tokens.kind == "images" else "read codes",
+        ActorPool(title, tokens.cpus, tokens.gpus, most=tokens.workers),
+        section="tokens",
+        lower="tokens.workers or tokens.part_images",
         local=local,
     )
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from common.errors import InputError
 from common.files.atomic import write_text
 from common.files.paths import read_json
-from deploy.backend.tasks import Caller
+from deploy.backend.actor_pool import Caller
 from deploy.console.progress import Bar
 from deploy.study.analysis.results import BASE, TEACHER
 from deploy.study.cells import probe

@@ -1,4 +1,4 @@
-"""Runs a study: the shared start, then every cell as a Ray task on whatever the cluster has.
+"""Runs a study: the shared start, then every cell in a Ray actor, on whatever the cluster has.
 
 Whatever is finished stays: the start file by file, a cell as its cell.json.
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from common.errors import InputError, RunFailed
+from deploy.backend.actor_pool import ActorPool, Caller, call_here
 from deploy.backend.session import cluster
-from deploy.backend.tasks import Caller, call_here, call_on_ray
 from deploy.console.faults import summary
 from deploy.console.progress import Bar
 from deploy.study.budget import StudyFolder, budget, jobs, known_seconds, steps_within
@@ -79,7 +79,8 @@ def run_study(
     cells = study.config.cells
     cpus = max(os.cpu_count() or 1, -int(-cells.cpus // 1))
     with cluster(study.start, cpus, target):
-        return _run(study, folder, call_on_ray(cells.cpus, cells.gpus, cells.tries), target)
+        pool = ActorPool("cells", cells.cpus, cells.gpus, tries=cells.tries)
+        return _run(study, folder, pool, target)
 
 
 def _run(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.timeout(1800)
 EXAMPLES = int(os.environ.get("VARKD_FUZZ_EXAMPLES", "0"))
-TEMPORARY = re.compile(r"\.tmp|\.tries|~$|(^|/)\.ray_train")
+TEMPORARY = re.compile(r"\.tmp|~$|(^|/)\.ray_train")
 SEALS = ("study/start/start.json",)
 """Says that a start is whole; it is taken off before any part of the start is made again."""
 KEPT: list[tuple[str, str, Damage]] = [

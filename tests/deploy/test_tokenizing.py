@@ -1,7 +1,6 @@
-"""`varkd tokenize`: parts, resuming, Ray Data against one process, and refusals."""
+"""`varkd tokenize`: parts, resuming, Ray against one process, and refusals."""
 
-import pickle
-from functools import partial
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,11 @@ from common.data.tokens import load_tokens, read_header
 from common.errors import InputError, RunFailed
 from common.images.opening import open_images
 from common.tokenization.tokenizer import load_tokenizer
-from deploy.backend.partitions import MOST_TRIES, PartActor, Pool
+from deploy.backend.actor_pool import ActorPool
+from deploy.backend.partitions import PartitionJob
 from deploy.main import main
 from deploy.run_folder.opening import open_run
-from deploy.stages.encoder import Encoder, ImagesPart
+from deploy.stages.encoder import ImagesPart
 from deploy.stages.tokenize import tokenize
 
 WEIGHTS = Path(__file__).parents[1] / "golden" / "llamagen_vq" / "vq_tiny.pt"
@@ -162,7 +162,7 @@ def test_parts_of_another_config_are_not_taken(photos, quiet, tokenizer, change)
 
 
 @pytest.mark.ray
-def test_ray_data_makes_the_same_file_and_goes_on_after_finished_parts(ray_cluster, photos, quiet):
+def test_ray_makes_the_same_file_and_goes_on_after_finished_parts(ray_cluster, photos, quiet):
     here, there = (
         opened(photos, "here", "tokens.crops=flip"),
         opened(photos, "there", "tokens.crops=flip"),
@@ -201,21 +201,32 @@ def test_resources_that_no_node_has_are_refused(ray_cluster, photos, quiet, monk
         tokenize(config, workspace, quiet, local=False)
 
 
-def test_a_part_whose_actors_die_is_given_up(photos, quiet):
-    config, workspace = opened(photos, "run")
-    tokenize(config, workspace, quiet, local=True)
-    source = open_images(config.images, "train").subset(range(3))
-    part = ImagesPart(photos / "part-00000.parquet", source, 8)
-    build = partial(Encoder, workspace.tokenizer, "cpu")
-    actor = PartActor(build, Pool("tokens", 1, 1, 0, lower="tokens.workers"))
-    row = {"number": 0, "part": pickle.dumps(part)}
-    for _ in range(MOST_TRIES):  # nobody was told that the part is there: as if each try died
-        part.path.unlink(missing_ok=True)
-        assert actor(row) == {"number": 0, "verdict": b""}
-        assert load_tokens(part.path).label_N.tolist() == [0, 0, 0]
-    verdict = pickle.loads(actor(row)["verdict"])
-    assert verdict.kind is RunFailed
-    assert "actors died while they made this part" in verdict.message
+@pytest.mark.ray
+def test_a_part_whose_actors_die_is_given_up(ray_cluster, photos, quiet):
+    tries = photos / "tries"
+
+    class Deadly:
+        """Dies over every part, and leaves a mark of it."""
+
+        def make(self, part, watch):
+            with tries.open("a") as file:
+                file.write("x")
+            os._exit(1)
+
+    source = open_images(opened(photos, "run")[0].images, "train").subset(range(3))
+    parts = [ImagesPart(photos / "part-00000.parquet", source, 8)]
+    pool = ActorPool("encode", 1, 0, most=2)
+    job = PartitionJob(
+        opened(photos, "run")[0],
+        Deadly,
+        pool,
+        section="tokens",
+        lower="tokens.workers",
+        local=False,
+    )
+    with pytest.raises(RunFailed, match=r"died 3 times: .* lower tokens\.workers"):
+        job.finish(parts, quiet)
+    assert tries.read_text() == "xxx"
 
 
 @pytest.fixture
@@ -253,7 +264,7 @@ def test_published_codes_become_a_dataset_with_their_tokenizer(codes, photos, qu
 
 
 @pytest.mark.ray
-def test_published_codes_are_the_same_by_ray_data(ray_cluster, codes, photos, quiet):
+def test_published_codes_are_the_same_by_ray(ray_cluster, codes, photos, quiet):
     here, there = opened(photos, "here", *codes), opened(photos, "there", *codes)
     tokenize(*here, quiet, local=True)
     tokenize(*there, quiet, local=False)

@@ -9,7 +9,7 @@ import torch
 from common.artifacts.backbone_file import load_backbone
 from common.errors import InputError, RunFailed
 from common.files.made_from import difference
-from deploy.backend.tasks import call_here, call_on_ray
+from deploy.backend.actor_pool import ActorPool, call_here
 from deploy.run_folder.workspace import Workspace
 from deploy.study.budget import StudyFolder, budget, jobs
 from deploy.study.cells import at_scale, run_cell
@@ -81,7 +81,7 @@ def assert_methods_share_their_start(folder):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_cells_run_as_ray_tasks(study_file, started, quiet, ray_cluster):
+def test_cells_run_in_ray_actors(study_file, started, quiet, ray_cluster):
     """One method by wall-clock: its steps come from its own speed, and the cells say so."""
     overrides = ["seeds=[0]", "budget={seconds=0.5, probe_steps=2}", "curve=1", "guidance.sweep=[]"]
     study = open_study(study_file, overrides)
@@ -229,14 +229,12 @@ def test_every_scale_is_the_runs_own_sampling_but_for_the_scale():
 
 
 @pytest.mark.ray
-def test_a_refused_cell_says_the_same_here_and_as_a_ray_task(
-    study_file, started, quiet, ray_cluster
-):
+def test_a_refused_cell_says_the_same_here_and_in_an_actor(study_file, started, quiet, ray_cluster):
     study = open_study(study_file, ["methods.strict.objective.gate.tau=0.99", "seeds=[0]"])
     wanted = jobs(study, started, dict.fromkeys(study.config.methods, 4))
     refused = {("strict", 0): wanted["strict", 0]}
     sentences = []
-    for call in (call_here, call_on_ray(1, 0, tries=3)):
+    for call in (call_here, ActorPool("cells", 1, 0)):
         with pytest.raises(InputError) as caught:
             run_cells(refused, call, quiet)
         sentences.append(str(caught.value))
