@@ -66,7 +66,7 @@ def test_more_actors_than_there_is_room_for_do_not_wait_for_ever(ray_cluster, tm
 
 
 def test_actors_of_a_round_that_is_given_up_end(ray_cluster, tmp_path):
-    from ray.util.state import list_actors
+    from ray.util import list_named_actors
 
     def sleep(job):
         time.sleep(60 * job)
@@ -75,6 +75,6 @@ def test_actors_of_a_round_that_is_given_up_end(ray_cluster, tmp_path):
     assert next(outcomes) == (0, None)
     outcomes.close()
     deadline = time.monotonic() + 30
-    while list_actors(filters=[("class_name", "=", "sleepers"), ("state", "!=", "DEAD")]):
+    while any(a["name"].startswith("sleepers-") for a in list_named_actors(all_namespaces=True)):
         assert time.monotonic() < deadline
         time.sleep(0.2)
