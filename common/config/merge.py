@@ -88,7 +88,7 @@ class _Laying:
         if below and new is not None and old != new:
             below = self._of_another_kind(below, here, (_kind(below), new), path)
         below = self._of_another_preset(below, above, here, path)
-        merged = dict(below)
+        merged = self._of_another_choice(below, above, here, path)
         for key, value in above.items():
             if isinstance(value, dict):
                 under = merged.get(key)
@@ -150,6 +150,17 @@ class _Laying:
             "name is dropped"
         )
         return {**sizes, **{name: value for name, value in below.items() if name != "preset"}}
+
+    def _of_another_choice(
+        self, below: Tree, above: Tree, section: Section, path: tuple[str, ...]
+    ) -> Tree:
+        """One of several alternatives replaces the one that was chosen below."""
+        sets: tuple[frozenset[str], ...] = getattr(_only(section), "alternatives", ())
+        gone = {name for names in sets if names & above.keys() for name in names - above.keys()}
+        if dropped := sorted(gone & below.keys()):
+            chosen = _dotted(path, next(n for names in sets for n in names & above.keys()))
+            self._told.append(f"{chosen} is given: dropped {', '.join(dropped)}")
+        return {name: value for name, value in below.items() if name not in gone}
 
 
 def _known(table: Tree, section: Section, path: tuple[str, ...], gone: list[str]) -> Tree:

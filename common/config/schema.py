@@ -48,6 +48,8 @@ class Config(BaseModel):
         allow_inf_nan=False,
     )
 
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
+    """Fields of which one is given: a later layer's choice takes the place of an earlier one's."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Present names of fields by their former ones, which are taken as before and said."""
 

@@ -119,11 +119,12 @@ class RayLauncher:
     def __call__(
         self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
     ) -> T:
+        name = site.name if site else None  # Ray refuses a name that is taken
         site = site or ActorOptions(cls.__name__)
         host, proxy = BY_REFERENCE.get(cls, (ActorHost, ActorProxy))
         actor_class: Any = ray.remote(type(cls.__name__, (host,), {}))
         actor = actor_class.options(
-            name=site.name,
+            name=name,
             namespace=self.namespace,
             max_concurrency=site.threads,
             num_cpus=site.cpus,

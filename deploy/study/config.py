@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,8 @@ RESERVED = frozenset({"base", "teacher"})
 
 class BudgetConfig(Config):
     """One of the two; the page says which."""
+
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"steps", "seconds"}),)
 
     steps: Steps | None = None
     """Learner steps of every cell."""

@@ -43,6 +43,18 @@ def test_a_layer_that_names_the_same_kind_drops_nothing():
     assert told == []
 
 
+def test_one_of_several_alternatives_replaces_the_one_below():
+    below = {"budget": {"steps": 4, "probe_steps": 2}}
+    tree, told = laid(below, {"budget": {"seconds": 0.5}}, cls=StudyConfig)
+    assert tree == {"budget": {"seconds": 0.5, "probe_steps": 2}}
+    assert told == ["budget.seconds is given: dropped steps"]
+    both = {"budget": {"steps": 4, "seconds": 0.5}}
+    assert laid(below, both, cls=StudyConfig) == (
+        {"budget": {"steps": 4, "seconds": 0.5, "probe_steps": 2}},
+        [],
+    ), "both in one layer are for the config to refuse"
+
+
 def test_an_unknown_kind_is_left_for_the_config_to_refuse():
     below = {"objective": {"kind": "varkd", "gate": {"tau": 1.0}}}
     tree, told = laid(below, {"objective": {"kind": ["odd"]}})

@@ -296,15 +296,16 @@ from deploy.backend.actors import ActorOptions
 from deploy.backend.proxies import RayLauncher
 from common.exchange.weights import Weights, WeightStore
 
-ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
+here = ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
+gcs = here.address_info["gcs_address"]  # others may run beside
 place = RayLauncher()
 store = place(WeightStore, 2, site=ActorOptions("weights"))
 store.publish(Weights.of(0, b"bytes"))
 assert store.get(0, 1.0) == Weights.of(0, b"bytes")
-(actor,) = list_actors(filters=[("ray_namespace", "=", place.namespace)], timeout=60)
+(actor,) = list_actors(gcs, [("ray_namespace", "=", place.namespace)], timeout=60)
 assert (actor.name, actor.class_name) == ("weights", "WeightStore"), actor
 deadline = time.monotonic() + 60
-while not {"weights.publish", "weights.get"} <= {task.name for task in list_tasks(timeout=60)}:
+while not {"weights.publish", "weights.get"} <= {task.name for task in list_tasks(gcs, timeout=60)}:
     assert time.monotonic() < deadline
     time.sleep(0.5)
 print("shown")

@@ -28,7 +28,7 @@ def test_a_study_says_once_which_keys_its_methods_kinds_do_not_have(study_file, 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("budget.seconds=3", "give steps or seconds"),
+        ("budget={steps=4,seconds=3}", "give steps or seconds"),
         ("seeds=[1, 1]", "each may occur only once"),
         ("seeds=[]", "seeds"),
         ("baselines=['nobody']", "baselines names 'nobody'"),
