@@ -88,6 +88,14 @@ class Section:
         """Present names of keys by former ones."""
         return {old: new for m in self.models for old, new in getattr(m, "renamed", {}).items()}
 
+    def present(self, dotted: str) -> str:
+        """A dotted key of this section with the names of today."""
+        names, here = [], self
+        for name in dotted.split("."):
+            names.append(here.renamed().get(name, name))
+            here = here.below(names[-1])
+        return ".".join(names)
+
 
 def held_by(field: FieldInfo) -> Section:
     """The section that a field holds; one without keys where it holds a value."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config.sections import Section
 from common.data.tokens import TokenDataset
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
@@ -50,7 +51,7 @@ NOTED = {
     "teacher.dtype": "another precision from here on",
 }
 """Fields that may change too, and what that means."""
-LATER = {"rollout.group.size": 1}
+LATER = {"rollout.group.size": 1, "scorers.teacher.kind": "teacher"}
 """Fields that the first snapshots do not know, and what was so then."""
 
 
@@ -68,9 +69,11 @@ class Identity:
 
     def differences(self, before: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """(key or file, "was this, is that") of what `before` (an `as_dict`) had otherwise."""
-        keys = before["fields"].keys() | self.fields.keys()
+        section = Section.of(RunConfig)
+        earlier = {section.present(key): value for key, value in before["fields"].items()}
+        keys = earlier.keys() | self.fields.keys()
         for key in sorted(keys, key=lambda key: (not key.endswith(".kind"), key)):
-            old, new = (of.get(key, LATER.get(key)) for of in (before["fields"], self.fields))
+            old, new = (of.get(key, LATER.get(key)) for of in (earlier, self.fields))
             if old != new:
                 yield key, f"was {_spelt(old)}, is {_spelt(new)}"
         for name in sorted(before["contents"].keys() | self.contents.keys()):

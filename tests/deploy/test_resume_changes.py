@@ -9,6 +9,7 @@ from building.runs import go, rows_of, tree
 from common.artifacts.backbone_file import load_backbone, save_backbone
 from common.data.tokens import TokenDataset, load_tokens, save_tokens
 from common.errors import InputError
+from deploy.run_folder.identity import Identity
 
 HARMLESS = (
     "rollout.workers=3",
@@ -141,3 +142,28 @@ def test_the_same_contents_may_lie_elsewhere(half, again, tmp_path):
     save_backbone(elsewhere, model, config, note="stored again")
     facts, _ = go(again("learner.steps=5", f"teacher.weights={elsewhere}"), resume=True)
     assert facts["resumed"]
+
+
+def test_snapshots_from_before_a_renaming_or_a_new_field_are_of_the_same_run():
+    now = Identity(
+        {
+            "learner.max_staleness": 2,
+            "learner.optimizer.max_grad_norm": 1.0,
+            "contexts.mix_per": "step",
+            "contexts.sources.student.min_prefix": 0.25,
+            "rollout.group.size": 1,
+            "scorers.teacher.kind": "teacher",
+        },
+        {},
+        {},
+    )
+    then = {
+        "learner.max_lag": 2,
+        "learner.optimizer.clip": 1.0,
+        "contexts.coin": "step",
+        "contexts.sources.student.lo": 0.25,
+    }
+    assert list(now.differences({"fields": then, "contents": {}})) == []
+    then["learner.max_lag"] = 3
+    changed = list(now.differences({"fields": then, "contents": {}}))
+    assert changed == [("learner.max_staleness", "was 3, is 2")]
