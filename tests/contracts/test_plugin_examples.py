@@ -16,6 +16,7 @@ CONTRACTS = (
     "tests/contracts/test_backbones.py",
     "tests/contracts/test_tokenizers.py",
     "tests/contracts/test_generators.py",
+    "tests/contracts/test_scorers.py",
     "tests/learner/test_learner.py",
     "tests/learner/test_split.py",
 )
@@ -66,6 +67,7 @@ def test_the_examples_pass_the_contract_tests(tree):
             "common/models/backbones",
             "common/tokenization/tokenizers",
             "common/models/generators",
+            "teacher_server/scorers",
         )
         for kind in kinds_of(folder)
     )
