@@ -12,8 +12,24 @@ class ProcessGroup(Protocol):
     rank: int
     world: int
 
-    def sum_(self, tensor: Tensor) -> Tensor: ...
-    def barrier(self) -> None: ...
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over all ranks, on every rank, in place and returned.
+
+        All bring the same shape and type. Summed in the type that it has: bring float64 where
+        rounding counts. Waits for the slowest rank.
+
+        Raises:
+            RuntimeError: a rank left.
+        """
+        ...
+
+    def barrier(self) -> None:
+        """Wait until every rank is here.
+
+        Raises:
+            RuntimeError: a rank left.
+        """
+        ...
 
 
 class SingleProcess:

@@ -16,7 +16,19 @@ from common.exchange.schedule import Schedule
 
 
 class TrajectorySink(Protocol):
-    def put(self, record: pa.RecordBatch, timeout: float) -> bool: ...
+    """Where scored records go (docs/records.md)."""
+
+    def put(self, record: pa.RecordBatch, timeout: float) -> bool:
+        """Store the record of one lease; waits up to `timeout` seconds for room.
+
+        True when it is stored, or when nobody waits for it any more; False when there was no room,
+        and the caller may try again: this is the backpressure on scorers and workers.
+
+        Raises:
+            Closed: the run was ended; the message is the cause.
+            InputError, RunFailed: the run was ended with that.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +40,31 @@ class Share:
 
 
 class TrajectorySource(Protocol):
-    def take(self, step: int, *, shard: int, shards: int, timeout: float) -> Share | None: ...
+    """Where the learner's ranks get the records of their steps from."""
+
+    def take(self, step: int, *, shard: int, shards: int, timeout: float) -> Share | None:
+        """Rank `shard` of `shards`'s records for learner step `step` (0-based); waits up to
+        `timeout` seconds for the step to be whole, else None.
+
+        No record is older than the staleness bound, and every record goes to one rank only.
+
+        Raises:
+            Closed: the run was ended; the message is the cause.
+            InputError, RunFailed: the run was ended with that.
+        """
+        ...
 
 
 class LeaseBook(Protocol):
-    """The part of the ledger that the buffer talks to."""
+    """The part of the ledger that the buffer talks to; no call waits."""
 
-    def stored(self, number: int, generation: int) -> bool: ...
-    def reopen(self, numbers: Iterable[int]) -> None: ...
+    def stored(self, number: int, generation: int) -> bool:
+        """Note that a lease's record is here; False where it is not wanted (any more)."""
+        ...
+
+    def reopen(self, numbers: Iterable[int]) -> None:
+        """Have leases sampled anew, whose records were too old."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,11 @@ _NUMBER = count()
 
 
 class MetricsSink(Protocol):
-    def post(self, row: Mapping[str, Any]) -> None: ...
+    """Takes rows from anywhere; never waits for whoever reads them."""
+
+    def post(self, row: Mapping[str, Any]) -> None:
+        """Hand over one row: JSON values by name, with the learner's `step`."""
+        ...
 
 
 class MetricsHub:

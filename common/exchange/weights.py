@@ -40,12 +40,37 @@ class Weights:
 
 
 class WeightSink(Protocol):
-    def publish(self, weights: Weights) -> None: ...
+    """Where the learner offers its versions (docs/weights.md)."""
+
+    def publish(self, weights: Weights) -> None:
+        """Offer a version, which is newer than all before; it is whole or not there.
+
+        Raises:
+            ValueError: it is not newer.
+        """
+        ...
 
 
 class WeightSource(Protocol):
-    def newest(self, timeout: float) -> int: ...
-    def get(self, version: int, timeout: float) -> Weights: ...
+    """Where rollout workers pull versions from; both calls wait up to `timeout` seconds."""
+
+    def newest(self, timeout: float) -> int:
+        """The newest version, in learner steps.
+
+        Raises:
+            Closed: the run was ended, with its cause.
+            TimeoutError: nothing was published in time.
+        """
+        ...
+
+    def get(self, version: int, timeout: float) -> Weights:
+        """That very version; `Weights.verified` checks its bytes against the digest.
+
+        Raises:
+            Closed: the run was ended, with its cause.
+            TimeoutError: it was not published in time, or is no longer kept.
+        """
+        ...
 
 
 class WeightStore:
