@@ -117,13 +117,13 @@ class ClusterConfig(Config):
 
 
 class RunConfig(Config):
-    plugins: tuple[str, ...] = ()
-    """Packages of one's own that hold plug-ins, each an importable name or a folder beside this
-    file or in the working directory, with folders such as objectives/ or backbones/ in it."""
     seed: Seed = 0
     """Everything random in a run is a function of this."""
     out: UserPath | None = None
     """Run folder; by default runs/<name of the config file>."""
+    plugins: tuple[str, ...] = ()
+    """Packages of one's own that hold plug-ins, each an importable name or a folder beside this
+    file or in the working directory, with folders such as objectives/ or backbones/ in it."""
     images: ImagesConfig = ImagesConfig()
     """Where real images come from."""
     tokenizer: AnyTokenizer

@@ -42,6 +42,11 @@ def _moved(section: Any, prefix: str, changes: list[str]) -> Any:
         if isinstance(value, BaseModel):
             update[name] = _moved(value, f"{key}.", changes)
             continue
+        if isinstance(value, dict) and key == "scorers":  # tables with names of their own
+            update[name] = {
+                own: _moved(table, f"{key}.{own}.", changes) for own, table in value.items()
+            }
+            continue
         wanted = _wanted(name, key, value)
         if wanted != value:
             update[name] = wanted

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import Diverged, InputError
-from common.exchange.trajectory import DATA
+from common.exchange.provenance import DATA
 from common.files.snapshots import Snapshots
 from common.files.tensors import load_tensors
 from common.finite import largest, require_finite
