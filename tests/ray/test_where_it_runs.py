@@ -177,7 +177,7 @@ ASK = """
 import sys
 from pathlib import Path
 from deploy.backend.session import cluster
-from deploy.config import open_run
+from deploy.run_folder.opening import open_run
 with cluster(open_run(Path("smoke"), [])[0], 2):
     import ray
     print(ray.get(ray.remote(num_cpus=0)(lambda: sys.executable).remote(), timeout=100))
