@@ -1,6 +1,7 @@
 """The command line in a shell: pipes, full disks, signals, completion, and how fast it answers."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import pytest
 from deploy.cli.config_reference import describe
 
 ROOT = Path(__file__).parents[2]
+VARKD = f"{shlex.quote(sys.executable)} -m deploy.main"
 
 
 def shell(line, **environ):
     """The same as a user's shell runs it: bash, with pipes."""
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line.replace("varkd", f"{sys.executable} -m deploy.main")],
+        ["bash", "-o", "pipefail", "-c", line.replace("varkd", VARKD)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -45,8 +47,8 @@ def test_versions_come_without_importing_torch_or_ray():
 def test_bash_completes_commands_options_and_configs(tmp_path):
     script = tmp_path / "varkd.bash"
     lines = [
-        f"{sys.executable} -m deploy.main --print-completion bash > {script}",
-        f"source {script}",
+        f"{VARKD} --print-completion bash > {shlex.quote(str(script))}",
+        f"source {shlex.quote(str(script))}",
         "complete -p varkd",
         'try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_varkd; echo ${COMPREPLY[@]}; }',
         "try varkd dis",
