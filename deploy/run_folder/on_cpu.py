@@ -42,7 +42,7 @@ def _moved(section: Any, prefix: str, changes: list[str]) -> Any:
         if isinstance(value, BaseModel):
             update[name] = _moved(value, f"{key}.", changes)
             continue
-        if isinstance(value, dict) and key == "scorers":  # tables with names of their own
+        if isinstance(value, dict) and all(isinstance(t, BaseModel) for t in value.values()):
             update[name] = {
                 own: _moved(table, f"{key}.{own}.", changes) for own, table in value.items()
             }

@@ -182,6 +182,16 @@ def test_init_without_images_takes_the_digits(capsys, tmp_path, monkeypatch):
     assert (config.images.kind, config.images.size, config.images.channels) == ("digits", 8, 1)
 
 
+def test_cpu_moves_tables_that_have_names_of_their_own():
+    scorer = "scorers={teacher={kind='teacher'},codes={kind='token_logprob',gpus=0.5,cpus=4}}"
+    moved, changes = on_cpu(open_run(Path("smoke"), [scorer])[0])
+    codes = moved.scorers["codes"].model_dump()
+    assert (codes["gpus"], codes["cpus"]) == (0.0, 1.0)
+    assert any(change.startswith("scorers.codes.gpus 0.5 -> ") for change in changes)
+    names = moved.contexts.sources.keys()
+    assert names == open_run(Path("smoke"), [])[0].contexts.sources.keys()
+
+
 def without_devices(tree):
     if not isinstance(tree, dict):
         return tree
