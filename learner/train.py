@@ -29,7 +29,7 @@ class Book(Protocol):
 
 
 class RewindableBuffer(TrajectorySource, Protocol):
-    def clear(self) -> None: ...
+    def clear(self, generation: int) -> None: ...
     def gauges(self) -> dict[str, float]: ...
 
 
@@ -132,10 +132,9 @@ class Trainer:
         self._kept = state["step"]
         self._ranks.barrier()
         if self._ranks.rank == 0:
-            self._buffer.clear()
             self._weights.rewind()
             self._publish()
-            self._ledger.restore(state)
+            self._buffer.clear(self._ledger.restore(state))
         self._ranks.barrier()
 
     def _step(self) -> None:

@@ -4,7 +4,9 @@ Records are Arrow batches as described in common/exchange/trajectory.py, one per
 metadata is looked at here. Free of torch, so that its process stays small.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
 from typing import Protocol
@@ -44,7 +46,8 @@ class TrajectorySource(Protocol):
 
     def take(self, step: int, *, shard: int, shards: int, timeout: float) -> Share | None:
         """Rank `shard` of `shards`'s records for learner step `step` (0-based); waits up to
-        `timeout` seconds for the step to be whole, else None.
+        `timeout` seconds for the step to be whole, else None; None at once when the learner
+        restarts meanwhile.
 
         No record is older than the staleness bound, and every record goes to one rank only.
 
@@ -62,8 +65,8 @@ class LeaseBook(Protocol):
         """Note that a lease's record is here; False where it is not wanted (any more)."""
         ...
 
-    def reopen(self, numbers: Iterable[int]) -> None:
-        """Have leases sampled anew, whose records were too old."""
+    def reopen(self, numbers: Iterable[int], generation: int) -> None:
+        """Have leases of `generation` sampled anew, whose records were too old."""
         ...
 
 
@@ -76,14 +79,21 @@ class Assembled:
 
 
 class Buffer:
-    """Thread-safe. `put` waits while full, `take` waits until a whole step can be assembled."""
+    """Thread-safe. `put` waits while full, `take` waits until a whole step can be assembled.
+
+    The ledger is in another process: it is asked while our lock is free, so that nobody waits for
+    it who does not have to. What changes meanwhile, the generation tells: records are of one
+    generation, the newest that is known, and nothing of an earlier one comes in or goes back.
+    """
 
     def __init__(self, schedule: Schedule, *, max_bytes: int, ledger: LeaseBook) -> None:
         self._schedule = schedule
         self._max_bytes = max_bytes
         self._ledger = ledger
         self._changed = Condition()
+        self._generation = 0
         self._records: dict[int, pa.RecordBatch] = {}
+        self._arriving: list[int] = []  # bytes of what has room and is not stored yet
         self._assembled: dict[int, Assembled] = {}
         self._cause: Verdict | None = None
         self._dropped = 0
@@ -95,18 +105,36 @@ class Buffer:
         A record that nobody waits for (a duplicate, or one of a learner that restarted since) is
         discarded and counts as accepted.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._cause or self._has_room(), timeout):
+        number, generation = _number(record, b"lease"), _number(record, b"generation")
+        with self._room_for(record.nbytes, timeout) as has_room:
+            if not has_room:
                 return False
+            is_wanted = self._ledger.stored(number, generation)
+            with self._changed:
+                if is_wanted:
+                    self._renew(generation)
+                if is_wanted and generation == self._generation:
+                    self._records[number] = record
+                else:
+                    self._duplicates += record.num_rows
+        return True
+
+    @contextmanager
+    def _room_for(self, size: int, timeout: float) -> Iterator[bool]:
+        """Whether there is room for `size` bytes; it is kept for the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._cause or self._has_room(), timeout)
             if self._cause:
                 raise self._cause.error()
-            number = _number(record, b"lease")
-            if not self._ledger.stored(number, _number(record, b"generation")):
-                self._duplicates += record.num_rows
-                return True
-            self._records[number] = record
-            self._changed.notify_all()
-            return True
+            has_room = self._has_room()
+            self._arriving += [size] * has_room
+        try:
+            yield has_room
+        finally:
+            if has_room:
+                with self._changed:
+                    self._arriving.remove(size)
+                    self._changed.notify_all()
 
     def take(self, step: int, *, shard: int, shards: int, timeout: float) -> Share | None:
         """This shard's records for learner step `step` (0-based); None when none came in time.
@@ -119,26 +147,30 @@ class Buffer:
             Closed: the run was ended; the message is the cause. Any error that it was ended with
                 is raised instead.
         """
+        deadline = time.monotonic() + timeout
         with self._changed:
-            self._changed.wait_for(lambda: self._cause or self._assemble(step), timeout)
-            assembled = self._assembled.get(step)
-            if assembled is None:
-                if self._cause:
+            generation = self._generation
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._has_news(step, generation), deadline - time.monotonic()
+                )
+                if generation != self._generation:  # whoever asked has restarted since
+                    return None
+                stale = self._drop_stale(step)
+                share = self._share(step, shard, shards)
+                if share is None and self._cause:
                     raise self._cause.error()
-                return None
-            assembled.fetched.add(shard)
-            if len(assembled.fetched) == shards:
-                del self._assembled[step]
-            self._changed.notify_all()
-            records = list(assembled.records.values())[shard::shards]
-            return Share(records, list(assembled.records))
+            if stale:
+                self._ledger.reopen(stale, generation)
+            if share is not None or time.monotonic() >= deadline:
+                return share
 
-    def clear(self) -> None:
-        """Forget everything: the learner restarted from a checkpoint."""
+    def clear(self, generation: int) -> None:
+        """Forget everything before `generation`: the learner restarted from a checkpoint, and the
+        ledger gave it that number."""
         with self._changed:
-            self._records.clear()
-            self._assembled.clear()
-            self._changed.notify_all()
+            self._renew(generation)
 
     def close(self, cause: str | Verdict) -> None:
         """Wake everybody up with `cause`, as `Closed` or as what the verdict says; the first cause
@@ -158,41 +190,73 @@ class Buffer:
                 "buffer/duplicates": self._duplicates,
             }
 
+    def _renew(self, generation: int) -> None:
+        """Begin `generation` with nothing, if it is a new one."""
+        if generation <= self._generation:
+            return
+        self._generation = generation
+        self._records.clear()
+        self._assembled.clear()
+        self._changed.notify_all()
+
     def _bytes(self) -> int:
         return sum(record.nbytes for record in self._records.values())
 
     def _has_room(self) -> bool:
         # Below two steps' worth there is always room: what the learner waits for must get in.
-        few = len(self._records) < 2 * self._schedule.leases_per_step
-        return few or self._schedule.ordered or self._bytes() < self._max_bytes
+        leases = len(self._records) + len(self._arriving)
+        few = leases < 2 * self._schedule.leases_per_step
+        size = self._bytes() + sum(self._arriving)
+        return few or self._schedule.ordered or size < self._max_bytes
 
-    def _assemble(self, step: int) -> bool:
-        if step in self._assembled:
-            return True
-        self._drop_stale(step)
+    def _has_news(self, step: int, generation: int) -> bool:
+        """Whether `take` has something to do; changes nothing."""
+        is_over = self._cause is not None or generation != self._generation
+        is_whole = step in self._assembled or self._leases_of(step) is not None
+        return is_over or is_whole or bool(self._stale(step))
+
+    def _stale(self, step: int) -> list[int]:
+        """Leases whose records are too old for `step`."""
+        if step in self._assembled or self._cause:
+            return []
+        oldest_allowed = step - self._schedule.max_staleness
+        return [
+            number
+            for number, record in self._records.items()
+            if 0 <= _number(record, b"oldest") < oldest_allowed
+        ]
+
+    def _leases_of(self, step: int) -> list[int] | None:
+        """What `step` would be made of now; None as long as that is not enough."""
         needed = self._schedule.leases_per_step
         if self._schedule.ordered:
             chosen = [n for n in range(step * needed, (step + 1) * needed) if n in self._records]
         else:
             chosen = sorted(self._records)[:needed]  # first issued, first trained
-        if len(chosen) < needed:
-            return False
-        records = {number: self._records.pop(number) for number in chosen}
-        self._assembled[step] = Assembled(records, set())
-        return True
+        return chosen if len(chosen) == needed else None
 
-    def _drop_stale(self, step: int) -> None:
-        oldest_allowed = step - self._schedule.max_staleness
-        stale = [
-            number
-            for number, record in self._records.items()
-            if 0 <= _number(record, b"oldest") < oldest_allowed
-        ]
+    def _drop_stale(self, step: int) -> list[int]:
+        stale = self._stale(step)
         for number in stale:
             self._dropped += self._records.pop(number).num_rows
         if stale:
-            self._ledger.reopen(stale)
             self._changed.notify_all()
+        return stale
+
+    def _share(self, step: int, shard: int, shards: int) -> Share | None:
+        """The shard's records, of an assembly that is made for the first one who asks."""
+        if step not in self._assembled:
+            chosen = None if self._cause else self._leases_of(step)
+            if chosen is None:
+                return None
+            records = {number: self._records.pop(number) for number in chosen}
+            self._assembled[step] = Assembled(records, set())
+        assembled = self._assembled[step]
+        assembled.fetched.add(shard)
+        if len(assembled.fetched) == shards:
+            del self._assembled[step]
+        self._changed.notify_all()
+        return Share(list(assembled.records.values())[shard::shards], list(assembled.records))
 
 
 def _number(record: pa.RecordBatch, key: bytes) -> int:

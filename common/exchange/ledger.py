@@ -64,9 +64,12 @@ class Ledger:
                 self._stored.add(number)
             return wanted
 
-    def reopen(self, numbers: Iterable[int]) -> None:
-        """Records dropped as stale: sample them again with newer weights."""
+    def reopen(self, numbers: Iterable[int], generation: int) -> None:
+        """Records dropped as stale: sample them again with newer weights. Those of a generation
+        before the learner restarted are sampled again anyway."""
         with self._changed:
+            if generation != self._generation:
+                return
             for number in numbers:
                 self._stored.discard(number)
                 heapq.heappush(self._again, number)

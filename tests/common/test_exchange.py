@@ -4,8 +4,8 @@ import random
 import threading
 from dataclasses import replace
 
-import pyarrow as pa
 import pytest
+from building.records import START, record
 
 from common.errors import Closed
 from common.exchange.buffer import Buffer
@@ -14,18 +14,7 @@ from common.exchange.schedule import Schedule
 from common.exchange.weights import Weights, WeightStore
 from common.randomness import Draws, uniform
 
-START = {"step": 0, "frontier": 0, "beyond": []}
 PLAIN = Schedule(steps=12, global_batch_size=4, lease_size=2, max_staleness=3, publish_every=2)
-
-
-def record(lease, version):
-    metadata = {
-        "lease": str(lease.number),
-        "generation": str(lease.generation),
-        "oldest": str(version),
-    }
-    ids = pa.array(list(lease.indices), pa.int64())
-    return pa.RecordBatch.from_pydict({"id": ids}).replace_schema_metadata(metadata)
 
 
 def services(schedule, max_bytes=2**20):
@@ -165,8 +154,7 @@ def test_a_restarted_learner_refuses_records_of_its_lost_future():
     state = ledger.state()
     assert state == {"step": 1, "frontier": 2, "beyond": []}
     late = ledger.lease("w", 0)
-    buffer.clear()
-    ledger.restore(state)
+    buffer.clear(ledger.restore(state))
     assert buffer.put(record(late, 0), 0)
     assert buffer.gauges()["buffer/images"] == 0
     again = ledger.lease("w", 0)

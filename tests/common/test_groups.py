@@ -3,15 +3,14 @@
 import random
 from collections import Counter
 
-import pyarrow as pa
 import pytest
+from building.records import START, record
 
 from common.exchange.buffer import Buffer
 from common.exchange.ledger import Ledger
 from common.exchange.schedule import Schedule
 
 SIZE, STEPS = 3, 30
-START = {"step": 0, "frontier": 0, "beyond": []}
 
 
 def schedule_of(ordered):
@@ -24,13 +23,6 @@ def schedule_of(ordered):
         ordered=ordered,
         group_size=SIZE,
     )
-
-
-def record(lease, version):
-    facts = {"lease": lease.number, "generation": lease.generation, "oldest": version}
-    ids = pa.array(list(lease.indices), pa.int64())
-    metadata = {name: str(value) for name, value in facts.items()}
-    return pa.RecordBatch.from_pydict({"id": ids}).replace_schema_metadata(metadata)
 
 
 def test_an_index_is_a_condition_and_a_member():

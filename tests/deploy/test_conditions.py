@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from building.records import START
 from torch import Tensor
 
 from common.data.tokens import load_tokens
@@ -22,7 +23,6 @@ from teacher_server.teacher import Teacher, guided_features
 
 SERVICES = (Buffer, Ledger, Teacher, WeightStore)
 SECRET = b"what only the teacher may know"
-START = {"step": 0, "frontier": 0, "beyond": []}
 
 
 @dataclass(frozen=True)
