@@ -25,11 +25,11 @@ from common.tokenization.tokenizer import TokenizerConfig
 from learner.config import AnyObjective, LearnerConfig
 from learner.pretrain import PretrainConfig
 from learner.tokenizer_training import TokenizerTrainingConfig
+from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig
 from rollout.evaluation.metrics import EvaluateConfig
 from rollout.prefix import PrefixDistribution
 from rollout.sampler import SamplingConfig
-from rollout.worker import RolloutConfig
 from teacher_server.scorer import ScorerConfig
 from teacher_server.scorers import teacher as teacher_scorer
 from teacher_server.teacher import TeacherConfig

@@ -10,15 +10,13 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
-from typing import Literal, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from common.artifacts.model_file import ModelFile
-from common.config.quantities import Batch, Cpus, Fraction, Gpus, Processes, Spare
-from common.config.schema import Config
 from common.data.tokens import TokenDataset
 from common.device import place, precision
 from common.errors import Closed, Diverged
@@ -30,53 +28,13 @@ from common.files.tensors import unpack
 from common.models.backbone import BackboneConfig
 from common.models.plan import DecodePlan
 from common.randomness import Draws
+from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, RolloutRequest, SamplerName, assign
 from rollout.prefix_sampler import PrefixSampler
-from rollout.sampler import SamplingConfig, noise
+from rollout.sampler import noise
 
 POLL_SECONDS = 1.0
 WEIGHTS_SECONDS = 60.0
-
-
-class GroupConfig(Config):
-    size: Batch = 1
-    """Samples of every condition (one data row, label and prefix; noise of their own), for rewards
-    that compare them; must divide rollout.batch_size."""
-
-
-class RolloutConfig(Config):
-    workers: Processes = 2
-    """Rollout worker actors; scaled independently of the learner."""
-    min_workers: Processes = 1
-    """The run ends with the cause when fewer workers are left alive."""
-    max_restarts: Spare = 0
-    """Workers that may be replaced in a run when they die; the others take over beyond that."""
-    batch_size: Batch = 32
-    """Images per lease, decoded together; must divide learner.global_batch_size."""
-    group: GroupConfig = GroupConfig()
-    """Several samples of one condition."""
-    in_flight: Spare = 1
-    """Sampled leases that may wait for the teacher while the next one is decoded."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How the student draws tokens; the loss assumes the plain distribution."""
-    class_dropout: Fraction = 0.1
-    """Probability that a label becomes the null class, for rollout, student and teacher alike."""
-    keep_noise: bool = False
-    """Store the uniforms in the record (for replay and for one-step distillation)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the student samples."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of sampling and of the published weights."""
-    cpus: Cpus = 1
-    """Logical CPUs reserved per worker on the cluster, and threads that it computes with (one for
-    less than 2). Another number of threads rounds sums otherwise, in the last bits."""
-    gpus: Gpus = 0
-    """GPUs (or a fraction) reserved per worker."""
-
-    @property
-    def most_workers(self) -> int:
-        """How far a run may grow while it goes on: its services have threads for so many."""
-        return 2 * self.workers
 
 
 class Scorers(Protocol):

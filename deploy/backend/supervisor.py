@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from common.errors import UNDERSTOOD, RunFailed, ServiceDied, Verdict
 from deploy.console.faults import FaultLog
-from rollout.worker import RolloutConfig
+from rollout.config import RolloutConfig
 
 
 class Runner(Protocol):

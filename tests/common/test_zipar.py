@@ -15,9 +15,10 @@ from common.models.layers import rotate
 from common.models.plan import DecodingConfig, ZipARConfig, zipar_plan
 from common.randomness import Draws
 from common.spec import SequenceSpec
+from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig
 from rollout.sampler import SamplingConfig, decode, draw, noise
-from rollout.worker import RolloutConfig, RolloutWorker
+from rollout.worker import RolloutWorker
 
 SPEC = SequenceSpec(vocab_size=24, length=30, grid=(5, 6), num_classes=3)
 ROW_STARTS = ("prev_prev_last", "left_above", "zero")

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import InputError, ServiceDied, Verdict
 from deploy.backend.supervisor import WorkerSupervisor
-from rollout.worker import RolloutConfig
+from rollout.config import RolloutConfig
 
 
 class Worker:

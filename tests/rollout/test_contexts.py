@@ -15,10 +15,11 @@ from common.exchange.trajectory import from_arrow, to_arrow
 from common.exchange.weights import Weights
 from common.files.tensors import pack
 from common.randomness import Draws
+from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, assign
 from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import SamplingConfig, decode, noise
-from rollout.worker import RolloutConfig, RolloutWorker
+from rollout.worker import RolloutWorker
 
 SCHEDULE = Schedule(steps=100, global_batch_size=8, lease_size=8, max_staleness=2, publish_every=1)
 

@@ -15,8 +15,9 @@ from common.files.tensors import pack
 from common.randomness import Draws
 from deploy.run_folder.identity import Identity
 from deploy.stages.distill import distill
+from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig
-from rollout.worker import RolloutConfig, RolloutWorker
+from rollout.worker import RolloutWorker
 
 THIRD = {"min_prefix": 0.25, "max_prefix": 0.75}
 

@@ -10,9 +10,10 @@ from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
 from common.files.tensors import pack, unpack
 from common.randomness import Draws
+from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, assign
 from rollout.sampler import SamplingConfig, decode, draw, filtered_logprob, noise
-from rollout.worker import RolloutConfig, RolloutWorker
+from rollout.worker import RolloutWorker
 
 SCHEDULE = Schedule(steps=100, global_batch_size=8, lease_size=4, max_staleness=2, publish_every=1)
 
