@@ -115,7 +115,13 @@ class RolloutWorker:
         return {"student": student, "teacher": PrefixSampler(teacher, sampling, table)}
 
     def run(self) -> int:
-        """Sample while earlier leases are being scored; returns the number of leases done."""
+        """Sample while earlier leases are being scored; returns the number of leases done.
+
+        What is being scored when told to stop is waited for: it counts, or says what is wrong.
+
+        Raises:
+            InputError, Diverged: of this worker, or of a scorer it sent to.
+        """
         done = 0
         with ThreadPoolExecutor(max(1, self._config.in_flight)) as pool:
             pending: deque[Future[bool]] = deque()
@@ -125,7 +131,7 @@ class RolloutWorker:
                     pending.append(pool.submit(self._scorers.score, record))
                 while pending and (record is None or len(pending) > self._config.in_flight):
                     done += self._settle(pending.popleft())
-        return done
+            return done + sum(self._settle(scored) for scored in pending)
 
     def produce(self) -> bool:
         """Sample and score one lease here and now; False when there was none to have."""

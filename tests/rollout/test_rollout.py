@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from common.errors import InputError
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
@@ -169,6 +170,47 @@ def test_a_record_stamped_v_was_sampled_with_weights_v(tiny, data):
             replayed = logprob.gather(-1, batch.token_BL[..., None])[..., 0]
             difference = (replayed - batch.logprob_BL)[batch.suffix_BL].abs().max()
             assert (float(difference) < 1e-4) == (version == stamped)
+
+
+class LastLease:
+    """A ledger during whose answer the worker is told to stop."""
+
+    def lease(self, worker, timeout):
+        self.worker.stop()
+        return Lease(0, 0, 4, 0, None, 1)
+
+
+class Refuses:
+    def score(self, record):
+        raise InputError("tokens.parquet: of another tokenizer")
+
+
+def test_what_is_being_scored_when_a_worker_is_told_to_stop_counts_or_says_what_is_wrong(
+    tiny, data
+):
+    from common.models.backbones import llamagen
+
+    bundle, kept = Weights.of(0, pack(tiny("llamagen"), torch.float32)), Keep()
+
+    def run(scorers):
+        ledger = LastLease()
+        ledger.worker = RolloutWorker(
+            RolloutConfig(batch_size=4),
+            contexts(1.0),
+            llamagen.Config.tiny(),
+            name="w",
+            schedule=SCHEDULE,
+            draws=Draws(0, len(data)),
+            data=data,
+            scorers=scorers,
+            weights=History({0: bundle}),
+            ledger=ledger,
+        )
+        return ledger.worker.run()
+
+    assert run(kept) == len(kept.records) == 1
+    with pytest.raises(InputError, match=r"^tokens\.parquet: of another tokenizer$"):
+        run(Refuses())
 
 
 def test_published_weights_survive_the_trip(tiny):
