@@ -17,7 +17,8 @@ from common.config.quantities import (
     Seed,
 )
 from common.config.schema import Config, UserPath
-from common.data.tokens import TokensConfig
+from common.data.token_source import TokenSourceConfig
+from common.data.token_sources import images as image_tokens
 from common.exchange.schedule import Schedule
 from common.images.opening import ImagesConfig
 from common.models.backbone import BackboneConfig
@@ -37,6 +38,9 @@ from teacher_server.teacher import TeacherConfig
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.models.backbones")]
 AnyTokenizer = Annotated[
     SerializeAsAny[TokenizerConfig], from_package("common.tokenization.tokenizers")
+]
+AnyTokenSource = Annotated[
+    SerializeAsAny[TokenSourceConfig], from_package("common.data.token_sources", default="images")
 ]
 AnyScorer = Annotated[SerializeAsAny[ScorerConfig], from_package("teacher_server.scorers")]
 
@@ -128,7 +132,7 @@ class RunConfig(Config):
     """Where real images come from."""
     tokenizer: AnyTokenizer
     """How images become codes."""
-    tokens: TokensConfig = TokensConfig()
+    tokens: AnyTokenSource = image_tokens.Config()
     """Which codes of the training images, and how `varkd tokenize` makes them."""
     models: ModelsConfig
     """Sizes of teacher and student."""

@@ -1,16 +1,14 @@
-"""Published codes of ImageNet, read as rows of a token dataset (docs/backbones.md, "LlamaGen
-codes").
+"""What layouts of published codes have in common: numpy files, read as rows of a token dataset.
 
-LlamaGen: `{path}/imagenet{size}_codes/{i}.npy`, (1, A, T), and `.../imagenet{size}_labels/{i}.npy`,
-(1,). ARPG: `{path}/{class}/*.npy`, (A, T). Files are small and many, so they are read by threads.
+Files are small and many, so they are read by threads. Layouts are in common/data/token_sources.
 
-Shape letters: A variants of an image, L slots (the files' T), n rows of a part, P folders.
+Shape letters: A variants of an image, L slots (the files' T), n rows of a part.
 """
 
 import copy
 import os
 import stat
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +16,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
-from common.data.tokens import TokensConfig
+from common.data.token_rows import PixelEncoder, TokenRows, Watch
+from common.data.token_source import TokenSourceConfig
 from common.errors import InputError
 from common.images.config import MOST_CLASSES
 from common.images.contents import Reading, content_hash
@@ -29,15 +29,18 @@ from common.spec import SequenceSpec
 
 READERS = 8
 """Threads per process; they wait for the storage more than they compute."""
+VARIANTS = 10
+"""Per image in a folder of published codes: ten crops."""
 
 
-class Codes(ABC):
+class Codes(TokenRows):
     """A finite, ordered set of encoded images in files of their own."""
 
     variants: int
-    name: str
 
-    def __init__(self, config: TokensConfig, shape: SequenceSpec, items: Sequence[Any]) -> None:
+    def __init__(
+        self, config: TokenSourceConfig, shape: SequenceSpec, items: Sequence[Any]
+    ) -> None:
         self._classes = config.classes
         self._shape = shape
         self._items = items
@@ -60,7 +63,12 @@ class Codes(ABC):
             token_AL, label = self._row(item)
             yield printable(self._files(item)[0]), _row_hash(token_AL, label)
 
-    def read(self, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
+    def read(
+        self,
+        encoder: PixelEncoder | None = None,
+        reading: Reading | None = None,
+        watch: Watch | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """(token_nAL, label_n), both int64; `reading` collects what they were read from.
 
         Raises:
@@ -89,7 +97,7 @@ class Codes(ABC):
         """token_AL and label of one image."""
 
     def _tokens(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
-        array = _load(file)
+        array = load_array(file)
         if array.shape != shape:
             raise InputError(
                 f"{file}: has shape {array.shape}, but the first file has {shape}; extract it again"
@@ -111,7 +119,7 @@ class Codes(ABC):
 
     def _first(self, file: Path, *, leading: tuple[int, ...]) -> int:
         """The number of variants in the first file, after checking how it is laid out."""
-        shape = _load(file).shape
+        shape = load_array(file).shape
         if len(shape) != len(leading) + 2 or shape[: len(leading)] != leading or not shape[-2]:
             expected = "".join(f"{size}, " for size in leading)
             raise InputError(f"{file}: has shape {shape}, expected ({expected}variants, tokens)")
@@ -123,119 +131,27 @@ class Codes(ABC):
         return shape[-2]
 
 
-class LlamaGenCodes(Codes):
-    """One or several folders of `extract_codes_c2i.py`; several add up their variants."""
+class CodesConfig(TokenSourceConfig):
+    """A kind that reads files of codes: `paths` name them."""
 
-    def __init__(self, config: TokensConfig, shape: SequenceSpec) -> None:
-        self._codes = [_codes_folder(path) for path in config.paths]
-        self._labels = [
-            folder.with_name(folder.name.removesuffix("_codes") + "_labels")
-            for folder in self._codes
-        ]
-        counts = {folder: _count(folder) for folder in [*self._codes, *self._labels]}
-        fewest, most = min(counts, key=lambda f: counts[f]), max(counts, key=lambda f: counts[f])
-        if counts[fewest] != counts[most]:
-            raise InputError(
-                f"{fewest / f'{counts[fewest]}.npy'}: no such file, but {most} goes up to "
-                f"{counts[most] - 1}.npy; the folders must hold the same images"
-            )
-        super().__init__(config, shape, range(counts[most]))
-        each = [self._first(folder / "0.npy", leading=(1,)) for folder in self._codes]
-        for folder, variants in zip(self._codes, each, strict=True):
-            _require_same("variants per image", (folder, variants), (self._codes[0], each[0]))
-        self._each = each[0]
-        self.variants = sum(each)
-        self.name = ", ".join(str(folder) for folder in self._codes)
+    @model_validator(mode="after")
+    def _paths_are_given(self) -> Self:
+        if not self.paths:
+            raise ValueError(f"kind is {self.kind}, so paths must name the folders of codes")
+        return self
 
-    def _files(self, item: int) -> list[Path]:
-        return [folder / f"{item}.npy" for folder in [*self._codes, *self._labels]]
-
-    def _row(self, item: int) -> tuple[np.ndarray, int]:
-        shape = (1, self._each, self._shape.length)
-        token_PAL = [self._tokens(folder / f"{item}.npy", shape)[0] for folder in self._codes]
-        files = [folder / f"{item}.npy" for folder in self._labels]
-        labels = [self._label(file, _label_in(file)) for file in files]
-        for file, label in zip(files, labels, strict=True):
-            _require_same("label", (file, label), (files[0], labels[0]))
-        return np.concatenate(token_PAL), labels[0]
+    @property
+    def variants(self) -> int:
+        return VARIANTS * len(self.paths)
 
 
-class ArpgCodes(Codes):
-    """A folder per class, named by its number; files in sorted order."""
-
-    def __init__(self, config: TokensConfig, shape: SequenceSpec) -> None:
-        path = _existing(config.paths[0])
-        folders = [
-            entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name)
-        ]
-        for folder in folders:
-            if not _is_number(folder.name):
-                raise InputError(f"{folder}: no class number; expected {path}/<class number>/*.npy")
-        if not folders:
-            raise InputError(f"{path}: holds no class folders; expected <class number>/*.npy")
-        folders.sort(key=lambda folder: int(folder.name))
-        super().__init__(config, shape, [(f, name) for f in folders for name in _names_in(f)])
-        for folder in folders:
-            self._label(folder, int(folder.name))
-        folder, name = self._items[0]
-        self.variants = self._first(folder / name, leading=())
-        self.name = str(path)
-
-    def _files(self, item: tuple[Path, str]) -> list[Path]:
-        folder, name = item
-        return [folder / name]
-
-    def _row(self, item: tuple[Path, str]) -> tuple[np.ndarray, int]:
-        folder, name = item
-        shape = (self.variants, self._shape.length)
-        return self._tokens(folder / name, shape), int(folder.name)
-
-
-def open_codes(config: TokensConfig, shape: SequenceSpec) -> Codes:
-    """List the files that `[tokens]` names; `shape` is the tokenizer's.
-
-    Raises:
-        InputError: a folder is missing or laid out differently, numbers have gaps, a label has no
-            file, folders disagree, or the codes are those of another image size.
-    """
-    kind = LlamaGenCodes if config.kind == "llamagen_codes" else ArpgCodes
-    return kind(config, shape)
-
-
-def _existing(path: Path) -> Path:
+def existing_folder(path: Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; tokens.paths must name folders of codes")
     return path
 
 
-def _codes_folder(path: Path) -> Path:
-    found = sorted(entry for entry in _existing(path).glob("imagenet*_codes") if entry.is_dir())
-    if len(found) != 1:
-        there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        raise InputError(f"{path}: expected one folder imagenet<size>_codes, found {there}")
-    return found[0]
-
-
-def _count(folder: Path) -> int:
-    """How many files 0.npy, 1.npy, ... a folder holds."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; labels are expected beside the codes")
-    numbers = []
-    for name in _names_in(folder):
-        stem = name.removesuffix(".npy")
-        if not _is_number(stem):
-            raise InputError(f"{folder / name}: no image number; expected 0.npy, 1.npy, ...")
-        numbers.append(int(stem))
-    gaps = np.flatnonzero(np.sort(np.array(numbers)) != np.arange(len(numbers)))
-    if len(gaps):
-        raise InputError(
-            f"{folder / f'{gaps[0]}.npy'}: no such file, but numbers go up to {max(numbers)}; "
-            "extract the missing images"
-        )
-    return len(numbers)
-
-
-def _names_in(folder: Path) -> list[str]:
+def array_names(folder: Path) -> list[str]:
     """The .npy files, sorted.
 
     Raises:
@@ -252,30 +168,15 @@ def _names_in(folder: Path) -> list[str]:
     return names
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal() and str(int(name)) == name
-
-
-def _require_same(what: str, this: tuple[Path, int], that: tuple[Path, int]) -> None:
-    if this[1] != that[1]:
-        raise InputError(
-            f"{this[0]}: {what} {this[1]}, but {that[0]} has {that[1]}; both must be of the same "
-            "images"
-        )
-
-
-def _label_in(file: Path) -> int:
-    array = _load(file)
-    if array.shape != (1,):
-        raise InputError(f"{file}: has shape {array.shape}, expected one label, shape (1,)")
-    return int(array[0])
 
 
 def _row_hash(token_AL: np.ndarray, label: int) -> str:
     return content_hash(token_AL.tobytes(), str(label).encode())
 
 
-def _load(file: Path) -> np.ndarray:
+def load_array(file: Path) -> np.ndarray:
     """An array of integers, as int64; never unpickles, and holds no more than the file does."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe may never end

@@ -10,18 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from common.config.quantities import Classes, Count, Gpus, Processes, SomeCpus
-from common.config.schema import Config, UserPath
-from common.data.crops import Crops
 from common.data.token_header import TokenHeader
 from common.errors import InputError
 from common.files.atomic import write_atomically
@@ -31,43 +27,10 @@ from common.memory import require_memory
 from common.randomness import Draws
 from common.spec import SequenceSpec
 
-__all__ = ["TokenDataset", "TokenHeader", "TokensConfig"]
+__all__ = ["TokenDataset", "TokenHeader"]
 NUMPY = {torch.int16: np.int16, torch.int32: np.int32}
 ROW_GROUP_TOKENS = 2**22
 """Tokens that are in memory together while a file is written or read."""
-
-
-class TokensConfig(Config):
-    kind: Literal["images", "llamagen_codes", "arpg_codes"] = "images"
-    """images: encode `images`; llamagen_codes, arpg_codes: read published codes for training."""
-    paths: tuple[UserPath, ...] = ()
-    """Folders of published codes; the variants of several LlamaGen folders are joined."""
-    classes: Classes | None = None
-    """Number of classes of published codes; by default one more than their largest label."""
-    crops: Crops = "center"
-    """Views of every training image: center, flip (and its mirror image) or ten_crop."""
-    crop_range: Annotated[float, Field(ge=1, le=16)] = 1.1
-    """Side that ten crops are cut from, in multiples of images.size; published: 1.1 and 1.05."""
-    part_images: Count = 1024
-    """Images per part; an interrupted command goes on after its finished parts."""
-    workers: Processes = 2
-    """Most encoding actors at a time; fewer start where the cluster has less room."""
-    cpus: SomeCpus = 1
-    """Logical CPUs reserved per actor, and threads that it computes with."""
-    gpus: Gpus = 0
-    """GPUs reserved per actor; with a fraction, several actors' reading keeps one GPU busy."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where images are encoded."""
-
-    @model_validator(mode="after")
-    def _paths_are_for_codes(self) -> Self:
-        if self.kind == "images" and (self.paths or self.classes):
-            raise ValueError("paths and classes are for published codes; set kind, or drop them")
-        if self.kind != "images" and not self.paths:
-            raise ValueError(f"kind is {self.kind}, so paths must name the folders of codes")
-        if self.kind == "arpg_codes" and len(self.paths) > 1:
-            raise ValueError(f"arpg_codes are one folder, but paths has {len(self.paths)}")
-        return self
 
 
 @dataclass(frozen=True)

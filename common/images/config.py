@@ -72,6 +72,11 @@ class ImagesConfig(Config):
         """Whether there are held-out images."""
         return self.kind == "digits" or self.test is not None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the training images can be opened; where not, a plan is all that can be made."""
+        return self.kind == "digits" or bool(self.given("train") and not self.missing("train"))
+
     def given(self, split: Split) -> tuple[Path, ...]:
         """The paths of a split as they were given; none where it is not set."""
         paths = self.train if split == "train" else self.test

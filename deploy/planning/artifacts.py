@@ -4,16 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.artifacts.model_file import ModelFile
-from common.data.crops import VIEWS
-from common.data.tokens import TokensConfig, count_images, read_header
+from common.data.tokens import count_images, read_header
 from common.images.opening import open_images
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import dataset_source
-
-CODE_VARIANTS = 10
-"""Variants per image in a folder of published codes: ten crops."""
 
 
 def sequence_spec(config: RunConfig, workspace: Workspace) -> SequenceSpec:
@@ -21,27 +17,18 @@ def sequence_spec(config: RunConfig, workspace: Workspace) -> SequenceSpec:
     classes where none of them knows."""
     if workspace.train_tokens.exists():
         return read_header(workspace.train_tokens).spec
-    images, tokens = config.images, config.tokens
-    classes = images.classes if tokens.kind == "images" else tokens.classes or images.classes
-    if classes is None and _images_exist(config):
+    images = config.images
+    classes = config.tokens.classes or images.classes
+    if classes is None and images.is_there:
         classes = len(open_images(images, "train").classes)
     return replace(config.tokenizer.describe(images.size), num_classes=classes or 0)
-
-
-def _images_exist(config: RunConfig) -> bool:
-    images = config.images
-    found = bool(images.given("train")) and not images.missing("train")
-    return images.kind == "digits" or found
 
 
 def data_size(config: RunConfig, workspace: Workspace) -> tuple[int | None, int]:
     """(training images, variants of each); None where nothing tells."""
     path, tokens = workspace.train_tokens, config.tokens
     if not path.exists():
-        images = None
-        if tokens.kind == "images" and _images_exist(config) and not config.cluster.data_images:
-            images = len(open_images(config.images, "train"))
-        return config.cluster.data_images or images, _variants(tokens)
+        return config.cluster.data_images or tokens.count(config.images), tokens.variants
     return count_images(path), read_header(path).variants
 
 
@@ -49,10 +36,6 @@ def generated_size(config: RunConfig, images: int | None) -> int:
     """Sequences in the teacher's own dataset; 0 where none is read, or nothing tells."""
     source = dataset_source(config)
     return 0 if source is None else source.sequences or images or 0
-
-
-def _variants(tokens: TokensConfig) -> int:
-    return VIEWS[tokens.crops] if tokens.kind == "images" else CODE_VARIANTS * len(tokens.paths)
 
 
 def check_files(config: RunConfig, workspace: Workspace, spec: SequenceSpec) -> None:

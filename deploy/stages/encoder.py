@@ -1,7 +1,7 @@
-"""Parts of a split's token file: images are encoded, published codes are read.
+"""Parts of a split's token file, whatever their source.
 
-Shape letters: A views of an image, B images of a batch, C channels, H height, W width, S side of a
-view, L slots, n rows of a part.
+Shape letters: A views of an image, B images of a batch, C channels, H height, W width, L slots, n
+rows of a part.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.crops import VIEWS, Crops, cut_views
-from common.data.published_codes import Codes
+from common.data.token_rows import TokenRows
 from common.data.tokens import TokenHeader, count_images, read_header, write_tokens
 from common.device import place
 from common.errors import InputError
 from common.files.tensors import state_digest
 from common.images.contents import Contents, Reading
-from common.images.opening import ImageSource
-from common.tokenization.tokenizer import load_tokenizer
-
-BATCH = 64
-"""Images that are decoded together."""
+from common.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,10 +26,7 @@ class ImagesPart:
     """Rows of one split and the file that they go to."""
 
     path: Path
-    source: ImageSource | Codes
-    size: int
-    """Side of an encoded view in pixels."""
-    crops: Crops = "center"
+    source: TokenRows
 
     def __len__(self) -> int:
         return len(self.source)
@@ -67,39 +59,34 @@ class Encoder:
         Raises:
             InputError: an image or a file of codes is bad, or the part cannot be written.
         """
-        reading = Reading()
-        if isinstance(part.source, Codes):
-            token_nAL, label_n = part.source.read(reading)
-            facts: dict[str, Any] = {"squared_error": 0.0, "pixels": 0}
-        else:
-            token_nAL, facts = self._encode(part.source, part, reading, watch)
-            label_n = part.source.label_N
-        facts["labels"] = label_n.unique().tolist()
-        facts["contents"] = reading.contents().as_dict()
-        facts["notes"] = dict(reading.notes)
+        reading, encoder = Reading(), _Measured(self._tokenizer, self._device)
+        token_nAL, label_n = part.source.read(encoder, reading, watch)
+        facts: dict[str, Any] = {
+            "squared_error": encoder.squared_error,
+            "pixels": encoder.pixels,
+            "labels": label_n.unique().tolist(),
+            "contents": reading.contents().as_dict(),
+            "notes": dict(reading.notes),
+        }
         shape = self._tokenizer.shape
         header = TokenHeader(shape, (), self._digest, token_nAL.shape[1], facts)
         write_tokens(part.path, header, [(token_nAL, label_n)])
 
+
+class _Measured:
+    """The tokenizer, which counts the error of what it is shown again."""
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        self._tokenizer, self._device = tokenizer, device
+        self.squared_error, self.pixels = 0.0, 0
+
     @torch.no_grad()
-    def _encode(
-        self,
-        source: ImageSource,
-        part: ImagesPart,
-        reading: Reading,
-        watch: Callable[[int], None],
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """token_nAL, and the reconstruction error of the first batch's first views."""
-        tokens: list[Tensor] = []
-        facts: dict[str, Any] = {}
-        for pixel_BCHW in source.batches(BATCH, reading):
-            watch(sum(len(token) for token in tokens))
-            pixel_BACSS = cut_views(pixel_BCHW, part.crops, part.size)
-            token_BL = self._tokenizer.encode(pixel_BACSS.flatten(0, 1).to(self._device)).cpu()
-            tokens.append(token_BL.unflatten(0, (-1, VIEWS[part.crops])))
-            if not facts:
-                decoded = self._tokenizer.decode(tokens[0][:, 0].to(self._device)).cpu()
-                difference = decoded.double() - pixel_BACSS[:, 0].double()
-                facts["squared_error"] = float(difference.square().sum())
-                facts["pixels"] = difference.numel()
-        return torch.cat(tokens), facts
+    def encode(self, pixel_BCHW: Tensor) -> Tensor:
+        return self._tokenizer.encode(pixel_BCHW.to(self._device)).cpu()
+
+    @torch.no_grad()
+    def measure(self, pixel_BCHW: Tensor, token_BL: Tensor) -> None:
+        decoded = self._tokenizer.decode(token_BL.to(self._device)).cpu()
+        difference = decoded.double() - pixel_BCHW.double()
+        self.squared_error += float(difference.square().sum())
+        self.pixels += difference.numel()

@@ -14,13 +14,14 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from common.data.crops import Crops, source_side
-from common.data.published_codes import Codes, open_codes
-from common.data.tokens import TokenHeader, TokensConfig
+from common.data.image_rows import BATCH
+from common.data.token_rows import TokenRows
+from common.data.token_source import TokenSourceConfig
+from common.data.tokens import TokenHeader
 from common.errors import InputError
 from common.files.atomic import drop_leftovers
 from common.files.tensors import state_digest
-from common.images.opening import ImageSource, open_images
+from common.images.opening import open_images
 from common.images.source import decoding
 from common.randomness import derive_seed
 from common.spec import SequenceSpec
@@ -35,7 +36,7 @@ from deploy.backend.partitions import PartitionJob, join, parts_folder
 from deploy.config import RunConfig
 from deploy.console.progress import busy
 from deploy.run_folder.workspace import Workspace
-from deploy.stages.encoder import BATCH, Encoder, ImagesPart, outdated
+from deploy.stages.encoder import Encoder, ImagesPart, outdated
 from deploy.stages.pretrain_tokenizer import load_trained
 
 DONE = {
@@ -45,6 +46,8 @@ DONE = {
     "of several frames": " (the first was taken)",
 }
 """How the notes of `common.images.pixels` are told."""
+NOT_IN_PARTS = {"workers", "cpus", "gpus", "device", "crops", "paths", "classes"}
+"""Fields of [tokens] that do not decide what a part holds, or are looked at elsewhere."""
 
 
 def tokenize(
@@ -58,11 +61,11 @@ def tokenize(
         InputError: something in the user's files; the message names the file.
         RunFailed: actors died again and again.
     """
-    shape = config.tokenizer.describe(config.images.size)
+    tokens, images = config.tokens, config.images
+    shape = config.tokenizer.describe(images.size)
     with busy(target, "looking at the images", at_once=False):
-        train, test = _open_train(config, shape), _open_test(config)
-    if isinstance(train, ImageSource) and test is not None:
-        _require_same_classes(train, test)
+        train, test = tokens.open(images, shape), tokens.open_test(images)
+    _require_same_classes(train, test)
     _say_what_was_read(target, train, test)
     target.print(f"tokenizer: {config.tokenizer.kind}, for {len(train)} training images")
     trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
@@ -76,7 +79,7 @@ def tokenize(
     _drop_leftovers(every_part, target)
     headers = _job(config, stored, local).finish(every_part, target, _numbers)
     made = [headers[part.path] for part in splits[0].parts]
-    classes = _classes(train, test, config.tokens, made)
+    classes = _classes(train, test, tokens, made)
     for split in splits:
         _join(split, headers, tokenizer.spec(len(classes)), classes, config, target)
     if not trained:  # else the file is there, with the facts of its training
@@ -93,15 +96,14 @@ class PlannedSplit:
 
     name: str
     path: Path
-    source: ImageSource | Codes
+    source: TokenRows
     parts: list[ImagesPart]
 
 
-def _say_what_was_read(target: Console, *sources: ImageSource | Codes | None) -> None:
+def _say_what_was_read(target: Console, *sources: TokenRows | None) -> None:
     for source in sources:
-        if isinstance(source, ImageSource):
-            for line in source.found.lines(source.name):
-                target.print(line, markup=False, soft_wrap=True)
+        for line in source.found() if source is not None else ():
+            target.print(line, markup=False, soft_wrap=True)
 
 
 def _drop_leftovers(parts: list[ImagesPart], target: Console) -> None:
@@ -131,10 +133,7 @@ def _join(
     for header in made:
         notes.update(header.facts["notes"])
         hashes += header.facts["contents"]["hashes"]
-    source, facts = split.source, {"pixels": dict(notes)}
-    if isinstance(source, ImageSource):
-        identity = source.identity(hashes)
-        facts |= {"images": source.found.as_dict(), "digest": identity}
+    facts = {"pixels": dict(notes), **split.source.facts(hashes)}
     header = TokenHeader(spec, classes, made[0].tokenizer, made[0].variants, facts)
     join(split.path, header, split.parts)
     if notes:
@@ -145,22 +144,10 @@ def _join(
         target.print(f"{split.name} images: {told}", markup=False, soft_wrap=True)
 
 
-def _open_train(config: RunConfig, shape: SequenceSpec) -> ImageSource | Codes:
-    tokens, images = config.tokens, config.images
-    if tokens.kind != "images":
-        return open_codes(tokens, shape)
-    side = source_side(images.size, tokens.crops, tokens.crop_range)
-    return open_images(images.model_copy(update={"size": side}), "train")
-
-
-def _open_test(config: RunConfig) -> ImageSource | None:
-    images = config.images
-    wanted = images.has_test if config.tokens.kind == "images" else images.test is not None
-    return open_images(images, "test") if wanted else None
-
-
-def _require_same_classes(train: ImageSource, test: ImageSource) -> None:
+def _require_same_classes(train: TokenRows, test: TokenRows | None) -> None:
     """The last classes may lack held-out images: then Parquet does not show them."""
+    if test is None or train.classes is None or test.classes is None:
+        return
     names, held_out = train.classes[: len(test.classes)], test.classes
     numbers = tuple(str(label) for label in range(len(held_out)))  # files without names
     if (held_out not in (names, numbers) and names != numbers) or len(names) < len(held_out):
@@ -195,31 +182,27 @@ def _plan(
     config: RunConfig,
     name: str,
     path: Path,
-    source: ImageSource | Codes,
+    source: TokenRows,
     tokenizer: Tokenizer,
 ) -> PlannedSplit:
     """Cut a split into parts, in a folder named after all that decides what they hold, but for the
     images themselves: a part says of which it was made."""
     tokens, rows = config.tokens, len(source)
-    crops: Crops = tokens.crops if name == "train" else "center"
     facts = {
         "tokenizer": state_digest(tokenizer),
         "decoding": decoding(config.images),
-        "tokens": tokens.model_dump(mode="json", include={"kind", "crop_range", "part_images"}),
-        "crops": crops,
+        "tokens": tokens.model_dump(mode="json", exclude=NOT_IN_PARTS),
+        "crops": tokens.crops if name == "train" else "center",
         "rows": rows,
     }
     hasher = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    if isinstance(source, ImageSource):
-        hasher.update(source.label_N.numpy().tobytes())
+    hasher.update(source.layout())
     folder = parts_folder(path) / hasher.hexdigest()[:16]
     starts = range(0, rows, tokens.part_images)
     parts = [
         ImagesPart(
             folder / f"part-{number:05d}.parquet",
             source.subset(range(start, min(start + tokens.part_images, rows))),
-            config.images.size,
-            crops,
         )
         for number, start in enumerate(starts)
     ]
@@ -228,11 +211,10 @@ def _plan(
 
 def _job(config: RunConfig, tokenizer_file: Path, local: bool) -> PartitionJob:
     tokens = config.tokens
-    title = "encode" if tokens.kind == "images" else "read codes"
     return PartitionJob(
         config,
         partial(Encoder, tokenizer_file, tokens.device),
-        ActorPool(title, tokens.cpus, tokens.gpus, most=tokens.workers),
+        ActorPool(tokens.doing, tokens.cpus, tokens.gpus, most=tokens.workers),
         section="tokens",
         lower="tokens.workers or tokens.part_images",
         local=local,
@@ -253,13 +235,13 @@ def psnr(headers: Iterable[TokenHeader]) -> float | None:
 
 
 def _classes(
-    train: ImageSource | Codes,
-    test: ImageSource | None,
-    tokens: TokensConfig,
+    train: TokenRows,
+    test: TokenRows | None,
+    tokens: TokenSourceConfig,
     made: list[TokenHeader],
 ) -> tuple[str, ...]:
-    """Names of the classes; codes have only numbers."""
-    if isinstance(train, ImageSource):
+    """Names of the classes; where there are none, all numbers up to the largest label."""
+    if train.classes is not None:
         return train.classes
     seen = {label for header in made for label in header.facts["labels"]}
     count = tokens.classes or max(seen) + 1
@@ -269,9 +251,9 @@ def _classes(
             f"{train.name}: no image has label {gap}, but labels go up to {max(seen)}; set "
             f"tokens.classes={count} if classes without images are meant"
         )
-    if test is not None and len(test.classes) > count:
+    if test is not None and len(test.classes or ()) > count:
         raise InputError(
-            f"{test.name}: has {len(test.classes)} classes, but the codes {train.name} have "
+            f"{test.name}: has {len(test.classes or ())} classes, but the codes {train.name} have "
             f"{count}; set tokens.classes"
         )
     return tuple(str(label) for label in range(count))

@@ -33,7 +33,6 @@ from deploy.study.config import Study
 from learner.pretrain import HARMLESS
 
 MARK = "start.json"
-TOKENS = {"kind", "classes", "crops", "crop_range", "paths"}
 """Fields of [tokens] that decide what the tokens are."""
 
 
@@ -118,7 +117,7 @@ def made_from(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "images": _images(config),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
-        "tokens": config.tokens.model_dump(mode="json", include=TOKENS),
+        "tokens": config.tokens.model_dump(mode="json", exclude=set(config.tokens.harmless)),
         "models": config.models.model_dump(mode="json"),
         "pretrain": pretrain,
         "teacher": {"weights": _weights(config, "teacher")},

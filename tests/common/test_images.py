@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.tokens import TokensConfig
+from common.data.token_sources import llamagen_codes
 from common.errors import InputError
 from common.images.opening import ImagesConfig, open_images
 
@@ -107,7 +107,7 @@ def test_the_digest_follows_pixels_and_labels_but_not_places(folder, tmp_path):
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ImagesConfig(kind="folder", train=Path("~/train")).train == tmp_path / "train"
-    codes = TokensConfig(kind="llamagen_codes", paths=(Path("~/a"), Path("b~")))
+    codes = llamagen_codes.Config(paths=(Path("~/a"), Path("b~")))
     assert codes.paths == (tmp_path / "a", Path("b~"))
     with pytest.raises(ValueError, match="~nobody-at-all/x names the home folder of an unknown"):
         ImagesConfig(kind="folder", train=Path("~nobody-at-all/x"))

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.published_codes import open_codes
-from common.data.tokens import TokensConfig
+from common.data.token_sources import arpg_codes, llamagen_codes
 from common.errors import InputError
+from common.images.config import ImagesConfig
 from common.spec import SequenceSpec
 
 SHAPE = SequenceSpec(vocab_size=50, length=4, grid=(2, 2), num_classes=0)
+
+
+def open_codes(config, shape):
+    return config.open(ImagesConfig(), shape)
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def llamagen(tmp_path):
 
 
 def llamagen_config(root, *names, **changes):
-    return TokensConfig(kind="llamagen_codes", paths=tuple(root / n for n in names), **changes)
+    return llamagen_codes.Config(paths=tuple(root / n for n in names), **changes)
 
 
 def test_llamagen_codes_come_in_numeric_order(llamagen, tmp_path):
@@ -112,7 +116,7 @@ def arpg(tmp_path):
 
 
 def arpg_config(path, **changes):
-    return TokensConfig(kind="arpg_codes", paths=(path,), **changes)
+    return arpg_codes.Config(paths=(path,), **changes)
 
 
 def pipe(path):

@@ -15,6 +15,7 @@ CONTRACTS = (
     "tests/contracts/test_objectives.py",
     "tests/contracts/test_backbones.py",
     "tests/contracts/test_tokenizers.py",
+    "tests/contracts/test_token_sources.py",
     "tests/contracts/test_generators.py",
     "tests/contracts/test_scorers.py",
     "tests/learner/test_learner.py",
@@ -66,6 +67,7 @@ def test_the_examples_pass_the_contract_tests(tree):
             "learner/objectives",
             "common/models/backbones",
             "common/tokenization/tokenizers",
+            "common/data/token_sources",
             "common/models/generators",
             "teacher_server/scorers",
         )

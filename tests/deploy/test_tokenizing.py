@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from common.data.crops import cut_views
-from common.data.published_codes import open_codes
+from common.data.image_rows import ImageRows
 from common.data.tokens import load_tokens, read_header
 from common.errors import InputError, RunFailed
 from common.images.opening import open_images
@@ -214,7 +214,7 @@ def test_a_part_whose_actors_die_is_given_up(ray_cluster, photos, quiet):
             os._exit(1)
 
     source = open_images(opened(photos, "run")[0].images, "train").subset(range(3))
-    parts = [ImagesPart(photos / "part-00000.parquet", source, 8)]
+    parts = [ImagesPart(photos / "part-00000.parquet", ImageRows(source, 8))]
     pool = ActorPool("encode", 1, 0, most=2)
     job = PartitionJob(
         opened(photos, "run")[0],
@@ -248,7 +248,7 @@ def test_published_codes_become_a_dataset_with_their_tokenizer(codes, photos, qu
     facts = tokenize(config, workspace, quiet, local=True)
     assert facts == {"images": 23, "variants": 4, "psnr": None}
     data = load_tokens(workspace.train_tokens)
-    expected, label = open_codes(config.tokens, data.spec).read()
+    expected, label = config.tokens.open(config.images, data.spec).read()
     assert torch.equal(data.token_NAL.long(), expected)
     assert torch.equal(data.label_N, label)
     assert data.spec == load_tokenizer(workspace.tokenizer).spec(7)

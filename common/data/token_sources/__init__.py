@@ -1,0 +1,1 @@
+"""Sources of training tokens, one file per kind."""
