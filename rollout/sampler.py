@@ -8,9 +8,9 @@ Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from common.config.quantities import CodesOrAll, SomeProbability, Temperature
@@ -19,6 +19,7 @@ from common.errors import Diverged
 from common.models.backbone import Backbone
 from common.models.guidance import Guidance, guide
 from common.models.plan import DecodePlan, DecodingConfig
+from common.models.top_p import top_p_rules
 
 
 class SamplingConfig(Config):
@@ -35,9 +36,16 @@ class SamplingConfig(Config):
     """Keep the k largest logits and their ties; 0 keeps all."""
     top_p: SomeProbability = 1.0
     """Keep the likeliest tokens that together reach probability p; 1 keeps all (VAR writes 0)."""
-    top_p_rule: Literal["llamagen", "var"] = "llamagen"
-    """Whose rule decides at the edge: LlamaGen drops from the top where more than p comes before;
-    VAR drops from the bottom while no more than 1 - p is gone."""
+    top_p_rule: str = "llamagen"
+    """Whose rule decides at the edge, by the name that a family declares: llamagen drops from the
+    top where more than p comes before, var from the bottom while no more than 1 - p is gone."""
+
+    @field_validator("top_p_rule")
+    @classmethod
+    def _some_family_has_the_rule(cls, value: str) -> str:
+        if value not in (known := top_p_rules()):
+            raise ValueError(f"is no rule; choose one of {', '.join(sorted(known))}")
+        return value
 
     @property
     def is_plain(self) -> bool:
@@ -206,17 +214,8 @@ def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
         threshold = logit.topk(sampling.top_k, dim=-1).values[..., -1:]
         logit = logit.masked_fill(logit < threshold, -torch.inf)
     if sampling.top_p < 1:
-        descending = sampling.top_p_rule == "llamagen"
-        ordered, order = logit.sort(dim=-1, descending=descending)
-        probability = ordered.softmax(-1)
-        reached = probability.cumsum(-1)
-        if descending:
-            edge = reached - probability > sampling.top_p
-        else:
-            edge = reached <= 1 - sampling.top_p
-            edge[..., -1] = False
-        removed = torch.zeros_like(edge).scatter_(-1, order, edge)
-        logit = logit.masked_fill(removed, -torch.inf)
+        dropped = top_p_rules()[sampling.top_p_rule](logit, sampling.top_p)
+        logit = logit.masked_fill(dropped, -torch.inf)
     return logit.log_softmax(-1)
 
 

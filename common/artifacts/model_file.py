@@ -32,7 +32,7 @@ class ModelFile:
     architecture: BackboneConfig
     spec: SequenceSpec
     tokenizer: Path
-    """Official files of next-scale models leave their quantiser to the tokenizer's file."""
+    """Official files leave what the family borrows of its tokenizer to the tokenizer's file."""
     ema: bool = False
     """Read the averaged weights of an official trainer's file."""
 
@@ -60,9 +60,9 @@ class ModelFile:
             return model.eval()
         checkpoint = self._open()
         model = self._skeleton()
-        # Built on the meta device, the quantiser's state comes from the tokenizer, if at all.
-        quantizer = load_tokenizer(self.tokenizer).quantizer if self.spec.scales else None
-        model.attach(quantizer)
+        # Built on the meta device, what is borrowed comes from the tokenizer, if at all.
+        if model.borrowed:
+            model.attach(load_tokenizer(self.tokenizer).lent())
         given = {name: value for name, value in model.state_dict().items() if not value.is_meta}
         load(model, checkpoint, ignoring(*model.official.ignored), given=given, dtype=dtype)
         return model.eval()
@@ -161,15 +161,10 @@ def identify(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, int]
 
 def official_state(model: Backbone) -> dict[str, Tensor]:
     """Everything that the family's own loader expects, under its names (strict loading works)."""
-    quantizer = {f"quantizer.{name}" for name in _quantizer_names(model)}
+    borrowed = tuple(f"{name}." for name in model.borrowed)
     state = {
         name: value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
-        if name not in quantizer
+        if not name.startswith(borrowed)
     }
     return state | model.official_buffers()
-
-
-def _quantizer_names(model: Backbone) -> list[str]:
-    quantizer = getattr(model, "quantizer", None)
-    return list(quantizer.state_dict()) if isinstance(quantizer, nn.Module) else []

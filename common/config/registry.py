@@ -4,6 +4,7 @@ of the user's own."""
 import importlib
 import importlib.util
 import pkgutil
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -57,6 +58,19 @@ def make(package: str, fields: dict[str, Any]) -> Any:
     """Turn `{kind = ..., ...}` into that plug-in's own Config."""
     rest = {name: value for name, value in fields.items() if name != "kind"}
     return load_plugin(package, str(fields["kind"])).Config.model_validate(rest)
+
+
+def declared(package: str, name: str) -> dict[str, Any]:
+    """What the tables `name` of the plug-ins in `package` hold together; few files have one."""
+    return dict(_declared(package, name, tuple(plugin_packages())))
+
+
+@lru_cache(maxsize=64)  # asked in every step of decoding, and a folder is listed for it
+def _declared(package: str, name: str, packages: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in kinds(package):
+        found |= getattr(load_plugin(package, kind), name, {})
+    return found
 
 
 class FromPackage:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from common.config.plugins import PluginConfig
 from common.errors import InputError
 from common.models.plan import DecodePlan, DecodingConfig
-from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
 
 
@@ -63,6 +62,9 @@ class Backbone(nn.Module, ABC):
     of another family's."""
     official: ClassVar[Official]
     """How the family's own repository stores weights; parameter names are the official ones."""
+    borrowed: ClassVar[tuple[str, ...]] = ()
+    """Submodules that are the tokenizer's, which lends them under the same names (its `lent`);
+    official files leave them out."""
 
     spec: SequenceSpec
 
@@ -97,11 +99,11 @@ class Backbone(nn.Module, ABC):
         """The order that maximum-likelihood training uses, as published."""
         return self.plan(seeds)
 
-    def attach(self, quantizer: ResidualQuantizer | None) -> None:
-        """Take over what the family needs of its tokenizer; most need nothing.
+    def attach(self, lent: Mapping[str, nn.Module]) -> None:
+        """Take over what the family borrows of its tokenizer; most borrow nothing.
 
         Raises:
-            InputError: the family needs a quantiser and got none, or one of other sizes.
+            InputError: something is not in `lent`, or is of other sizes.
         """
 
     def official_buffers(self) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from common.config.plugins import kinds, load_plugin
 from common.config.quantities import Weight
+from common.config.registry import declared
 from common.config.schema import Config
 from common.models.plan import DecodePlan
 
@@ -27,11 +27,7 @@ PUBLISHED = "published"
 
 def guidance_rules() -> dict[str, GuidanceRule]:
     """The rules of all families by name."""
-    package = "common.models.backbones"
-    found: dict[str, GuidanceRule] = {}
-    for kind in kinds(package):
-        found |= getattr(load_plugin(package, kind), "GUIDANCE_RULES", {})
-    return found
+    return declared("common.models.backbones", "GUIDANCE_RULES")
 
 
 class Guidance(Config):

@@ -5,9 +5,8 @@ n = B * L latent vectors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +20,7 @@ from common.config.schema import Config, validate
 from common.errors import InputError
 from common.files.tensors import fill, load_tensors, reading_header, save_tensors
 from common.memory import module_bytes, require_memory
-from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
-
-MOST_TOKENS = 2**20
-"""Tokens of a multi-scale image; published ones have 680 and 2,240."""
 
 
 class Tokenizer(nn.Module, ABC):
@@ -37,10 +32,10 @@ class Tokenizer(nn.Module, ABC):
     images_at_once: int = 256
     """Images that are decoded together, whatever the caller's batch."""
 
-    @property
-    def quantizer(self) -> ResidualQuantizer | None:
-        """What a next-scale transformer needs to read its own tokens; None for plain rasters."""
-        return None
+    def lent(self) -> Mapping[str, nn.Module]:
+        """Modules without which some family cannot read its own tokens (`Backbone.borrowed`), by
+        name; none for most tokenizers."""
+        return {}
 
     @property
     @abstractmethod
@@ -90,20 +85,6 @@ class Tokenizer(nn.Module, ABC):
         return replace(self.shape, num_classes=num_classes)
 
 
-class MultiscaleTokenizer(Tokenizer):
-    """Its tokens are those of one residual quantiser."""
-
-    quantize: ResidualQuantizer
-
-    @property
-    def quantizer(self) -> ResidualQuantizer:
-        return self.quantize
-
-    @property
-    def codebook_VD(self) -> Tensor:
-        return self.quantize.code_VD
-
-
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
     """A training pass: images (not clamped), their codes, and the quantiser's losses, weighted."""
@@ -151,24 +132,6 @@ class TrainableTokenizerConfig(TokenizerConfig, ABC):
     def fit(
         self, batches: Iterator[Tensor], *, size: int, channels: int, seed: int
     ) -> TrainableTokenizer: ...
-
-
-def multiscale_shape(vocab_size: int, scales: tuple[int, ...]) -> SequenceSpec:
-    """Square token maps of the sides `scales`, coarse to fine (0 classes); sides may repeat.
-
-    Raises:
-        InputError: a side is smaller than the one before, or there are too many tokens.
-    """
-    if not scales or any(coarse > fine for coarse, fine in pairwise(scales)):
-        raise InputError(
-            f"tokenizer.scales is {list(scales)}; no side may be smaller than the one before"
-        )
-    length = sum(side**2 for side in scales)
-    if length > MOST_TOKENS:
-        raise InputError(
-            f"tokenizer.scales make {length} tokens per image, more than {MOST_TOKENS}; lower them"
-        )
-    return SequenceSpec(vocab_size, length, (scales[-1], scales[-1]), 0, scales)
 
 
 def require_room(config: TokenizerConfig, *, size: int, channels: int) -> None:

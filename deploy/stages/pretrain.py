@@ -44,14 +44,14 @@ def pretrain_model(
     data = load_tokens(workspace.existing_tokens())
     architecture, settings = getattr(config.models, which), getattr(config.pretrain, which)
     seed = derive_seed(config.seed, f"pretrain-{which}")
-    quantizer = _tokenizer_of(data, workspace).quantizer
+    lent = _tokenizer_of(data, workspace).lent()
     plan = _plan(config, workspace, which, data)
     stage = Stage(plan, workspace, target)
     if not restart and (facts := stage.finished()) is not None:
         workspace.keep_config(config)
         return facts
     backbone = _untrained(architecture, data.spec, which, seed)
-    backbone.attach(quantizer)
+    backbone.attach(lent)
     stage.begin(resume=resume, restart=restart)
     device, section = settings.device, f"pretrain.{which}"
     training = Pretraining(backbone, data, settings, seed=seed, device=device, section=section)

@@ -99,7 +99,7 @@ def test_a_family_refuses_tokens_of_the_wrong_form(tiny):
     with pytest.raises(InputError, match="var needs tokens of several scales"):
         tiny("var", spec=raster)
     with pytest.raises(InputError, match="tokenizer has none"):
-        tiny("var").attach(None)
+        tiny("var").attach({})
 
 
 def test_the_two_top_p_conventions_agree_off_the_edge():

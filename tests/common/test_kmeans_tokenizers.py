@@ -40,8 +40,8 @@ def test_multiscale_kmeans_never_loses_by_another_round():
         config = configure("multiscale_kmeans", vocab_size=16, rounds=rounds)
         fitted = config.fit(digits().batches(512), size=8, channels=1, seed=0)
         latent = fitted.latent(digits().pixels())
-        tokens = fitted.quantizer.quantise(latent)
-        return float((fitted.quantizer.accumulate(tokens) - latent).square().mean())
+        tokens = fitted.quantize.quantise(latent)
+        return float((fitted.quantize.accumulate(tokens) - latent).square().mean())
 
     errors = [error(rounds) for rounds in (1, 3, 8)]
     assert errors == sorted(errors, reverse=True)

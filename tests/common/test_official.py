@@ -15,6 +15,7 @@ from common.errors import InputError
 from common.files.official import Checkpoint
 from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
+from common.tokenization.multiscale import MultiscaleTokenizer
 from common.tokenization.tokenizer import save_tokenizer
 from common.tokenization.tokenizers import multiscale_kmeans
 
@@ -30,8 +31,8 @@ def tokenizer_file(tmp_path):
         scales = quantizer.scales
         config = multiscale_kmeans.Config(vocab_size=24, patch=2, scales=scales)
         tokenizer = config.build(size=2 * scales[-1], channels=1)
-        assert tokenizer.quantizer is not None
-        tokenizer.quantizer.load_state_dict(quantizer.state_dict())
+        assert isinstance(tokenizer, MultiscaleTokenizer)
+        tokenizer.quantize.load_state_dict(quantizer.state_dict())
         path = tmp_path / "tokenizer.safetensors"
         save_tokenizer(path, tokenizer, config, size=2 * scales[-1], channels=1)
         return path

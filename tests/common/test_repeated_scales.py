@@ -13,7 +13,8 @@ from common.errors import InputError
 from common.models.backbones import var
 from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
-from common.tokenization.tokenizer import load_tokenizer, multiscale_shape, save_tokenizer
+from common.tokenization.multiscale import multiscale_shape
+from common.tokenization.tokenizer import load_tokenizer, save_tokenizer
 from common.tokenization.tokenizers import multiscale_kmeans
 from rollout.sampler import SamplingConfig, decode, noise
 
@@ -82,7 +83,7 @@ def model(scales):
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    made.attach(quantizer(scales))
+    made.attach({"quantizer": quantizer(scales)})
     return made.eval()
 
 

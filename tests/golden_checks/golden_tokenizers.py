@@ -40,7 +40,7 @@ def stored(config, size, tmp_path):
 @torch.no_grad()
 def check_var_vqvae(golden, tmp_path):
     tokenizer, _ = multiscale_tokenizer(golden, tmp_path)
-    quantizer = tokenizer.quantizer
+    quantizer = tokenizer.quantize
     pixels, image = golden["image_u8"], golden["image"]
     golden.close("image", pixels / 255 * 2 - 1, atol=1e-6)
     golden.close("enc_out", tokenizer.encoder(image), atol=1e-4)

@@ -28,6 +28,7 @@ from common.models.layers import (
     start_uniform,
 )
 from common.models.plan import DecodePlan, DecodingConfig, ZipARPlan, raster_plan, zipar_plan
+from common.models.top_p import drop_from_top
 from common.models.zipar import BLANK, ZipARCache, feeds
 from common.spec import SequenceSpec, require_raster
 
@@ -57,6 +58,7 @@ def llamagen_scales(scale: float, plan: DecodePlan, interval: int) -> tuple[floa
 
 
 GUIDANCE_RULES = {"llamagen": llamagen_scales}
+TOP_P_RULES = {"llamagen": drop_from_top}
 
 
 class Config(BackboneConfig):

@@ -25,6 +25,7 @@ from common.models.backbone import Backbone, BackboneConfig, DecodeState, Offici
 from common.models.layers import KeyValueCache, drop_path_rates
 from common.models.plan import DecodePlan, DecodingConfig, next_scale_plan
 from common.models.residual_quantizer import ResidualQuantizer
+from common.models.top_p import drop_from_bottom
 from common.spec import SequenceSpec
 
 
@@ -56,6 +57,7 @@ def var_scales(cfg: float, plan: DecodePlan, interval: int) -> tuple[float, ...]
 
 
 GUIDANCE_RULES = {"var": var_scales}
+TOP_P_RULES = {"var": drop_from_bottom}
 
 
 class Config(BackboneConfig):
@@ -143,6 +145,7 @@ class VAR(Backbone):
     """`features` of a slot predict its own token, from the scales before."""
 
     guidance_rule = "var"
+    borrowed = ("quantizer",)
     official = Official(
         None,
         ("lvl_1L", "attn_bias_for_masking", "blocks.*.attn.zero_k_bias"),
@@ -183,11 +186,11 @@ class VAR(Backbone):
         refuse_decoding("var", decoding, "steps", "zipar")
         return next_scale_plan(len(seeds), self.spec.scales)
 
-    def attach(self, quantizer: ResidualQuantizer | None) -> None:
+    def attach(self, lent: Mapping[str, nn.Module]) -> None:
         ours = {name: value.shape for name, value in self.quantizer.state_dict().items()}
-        theirs = quantizer.state_dict() if quantizer else {}
+        theirs = lent["quantizer"].state_dict() if "quantizer" in lent else {}
         found = {name: value.shape for name, value in theirs.items()}
-        if quantizer is None or ours != found:
+        if ours != found:
             raise InputError(
                 f"var expects a residual quantiser with {_sizes(ours)}, but the tokenizer has "
                 f"{_sizes(found)}; set models.*.code_width and phis to the tokenizer's, or use "

@@ -20,12 +20,11 @@ from common.config.quantities import Count, Depth, Side, Vocabulary
 from common.errors import InputError
 from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
+from common.tokenization.multiscale import MultiscaleTokenizer, multiscale_shape
 from common.tokenization.subsample import draw_rows
 from common.tokenization.tokenizer import (
-    MultiscaleTokenizer,
     Tokenizer,
     TokenizerConfig,
-    multiscale_shape,
 )
 
 FIT_BATCH = 256

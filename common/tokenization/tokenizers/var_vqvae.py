@@ -23,7 +23,8 @@ from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
 from common.tokenization.conv import GROUPS, ConvSizes
 from common.tokenization.conv_autoencoder import ConvTokenizer, ConvTokenizerConfig
-from common.tokenization.tokenizer import MultiscaleTokenizer, Tokenizer, multiscale_shape
+from common.tokenization.multiscale import MultiscaleTokenizer, multiscale_shape
+from common.tokenization.tokenizer import Tokenizer
 
 RENAMED = {
     "encoder.down.": "encoder.conv_blocks.",
