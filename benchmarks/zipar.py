@@ -27,7 +27,7 @@ import torch
 from common.artifacts.backbone_file import load_backbone
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import llamagen
-from common.models.plan import DecodePlan, DecodingConfig, ZipARConfig
+from common.models.plan import DecodePlan, ZipARConfig
 from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig, decode, noise
 
@@ -90,7 +90,7 @@ def decoders(cols: int) -> dict[str, SamplingConfig]:
     """By name; a window of the width must cost what raster costs."""
     found = {"raster": SamplingConfig()}
     for window in sorted({*(w for w in WINDOWS if w < cols), cols}):
-        decoding = DecodingConfig(zipar=ZipARConfig(window=window))
+        decoding = llamagen.Decoding(zipar=ZipARConfig(window=window))
         found[f"window {window}"] = SamplingConfig(decoding=decoding)
     return found
 

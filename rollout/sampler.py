@@ -17,8 +17,9 @@ from common.config.quantities import CodesOrAll, SomeProbability, Temperature
 from common.config.schema import Config
 from common.errors import Diverged
 from common.models.backbone import Backbone
+from common.models.decoding import AnyDecoding, DecodingConfig
 from common.models.guidance import Guidance, guide
-from common.models.plan import DecodePlan, DecodingConfig
+from common.models.plan import DecodePlan
 from common.models.top_p import top_p_rules
 
 
@@ -28,8 +29,8 @@ class SamplingConfig(Config):
 
     guidance: Guidance | None = None
     """Classifier-free guidance, a scale or a table; without it the conditional model runs alone."""
-    decoding: DecodingConfig = DecodingConfig()
-    """Steps of models that decode in random order; ZipAR for raster models."""
+    decoding: AnyDecoding = DecodingConfig()
+    """The order, as far as the model's family leaves a choice."""
     temperature: Temperature = 1.0
     """Divides the logits."""
     top_k: CodesOrAll = 0
@@ -51,7 +52,7 @@ class SamplingConfig(Config):
     def is_plain(self) -> bool:
         """Whether codes come from the model's own conditional distribution."""
         filtered = self.top_k > 0 or self.top_p < 1
-        exact = self.decoding.zipar is None and not filtered
+        exact = self.decoding.is_exact and not filtered
         return exact and self.guidance is None and self.temperature == 1
 
 
@@ -59,8 +60,8 @@ class SamplingConfig(Config):
 class Decoded:
     """token_BL and the log-probability of each draw (0 on given slots).
 
-    Under ZipAR it is the one that the token was drawn with, from the cells decoded by then: not
-    the backbone's probability in raster order, by which the sequence is scored.
+    Under approximate decoding (ZipAR) it is the one that the token was drawn with, from the cells
+    decoded by then: not the backbone's probability in raster order, by which it is scored.
     """
 
     plan: DecodePlan

@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, create_model
 
 from common.config.plugin_path import plugin_packages
 from common.errors import InputError
@@ -105,6 +105,37 @@ class NamedByKind:
             else fields
             for kind, fields in value.items()
         }
+
+
+class FieldsOfAll:
+    """Gives a table the fields of the class `name` of every plug-in that has one, all of them
+    subclasses of `root`; what it makes is of all these classes."""
+
+    def __init__(self, package: str, name: str, root: type[BaseModel]) -> None:
+        self.package, self.name, self.root = package, name, root
+
+    def model(self) -> type[BaseModel]:
+        """The class of the table, the same one as long as the plug-ins are the same."""
+        loaded = [load_plugin(self.package, kind) for kind in kinds(self.package)]
+        found = [vars(module)[self.name] for module in loaded if self.name in vars(module)]
+        return _joined(self.root, tuple(dict.fromkeys(found)))
+
+    def __call__(self, value: Any) -> Any:
+        model = self.model()
+        if isinstance(value, self.root) and not isinstance(value, model):
+            names = type(value).model_fields.keys() & model.model_fields.keys()
+            return model(**{name: getattr(value, name) for name in names})
+        return model.model_validate(value) if isinstance(value, dict) else value
+
+
+@lru_cache(maxsize=16)
+def _joined(root: type[BaseModel], parts: tuple[type[BaseModel], ...]) -> type[BaseModel]:
+    return create_model(root.__name__, __base__=parts or (root,), __module__=root.__module__)
+
+
+def fields_of_all(package: str, name: str, root: type[BaseModel]) -> BeforeValidator:
+    """Pydantic validator of a section whose fields are those of all plug-ins of a package."""
+    return BeforeValidator(FieldsOfAll(package, name, root))
 
 
 def from_package(package: str, default: str | None = None) -> BeforeValidator:

@@ -7,7 +7,7 @@ from typing import Any, Self, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from common.config.registry import FromPackage, NamedByKind, kinds, load_plugin
+from common.config.registry import FieldsOfAll, FromPackage, NamedByKind, kinds, load_plugin
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,8 @@ def _marked(metadata: Iterable[Any]) -> Section | None:
             return Section(every, made.package, made.default)
         if isinstance(made, NamedByKind):
             return Section(named=made.package)
+        if isinstance(made, FieldsOfAll):
+            return Section.of(made.model())
         if isinstance(mark, PartOf):
             return Section.of(mark.model)
     return None

@@ -11,14 +11,14 @@ Shape letters: B sequences, L slots, n slots in the current step, C width, V voc
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from common.config.plugins import PluginConfig
-from common.errors import InputError
-from common.models.plan import DecodePlan, DecodingConfig
+from common.models.decoding import DecodingConfig
+from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 
 
@@ -90,8 +90,8 @@ class Backbone(nn.Module, ABC):
     ) -> DecodePlan:
         """The order in which a sampler fills the slots of `plan` after the first `given`.
 
-        Only approximate parallel decoding (ZipAR) differs from `plan`, by which its sequences are
-        recorded and scored all the same.
+        Only approximate decoding (not `decoding.is_exact`) differs from `plan`, by which its
+        sequences are recorded and scored all the same.
         """
         return plan
 
@@ -167,28 +167,6 @@ class BackboneConfig(PluginConfig, ABC):
     def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
         """What official weights of these shapes are: names of config and spec fields with values;
         None where they belong to another family."""
-
-
-def refuse_decoding(
-    kind: str, decoding: DecodingConfig | None, *refused: Literal["steps", "zipar"]
-) -> None:
-    """For families that leave no choice of the number of steps, or are no raster.
-
-    Raises:
-        InputError: somebody set one of the refused fields.
-    """
-    if decoding is None:
-        return
-    if "steps" in refused and decoding.steps is not None:
-        raise InputError(
-            f"decoding.steps is {decoding.steps}, but {kind} decodes in a fixed number of steps; "
-            "leave it out"
-        )
-    if "zipar" in refused and decoding.zipar is not None:
-        raise InputError(
-            f"decoding.zipar is set (window {decoding.zipar.window}), but {kind} does not decode "
-            "a raster row by row and has parallel steps of its own; leave it out"
-        )
 
 
 def build_seeded(config: BackboneConfig, spec: SequenceSpec, seed: int) -> Backbone:

@@ -39,17 +39,6 @@ class ZipARConfig(Config):
     attention as zeros, and a stand-in stays in view until the true token arrives."""
 
 
-class DecodingConfig(Config):
-    """What a sampler may choose about the order; next-scale models have no choice."""
-
-    steps: Tokens | None = None
-    """Steps of a random-order model (ARPG); by default 64, or one per token where that is less."""
-    schedule: Literal["arccos", "cosine"] = "arccos"
-    """How many tokens each of those steps decodes (ARPG's names)."""
-    zipar: ZipARConfig | None = None
-    """Parallel decoding of raster models (LlamaGen); approximate, scored in raster order."""
-
-
 @dataclass(frozen=True)
 class DecodePlan:
     """The order in which positions are filled.

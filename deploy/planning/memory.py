@@ -44,7 +44,7 @@ def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "s
     prefixes = sampled_prefixes(config, model.spec, sampler)
     if not prefixes or sampling is None:
         return 0
-    ends = {max(prefixes), min(prefixes)} if sampling.decoding.zipar else {max(prefixes)}
+    ends = {max(prefixes)} if sampling.decoding.is_exact else {max(prefixes), min(prefixes)}
     images = settings.batch_size
     return max(peak_bytes(partial(_decode, model, images, sampling, prefix)) for prefix in ends)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from common.errors import InputError
+from common.models.backbones import arpg
 from common.models.guidance import Guidance, guide, scale_per_slot
 from common.models.plan import (
     DecodePlan,
-    DecodingConfig,
     arpg_step_sizes,
     next_scale_plan,
     random_order_plan,
@@ -87,8 +87,8 @@ def test_more_steps_than_tokens_and_steps_of_fixed_orders_are_refused(tiny):
     assert sum(arpg_step_sizes(576, 64, "cosine")) == 576
     for kind in ("llamagen", "var"):
         with pytest.raises(InputError, match=f"steps is 3, but {kind} decodes in a fixed number"):
-            tiny(kind).plan([0], DecodingConfig(steps=3))
-    assert tiny("arpg").plan([0], DecodingConfig(steps=3)).step_sizes == (2, 1, 3)
+            tiny(kind).plan([0], arpg.Decoding(steps=3))
+    assert tiny("arpg").plan([0], arpg.Decoding(steps=3)).step_sizes == (2, 1, 3)
 
 
 def test_a_family_refuses_tokens_of_the_wrong_form(tiny):

@@ -12,7 +12,7 @@ from common.exchange.weights import Weights
 from common.files.tensors import pack
 from common.models.backbones import llamagen
 from common.models.layers import rotate
-from common.models.plan import DecodingConfig, ZipARConfig, zipar_plan
+from common.models.plan import ZipARConfig, zipar_plan
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from rollout.config import RolloutConfig
@@ -30,7 +30,7 @@ def model(tiny):
 
 
 def sampling_of(guidance=None, **zipar):
-    decoding = DecodingConfig(zipar=ZipARConfig(**zipar) if zipar else None)
+    decoding = llamagen.Decoding(zipar=ZipARConfig(**zipar) if zipar else None)
     return SamplingConfig.model_validate({"decoding": decoding, "guidance": guidance})
 
 

@@ -7,7 +7,7 @@ import torch
 
 from common.config.plugins import kinds
 from common.errors import InputError
-from common.models.plan import DecodingConfig
+from common.models.backbones import arpg
 from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig, decode, noise
 
@@ -21,7 +21,7 @@ def plan_of(backbone, count, seed=0):
     """Several tokens per step where the family can, else its own plan."""
     seeds = range(seed, seed + count)
     try:
-        return backbone.plan(seeds, DecodingConfig(steps=3))
+        return backbone.plan(seeds, arpg.Decoding(steps=3))
     except InputError:
         return backbone.plan(seeds)
 

@@ -7,7 +7,7 @@ import torch
 
 from common.errors import InputError
 from common.models.backbones import llamagen
-from common.models.plan import DecodingConfig, ZipARConfig, zipar_plan
+from common.models.plan import ZipARConfig, zipar_plan
 from common.spec import SequenceSpec
 from deploy.planning.memory import decoding_bytes
 from deploy.planning.resources import skeleton
@@ -20,7 +20,7 @@ SPEC = SequenceSpec(vocab_size=24, length=30, grid=(5, 6), num_classes=3)
 
 def sampling_of(window):
     zipar = None if window is None else ZipARConfig(window=window)
-    return SamplingConfig(decoding=DecodingConfig(zipar=zipar))
+    return SamplingConfig(decoding=llamagen.Decoding(zipar=zipar))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_dry_run_counts_the_widest_step():
 
 
 def test_other_families_refuse_zipar_and_sequences_are_not_scored_by_it(tiny):
-    decoding = DecodingConfig(zipar=ZipARConfig())
+    decoding = llamagen.Decoding(zipar=ZipARConfig())
     for kind in ("var", "arpg"):
         with pytest.raises(InputError, match=rf"decoding.zipar is set \(window 4\), but {kind} "):
             tiny(kind).plan([0], decoding)

@@ -20,9 +20,10 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from common.config.quantities import Depth, Fraction, Width
+from common.config.quantities import Depth, Fraction, Tokens, Width
 from common.models.arpg_decoder import Memory, TwoPassDecoder, TwoPassSizes, keys_and_values
-from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official, refuse_decoding
+from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
+from common.models.decoding import DecodingConfig, own_choice
 from common.models.layers import (
     KeyValueCache,
     RMSNorm,
@@ -33,7 +34,6 @@ from common.models.layers import (
 from common.models.plan import (
     RANDOM_ORDER_STEPS,
     DecodePlan,
-    DecodingConfig,
     arpg_step_sizes,
     random_order_plan,
 )
@@ -60,6 +60,15 @@ def arpg_constant_scales(scale: float, plan: DecodePlan, interval: int) -> tuple
 
 
 GUIDANCE_RULES = {"arpg_linear": arpg_linear_scales, "arpg_constant": arpg_constant_scales}
+
+
+class Decoding(DecodingConfig):
+    refusals: ClassVar[Mapping[str, str]] = {"steps": "decodes in a fixed number of steps"}
+
+    steps: Tokens | None = None
+    """Steps of a random-order model (ARPG); by default 64, or one per token where that is less."""
+    schedule: Literal["arccos", "cosine"] = "arccos"
+    """How many tokens each of those steps decodes (ARPG's names)."""
 
 
 class Config(BackboneConfig):
@@ -140,10 +149,9 @@ class ARPG(Backbone):
         start_uniform(self, self.head)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
-        refuse_decoding("arpg", decoding, "zipar")
-        decoding = decoding or DecodingConfig()
-        steps = decoding.steps or min(RANDOM_ORDER_STEPS, self.spec.length)
-        sizes = arpg_step_sizes(self.spec.length, steps, decoding.schedule)
+        chosen = own_choice("arpg", decoding, Decoding)
+        steps = chosen.steps or min(RANDOM_ORDER_STEPS, self.spec.length)
+        sizes = arpg_step_sizes(self.spec.length, steps, chosen.schedule)
         return random_order_plan(seeds, sizes)
 
     def training_plan(self, seeds: Sequence[int]) -> DecodePlan:

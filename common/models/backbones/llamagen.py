@@ -7,14 +7,15 @@ Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotar
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from common.config.quantities import Depth, Fraction, Width
-from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official, refuse_decoding
+from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
+from common.models.decoding import DecodingConfig, own_choice
 from common.models.layers import (
     CausalAttention,
     DropPath,
@@ -27,7 +28,7 @@ from common.models.layers import (
     require_rotary_heads,
     start_uniform,
 )
-from common.models.plan import DecodePlan, DecodingConfig, ZipARPlan, raster_plan, zipar_plan
+from common.models.plan import DecodePlan, ZipARConfig, ZipARPlan, raster_plan, zipar_plan
 from common.models.top_p import drop_from_top
 from common.models.zipar import BLANK, ZipARCache, feeds
 from common.spec import SequenceSpec, require_raster
@@ -59,6 +60,19 @@ def llamagen_scales(scale: float, plan: DecodePlan, interval: int) -> tuple[floa
 
 GUIDANCE_RULES = {"llamagen": llamagen_scales}
 TOP_P_RULES = {"llamagen": drop_from_top}
+
+
+class Decoding(DecodingConfig):
+    refusals: ClassVar[Mapping[str, str]] = {
+        "zipar": "does not decode a raster row by row and has parallel steps of its own"
+    }
+
+    zipar: ZipARConfig | None = None
+    """Parallel decoding of raster models (LlamaGen); approximate, scored in raster order."""
+
+    @property
+    def is_exact(self) -> bool:
+        return self.zipar is None and super().is_exact
 
 
 class Config(BackboneConfig):
@@ -165,15 +179,16 @@ class LlamaGen(Backbone):
         start_uniform(self, self.head)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
-        refuse_decoding("llamagen", decoding, "steps")
+        own_choice("llamagen", decoding, Decoding)
         return raster_plan(len(seeds), self.spec.length)
 
     def drawing_plan(
         self, plan: DecodePlan, decoding: DecodingConfig, *, given: int = 0
     ) -> DecodePlan:
-        if decoding.zipar is None:
+        zipar = own_choice("llamagen", decoding, Decoding).zipar
+        if zipar is None:
             return plan
-        return zipar_plan(len(plan.order_BL), self.spec.grid, decoding.zipar, given)
+        return zipar_plan(len(plan.order_BL), self.spec.grid, zipar, given)
 
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
         if isinstance(plan, ZipARPlan):

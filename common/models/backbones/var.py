@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from common.config.quantities import Depth, Factor, Fraction, Width
 from common.errors import InputError
 from common.models.adaln import Block, BlockSizes, HeadNorm
-from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official, refuse_decoding
+from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
+from common.models.decoding import DecodingConfig, own_choice
 from common.models.layers import KeyValueCache, drop_path_rates
-from common.models.plan import DecodePlan, DecodingConfig, next_scale_plan
+from common.models.plan import DecodePlan, next_scale_plan
 from common.models.residual_quantizer import ResidualQuantizer
 from common.models.top_p import drop_from_bottom
 from common.spec import SequenceSpec
@@ -183,7 +184,7 @@ class VAR(Backbone):
         self._initialise(config)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
-        refuse_decoding("var", decoding, "steps", "zipar")
+        own_choice("var", decoding, DecodingConfig)
         return next_scale_plan(len(seeds), self.spec.scales)
 
     def attach(self, lent: Mapping[str, nn.Module]) -> None:
