@@ -20,12 +20,12 @@ from common.config.schema import Config
 
 def forward_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """KL(p || q) per token: cover every mode the teacher likes."""
-    return (teacher_NK.exp() * (teacher_NK - student_NK)).sum(-1)
+    return _relative_entropy(teacher_NK, student_NK)
 
 
 def reverse_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """KL(q || p) per token: put mass only where the teacher does (VarKD eq. 7)."""
-    return (student_NK.exp() * (student_NK - teacher_NK)).sum(-1)
+    return _relative_entropy(student_NK, teacher_NK)
 
 
 def jensen_shannon(student_NK: Tensor, teacher_NK: Tensor, beta: float) -> Tensor:
@@ -39,8 +39,8 @@ def jensen_shannon(student_NK: Tensor, teacher_NK: Tensor, beta: float) -> Tenso
     if beta == 1:
         return reverse_kl(student_NK, teacher_NK)
     mixture = _mixture(student_NK, teacher_NK, beta)
-    towards_teacher = (teacher_NK.exp() * (teacher_NK - mixture)).sum(-1)
-    towards_student = (student_NK.exp() * (student_NK - mixture)).sum(-1)
+    towards_teacher = _relative_entropy(teacher_NK, mixture)
+    towards_student = _relative_entropy(student_NK, mixture)
     return beta * towards_teacher + (1 - beta) * towards_student
 
 
@@ -81,14 +81,33 @@ def truncated(
         if not tail:
             return kept_Nk
         rest_NK = logprob_NK.scatter(-1, index_Nk, -torch.inf)
-        return torch.cat([kept_Nk, rest_NK.logsumexp(-1, keepdim=True)], dim=-1)
+        return torch.cat([kept_Nk, log_total(rest_NK)[..., None]], dim=-1)
 
     return coarse(student_NK), coarse(teacher_NK)
 
 
+def log_total(logprob: Tensor) -> Tensor:
+    """logsumexp over the last axis; of nothing but -inf it is -inf without a gradient, where
+    torch's is not a number."""
+    empty = (logprob == -torch.inf).all(-1)
+    return logprob.masked_fill(empty[..., None], 0).logsumexp(-1).masked_fill(empty, -torch.inf)
+
+
+def _relative_entropy(first_NK: Tensor, second_NK: Tensor) -> Tensor:
+    """sum a (log a - log b), where 0 log 0 is its limit 0, as is the gradient of these terms.
+
+    Infinite where b lacks a code that a has.
+    """
+    share_NK, difference_NK = first_NK.exp(), first_NK - second_NK
+    return (share_NK * difference_NK.masked_fill(share_NK == 0, 0)).sum(-1)
+
+
 def _mixture(student_NK: Tensor, teacher_NK: Tensor, share: float) -> Tensor:
-    """log (s p + (1 - s) q)."""
-    return torch.logaddexp(teacher_NK + math.log(share), student_NK + math.log1p(-share))
+    """log (s p + (1 - s) q); -inf, without a gradient, where neither has a code."""
+    mixed = teacher_NK + math.log(share), student_NK + math.log1p(-share)
+    absent_NK = (mixed[0] == -torch.inf) & (mixed[1] == -torch.inf)
+    known = (logprob_NK.masked_fill(absent_NK, 0) for logprob_NK in mixed)
+    return torch.logaddexp(*known).masked_fill(absent_NK, -torch.inf)
 
 
 class Divergence(Config):

@@ -83,8 +83,11 @@ class GateConfig(Config):
 
 
 def confidence(entropy_BL: Tensor, vocab_size: int) -> Tensor:
-    """alpha = 1 - H / log V, from the untempered teacher's entropy in nats."""
-    return 1 - entropy_BL.float() / math.log(vocab_size)
+    """alpha = 1 - H / log V, from the untempered teacher's entropy in nats.
+
+    A single code leaves no doubt: 1, as of any teacher that is sure.
+    """
+    return 1 - entropy_BL.float() / math.log(max(vocab_size, 2))
 
 
 def token_weights(

@@ -9,7 +9,6 @@ Shape letters: N tokens, V codes, D code width, C clusters, M codes of a cluster
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,7 +23,8 @@ from common.errors import InputError
 from common.exchange.signal import entropy_of
 from common.files.tensors import load_tensors, save_tensors
 from learner.balanced_clusters import balanced_clusters
-from learner.divergence import Divergence
+from learner.divergence import Divergence, log_total
+from learner.gate import confidence
 from learner.process_group import ProcessGroup
 from learner.teacher_targets import Quantity
 
@@ -148,16 +148,18 @@ def number_by_first_code(label_V: Tensor) -> ClusterMap:
 
 
 def cluster_logprob(logprob_NV: Tensor, clusters: ClusterMap) -> Tensor:
-    """log of the summed probability of each cluster, stable for clusters of tiny mass."""
+    """log of the summed probability of each cluster, stable for clusters of tiny mass; -inf,
+    without a gradient, for one of no mass."""
     if clusters.member_CM is not None:
         sorted_NV = logprob_NV.index_select(-1, clusters.member_CM.flatten())
-        return sorted_NV.unflatten(-1, clusters.member_CM.shape).logsumexp(-1)
+        return log_total(sorted_NV.unflatten(-1, clusters.member_CM.shape))
     index_NV = clusters.cluster_V.expand_as(logprob_NV)
     floor = logprob_NV.new_full((*logprob_NV.shape[:-1], clusters.size), -torch.inf)
     top_NC = floor.scatter_reduce(-1, index_NV, logprob_NV.detach(), "amax")
-    share_NV = (logprob_NV - top_NC.gather(-1, index_NV)).exp()
+    empty_NC = top_NC == -torch.inf
+    share_NV = (logprob_NV - top_NC.masked_fill(empty_NC, 0).gather(-1, index_NV)).exp()
     total_NC = torch.zeros_like(top_NC).scatter_add(-1, index_NV, share_NV)
-    return total_NC.log() + top_NC
+    return total_NC.masked_fill(empty_NC, 1).log() + top_NC
 
 
 def relaxed(
@@ -195,7 +197,7 @@ def cluster_confidence(clusters: ClusterMap | None) -> Quantity:
 
     def quantity(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
         coarse_NC = logprob_NV if clusters is None else cluster_logprob(logprob_NV, clusters)
-        return 1 - entropy_of(coarse_NC) / math.log(coarse_NC.shape[-1])
+        return confidence(entropy_of(coarse_NC), coarse_NC.shape[-1])
 
     return quantity
 

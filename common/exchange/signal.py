@@ -29,8 +29,9 @@ class SignalConfig(PluginConfig, ABC):
 
 
 def entropy_of(logprob: Tensor) -> Tensor:
-    """Entropy in nats over the last axis (VarKD eq. 8)."""
-    return -(logprob.exp() * logprob).sum(-1)
+    """Entropy in nats over the last axis (VarKD eq. 8); 0 log 0 is its limit 0."""
+    probability = logprob.exp()
+    return -(probability * logprob.masked_fill(probability == 0, 0)).sum(-1)
 
 
 @torch.no_grad()
