@@ -10,7 +10,7 @@ A scorer adds `signal.NAME` columns per token (B, L, ...) or `sequence.NAME` col
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pyarrow as pa
 
@@ -64,7 +64,16 @@ class ScorerActors:
 
 
 class ScorerConfig(PluginConfig, ABC):
-    """One table of [scorers]."""
+    """One table of [scorers].
+
+    What it adds beside the teacher's signal is declared, so that a plan can give an objective
+    columns to read.
+    """
+
+    token_columns: ClassVar[tuple[str, ...]] = ()
+    """Names of its `signal` columns of one float per token, (B, L)."""
+    sequence_columns: ClassVar[tuple[str, ...]] = ()
+    """Names of its `sequence` columns of one float per row, (B,)."""
 
     @abstractmethod
     def build(self, files: ScorerFiles) -> Scorer:

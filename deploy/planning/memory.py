@@ -9,6 +9,7 @@ Shape letters: B sequences, L slots, C width.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -195,7 +196,11 @@ def _scored(config: RunConfig, batch: TrajectoryBatch, head: nn.Linear) -> Traje
     with torch.no_grad():
         signal = config.teacher.signal.encode(hidden_BLC, head)
     signal["entropy"] = torch.zeros(batch.token_BL.shape)
-    return batch.scored(signal, {"head": ""})
+    sequence = dict(batch.sequence)
+    for scorer in config.scorers.values():
+        signal |= {name: torch.zeros(batch.token_BL.shape) for name in scorer.token_columns}
+        sequence |= {name: torch.zeros(len(batch.id_B)) for name in scorer.sequence_columns}
+    return replace(batch.scored(signal, {"head": ""}), sequence=sequence)
 
 
 def blank_batch(

@@ -24,6 +24,9 @@ from teacher_server.scorer import OwnActorsConfig, ScorerFiles
 
 
 class Config(OwnActorsConfig):
+    token_columns = ("token_logprob",)
+    sequence_columns = ("teacher_logprob",)
+
     chunk_tokens: Tokens = 4096
     """Tokens whose logits exist at a time."""
 

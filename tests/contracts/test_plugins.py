@@ -1,18 +1,21 @@
 """One plug-in of each kind in a package of the user's own, by a config's `plugins` alone."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tomli_w
+import torch
 
-from common.config.plugin_path import VARIABLE, use_plugins
+from common.config.plugin_path import FOLDERS, VARIABLE, use_plugins
 from common.config.plugins import kinds, load_plugin
 from common.config.toml_tree import read_toml
 from common.errors import InputError
 from common.files.tensors import read_metadata
+from common.models.decoding import own_choice
 from common.models.guidance import guidance_rules
 from common.models.plan import raster_plan
 from deploy.cli.config_reference import describe
@@ -20,17 +23,28 @@ from deploy.main import main
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.shipped import CONFIGS
 from deploy.run_folder.workspace import Workspace
+from rollout.sampler import SamplingConfig, filtered_logprob
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "plugins_of_a_test"
 FILES = {
     "backbones/own_family": """
+from common.config.quantities import Tokens
 from common.models.backbones import llamagen
+from common.models.decoding import DecodingConfig
 
 def own_rule(scale, plan, interval):
     return (scale + 1,) * len(plan.step_sizes)
 
+def own_top_p(logit_BnV, top_p):
+    return logit_BnV < logit_BnV.amax(-1, keepdim=True)
+
 GUIDANCE_RULES = {"own_rule": own_rule}
+TOP_P_RULES = {"own_top_p": own_top_p}
+
+class Decoding(DecodingConfig):
+    own_order: Tokens | None = None
+    \"\"\"Something that only this family knows.\"\"\"
 
 class Config(llamagen.Config):
     @classmethod
@@ -56,6 +70,53 @@ class Config(PlainObjective):
     def token_loss(self, chunk):
         both_NV = chunk.student_NV + chunk.required_teacher_NV
         return 1 - (0.5 * both_NV).exp().sum(-1)
+
+    def sequence_loss(self, rows):
+        agreement_B = rows.batch.sequence["agreement"]  # of the scorer
+        return agreement_B * rows.hidden_BLC.square().mean((1, 2))
+""",
+    "token_sources/own_source": """
+from common.data.token_sources import images
+
+class Config(images.Config):
+    doing = "encode my way"
+""",
+    "generators/own_generator": """
+from common.models.generators import linear
+
+class Config(linear.Config):
+    pass
+""",
+    "scorers/own_scorer": """
+from dataclasses import replace
+
+import torch
+
+from common.config.plugins import load_plugin
+from common.exchange.trajectory import from_arrow, to_arrow
+from teacher_server.scorer import OwnActorsConfig
+
+class Config(OwnActorsConfig):
+    sequence_columns = ("agreement",)
+
+    generator: str
+    \"\"\"Kind of the generator whose samples are compared.\"\"\"
+
+    def build(self, files):
+        spec = files.teacher.spec
+        config = load_plugin("common.models.generators", self.generator).Config.tiny()
+        return Agreement(config.build(spec, torch.eye(spec.vocab_size)))
+
+class Agreement:
+    def __init__(self, generator):
+        self.generator = generator
+
+    @torch.no_grad()
+    def score(self, record):
+        batch = from_arrow(record)
+        generated = self.generator.generate(batch.label_B, batch.id_B.tolist())
+        same_B = (generated.token_BL == batch.plan.to_grid(batch.token_BL)).float().mean(1)
+        return to_arrow(replace(batch, sequence=batch.sequence | {"agreement": same_B}))
 """,
     "contexts/own_context": """
 from rollout.contexts import data
@@ -73,6 +134,11 @@ class Config(full.Config):
 OWN = {
     "plugins": [PACKAGE],
     "tokenizer": {"kind": "own_tokenizer", "patch": 2},
+    "tokens": {"kind": "own_source"},
+    "scorers": {
+        "teacher": {"kind": "teacher"},
+        "mine": {"kind": "own_scorer", "generator": "own_generator"},
+    },
     "models": {
         role: {"kind": "own_family", "width": 16, "depth": 2, "heads": 2}
         for role in ("teacher", "student")
@@ -82,6 +148,7 @@ OWN = {
     "contexts": {"mix_per": "sample", "sources": {"own_context": {}, "student": {}}},
     "pretrain": {"teacher": {"steps": 2}, "student": {"steps": 2}},
 }
+DRAWN = [f"rollout.sampling.decoding.{name}" for name in ("own_order", "steps", "zipar.window")]
 SHORT = ["learner.steps=2", "rollout.batch_size=8", "learner.global_batch_size=16"]
 
 
@@ -127,6 +194,7 @@ def test_a_local_distillation_runs_on_plug_ins_alone(prepared_plugins, config, t
     assert "share/own_context" in made.metrics.read_text()
     model = made.model(open_run(made.root, [])[0], "student")
     assert type(model.load()).__module__ == "common.models.backbones.llamagen"
+    assert "sequence_loss/own_context" in made.metrics.read_text()
 
 
 @pytest.mark.ray
@@ -155,6 +223,7 @@ def test_kinds_lists_ours_and_theirs_and_options_tells_of_both(config):
     assert {"objective[own_objective].table", "objective[varkd].preset"} <= set(keys)
     assert guidance_rules()["own_rule"](1.5, raster_plan(1, 2), -1) == (2.5, 2.5)
     assert "contexts.sources.own_context.ratio" in [o.key for o in describe("contexts")]
+    assert set(DRAWN) <= {option.key for option in describe("rollout.sampling.decoding")}
     with pytest.raises(InputError, match=r"rule: is no rule; choose published or one of arpg_"):
         open_run(Path("smoke"), ["teacher.guidance={scale=2, rule='own_rule'}"])
     assert "own_objective" not in kinds("learner.objectives"), "another config has others"
@@ -210,3 +279,28 @@ def test_a_plug_in_is_a_module_of_its_package(config):
     found = load_plugin("common.models.backbones", "own_family")
     assert found.__name__ == f"{PACKAGE}.backbones.own_family"
     assert found.Config.tiny().kind == "own_family"
+
+
+def test_the_package_of_this_test_has_one_plug_in_of_every_kind():
+    assert {name.partition("/")[0] for name in FILES} == set(FOLDERS)
+
+
+def test_a_family_brings_choices_of_sampling_of_its_own(config):
+    """In the table of all families; pickled as values, for the class is made where it arrives."""
+    run, _ = open_run(config, ["rollout.sampling.decoding.own_order=3"])
+    decoding = run.rollout.sampling.decoding
+    assert decoding.model_dump()["own_order"] == 3
+    again = pickle.loads(pickle.dumps(run))
+    assert again.rollout.sampling == run.rollout.sampling
+    own, ours = (load_plugin("common.models.backbones", k) for k in ("own_family", "arpg"))
+    assert isinstance(decoding, own.Decoding)
+    assert own_choice("own_family", decoding, own.Decoding).own_order == 3
+    with pytest.raises(InputError, match=r"decoding\.steps is 2, but own_family decodes in a fix"):
+        own_choice("own_family", ours.Decoding(steps=2), own.Decoding)
+    sampling = SamplingConfig(top_p=0.5, top_p_rule="own_top_p")
+    drawn = filtered_logprob(torch.tensor([[[0.0, 2.0, 1.0]]]), sampling)
+    assert drawn.exp().flatten().tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match=r"decoding\.own_order: unknown key"):
+        open_run(Path("smoke"), ["rollout.sampling.decoding.own_order=3"])
+    with pytest.raises(InputError, match=r"top_p_rule: is no rule; choose one of llamagen, var"):
+        open_run(Path("smoke"), ["rollout.sampling.top_p_rule=own_top_p"])

@@ -47,6 +47,10 @@ def test_a_scorer_adds_columns_and_touches_nothing(kind, files, record, taught):
     added = [name for name in after.schema.names if name not in before.schema.names]
     assert added
     assert all(name.startswith(("signal.", "sequence.")) for name in added)
+    if kind != "teacher":  # its columns are those of the signal
+        declared = [f"signal.{name}" for name in config.token_columns]
+        declared += [f"sequence.{name}" for name in config.sequence_columns]
+        assert sorted(added) == sorted(declared)
     for name in before.schema.names:
         assert after.column(name).equals(before.column(name)), name
     assert before.schema.metadata.items() - after.schema.metadata.items() <= {
