@@ -1,10 +1,8 @@
 """The first ten minutes with one's own images: init, then every command that is printed next."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from deploy.run_folder.opening import open_run
 from deploy.run_folder.shipped import shipped_names
 from deploy.study.config import open_study
 
-ROOT = Path(__file__).parents[2]
 QUICK = [
     "pretrain.teacher.steps=3",
     "pretrain.student.steps=2",
@@ -49,15 +46,13 @@ def make_images(root, classes, each, *, mode="RGB", size=(40, 32), suffix="png")
     return root
 
 
-def shell(line, cwd):
-    done = subprocess.run(
-        ["bash", "-c", line.replace("varkd ", f"{shlex.quote(sys.executable)} -m deploy.main ", 1)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    return done
+def typed(line):
+    """The words that a shell makes of a line, after the command's name."""
+    command = ["bash", "-c", f"printf '%s\\0' {line}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    name, *words = done.stdout.split("\0")[:-1]
+    assert name == "varkd"
+    return words
 
 
 def varkd(capsys, *arguments):
@@ -68,8 +63,7 @@ def varkd(capsys, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # seven processes, each of which imports torch
-def test_every_next_command_can_be_typed_as_it_is_printed(tmp_path):
+def test_every_next_command_can_be_typed_as_it_is_printed(server, tmp_path):
     """From a folder with a space in its name to a grid of samples; results alone on stdout."""
     home = tmp_path / "my home"
     make_images(home / "my pets", ["cats", "dogs"], 20)
@@ -80,11 +74,11 @@ def test_every_next_command_can_be_typed_as_it_is_printed(tmp_path):
         if verb != "init":
             local = " --local" if verb in ("tokenize", "distill") and "--local" not in line else ""
             line = f"{command}{local} {' '.join(QUICK)}"
-        done = shell(line, home)
-        assert done.returncode == 0, (line, done.stderr)
-        assert "Traceback" not in done.stderr
+        done = server.run(typed(line), home, seconds=120)
+        assert done.code == 0, (line, done.err)
+        assert "Traceback" not in done.err
         seen.append(verb)
-        lines = done.stdout.splitlines()
+        lines = done.out.splitlines()
         assert not [text for text in lines if re.search(r"\d+/\d+ \d+%", text)], "progress: stderr"
         names = next(text for text in lines if text.startswith("files: ")).removeprefix("files: ")
         for name in shlex.split(names.replace(",", " ")):

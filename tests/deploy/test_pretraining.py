@@ -2,15 +2,13 @@
 finished is not trained again, and nothing is lost unasked."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from building.runs import TINY
 
 from common.config.plugins import make
 from common.errors import InputError
@@ -19,6 +17,7 @@ from common.files.snapshots import Snapshots
 from common.files.tensors import load_tensors, read_metadata
 from common.images.opening import ImagesConfig, open_images
 from deploy.main import main
+from deploy.run_folder.opening import open_run
 from deploy.stages.pretrain import pretrain_model
 from deploy.stages.training_log import TrainingLog
 from learner.pretrain import PretrainConfig, Pretraining
@@ -271,50 +270,52 @@ def test_a_damaged_file_is_made_anew(run_in, quiet, capsys, damage):
     assert all(torch.equal(again[name], good[name]) for name in good)
 
 
-def cut_short(workspace, number):
+LONG = "pretrain.student.steps=300"
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory, quiet):
+    """The folder of a pretraining of 300 steps that nobody stopped."""
+    root = tmp_path_factory.mktemp("whole")
+    for name in ("tokenizer.safetensors", "tokens"):
+        (root / name).symlink_to(prepared / name)
+    config, workspace = open_run(Path("smoke"), [*TINY, LONG], root)
+    pretrain_model(config, workspace, "student", quiet)
+    return workspace
+
+
+def cut_short(server, workspace, number):
     """(exit status, what was shown) of a pretraining that gets a signal after 20 steps."""
-    command = [sys.executable, "-m", "deploy.main", "pretrain", str(workspace.root)]
-    process = subprocess.Popen(
-        [*command, "--model", "student"],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = ["pretrain", workspace.root, "--model", "student"]
+    running = server.begin(command, workspace.root)
     log = workspace.root / "pretrain_student.jsonl"
     while not log.exists() or log.read_text().count("\n") < 20:
-        assert process.poll() is None, process.communicate()
+        assert running.process.is_alive(), running.ended()
         time.sleep(0.005)
-    process.send_signal(number)
-    shown = process.communicate(timeout=120)[0]
-    return process.returncode, shown
+    running.send(number)
+    done = running.ended(120)
+    return done.code, done.out + done.err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "kept"), [(signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGKILL, (7,))]
 )
-def test_commands_that_are_stopped_or_killed_go_on(run_in, quiet, capsys, number, kept):
+def test_commands_that_are_stopped_or_killed_go_on(server, run_in, whole, capsys, number, kept):
     """Ctrl-C ends with 130, SIGTERM with 0, and both say how to go on; kill -9 costs the steps
     since the last snapshot."""
-    settings = [
-        "pretrain.student.steps=300",
-        *(f"pretrain.student.checkpoint_every={n}" for n in kept),
-    ]
-    whole_config, whole = run_in(*settings, name="whole")
-    pretrain_model(whole_config, whole, "student", quiet, restart=True)
+    settings = [LONG, *(f"pretrain.student.checkpoint_every={n}" for n in kept)]
     config, workspace = run_in(*settings, name="cut")
     workspace.keep_config(config)
     workspace.student_before.unlink()
-    code, shown = cut_short(workspace, number)
+    code, shown = cut_short(server, workspace, number)
     if number == signal.SIGKILL:
         assert code == -number
     else:
         assert code == (130 if number == signal.SIGINT else 0), shown
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         assert f"stopped by {name} after step" in " ".join(shown.split())
-        assert f"varkd pretrain {workspace.root} --model student --resume" in shown
+        assert "varkd pretrain . --model student --resume" in shown
     assert not workspace.student_before.exists()
     code, shown = varkd(capsys, "pretrain", workspace.root, "--model", "student")
     assert code == 2

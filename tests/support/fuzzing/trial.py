@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SECONDS = 60.0
@@ -52,6 +53,23 @@ class Server:
             if before is not None:
                 os.environ["PYTHONPATH"] = before
 
+    def begin(
+        self, argv: Sequence[object], folder: Path, *, file_bytes: int | None = None
+    ) -> "Running":
+        """Start `varkd argv` in `folder`.
+
+        No file that it writes may be longer than `file_bytes`: the system's own refusal, as of a
+        full disk. What it says lies beside the folder meanwhile.
+        """
+        words = [str(word) for word in argv]
+        notes = folder.parent / f"{folder.name}.notes"
+        notes.mkdir(exist_ok=True)
+        child = self._context.Process(
+            target=_command, args=(words, str(folder), str(notes), file_bytes)
+        )
+        child.start()
+        return Running(child, tuple(words), notes, time.monotonic())
+
     def run(
         self,
         argv: Sequence[object],
@@ -60,34 +78,46 @@ class Server:
         seconds: float = SECONDS,
         file_bytes: int | None = None,
     ) -> Trial:
-        """Run `varkd argv` in `folder`; after `seconds` it is killed, and its code is None.
+        """Run `varkd argv` to its end; after `seconds` it is killed, and its code is None."""
+        return self.begin(argv, folder, file_bytes=file_bytes).ended(seconds)
 
-        No file that it writes may be longer than `file_bytes`: the system's own refusal, as of a
-        full disk. What it says lies beside the folder meanwhile.
-        """
-        words = [str(word) for word in argv]
-        notes = folder.parent / f"{folder.name}.notes"
-        notes.mkdir(exist_ok=True)
-        started = time.monotonic()
-        child = self._context.Process(
-            target=_command, args=(words, str(folder), str(notes), file_bytes)
-        )
-        child.start()
-        child.join(seconds)
-        hung = child.is_alive()
+
+@dataclass(frozen=True)
+class Running:
+    """A command that was begun."""
+
+    process: BaseProcess
+    argv: tuple[str, ...]
+    notes: Path
+    started: float
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def said(self) -> str:
+        """What it wrote to stderr so far."""
+        return (self.notes / "err").read_text(errors="replace")
+
+    def ended(self, seconds: float = SECONDS) -> Trial:
+        """Wait for its end; after `seconds` it is killed, and its code is None."""
+        self.process.join(seconds)
+        hung = self.process.is_alive()
         if hung:
-            child.kill()
-            child.join()
-        grown = (notes / "grown").read_text() if (notes / "grown").exists() else "0"
-        (notes / "grown").unlink(missing_ok=True)
-        return Trial(
-            tuple(words),
-            None if hung else child.exitcode,
-            (notes / "out").read_text(errors="replace"),
-            (notes / "err").read_text(errors="replace"),
-            time.monotonic() - started,
-            float(grown),
+            self.process.kill()
+            self.process.join()
+        grown = self.notes / "grown"
+        trial = Trial(
+            self.argv,
+            None if hung else self.process.exitcode,
+            (self.notes / "out").read_text(errors="replace"),
+            self.said(),
+            time.monotonic() - self.started,
+            float(grown.read_text()) if grown.exists() else 0.0,
         )
+        grown.unlink(missing_ok=True)
+        return trial
 
 
 def _command(argv: list[str], folder: str, notes: str, file_bytes: int | None) -> None:
@@ -98,7 +128,7 @@ def _command(argv: list[str], folder: str, notes: str, file_bytes: int | None) -
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout = os.fdopen(1, "w", buffering=1, errors="surrogateescape", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python begins
     os.chdir(folder)
     import torch
 
