@@ -1,44 +1,13 @@
-"""The example of CONTRIBUTING.md is a file that could be committed as it stands."""
+"""What CONTRIBUTING.md asks of tests."""
 
 import ast
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("common", "rollout", "teacher_server", "learner", "deploy", "tests", "pyproject.toml")
-EXAMPLE = re.compile(r"^```python\n# (learner/objectives/(\w+)\.py)\n(.*?)^```$", re.S | re.M)
 
 
-def test_the_example_objective_passes_the_contract_tests(tmp_path):
-    ((place, kind, code),) = EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text())
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            skipped = shutil.ignore_patterns("__pycache__", "*.npz", "*.safetensors")
-            shutil.copytree(ROOT / name, tmp_path / name, ignore=skipped)
-        else:
-            shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / place).write_text(code)
-    contracts = [
-        "tests/contracts/test_objectives.py",
-        "tests/learner/test_learner.py",
-        "tests/learner/test_split.py",
-    ]
-    quiet = ["-q", "-p", "no:cacheprovider", "-k", kind]
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", *quiet, *contracts],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-1000:]
-    passed = re.search(r"(\d+) passed", ran.stdout)
-    assert passed
-    assert int(passed[1]) >= 6, ran.stdout
+PROCESSES = ("trial.py", "head.py", "server.py")
+"""They give themselves, in a process of their own, other streams, workers or arguments."""
 
 
 def patches(code: str) -> list[str]:
@@ -66,8 +35,7 @@ def test_no_test_patches_a_module():
     found = {
         str(path.relative_to(ROOT)): lines
         for path in sorted((ROOT / "tests").rglob("*.py"))
-        if path.name != "trial.py"  # a forked process gives itself other streams
-        and (lines := patches(path.read_text()))
+        if path.name not in PROCESSES and (lines := patches(path.read_text()))
     }
     assert found == {}
     assert patches("import a.b as m\nm.f = 1") == ["line 2: m.f is set"]
