@@ -1,6 +1,6 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -19,6 +19,8 @@ from common.config.quantities import (
 from common.config.schema import Config, UserPath
 from common.data.token_source import TokenSourceConfig
 from common.data.token_sources import images as image_tokens
+from common.exchange.condition import ConditionsConfig
+from common.exchange.conditions import classes
 from common.exchange.schedule import Schedule
 from common.images.opening import ImagesConfig
 from common.models.backbone import BackboneConfig
@@ -41,6 +43,9 @@ AnyTokenizer = Annotated[
 ]
 AnyTokenSource = Annotated[
     SerializeAsAny[TokenSourceConfig], from_package("common.data.token_sources", default="images")
+]
+AnyConditions = Annotated[
+    SerializeAsAny[ConditionsConfig], from_package("common.exchange.conditions", default="classes")
 ]
 AnyScorer = Annotated[SerializeAsAny[ScorerConfig], from_package("teacher_server.scorers")]
 
@@ -138,6 +143,8 @@ class RunConfig(Config):
     """Sizes of teacher and student."""
     pretrain: PretrainsConfig = PretrainsConfig()
     """Stage 0: maximum likelihood."""
+    conditions: AnyConditions = classes.Config()
+    """What labels stand for."""
     contexts: ContextsConfig
     """Which prefixes the student is trained on."""
     rollout: RolloutConfig = RolloutConfig()
@@ -165,6 +172,13 @@ class RunConfig(Config):
     def generating(self) -> RolloutConfig:
         """[generate] with what it leaves to [rollout]."""
         return self.rollout.model_copy(update=self.generate.model_dump(exclude_none=True))
+
+    @property
+    def made_from_conditions(self) -> dict[str, Any]:
+        """[conditions] among what decides the contents of a file; classes are what files are of
+        that were made before there was anything else."""
+        is_usual = self.conditions.kind == "classes"
+        return {} if is_usual else {"conditions": self.conditions.model_dump(mode="json")}
 
     def schedule(self) -> Schedule:
         return Schedule(

@@ -20,7 +20,7 @@ from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
 from common.errors import ServiceDied, Verdict
 from common.exchange.buffer import Buffer
-from common.exchange.conditions import ClassConditions, ConditionTables
+from common.exchange.condition import ConditionTables
 from common.exchange.ledger import Ledger
 from common.exchange.metrics import MetricsHub
 from common.exchange.weights import WeightStore
@@ -63,8 +63,8 @@ def wire(
 ) -> tuple[Services, WorkerFactory]:
     """Create every service, hand each the ones it talks to, and say how workers are made;
     `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
-    default the classes. What only the teacher may know of them is handed to nobody else."""
-    tables = conditions or ConditionTables(ClassConditions(data.spec.num_classes))
+    default those of the config. What only the teacher may know of them is handed to nobody else."""
+    tables = conditions or config.conditions.tables(data.spec.num_classes)
     schedule = config.schedule()
     calls = 4 + 2 * config.rollout.most_workers * (1 + config.rollout.in_flight)
     ledger = place(Ledger, schedule, site=ActorOptions("ledger", calls))

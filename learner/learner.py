@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.device import autocast, place, precision
 from common.errors import InputError
-from common.exchange.conditions import ClassConditions, Conditions
+from common.exchange.condition import ClassConditions, Conditions
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from common.files.tensors import pack

@@ -11,6 +11,7 @@ import torch
 from common.config.quantities import Batch, Fraction, Steps, StepsOrNever
 from common.config.schema import Config
 from common.data.tokens import TokenDataset
+from common.exchange.condition import Conditions
 from common.exchange.provenance import DATA
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone
@@ -46,15 +47,20 @@ class PretrainConfig(Config):
 
 
 def data_batches(
-    data: TokenDataset, config: PretrainConfig, backbone: Backbone, seed: int, done: int = 0
+    data: TokenDataset,
+    config: PretrainConfig,
+    backbone: Backbone,
+    seed: int,
+    null: int | None = None,
+    done: int = 0,
 ) -> Iterator[TrajectoryBatch]:
     """Endless seeded batches of whole data sequences, from step `done` on; every epoch visits each
-    image once."""
+    image once. `null` is the id of dropped labels, by default the null class."""
     draws = Draws(seed, len(data))
     first = done * config.batch_size
     while True:
         index_B = range(first, first + config.batch_size)
-        label_B, cell_BL = data.pick(index_B, draws, config.class_dropout)
+        label_B, cell_BL = data.pick(index_B, draws, config.class_dropout, null)
         plan = backbone.training_plan([draws.noise_seed(index) for index in index_B])
         id_B = torch.tensor(index_B)
         yield TrajectoryBatch(
@@ -85,8 +91,10 @@ class Pretraining:
         seed: int,
         device: str,
         section: str,
+        conditions: Conditions | None = None,
     ) -> None:
-        """`section` of the run's config is this one's, for messages."""
+        """`section` of the run's config is this one's, for messages; `conditions` are by default
+        the classes."""
         settings = LearnerConfig.model_validate(
             {
                 "steps": config.steps,
@@ -97,10 +105,16 @@ class Pretraining:
                 "device": device,
             }
         )
-        self._source = data, config, backbone, seed
+        self._source = data, config, backbone, seed, conditions.null if conditions else None
         self._batches = data_batches(*self._source)
         self._learner = Learner(
-            settings, mle.Config(), backbone, seed=seed, contexts=(DATA,), section=section
+            settings,
+            mle.Config(),
+            backbone,
+            seed=seed,
+            contexts=(DATA,),
+            section=section,
+            conditions=conditions,
         )
 
     @property

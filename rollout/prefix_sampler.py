@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from common.exchange.conditions import Conditions
+from common.exchange.condition import Conditions
 from common.models.backbone import Backbone
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
@@ -42,12 +42,13 @@ class PrefixSampler:
         """
         decoded = sample(
             self.backbone,
-            work.label_B if self.conditions is None else self.conditions.resolve(work.label_B),
+            work.label_B,
             seeds,
             self.sampling,
             order_seeds=order_seeds,
             cell_BL=work.cell_BL,
             prefix_B=work.prefix_B,
+            conditions=self.conditions,
         )
         token_BL, logprob_BL = decoded.token_BL.cpu(), decoded.logprob_BL.cpu()
         if torch.equal(decoded.plan.order_BL, plan.order_BL):

@@ -16,6 +16,7 @@ from torch import Tensor
 from common.config.quantities import CodesOrAll, SomeProbability, Temperature
 from common.config.schema import Config
 from common.errors import Diverged
+from common.exchange.condition import ClassConditions, Conditions
 from common.models.backbone import Backbone
 from common.models.decoding import AnyDecoding, DecodingConfig
 from common.models.guidance import Guidance, guide
@@ -93,11 +94,13 @@ def sample(
     order_seeds: Sequence[int] | None = None,
     cell_BL: Tensor | None = None,
     prefix_B: Tensor | None = None,
+    conditions: Conditions | None = None,
 ) -> Decoded:
     """One sequence per label and seed, on the backbone's device: a function of weights, label and
     seed alone, which gives order and noise; `order_seeds` give the orders instead, where given.
 
-    The first prefix_B slots of that order are copied from cell_BL (by grid position).
+    Labels are ids in the table `conditions`, by default the classes themselves. The first prefix_B
+    slots of that order are copied from cell_BL (by grid position).
 
     Raises:
         InputError: `sampling` asks for what the family cannot do.
@@ -113,38 +116,40 @@ def sample(
         plan=plan,
         given_BL=None if cell_BL is None else plan.to_slots(cell_BL).to(device),
         prefix_B=None if prefix_B is None else prefix_B.to(device),
+        conditions=conditions,
     )
 
 
 @torch.no_grad()  # not inference_mode: the learner differentiates through these tensors
 def decode(
     backbone: Backbone,
-    class_B: Tensor,
+    label_B: Tensor,
     *,
     sampling: SamplingConfig,
     noise_BL: Tensor,
     plan: DecodePlan,
     given_BL: Tensor | None = None,
     prefix_B: Tensor | None = None,
+    conditions: Conditions | None = None,
 ) -> Decoded:
-    """Sample one sequence per label; the first prefix_B slots are copied from given_BL.
+    """Sample one sequence per label, as `sample`; the first prefix_B slots are from given_BL.
 
     Decoding starts at the shortest prefix of the batch, in one prefill pass; sequences with a
-    longer one keep their given tokens until it ends (docs/method.md, "Rollouts"). Everything, noise
-    as well, comes in and goes out in the order of `plan`, in whichever order slots are filled.
+    longer one keep their given tokens until it ends (docs/method.md, "Rollouts"). All is in the
+    order of `plan`, noise as well, in whichever order slots are filled.
     """
     if given_BL is None or prefix_B is None:
         given_BL = torch.zeros_like(noise_BL, dtype=torch.long)
-        prefix_B = torch.zeros_like(class_B)
+        prefix_B = torch.zeros_like(label_B)
     drawing = backbone.drawing_plan(plan, sampling.decoding, given=int(prefix_B.min()))
     first = drawing.step_of(int(prefix_B.min()))
-    logprob_BL = torch.zeros(noise_BL.shape, device=class_B.device)
-    if first == len(drawing.step_sizes):
-        return Decoded(plan, given_BL.clone(), logprob_BL)  # whole data sequences
-    slot_BL = plan.slots_in(drawing).to(class_B.device)
+    logprob_BL = torch.zeros(noise_BL.shape, device=label_B.device)
+    if first == len(drawing.step_sizes):  # whole data sequences
+        return Decoded(plan, given_BL.clone(), logprob_BL)
+    slot_BL = plan.slots_in(drawing).to(label_B.device)
     noise_BL, given_BL = noise_BL.gather(1, slot_BL), given_BL.gather(1, slot_BL)
     is_given_BL, token_BL = slot_BL < prefix_B[:, None], given_BL.clone()
-    stepper = Stepper(backbone, class_B, sampling.guidance, drawing, given_BL, first)
+    stepper = Stepper(backbone, label_B, sampling.guidance, drawing, given_BL, first, conditions)
     for step in range(first, len(drawing.step_sizes)):
         slots = drawing.slots(step)
         logprob_BnV = filtered_logprob(stepper.logits(), sampling)
@@ -155,8 +160,7 @@ def decode(
         logprob_BL[:, slots] = torch.where(is_given_Bn, 0.0, chosen_Bn)
         stepper.commit(token_BL[:, slots])
     _require_finite(logprob_BL)
-    back_BL = slot_BL.argsort(1)
-    return Decoded(plan, token_BL.gather(1, back_BL), logprob_BL.gather(1, back_BL))
+    return Decoded(plan, *(of.gather(1, slot_BL.argsort(1)) for of in (token_BL, logprob_BL)))
 
 
 def _require_finite(logprob_BL: Tensor) -> None:
@@ -175,26 +179,30 @@ def _require_finite(logprob_BL: Tensor) -> None:
 
 
 class Stepper:
-    """One decoding state; under guidance a doubled batch [labels; null] with shared tokens."""
+    """One decoding state; under guidance a doubled batch [labels; null] with shared tokens.
+
+    The table of conditions says which id the null one is, and what the backbone is given for ids.
+    """
 
     def __init__(
         self,
         backbone: Backbone,
-        class_B: Tensor,
+        label_B: Tensor,
         guidance: Guidance | None,
         plan: DecodePlan,
         given_BL: Tensor,
         first: int = 0,
+        conditions: Conditions | None = None,
     ) -> None:
+        table = conditions or ClassConditions(backbone.spec.num_classes)
         self._backbone = backbone
         self._scales = guidance.scales(plan, backbone.guidance_rule) if guidance else ()
         self._guided = any(scale != 1 for scale in self._scales)
         if self._guided:
-            null_B = torch.full_like(class_B, backbone.spec.null_class)
-            class_B = torch.cat([class_B, null_B])
+            label_B = torch.cat([label_B, torch.full_like(label_B, table.null)])
             plan = replace(plan, order_BL=plan.order_BL.repeat(2, 1))
             given_BL = given_BL.repeat(2, 1)
-        self._state = backbone.begin(class_B, plan, given_BL=given_BL, step=first)
+        self._state = backbone.begin(table.resolve(label_B), plan, given_BL=given_BL, step=first)
 
     def logits(self) -> Tensor:
         """Guided logit_BnV of the current step, float32."""

@@ -20,7 +20,7 @@ from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
 from common.device import place, precision
 from common.errors import Closed, Diverged
-from common.exchange.conditions import ClassConditions, ConditionTables
+from common.exchange.condition import ClassConditions, ConditionTables
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import WeightSource
@@ -177,6 +177,8 @@ class RolloutWorker:
             "worker": self._name,
             "rollout_seconds": f"{time.perf_counter() - started:.6f}",
         }
+        if (conditions := len(self._conditions.shared)) != self._data.spec.num_classes + 1:
+            facts["conditions"] = str(conditions)
         batch = TrajectoryBatch(
             spec=self._data.spec,
             id_B=work.id_B,

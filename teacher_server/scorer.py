@@ -18,7 +18,7 @@ from common.artifacts.model_file import ModelFile
 from common.config.plugins import PluginConfig
 from common.config.quantities import Cpus, Gpus, Processes
 from common.exchange.buffer import TrajectorySink
-from common.exchange.conditions import ConditionTables
+from common.exchange.condition import ConditionTables
 from teacher_server.teacher import TeacherConfig
 
 PUT_SECONDS = 5.0

@@ -17,7 +17,7 @@ from common.config.quantities import Cpus, Gpus, Processes
 from common.config.schema import Config, UserPath
 from common.device import place, precision
 from common.errors import Diverged
-from common.exchange.conditions import ClassConditions, ConditionTables
+from common.exchange.condition import ClassConditions, ConditionTables
 from common.exchange.signal import SignalConfig, entropies
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow

@@ -18,6 +18,7 @@ VARIABLE = "VARKD_PLUGINS"
 """Names of the packages, as PATH has folders."""
 FOLDERS = (
     "backbones",
+    "conditions",
     "contexts",
     "generators",
     "objectives",

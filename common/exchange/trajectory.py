@@ -5,7 +5,7 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 2):
     id            int64              image index of the run; never re-used for other content
     version       int64              learner steps behind the student's weights that the worker
                                      held, with which it sampled the row if `policy` is student
-    label         int64              id of the condition (common/exchange/conditions.py): the class,
+    label         int64              id of the condition (common/exchange/condition.py): the class,
                                      or the null class where the label was dropped
     teacher_condition  int64         id of what only the teacher knows of the row (absent: it knows
                                      what the student knows)
@@ -24,9 +24,10 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 2):
     sequence.NAME number[..]         what a scorer says of whole rows, e.g. a reward (optional)
 
 Schema metadata: schema, lease, generation, oldest (lowest version of any row whose policy is
-student, or -1), group_size (rows of every group; absent: 1), step_sizes, spec, worker,
-rollout_seconds, and after scoring teacher_seconds and head (digest of the teacher's output head).
-A record holds whole groups.
+student, or -1), group_size (rows of every group; absent: 1), conditions (how many ids
+there are; absent: the classes and the null one), step_sizes, spec, worker, rollout_seconds, and
+after scoring teacher_seconds and head (digest of the teacher's output head). A record holds whole
+groups.
 
 Version 1 did not say who sampled a row: its readers took the context called "student" for that.
 
@@ -183,7 +184,7 @@ def _check(batch: TrajectoryBatch) -> None:
     for name, value, limit in (
         ("tokens", batch.token_BL, spec.vocab_size),
         ("input tokens", batch.input_BL, spec.vocab_size),
-        ("labels", batch.label_B, spec.num_classes + 1),
+        ("labels", batch.label_B, _conditions(batch)),
         ("prefixes", batch.prefix_B, spec.length + 1),
     ):
         low, high = int(value.min()), int(value.max())
@@ -197,6 +198,14 @@ def _check(batch: TrajectoryBatch) -> None:
     for name, value in numbers.items():
         if not torch.isfinite(value).all():
             raise InputError(f"record column {name} holds values that are not finite")
+
+
+def _conditions(batch: TrajectoryBatch) -> int:
+    """How many ids there are."""
+    found = batch.facts.get("conditions", str(batch.spec.num_classes + 1))
+    if not found.isdecimal():
+        raise InputError(f"record has conditions {found!r}, expected how many there are")
+    return int(found)
 
 
 def _check_shapes(batch: TrajectoryBatch) -> None:

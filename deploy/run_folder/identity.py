@@ -51,7 +51,11 @@ NOTED = {
     "teacher.dtype": "another precision from here on",
 }
 """Fields that may change too, and what that means."""
-LATER = {"rollout.group.size": 1, "scorers.teacher.kind": "teacher"}
+LATER = {
+    "conditions.kind": "classes",
+    "rollout.group.size": 1,
+    "scorers.teacher.kind": "teacher",
+}
 """Fields that the first snapshots do not know, and what was so then."""
 
 

@@ -67,6 +67,7 @@ def draw_grids(
                     batch_size=config.evaluate.batch_size,
                     seed=derive_seed(config.seed, "grids"),
                     size=config.evaluate.size,
+                    conditions=config.conditions.table(backbone.spec.num_classes),
                 )
             except InputError as error:
                 target.print(f"no grid of {tag} at step {step}: {error}")

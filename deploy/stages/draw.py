@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common.artifacts.model_file import ModelFile
 from common.device import place
+from common.exchange.condition import Conditions
 from common.models.backbone import Backbone
 from common.spec import require_same_spec
 from common.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -24,9 +25,20 @@ def draw_batches(
     batch_size: int,
     seed: int,
     size: int | None = None,
+    conditions: Conditions | None = None,
 ) -> Iterator[Tensor]:
-    """Sample and decode, at the side `size` if given: uint8 pixel_BCHW on the CPU, in order."""
-    drawn = sample_batches(backbone, label_N, sampling=sampling, batch_size=batch_size, seed=seed)
+    """Sample and decode, at the side `size` if given: uint8 pixel_BCHW on the CPU, in order.
+
+    Labels are ids of `conditions`, by default the classes.
+    """
+    drawn = sample_batches(
+        backbone,
+        label_N,
+        sampling=sampling,
+        batch_size=batch_size,
+        seed=seed,
+        conditions=conditions,
+    )
     return (tokenizer.decode(token_BL, size).cpu() for token_BL in drawn)
 
 
@@ -39,6 +51,7 @@ def draw_images(
     batch_size: int,
     seed: int,
     size: int | None = None,
+    conditions: Conditions | None = None,
 ) -> Tensor:
     """The same as one pixel_NCHW."""
     batches = draw_batches(
@@ -49,6 +62,7 @@ def draw_images(
         batch_size=batch_size,
         seed=seed,
         size=size,
+        conditions=conditions,
     )
     return torch.cat(list(batches))
 

@@ -27,6 +27,7 @@ from common.data.tokens import (
 )
 from common.device import place, precision
 from common.errors import InputError
+from common.exchange.condition import ConditionsConfig
 from common.files.made_from import difference
 from common.randomness import Draws, derive_seed
 from common.spec import require_same_spec
@@ -37,7 +38,7 @@ from deploy.run_folder.workspace import Workspace
 from rollout.contexts import teacher
 from rollout.sampler import SamplingConfig, sample
 
-DECIDING = ("teacher", "sampling", "sequences", "labels")
+DECIDING = ("teacher", "sampling", "sequences", "labels", "conditions")
 """Facts of the file that a run must agree with; seed and precision may differ."""
 LATER = frozenset({"labels"})
 """Facts that files of earlier versions do not have."""
@@ -59,12 +60,19 @@ class TeacherSampler:
     """Holds the teacher on its device and samples one part after the other."""
 
     def __init__(
-        self, file: ModelFile, sampling: SamplingConfig, batch_size: int, device: str, dtype: str
+        self,
+        file: ModelFile,
+        sampling: SamplingConfig,
+        batch_size: int,
+        device: str,
+        dtype: str,
+        conditions: ConditionsConfig,
     ) -> None:
         teacher = file.load(precision(dtype)).to(place(device))
         self._teacher = teacher.requires_grad_(False)
         self._sampling = sampling
         self._batch_size = batch_size
+        self._conditions = conditions.table(file.spec.num_classes)
 
     def make(self, part: SamplesPart, watch: Watch = lambda done: None) -> None:
         """Write `part.path`; `watch` hears how many of its sequences are done."""
@@ -73,7 +81,10 @@ class TeacherSampler:
             watch(first)
             rows = slice(first, first + self._batch_size)
             label_B, seeds = part.label_n[rows], part.seeds[rows]
-            cells.append(sample(self._teacher, label_B, seeds, self._sampling).cell_BL.cpu())
+            drawn = sample(
+                self._teacher, label_B, seeds, self._sampling, conditions=self._conditions
+            )
+            cells.append(drawn.cell_BL.cpu())
         header = TokenHeader(self._teacher.spec, (), "none")
         write_tokens(part.path, header, [(torch.cat(cells)[:, None], part.label_n)])
 
@@ -132,7 +143,7 @@ def load_generated(config: RunConfig, workspace: Workspace) -> TokenDataset | No
     header, train = read_header(path), read_header(workspace.existing_tokens())
     require_same_spec(train.spec, header.spec, us="the token dataset", them=str(path))
     facts = _facts(config, workspace, source, workspace.model(config, "teacher"))
-    wanted = {"tokenizer": train.tokenizer, **{name: facts[name] for name in DECIDING}}
+    wanted = {"tokenizer": train.tokenizer, **{name: facts.get(name) for name in DECIDING}}
     found = {"tokenizer": header.tokenizer, **header.facts}
     for name in wanted:
         if name in LATER and name not in found:
@@ -178,6 +189,7 @@ def _facts(
         "labels": hashlib.blake2b(label_N.numpy().tobytes(), digest_size=8).hexdigest(),
         "seed": config.seed,
         "dtype": config.generating.dtype,
+        **config.made_from_conditions,
     }
 
 
@@ -201,7 +213,15 @@ def _job(config: RunConfig, file: ModelFile, sampling: SamplingConfig, local: bo
     own = config.generating
     return PartitionJob(
         config,
-        partial(TeacherSampler, file, sampling, own.batch_size, own.device, own.dtype),
+        partial(
+            TeacherSampler,
+            file,
+            sampling,
+            own.batch_size,
+            own.device,
+            own.dtype,
+            config.conditions,
+        ),
         ActorPool("generate", own.cpus, own.gpus, most=own.workers),
         section="generate",
         lower="generate.batch_size or generate.workers",

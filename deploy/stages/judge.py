@@ -67,6 +67,7 @@ class Judge:
         self.class_K = self.reference.label_N.unique()
         self.label_N = balanced_labels(settings.samples, self.class_K)
         self._seed = derive_seed(config.seed, "evaluate")
+        self._conditions = config.conditions
         by_classifier = settings.features == "classifier"
         self._classifier = workspace.classifier if by_classifier else None
         self._real_NCHW: Tensor | None = None
@@ -105,6 +106,7 @@ class Judge:
             batch_size=self.settings.batch_size,
             seed=self._seed,
             size=self.settings.size,
+            conditions=self._conditions.table(backbone.spec.num_classes),
         ):
             if pixel_NCHW is None:  # at once: a list of batches would take the room twice
                 pixel_NCHW = pixel_BCHW.new_empty(len(self.label_N), *pixel_BCHW.shape[1:])

@@ -94,6 +94,7 @@ def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) 
         contexts=tuple(sorted(config.contexts.sources)),
         teacher=TeacherTargets(config.teacher.signal, head, state_digest(head)),
         ranks=ranks,
+        conditions=config.conditions.table(student.spec.num_classes),
     )
 
 

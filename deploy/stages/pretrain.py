@@ -42,20 +42,18 @@ def pretrain_model(
         InputError: something in the user's files, or work that would be lost.
     """
     data = load_tokens(workspace.existing_tokens())
-    architecture, settings = getattr(config.models, which), getattr(config.pretrain, which)
-    seed = derive_seed(config.seed, f"pretrain-{which}")
     lent = _tokenizer_of(data, workspace).lent()
     plan = _plan(config, workspace, which, data)
     stage = Stage(plan, workspace, target)
     if not restart and (facts := stage.finished()) is not None:
         workspace.keep_config(config)
         return facts
+    architecture = getattr(config.models, which)
+    seed = derive_seed(config.seed, f"pretrain-{which}")
     backbone = _untrained(architecture, data.spec, which, seed)
     backbone.attach(lent)
     stage.begin(resume=resume, restart=restart)
-    device, section = settings.device, f"pretrain.{which}"
-    training = Pretraining(backbone, data, settings, seed=seed, device=device, section=section)
-    course = stage.run(training)
+    course = stage.run(_training(config, which, backbone, data, seed))
     workspace.keep_config(config)
     facts = course.facts() | {"parameters": sum(p.numel() for p in backbone.parameters())}
     if "cause" in facts:
@@ -64,6 +62,21 @@ def pretrain_model(
     save_backbone(plan.path, backbone, architecture, **extra)
     stage.clear()
     return facts
+
+
+def _training(
+    config: RunConfig, which: Model, backbone: Backbone, data: TokenDataset, seed: int
+) -> Pretraining:
+    settings: PretrainConfig = getattr(config.pretrain, which)
+    return Pretraining(
+        backbone,
+        data,
+        settings,
+        seed=seed,
+        device=settings.device,
+        section=f"pretrain.{which}",
+        conditions=config.conditions.table(data.spec.num_classes),
+    )
 
 
 def _untrained(
@@ -95,6 +108,7 @@ def _plan(config: RunConfig, workspace: Workspace, which: Model, data: TokenData
         "seed": config.seed,
         "tokens": data.digest(),
         "models": {which: getattr(config.models, which).model_dump(mode="json")},
+        **config.made_from_conditions,
         "pretrain": {which: settings.model_dump(mode="json", exclude=HARMLESS)},
     }
     return Plan(

@@ -158,6 +158,7 @@ def fill(order: Order, config: RunConfig, workspace: Workspace, target: Console)
         batch_size=config.sample.batch_size or config.evaluate.batch_size,
         seed=order.seed,
         size=side,
+        conditions=config.conditions.table(backbone.spec.num_classes),
     )
     with Bar(target, "sample", len(order.label_N)) as bar:
         batches = counted(batches, bar)

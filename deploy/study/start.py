@@ -119,6 +119,7 @@ def made_from(config: RunConfig) -> dict[str, Any]:
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "tokens": config.tokens.model_dump(mode="json", exclude=set(config.tokens.harmless)),
         "models": config.models.model_dump(mode="json"),
+        **config.made_from_conditions,
         "pretrain": pretrain,
         "teacher": {"weights": _weights(config, "teacher")},
         "learner": {"weights": _weights(config, "student")},

@@ -20,6 +20,7 @@ from torch import Tensor
 from common.config.quantities import Batch, Count, CountOrNone, Side
 from common.config.schema import Config, UserPath
 from common.errors import InputError
+from common.exchange.condition import Conditions
 from common.files.pickled import read_pickle
 from common.models.backbone import Backbone
 from common.randomness import derive_seed
@@ -91,6 +92,7 @@ def sample_batches(
     sampling: SamplingConfig,
     batch_size: int,
     seed: int,
+    conditions: Conditions | None = None,
 ) -> Iterator[Tensor]:
     """token_BL by grid position, `batch_size` images at a time.
 
@@ -99,7 +101,7 @@ def sample_batches(
     for first in range(0, len(label_N), batch_size):
         label_B = label_N[first : first + batch_size]
         seeds = [derive_seed(seed, "sample", first + i) for i in range(len(label_B))]
-        yield sample(backbone, label_B, seeds, sampling).cell_BL
+        yield sample(backbone, label_B, seeds, sampling, conditions=conditions).cell_BL
 
 
 def balanced_labels(samples: int, class_K: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ CONTRACTS = (
     "tests/contracts/test_token_sources.py",
     "tests/contracts/test_generators.py",
     "tests/contracts/test_scorers.py",
+    "tests/contracts/test_conditions.py",
     "tests/learner/test_learner.py",
     "tests/learner/test_split.py",
 )
@@ -74,6 +75,7 @@ def test_the_examples_pass_the_contract_tests(tree):
         "common/data/token_sources",
         "common/models/generators",
         "teacher_server/scorers",
+        "common/exchange/conditions",
     ):
         least |= dict.fromkeys(kinds_of(folder), 1)
     kinds = " or ".join(least)
@@ -82,15 +84,18 @@ def test_the_examples_pass_the_contract_tests(tree):
         assert len(re.findall(rf"^PASSED .*{kind}", said, re.M)) >= count, said
 
 
-def test_a_distillation_takes_objective_context_and_signal(tree, run_in):
+def test_a_distillation_takes_objective_context_signal_and_conditions(tree, run_in):
     config, workspace = run_in("learner.steps=2")
     workspace.keep_config(config)
     (signal,), (context,) = kinds_of("common/exchange/signals"), kinds_of("rollout/contexts")
-    (objective,) = kinds_of("learner/objectives")
+    (objective,), (table,) = (
+        kinds_of(folder) for folder in ("learner/objectives", "common/exchange/conditions")
+    )
     chosen = (
         f"objective.kind={objective}",
         f"contexts.sources.{context}.ratio=3.0",
         f"teacher.signal.kind={signal}",
+        f"conditions.kind={table}",
     )
     run(tree, "deploy.main", "distill", str(workspace.root), "--local", *chosen)
     text = workspace.metrics.read_text()

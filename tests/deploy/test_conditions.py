@@ -12,7 +12,7 @@ from torch import Tensor
 from common.data.tokens import load_tokens
 from common.errors import InputError
 from common.exchange.buffer import Buffer
-from common.exchange.conditions import ClassConditions, Conditions, ConditionTables
+from common.exchange.condition import ClassConditions, Conditions, ConditionTables
 from common.exchange.ledger import Ledger
 from common.exchange.trajectory import from_arrow, to_arrow
 from common.exchange.weights import Weights, WeightStore

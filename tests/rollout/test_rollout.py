@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import InputError
+from common.exchange.condition import ClassConditions
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
@@ -97,19 +98,29 @@ def test_top_k_keeps_ties_and_temperature_sharpens():
     assert float(cold[0, 0, 0]) < 1e-8
 
 
+class Reversed(ClassConditions):
+    """Ids from the last class to the first, which here stands for no condition."""
+
+    def resolve(self, id_B):
+        return self.num_classes - id_B
+
+
+@pytest.mark.parametrize(("table", "null_class"), [(None, 3), (Reversed(3), 0)])
 @torch.no_grad()
-def test_guided_decoding_is_the_guided_distribution(tiny):
+def test_guided_decoding_is_the_guided_distribution(tiny, table, null_class):
     student = tiny("llamagen")
     spec, plan = student.spec, student.plan([0, 1])
-    class_B = torch.tensor([0, 2])
+    label_B = torch.tensor([0, 2])
     decoded = decode(
         student,
-        class_B,
+        label_B,
         sampling=SamplingConfig(guidance=2.0),
         noise_BL=noise([1, 2], spec.length),
         plan=plan,
+        conditions=table,
     )
-    null_B = torch.full_like(class_B, spec.null_class)
+    class_B = 3 - label_B if table else label_B
+    null_B = torch.full_like(class_B, null_class)
     with_class, without = (student(c, decoded.token_BL, plan) for c in (class_B, null_B))
     guided = (without + 2 * (with_class - without)).log_softmax(-1)
     replayed = guided.gather(-1, decoded.token_BL[..., None])[..., 0]

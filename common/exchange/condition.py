@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from common.config.plugins import PluginConfig
+from common.errors import InputError
+
 
 class Conditions(ABC):
     """A table of conditions with ids 0 to len - 1, the null one among them."""
@@ -80,3 +83,41 @@ class ConditionTables:
     def teacher_ids(self, id_B: Tensor) -> Tensor | None:
         """The second ids of rows, if there are any."""
         return None if self.teacher_id_N is None else self.teacher_id_N[id_B]
+
+
+class ConditionsConfig(PluginConfig, ABC):
+    """[conditions]: what the labels of the token dataset, 0 to `num_classes` - 1, are ids of.
+
+    Whoever asks gets what he may know: the driver and scorers `tables`, all others `table`.
+    """
+
+    @abstractmethod
+    def table(self, num_classes: int) -> Conditions:
+        """What student and teacher know, with an id for every label and the null one.
+
+        Raises:
+            InputError: a file that it is read from is not as it should be.
+        """
+
+    def teacher_table(self, num_classes: int) -> tuple[Conditions, Tensor] | None:
+        """What the teacher alone knows, and its ids for those of `table`, int64; None: nothing.
+
+        Raises:
+            InputError: as `table`.
+        """
+        return None
+
+    def tables(self, num_classes: int) -> ConditionTables:
+        """Both, checked against the labels.
+
+        Raises:
+            InputError: as `table`, or labels have no condition.
+        """
+        shared, secret = self.table(num_classes), self.teacher_table(num_classes)
+        if len(shared) <= num_classes:
+            raise InputError(
+                f"conditions.kind={self.kind} has {len(shared)} conditions with the null one, but "
+                f"the tokens have {num_classes} labels; give it one for each and a null one"
+            )
+        only, id_N = secret or (None, None)
+        return ConditionTables(shared, only, id_N)

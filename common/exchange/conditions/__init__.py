@@ -1,0 +1,1 @@
+"""One file per table of conditions; the file name is its `kind`."""
