@@ -14,6 +14,7 @@ from common.config.quantities import (
     Gpus,
     Megabytes,
     Processes,
+    Seconds,
     Seed,
 )
 from common.config.schema import Config, UserPath
@@ -116,6 +117,9 @@ class ClusterConfig(Config):
     refused."""
     data_images: Count | None = None
     """Training images, for a dry run where the data is not at hand."""
+    wait_seconds: Seconds = 600.0
+    """How long a command waits until a cluster that it joined has room for its actors; on one that
+    it starts itself at most a minute."""
     object_store_mb: Megabytes = 512.0
     """Shared memory of a Ray cluster that the command starts itself."""
 

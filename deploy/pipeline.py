@@ -26,6 +26,7 @@ from common.exchange.metrics import MetricsHub
 from common.exchange.weights import WeightStore
 from common.randomness import Draws, derive_seed
 from deploy.backend.actors import ActorOptions
+from deploy.backend.bundles import scorer_bundles
 from deploy.backend.launcher import Launcher
 from deploy.config import RunConfig
 from learner.train import Outcome
@@ -100,7 +101,7 @@ def _chain(
 
     onward: Callable[[], Onward] = end
     for name, scorer in reversed(config.scorers.items()):
-        actors = scorer.actors(config.teacher)
+        bundles = scorer_bundles(config, name)
         role = name if name == "teacher" else f"scorer-{name}"
         links = [
             place(
@@ -108,9 +109,11 @@ def _chain(
                 scorer,
                 files,
                 onward=onward(),
-                site=ActorOptions(f"{role}-{index}", calls, actors.cpus, actors.gpus),
+                site=ActorOptions(
+                    f"{role}-{index}", calls, bundles.cpus, bundles.gpus, bundles.section
+                ),
             )
-            for index in range(actors.replicas)
+            for index in range(bundles.count)
         ]
         onward = partial(place.any_of, links)
     return onward
@@ -146,7 +149,7 @@ def _worker_factory(
             teacher_file=teacher if config.contexts.teacher_sampling else None,
             generated=shared_generated,
             conditions=conditions,
-            site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus),
+            site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus, "rollout"),
         )
 
     return make_worker

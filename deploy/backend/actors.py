@@ -23,6 +23,8 @@ class ActorOptions:
     cpus: float = 0
     """Reserved for it."""
     gpus: float = 0
+    section: str = ""
+    """The config section whose bundles were reserved (deploy/backend/bundles.py), if any."""
 
     @property
     def computing(self) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from common.data.tokens import TokenHeader, read_header, read_tokens, write_tokens
 from common.errors import InputError, RunFailed
 from deploy.backend.actor_pool import ActorPool, ProcessLost, call_here
-from deploy.backend.capacity import Demand, require_room
+from deploy.backend.bundles import Bundles
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
 from deploy.console.progress import Bar
@@ -79,7 +79,7 @@ class PartitionJob:
         """Make the parts that are not there yet; returns the headers of all.
 
         Raises:
-            InputError: the maker's own refusals, or the private cluster has too few CPUs or GPUs.
+            InputError: the maker's own refusals, or the cluster has no room for an actor.
             RunFailed: actors died over the same part again and again.
         """
         headers = dict(_whole(parts, target))
@@ -106,9 +106,16 @@ class PartitionJob:
             yield from self._checked(call_here(MakePart(self.build, watch), work), work)
         elif parts:
             with cluster(self.config, told=bar):
-                demand = Demand(self.section, 1, self.pool.cpus, self.pool.gpus)
-                require_room([demand], bar.say)
+                self._find_room(bar)
                 yield from self._checked(self.pool(MakePart(self.build), work), work)
+
+    def _find_room(self, bar: Bar) -> None:
+        """For one actor at least; the pool has as many as there is room for."""
+        from deploy.backend.reservation import patience, reserved  # it imports ray
+
+        one = Bundles(self.section, 1, self.pool.cpus, self.pool.gpus)
+        with reserved([one], patience(self.config), bar.say):
+            return
 
     def _checked(
         self, outcomes: Generator[tuple[Path, Any], None, None], work: dict[Path, Part]

@@ -1,7 +1,8 @@
 """Make plain objects live in Ray actors and still look like themselves."""
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -25,6 +26,8 @@ from deploy.backend.actors import (
     StoredWeights,
     WeightActorHost,
 )
+from deploy.backend.bundles import Bundles
+from deploy.backend.reservation import HeldGroup, Reservation, reserved
 from deploy.console.faults import GO_ON
 
 T = TypeVar("T")
@@ -115,6 +118,24 @@ class RayLauncher:
         self._actors: list[Any] = []
         self.names: dict[Any, str] = {}
         self._turn = 0
+        self._reservation = Reservation([])
+        self._rooms: dict[Any, HeldGroup | None] = {}
+
+    @contextmanager
+    def reserved(
+        self, wanted: Sequence[Bundles], seconds: float, say: Callable[[str], object]
+    ) -> Iterator[None]:
+        """Room for the actors that are placed in the block, as soon as the cluster has it.
+
+        Raises:
+            InputError: there was none for `seconds`, or a private cluster is too small.
+        """
+        with reserved(wanted, seconds, say) as self._reservation:
+            yield
+
+    def give_ranks_back(self) -> None:
+        """Ray Train is about to ask for the room of the learner's ranks."""
+        self._reservation.give_ranks_back()
 
     def __call__(
         self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
@@ -123,15 +144,18 @@ class RayLauncher:
         site = site or ActorOptions(cls.__name__)
         host, proxy = BY_REFERENCE.get(cls, (ActorHost, ActorProxy))
         actor_class: Any = ray.remote(type(cls.__name__, (host,), {}))
+        strategy, held = self._reservation.take(site.section)
         actor = actor_class.options(
             name=name,
             namespace=self.namespace,
             max_concurrency=site.threads,
             num_cpus=site.cpus,
             num_gpus=site.gpus,
+            scheduling_strategy=strategy,
         ).remote(cls, args, kwargs, site.computing)
         self._actors.append(actor)
         self.names[actor] = site.name
+        self._rooms[actor] = held
         return cast(T, proxy(actor, site.name))
 
     def share(self, value: T) -> T:
@@ -163,6 +187,7 @@ class RayLauncher:
         actor = cast(ActorProxy, placed)._actor
         self._actors.remove(actor)
         ray.kill(actor)
+        self._reservation.give_back(self._rooms.pop(actor))
 
     def shutdown(self) -> None:
         """End every actor that was placed."""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from common.config.plugin_path import VARIABLE, plugin_folders
 from common.errors import RunFailed
-from deploy.backend.capacity import run_demands
+from deploy.backend.bundles import run_bundles
 from deploy.backend.joined_cluster import joined_address, refused, require_cluster
 from deploy.backend.private_cluster import private_folder, require_limits, worker_environment
 from deploy.config import RunConfig
@@ -168,5 +168,5 @@ def secure_environment() -> None:
 
 def logical_cpus(config: RunConfig) -> int:
     """CPUs that a private cluster must offer so that every actor starts, however few there are."""
-    needed = sum(demand.count * demand.cpus for demand in run_demands(config))
+    needed = sum(bundles.count * bundles.cpus for bundles in run_bundles(config))
     return max(os.cpu_count() or 1, int(needed) + 2)

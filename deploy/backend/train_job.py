@@ -27,6 +27,10 @@ from learner.train import Outcome
 TRAIN_STORAGE = ".ray_train"
 """Ray Train's own bookkeeping in the run folder, removed after the run; ours is in snapshots/."""
 
+START_SECONDS = 60.0
+"""Ray Train waits so long for its placement group and then, unless told otherwise, begins again
+for ever (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)."""
+
 
 class Closable(Protocol):
     """What the learner's ranks talk to: closed with the cause when one of them cannot go on."""
@@ -89,9 +93,15 @@ class TrainJob:
     """`TorchTrainer.fit` in a thread of its own, so that the driver can watch the workers."""
 
     def __init__(
-        self, learner: LearnerConfig, root: Path, services: Closable, learn: Learn
+        self,
+        learner: LearnerConfig,
+        root: Path,
+        services: Closable,
+        learn: Learn,
+        patience: float = START_SECONDS,
     ) -> None:
-        """`services` travel to every rank; `root` is the run folder."""
+        """`services` travel to every rank; `root` is the run folder; the ranks
+        wait about `patience` seconds for room."""
         resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         self._trainer = TorchTrainer(
@@ -112,7 +122,10 @@ class TrainJob:
                 # The same name in the same storage would resume Ray Train's own state.
                 name=f"learner-{os.getpid()}-{os.urandom(4).hex()}",
                 storage_path=str(root / TRAIN_STORAGE),
-                failure_config=FailureConfig(max_failures=learner.max_failures),
+                failure_config=FailureConfig(
+                    max_failures=learner.max_failures,
+                    controller_failure_limit=int(patience // START_SECONDS),
+                ),
             ),
         )
         self._faults = FaultLog(root)

@@ -1,7 +1,7 @@
 """What a run would do, before it does it: actors, places, wire, memory, and refusals.
 
-Sizes are those of the code (deploy/planning/resources.py), places follow Ray's rules
-(deploy/planning/placement.py).
+Sizes are those of the code (deploy/planning/resources.py); the bundles that the run will ask Ray
+for are tried on the hardware (deploy/planning/placement.py).
 Neither files nor GPUs need to be at hand: [cluster] and `images.classes` describe them.
 """
 
@@ -17,8 +17,9 @@ from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.planning.artifacts import check_files, data_size, generated_size, missing, sequence_spec
-from deploy.planning.placement import Gpu, Hardware, Node, place_actors, require_places, several
-from deploy.planning.resources import MB, Need, Sizing, parameters
+from deploy.planning.hardware import MB, Hardware
+from deploy.planning.placement import Gpu, Node, place_actors, require_places, several
+from deploy.planning.resources import Need, Sizing, parameters
 from deploy.planning.throughput import images_per_second
 from deploy.run_folder.workspace import Workspace
 
@@ -39,7 +40,7 @@ class RunPlan:
         table = Table("actor", "count", "CPUs", "GPUs", "host memory MB", "GPU memory MB")
         for need in self.needs:
             sizes = (need.cpus, need.gpus, round(need.host_mb), round(need.gpu_mb))
-            table.add_row(need.role, str(need.count), *(f"{size:g}" for size in sizes))
+            table.add_row(need.role, str(need.bundles.count), *(f"{size:g}" for size in sizes))
         target.print(table)
         lines = [f"{name}: {value}" for name, value in self.facts.items()]
         lines += _layout(self.nodes)
@@ -103,8 +104,8 @@ def _warnings(config: RunConfig, spec: SequenceSpec) -> list[str]:
 
 def _unreserved(needs: list[Need]) -> list[str]:
     return [
-        f"{need.role} computes on a GPU but reserves none: Ray puts all {need.count} onto a node's "
-        f"first GPU; set {need.reservations}"
+        f"{need.role} computes on a GPU but reserves none: Ray puts all {need.bundles.count} onto "
+        f"a node's first GPU; set {need.bundles.fields}"
         for need in needs
         if need.gpu_mb and not need.gpus
     ]

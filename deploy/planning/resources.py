@@ -16,11 +16,18 @@ from common.device import precision
 from common.exchange.trajectory import bytes_per_image
 from common.models.backbone import Backbone, BackboneConfig
 from common.spec import SequenceSpec
+from deploy.backend.bundles import Bundles, run_bundles
 from deploy.config import RunConfig
 from deploy.planning.blank_tensors import META
+from deploy.planning.hardware import MB
 from deploy.planning.memory import decoding_bytes, learning_bytes, scoring_bytes, scoring_images
 
-MB = 2**20
+LOWER = {
+    "teacher": "teacher.batching.max_images or rollout.batch_size",
+    "rollout": "rollout.workers or rollout.batch_size",
+    "learner": "learner.micro_batch or learner.chunk_tokens",
+}
+"""Config fields that make an actor of the section smaller."""
 PROCESS_MB = 350
 """Resident memory of a Ray worker process with torch loaded, models not counted (measured)."""
 HOST_SLACK = 1.2
@@ -39,25 +46,30 @@ CUDA_SLACK = 1.1
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """One kind of actor; CPUs, GPUs and memory are those of each."""
+    """Actors of one role: what each reserves, and the memory that it takes beside."""
 
-    role: str
-    count: int
-    cpus: float
-    gpus: float
+    bundles: Bundles
     host_mb: float
     gpu_mb: float
     lower: str
     """Config fields that make it smaller."""
-    reservations: str = ""
-    """Config fields that say how many there are and what each reserves."""
-    is_group: bool = False
-    """Placed together, as the ranks of the learner."""
+
+    @property
+    def role(self) -> str:
+        return self.bundles.role
+
+    @property
+    def cpus(self) -> float:
+        return self.bundles.cpus
+
+    @property
+    def gpus(self) -> float:
+        return self.bundles.gpus
 
     @property
     def is_anywhere(self) -> bool:
         """Ray may put what reserves nothing on any node."""
-        return not (self.cpus or self.gpus or self.gpu_mb)
+        return not (self.bundles.resources or self.gpu_mb)
 
 
 @dataclass(frozen=True)
@@ -106,55 +118,38 @@ class Sizing:
     def needs(self, on_gpu: Callable[[str, float], bool]) -> list[Need]:
         """Every kind of actor, in the order in which the command asks for them; `on_gpu` tells from
         a role's `device` and `gpus` where it computes."""
-        teacher, rollout, learner = self.config.teacher, self.config.rollout, self.config.learner
-        return self._needs(
-            self._teacher_mb(on_gpu(teacher.device, teacher.gpus)),
-            self._worker_mb(on_gpu(rollout.device, rollout.gpus)),
-            self._learner_mb(on_gpu(learner.device, learner.gpus)),
-        )
+        return self._needs(lambda bundles: self._memory_mb(bundles, on_gpu))
 
     def reservations(self) -> list[Need]:
         """The same without memory, which takes its time to find out: what Ray looks at."""
-        return self._needs((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+        return self._needs(lambda bundles: (0.0, 0.0))
 
-    def _needs(
-        self,
-        teacher_mb: tuple[float, float],
-        worker_mb: tuple[float, float],
-        learner_mb: tuple[float, float],
-    ) -> list[Need]:
-        teacher, rollout, learner = self.config.teacher, self.config.rollout, self.config.learner
+    def _needs(self, memory_mb: Callable[[Bundles], tuple[float, float]]) -> list[Need]:
+        """`memory_mb` gives (host_mb, gpu_mb) of one actor."""
         buffered = self.config.schedule().most_outstanding * self.row_bytes
         stored = self.versions * self.version_bytes
         services = (("buffer", 1, buffered), ("weights", 1, stored), ("ledger, metrics", 2, 0))
-        return [
-            Need(
-                "teacher server",
-                *(teacher.replicas, teacher.cpus, teacher.gpus),
-                *teacher_mb,
-                lower="teacher.batching.max_images or rollout.batch_size",
-                reservations="teacher.replicas, teacher.cpus or teacher.gpus",
-            ),
-            Need(
-                "rollout worker",
-                *(rollout.workers, rollout.cpus, rollout.gpus),
-                *worker_mb,
-                lower="rollout.workers or rollout.batch_size",
-                reservations="rollout.workers, rollout.cpus or rollout.gpus",
-            ),
-            Need(
-                "learner",
-                *(learner.world_size, learner.cpus, learner.gpus),
-                *learner_mb,
-                lower="learner.micro_batch or learner.chunk_tokens",
-                reservations="learner.world_size, learner.cpus or learner.gpus",
-                is_group=True,
-            ),
-            *(
-                Need(role, count, 0, 0, SERVICE_MB + held / MB, 0, lower="learner.max_staleness")
-                for role, count, held in services
-            ),
+        computing = [
+            Need(bundles, *memory_mb(bundles), lower=LOWER.get(bundles.section, bundles.fields))
+            for bundles in run_bundles(self.config)
         ]
+        serving = [
+            Need(Bundles("", count, 0, 0, role), SERVICE_MB + held / MB, 0, "learner.max_staleness")
+            for role, count, held in services
+        ]
+        return computing + serving
+
+    def _memory_mb(
+        self, bundles: Bundles, on_gpu: Callable[[str, float], bool]
+    ) -> tuple[float, float]:
+        sections = {"rollout": self.config.rollout, "learner": self.config.learner}
+        gpu = on_gpu(sections.get(bundles.section, self.config.teacher).device, bundles.gpus)
+        count = {
+            "teacher": self._teacher_mb,
+            "rollout": self._worker_mb,
+            "learner": self._learner_mb,
+        }
+        return count.get(bundles.section, lambda gpu: (0.0, 0.0))(gpu)
 
     def _teacher_mb(self, gpu: bool) -> tuple[float, float]:
         dtype = precision(self.config.teacher.dtype)

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from deploy.planning.placement import Hardware
+from deploy.planning.hardware import Hardware
 from deploy.planning.resources import Sizing, parameters
 from rollout.sampler import decode, noise
 

@@ -18,7 +18,7 @@ from common.data.tokens import TokenDataset, load_tokens
 from common.errors import Closed, RunFailed
 from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
-from deploy.backend.capacity import require_room, run_demands
+from deploy.backend.bundles import run_bundles
 from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
@@ -199,40 +199,51 @@ def _run_local(
 def _run_on_ray(
     run: Run, watch: Watch, launch: Callable[[], Any] | None
 ) -> tuple[Outcome, dict[str, Any]]:
-    config, root, bar = run.config, run.workspace.root, watch.bar
-    with cluster(config, told=bar):
+    config = run.config
+    with cluster(config, told=watch.bar):
         from deploy.backend.proxies import RayLauncher
-        from deploy.backend.supervisor import WorkerSupervisor
-        from deploy.backend.train_job import TRAIN_STORAGE, TrainJob
+        from deploy.backend.reservation import patience
 
-        require_room(run_demands(config), bar.say)
         place = (launch or RayLauncher)()
-        services, make_worker = run.wire(place)
-        crew = WorkerSupervisor(
-            services, make_worker, config.rollout, end_worker=place.end, faults=FaultLog(root)
-        )
-        rank = partial(learn, config, root, start=run.start)
-        # Starts up beside the actors.
-        job = TrainJob(config.learner, root, services, rank)
-        try:
-            place.wait_ready(bar.say)
-            bar.say("waiting for the learner")
-            watch.stop.poll_from_here()
-            while job.running():
-                crew.check()
-                watch.poll(services)
-                time.sleep(POLL_SECONDS)
+        with place.reserved(run_bundles(config), seconds := patience(config), watch.bar.say):
+            return _run_in_actors(run, watch, place, seconds)
+
+
+def _run_in_actors(
+    run: Run, watch: Watch, place: Any, patience: float
+) -> tuple[Outcome, dict[str, Any]]:
+    """On a cluster that has room; `place` is a RayLauncher, `patience` the learner's."""
+    from deploy.backend.supervisor import WorkerSupervisor
+    from deploy.backend.train_job import TRAIN_STORAGE, TrainJob
+
+    config, root, bar = run.config, run.workspace.root, watch.bar
+    services, make_worker = run.wire(place)
+    crew = WorkerSupervisor(
+        services, make_worker, config.rollout, end_worker=place.end, faults=FaultLog(root)
+    )
+    rank = partial(learn, config, root, start=run.start)
+    place.give_ranks_back()
+    # Starts up beside the actors.
+    job = TrainJob(config.learner, root, services, rank, patience)
+    try:
+        place.wait_ready(bar.say)
+        bar.say("waiting for the learner")
+        watch.stop.poll_from_here()
+        while job.running():
+            crew.check()
             watch.poll(services)
-            return job.result(), _gauges(services, crew.deaths)
-        finally:
-            watch.stop.poll_from_here()  # ended in order from here, whatever happened
-            if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
-                services.close("the run was given up")
-                job.wait(GIVE_UP_SECONDS)
-            _last_rows(watch, services)
-            crew.dismiss()
-            place.shutdown()
-            shutil.rmtree(root / TRAIN_STORAGE, ignore_errors=True)
+            time.sleep(POLL_SECONDS)
+        watch.poll(services)
+        return job.result(), _gauges(services, crew.deaths)
+    finally:
+        watch.stop.poll_from_here()  # ended in order from here, whatever happened
+        if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
+            services.close("the run was given up")
+            job.wait(GIVE_UP_SECONDS)
+        _last_rows(watch, services)
+        crew.dismiss()
+        place.shutdown()
+        shutil.rmtree(root / TRAIN_STORAGE, ignore_errors=True)
 
 
 def _last_rows(watch: Watch, services: Services) -> None:

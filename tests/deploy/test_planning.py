@@ -8,9 +8,12 @@ import torch
 
 from common.artifacts.backbone_file import save_backbone
 from common.config.plugins import kinds
+from common.errors import InputError
 from common.spec import SequenceSpec
+from deploy.backend.bundles import Bundles
 from deploy.main import main
-from deploy.planning.placement import Hardware, place_actors
+from deploy.planning.hardware import Hardware
+from deploy.planning.placement import place_actors
 from deploy.planning.plan import plan_run
 from deploy.planning.resources import PROCESS_MB, Need
 from deploy.run_folder.opening import open_run
@@ -127,44 +130,53 @@ def test_four_nodes_are_used_differently_from_one():
     assert sum(ranks) == 8
 
 
-def need(role, count, cpus, gpus, **more):
-    return Need(role, count, cpus, gpus, host_mb=1, gpu_mb=1, lower="x", **more)
+def needs(*wanted):
+    """A need of 1 MB for every (role, placed, count, cpus, gpus)."""
+    return [
+        Need(Bundles(role, *sizes, role, placed=placed), 1, 1, lower="x")
+        for role, placed, *sizes in wanted
+    ]
 
 
 def fake(nodes, cpus, gpus):
     return Hardware(nodes, cpus, gpus, memory_mb=1e9, gpu_memory_mb=1e9, is_here=False)
 
 
-@pytest.mark.parametrize(
-    ("hardware", "wanted", "expected"),
-    [
-        (fake(1, 96, 8), [(4, 2, 0.6), (4, 2, 0.4), (4, 4, 1)], [(4, 4, 4)]),
-        (
-            fake(4, 32, 8),
-            [(12, 2, 0.6), (16, 2, 0.4), (8, 4, 1)],
-            [(0, 4, 6), (0, 8, 2), (4, 4, 0), (8, 0, 0)],
-        ),
-        (fake(3, 8, 4), [(2, 1, 0.5), (6, 1, 0.25), (3, 1, 1)], [(0, 0, 3), (0, 4, 0), (2, 2, 0)]),
-    ],
-)
-def test_actors_land_where_ray_put_them(hardware, wanted, expected):
-    """Observed with Ray 2.60 on ray.cluster_utils clusters of these sizes, by node."""
-    roles = ("teacher", "worker", "rank")
-    needs = [
-        need(role, *sizes, is_group=role == "rank")
-        for role, sizes in zip(roles, wanted, strict=True)
+def test_groups_fill_a_node_and_then_the_next_while_workers_spread():
+    """16 CPUs and 4 GPUs a node. The group: 4 teachers and 2 scorers fill node 0 to 12 CPUs, its
+    GPUs to 0.6 each. Workers go where the most of them fit: none on node 0 (0.4 GPUs are left), 8
+    on the others, by turns. Ranks want whole GPUs, of which nodes 1 and 2 have two each."""
+    wanted = needs(
+        ("teacher", "together", 4, 2, 0.6),
+        ("scorer", "together", 2, 2, 0),
+        ("worker", "alone", 8, 1, 0.5),
+        ("rank", "by Ray Train", 3, 4, 1),
+    )
+    nodes = place_actors(wanted, fake(3, 16, 4))
+    assert [dict(node.actors) for node in nodes] == [
+        {"teacher": 4, "scorer": 2},
+        {"worker": 4, "rank": 2},
+        {"worker": 4, "rank": 1},
     ]
-    found = place_actors(needs, hardware)
-    assert sorted(tuple(node.actors[role] for role in roles) for node in found) == expected
+    assert [gpu.free for gpu in nodes[1].gpus] == [0, 0, 0, 0]
+    assert [round(node.parts_mb["worker"]) for node in nodes] == [0, 4, 4]
 
 
-def test_shares_on_different_gpus_are_refused_where_ray_waits_for_ever():
-    """Observed with Ray 2.60: the third worker goes to node 0, whose 4 x 0.4 GPUs look like one."""
-    from common.errors import InputError
+def test_shares_in_pieces_take_nothing_that_needs_a_whole_gpu():
+    """4 x 0.4 GPUs are no GPU; the next node has four, and then there is none."""
+    teachers = ("teacher", "together", 4, 1, 0.6)
+    nodes = place_actors(needs(teachers, ("worker", "alone", 2, 2, 1)), fake(2, 8, 4))
+    assert [dict(node.actors) for node in nodes] == [{"teacher": 4}, {"worker": 2}]
+    with pytest.raises(InputError, match=r"worker 1 of 1 finds no room: .* the 1\.6 GPUs that"):
+        place_actors(needs(teachers, ("worker", "alone", 1, 2, 1)), fake(1, 8, 4))
 
-    needs = [need("teacher", 4, 1, 0.6), need("worker", 3, 2, 1)]
-    with pytest.raises(InputError, match=r"worker 3 of 3 would wait for ever: .* node 0, .* 1\.6 "):
-        place_actors(needs, fake(2, 8, 4))
+
+def test_several_gpus_are_whole_ones():
+    wanted = ("rank", "by Ray Train", 3, 1, 2)
+    (node,) = place_actors(needs(wanted), fake(1, 8, 6))
+    assert [gpu.actors for gpu in node.gpus] == [{"rank": 1}] * 6
+    with pytest.raises(InputError, match=r"rank 3 of 3 finds no room"):
+        place_actors(needs(wanted), fake(1, 8, 5))
 
 
 @pytest.mark.parametrize(
@@ -174,9 +186,9 @@ def test_shares_on_different_gpus_are_refused_where_ray_waits_for_ever():
             ["learner.world_size=8", "rollout.batch_size=32"],
             "learner 5 of 8 finds no room: it reserves 4 CPUs and 1 GPUs",
         ),
-        (["rollout.workers=9", "rollout.gpus=1"], "rollout worker 5 of 9 would wait for ever"),
+        (["rollout.workers=9", "rollout.gpus=1"], "rollout worker 5 of 9 finds no room"),
         (["cluster.cpus=12"], "rollout worker 3 of 4 finds no room: it reserves 2 CPUs and 0.4"),
-        (["teacher.replicas=9"], "teacher server 9 of 9 would wait for ever"),
+        (["teacher.replicas=9"], "teacher server 9 of 9 finds no room"),
         (["rollout.gpus=1.5"], "rollout worker reserves 1.5 GPUs"),
         (["cluster.gpus=0"], "learner.device is cuda, but a node has no GPUs"),
     ],

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from common.errors import InputError
-from deploy.backend.capacity import Demand, lack
+from deploy.backend.bundles import Bundles, lack
 from deploy.backend.joined_cluster import host_and_port, require_cluster
 from deploy.backend.private_cluster import PARENT, private_folder, remove_leftovers, require_limits
 
@@ -146,7 +146,7 @@ def test_folders_of_others_stay(tmp_path):
 
 
 def test_what_a_cluster_lacks_is_said_with_key_and_sum():
-    run = [Demand("rollout", 2, 1, 0.5), Demand("teacher", 1, 2, 1)]
+    run = [Bundles("rollout", 2, 1, 0.5), Bundles("teacher", 1, 2, 1)]
     assert lack(run, "CPU", [2, 2]) is None
     assert lack(run, "GPU", [1, 1]) is None
     assert lack(run, "CPU", [1, 1, 1, 1]) == "teacher.cpus is 2, but the cluster has 4 in all"
