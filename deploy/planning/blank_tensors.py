@@ -12,10 +12,10 @@ code branches on it as ever. Three rules make the two live together, whatever th
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +30,18 @@ def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32)
     with Kernels(autocast), Meter() as meter:
         run()
     return meter.peak
+
+
+class Undrawn(TorchFunctionMode):
+    """Weights are not drawn: on the meta device torch takes long to draw nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class Meter(TorchDispatchMode):
@@ -71,18 +83,24 @@ class Meter(TorchDispatchMode):
 class Shapes:
     """Runs operators on tensors of which some are blank.
 
-    The shapes of a result are computed once for operands that look alike: the layers of a model
-    and the steps of a decoder repeat one another, and torch needs up to a millisecond for each.
+    The shapes of a result are computed once for operands that look alike, in the whole process: the
+    layers of a model, the steps of a decoder and the roles of a run repeat one another, and torch
+    needs up to a millisecond for each.
     """
 
-    def __init__(self) -> None:
-        self._looks: dict[tuple, _Looks | None] = {}
+    _looks: ClassVar[dict[tuple, Any]] = {}
 
     def run(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
         """What `func` returns; `given` are the tensors among its operands."""
         blank = sum(value.is_meta for value in given)
         if not blank:
             return func(*args, **kwargs)
+        if func is _ATEN._to_copy.default:
+            dtype = kwargs.get("dtype")
+            if dtype in (None, args[0].dtype):
+                return _ATEN.alias.default(args[0])
+            layout = {"dtype": dtype, "memory_format": kwargs.get("memory_format")}
+            return self._made(func, args, layout, given)
         if func in _ANSWERS:
             return _ANSWERS[func](*args, **kwargs)
         if func._schema.is_mutable and (_only_writes(func) or not given[0].is_meta):
@@ -147,12 +165,6 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _moved(value: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
-    if dtype in (None, value.dtype):
-        return _ATEN.alias.default(value)
-    return _ATEN._to_copy.default(value, dtype=dtype, memory_format=options.get("memory_format"))
-
-
 def _places(value: Tensor) -> Tensor:
     """Where `value` is not 0."""
     return torch.ones(value.shape).nonzero() if value.is_meta else value.nonzero()
@@ -171,7 +183,6 @@ def _indexed(value: Tensor, indices: list[Tensor | None]) -> Tensor:
 
 
 _ANSWERS: dict[Any, Callable[..., Any]] = {
-    _ATEN._to_copy.default: _moved,
     _ATEN._local_scalar_dense.default: lambda value: torch.ones((), dtype=value.dtype).item(),
     _ATEN.nonzero.default: _places,
     _ATEN.index.Tensor: _indexed,

@@ -45,18 +45,26 @@ def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "s
     prefixes = sampled_prefixes(config, model.spec, sampler)
     if not prefixes or sampling is None:
         return 0
-    ends = {max(prefixes)} if sampling.decoding.is_exact else {max(prefixes), min(prefixes)}
-    images = settings.batch_size
-    return max(peak_bytes(partial(_decode, model, images, sampling, prefix)) for prefix in ends)
+    images, longest, shortest = settings.batch_size, max(prefixes), min(prefixes)
+    decode_from = partial(_decode, model, images, sampling)
+    if sampling.decoding.is_exact or longest == shortest:
+        return peak_bytes(partial(decode_from, longest))
+    # The longest takes the most at its start, and later steps are no wider than the shortest's.
+    return max(
+        peak_bytes(partial(decode_from, longest, steps=1)),
+        peak_bytes(partial(decode_from, shortest)),
+    )
 
 
-def _decode(model: Backbone, images: int, sampling: SamplingConfig, prefix: int) -> None:
-    """Until the step after the widest: from there on nothing grows."""
+def _decode(
+    model: Backbone, images: int, sampling: SamplingConfig, prefix: int, steps: int | None = None
+) -> None:
+    """For `steps`, by default until that after the widest: from there on nothing grows."""
     batch = blank_batch(model, (STUDENT,) * images, sampling, prefix=prefix)
     plan = model.drawing_plan(batch.plan, sampling.decoding, given=prefix)
     sizes, first = plan.step_sizes, plan.step_of(prefix)
     widest = max(range(first, len(sizes)), key=sizes.__getitem__)
-    with _left_before(model.head, widest + 2 - first):
+    with _left_before(model.head, steps or widest + 2 - first):
         decode(
             model,
             batch.label_B,

@@ -18,7 +18,7 @@ from common.models.backbone import Backbone, BackboneConfig
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import META
+from deploy.planning.blank_tensors import META, Undrawn
 from deploy.planning.hardware import MB
 from deploy.planning.memory import decoding_bytes, learning_bytes, scoring_bytes, scoring_images
 
@@ -206,7 +206,7 @@ def _process_mb(
 
 
 def skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
-    with META:
+    with META, Undrawn():
         return config.build(spec)
 
 

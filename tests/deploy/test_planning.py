@@ -40,7 +40,7 @@ def dry_run(capsys, *arguments):
 
 def small(kind="llamagen"):
     """Overrides for tests in which the size of the models does not matter."""
-    return [f'models.{role}={{kind="{kind}"}}' for role in ("teacher", "student")]
+    return [f'models.{role}={{kind="{kind}", depth=2}}' for role in ("teacher", "student")]
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,19 @@
 """What models and their caches weigh, without building them."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.config.plugins import load_plugin
+from common.exchange.provenance import STUDENT
 from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, peak_bytes
-from deploy.planning.memory import decoding_bytes
+from deploy.planning.memory import blank_batch, decoding_bytes, sampled_prefixes
 from deploy.planning.resources import skeleton, state_bytes
 from deploy.run_folder.opening import open_run
+from rollout.sampler import decode
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,29 @@ def test_a_quantiser_stays_float32_in_published_weights():
     whole, half = state_bytes(model), state_bytes(model, torch.bfloat16)
     buffers = sum(value.numel() * 4 for value in model.buffers())
     assert whole - buffers == 2 * (half - buffers)
+
+
+def test_the_first_and_the_widest_steps_hold_as_much_as_all_of_them():
+    """ZipAR's steps grow and shrink; nothing is larger in those that are not walked through."""
+    zipar = ["rollout.sampling.decoding.zipar.window=2", "rollout.batch_size=32"]
+    ends = ["contexts.sources.student.min_prefix=0.1", "contexts.sources.student.max_prefix=0.9"]
+    config, _ = open_run(Path("smoke"), [*zipar, *ends])
+    spec = SequenceSpec(512, 256, (16, 16), 10)
+    model = skeleton(load_plugin("common.models.backbones", "llamagen").Config.tiny(), spec).eval()
+    prefixes = sampled_prefixes(config, spec, "student")
+    assert min(prefixes) < 64 < 192 < max(prefixes)
+
+    def whole(prefix):
+        batch = blank_batch(model, (STUDENT,) * 32, config.rollout.sampling, prefix=prefix)
+        decode(
+            model,
+            batch.label_B,
+            sampling=config.rollout.sampling,
+            noise_BL=torch.zeros(batch.token_BL.shape, dtype=torch.float64),
+            plan=batch.plan,
+            given_BL=batch.token_BL,
+            prefix_B=batch.prefix_B,
+        )
+
+    all_steps = max(peak_bytes(partial(whole, end)) for end in (min(prefixes), max(prefixes)))
+    assert decoding_bytes(config, model) == pytest.approx(all_steps, rel=0.01)
