@@ -53,7 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.planning.plan import plan_run
 
     target = console()
-    plan = plan_run(config, workspace, timed=arguments.dry_run)
+    planned = workspace
+    if arguments.source is not None:
+        from deploy.run_folder.borrowing import with_files_of
+
+        planned = with_files_of(arguments.source, workspace)
+    plan = plan_run(config, planned, timed=arguments.dry_run)
     if arguments.dry_run:
         plan.show(results())
         return 0

@@ -8,18 +8,16 @@ from pathlib import Path
 from common.errors import InputError
 from deploy.run_folder.workspace import Workspace
 
+SHARED = (
+    *("tokenizer", "train_tokens", "test_tokens", "teacher_tokens"),
+    *("teacher", "student_before", "classifier"),
+)
+"""What a distillation starts from, as a workspace calls it."""
+
 
 def shared(workspace: Workspace) -> tuple[Path, ...]:
-    """What a distillation starts from."""
-    return (
-        workspace.tokenizer,
-        workspace.train_tokens,
-        workspace.test_tokens,
-        workspace.teacher_tokens,
-        workspace.teacher,
-        workspace.student_before,
-        workspace.classifier,
-    )
+    """The paths of `SHARED`."""
+    return tuple(getattr(workspace, name) for name in SHARED)
 
 
 def link(source: Path, folder: Path) -> list[Path]:
@@ -44,6 +42,35 @@ def borrowed(source: Path, workspace: Workspace) -> Iterator[None]:
     Raises:
         InputError: `source` is no other run folder, or `workspace` has files of its own.
     """
+    require_lender(source, workspace)
+    root, made = workspace.root, link(source.resolve(), workspace.root)
+    try:
+        yield
+    finally:
+        if not workspace.has_run():
+            for path in made:
+                path.unlink(missing_ok=True)
+            for folder in {path.parent for path in made} - {root}:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
+
+def with_files_of(source: Path, workspace: Workspace) -> Workspace:
+    """`workspace` as it is while it borrows from `source`, to be read: nothing is written.
+
+    Raises:
+        InputError: as `borrowed`.
+    """
+    require_lender(source, workspace)
+    found, theirs = Workspace(workspace.root), Workspace(source.resolve())
+    for name in SHARED:
+        if getattr(theirs, name).exists() and not getattr(found, name).exists():
+            setattr(found, name, getattr(theirs, name))
+    return found
+
+
+def require_lender(source: Path, workspace: Workspace) -> None:
+    """Refuse what `borrowed` cannot take files from."""
     root, theirs = workspace.root, shared(Workspace(source.resolve()))
     if source.resolve() == root or not any(path.exists() for path in theirs):
         raise InputError(
@@ -55,13 +82,3 @@ def borrowed(source: Path, workspace: Workspace) -> Iterator[None]:
             raise InputError(
                 f"{ours}: is there already and is not that of --from {source}; choose a new --out"
             )
-    made = link(source.resolve(), root)
-    try:
-        yield
-    finally:
-        if not workspace.has_run():
-            for path in made:
-                path.unlink(missing_ok=True)
-            for folder in {path.parent for path in made} - {root}:
-                if not any(folder.iterdir()):
-                    folder.rmdir()

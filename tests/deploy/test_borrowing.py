@@ -101,3 +101,18 @@ def test_a_folder_without_a_run_is_no_start(tmp_path, first):
     start = borrowed(tmp_path / "nowhere", first[0])
     with pytest.raises(InputError, match="no other run folder with tokens and models"), start:
         pass
+
+
+def test_a_dry_run_reads_what_it_would_borrow_and_writes_nothing(capsys, first, tiny_overrides):
+    workspace, beside = first
+    words = ("distill", "smoke", "--dry-run", *tiny_overrides, "--out", beside)
+    code, alone = varkd(capsys, *words)
+    assert (code, "missing: the tokens" in alone.out) == (0, True)
+    code, said = varkd(capsys, *words, "--from", workspace.root)
+    assert code == 0, said.err
+    assert "missing:" not in said.out
+    assert f"run folder: {beside}" in said.out
+    code, said = varkd(capsys, *words, "--from", workspace.root, "models.teacher.width=64")
+    assert (code, said.out) == (2, "")
+    assert f"{workspace.root / 'teacher.safetensors'} holds a model with" in said.err
+    assert not beside.exists()
