@@ -204,6 +204,8 @@ class Kernels(TorchFunctionMode):
             return FusedAttention.apply(*args[:3])
         if func is Tensor.tolist and args[0].is_meta:
             return torch.ones(args[0].shape, dtype=args[0].dtype).tolist()
+        if func is Tensor.numpy and args[0].is_meta:
+            return torch.ones(args[0].shape, dtype=args[0].dtype).numpy()
         if func is F.linear and self._autocast != torch.float32 and args[1].requires_grad:
             args = tuple(None if value is None else value.to(self._autocast) for value in args)
         return func(*args, **(kwargs or {}))

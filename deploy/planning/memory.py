@@ -11,18 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common.device import precision
 from common.exchange.provenance import STUDENT, Policy
-from common.exchange.trajectory import TrajectoryBatch
+from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import peak_bytes
+from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
+from deploy.planning.skeletons import BlankModelFile, classifier_like, skeleton, tokenizer_like
+from deploy.stages.learner_rank import perceptual
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.process_group import SingleProcess
@@ -31,6 +34,7 @@ from learner.resources import Resources
 from learner.teacher_targets import TeacherTargets
 from rollout.context import SamplerName
 from rollout.sampler import SamplingConfig, decode
+from teacher_server.scorer import ScorerFiles
 from teacher_server.teacher import signal_columns
 
 PREFIX_DRAWS = 64
@@ -128,6 +132,40 @@ def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
     return peak_bytes(lambda: signal_columns(config.teacher, teacher, head, batch))
 
 
+def scorer_files(config: RunConfig, spec: SequenceSpec, device: torch.device) -> ScorerFiles:
+    """For scorers that are built here, and not on the cluster."""
+    teacher, architecture = config.teacher, config.models.teacher
+    file = BlankModelFile(Path(), "models.teacher", architecture, spec, Path(), device=device)
+    here = teacher.model_copy(update={"device": "cpu"})
+    return ScorerFiles(here, file, config.learner.ordered)
+
+
+def chain_bytes(
+    config: RunConfig, name: str, spec: SequenceSpec, head: nn.Linear
+) -> tuple[int, int]:
+    """(what a scorer of the chain holds, what it takes beside to score a lease); `head` is the
+    teacher's.
+
+    Raises:
+        InputError: it reads a file that is not there.
+    """
+    scorer, files = config.scorers[name], scorer_files(config, spec, META)
+    batch = blank_batch(
+        skeleton(config.models.student, spec),
+        (STUDENT,) * config.rollout.batch_size,
+        config.rollout.sampling,
+    )
+    columns: dict[str, Tensor] = {}
+    peak_bytes(lambda: columns.update(_scored(config, batch, head).signal))
+    columns = {  # a record has content
+        name: torch.zeros(value.shape, dtype=value.dtype) for name, value in columns.items()
+    }
+    record = to_arrow(batch.scored(columns, {"head": ""}))
+    with Kernels(torch.float32), Meter() as meter:
+        built = scorer.build(files)
+    return meter.alive, peak_bytes(lambda: built.score(record))
+
+
 class _Rank(SingleProcess):
     """One learner of several: what it holds to speak with the others, without them."""
 
@@ -142,23 +180,31 @@ def learning_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int
     The first has one row and makes the moments. The second meets every policy beside gradients.
     """
     settings = config.learner
-    policies: list[Policy] = [name for name, share in config.contexts.policies().items() if share]
 
     def run() -> None:
-        learner = Learner(
-            settings.model_copy(update={"device": "cpu"}),  # a blank student stays blank
-            config.objective.build(_resources(config, student.spec, head)),
-            student,
-            seed=config.seed,
-            contexts=tuple(policies),
-            teacher=TeacherTargets(config.teacher.signal, head, ""),
-            ranks=_Rank(settings.world_size),
-        )
-        for rows in _steps(settings, policies):
+        learner = planned_learner(config, student, head)
+        for rows in _steps(settings, policies_of(config)):
             batch = blank_batch(student, rows, config.rollout.sampling)
             learner.step(_scored(config, batch, head))
 
     return peak_bytes(run, precision(settings.dtype))
+
+
+def policies_of(config: RunConfig) -> list[Policy]:
+    return [name for name, share in config.contexts.policies().items() if share]
+
+
+def planned_learner(config: RunConfig, student: Backbone, head: nn.Linear) -> Learner:
+    """One of the run's ranks where the models are; `head` is the teacher's, digest ""."""
+    return Learner(
+        config.learner.model_copy(update={"device": "cpu"}),  # a blank student stays blank
+        config.objective.build(resources_like(config, student.spec, head)),
+        student,
+        seed=config.seed,
+        contexts=tuple(policies_of(config)),
+        teacher=TeacherTargets(config.teacher.signal, head, ""),
+        ranks=_Rank(config.learner.world_size),
+    )
 
 
 def _steps(settings: LearnerConfig, policies: Sequence[Policy]) -> list[Sequence[Policy]]:
@@ -170,11 +216,10 @@ def _steps(settings: LearnerConfig, policies: Sequence[Policy]) -> list[Sequence
     return [policies[:1], [policy for policy in (*policies, policies[0]) for _ in range(images)]]
 
 
-def _resources(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Resources:
-    """What the objective declares, of the run's shapes; networks that it asks for compute nothing,
-    so their own activations are not counted."""
-    device, codes = head.weight.device, getattr(config.tokenizer, "code_width", 8)
-    side = config.images.size
+def resources_like(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Resources:
+    """What the objective declares, of the run's shapes and before anything is learned or loaded;
+    `head` is the teacher's."""
+    device = head.weight.device
 
     def clusters(relaxation: RelaxationConfig) -> ClusterMap | None:
         if relaxation.factor == 1:
@@ -182,16 +227,13 @@ def _resources(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Resour
         count = spec.vocab_size // relaxation.factor
         return number_by_first_code(torch.arange(spec.vocab_size) % count)
 
-    def paint(vector_BLD: Tensor) -> Tensor:
-        return vector_BLD.sum((1, 2)).view(-1, 1, 1, 1).repeat(1, 3, side, side)
-
     found = Resources(
         torch.device("cpu"),
-        codebook=lambda: torch.zeros(spec.vocab_size, codes, device=device),
+        codebook=lambda: tokenizer_like(config, device).codebook_VD,
         clusters=clusters,
         teacher_head=lambda: head,
-        render=lambda device: paint,
-        perceptual=lambda device: lambda image_BCHW: image_BCHW.flatten(1),
+        render=lambda _: tokenizer_like(config, device).image_of,
+        perceptual=lambda _: perceptual(classifier_like(config, spec, device)),
     )
     return found.only(config.objective.resources())
 

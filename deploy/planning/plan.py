@@ -19,7 +19,8 @@ from deploy.config import RunConfig
 from deploy.planning.artifacts import check_files, data_size, generated_size, missing, sequence_spec
 from deploy.planning.hardware import MB, Hardware
 from deploy.planning.placement import Gpu, Node, place_actors, require_places, several
-from deploy.planning.resources import Need, Sizing, parameters
+from deploy.planning.resources import Need, Sizing
+from deploy.planning.skeletons import parameters
 from deploy.planning.throughput import images_per_second
 from deploy.run_folder.workspace import Workspace
 
@@ -86,6 +87,9 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
         **_describe_wire(config, sizing, rate),
     }
     warnings = missing(config, workspace) + _warnings(config, spec)
+    warnings += [
+        f"what scorers.{name} holds is not counted: {why}" for name, why in sizing.uncounted.items()
+    ]
     warnings += _unreserved(needs) + _crowded_store(config, sizing, hardware)
     return RunPlan(facts, needs, nodes, warnings)
 

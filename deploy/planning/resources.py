@@ -6,21 +6,25 @@ nothing wide is allocated.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-
-import torch
-from torch import nn
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from common.device import precision
+from common.errors import InputError
 from common.exchange.trajectory import bytes_per_image
-from common.models.backbone import Backbone, BackboneConfig
+from common.models.backbone import Backbone
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import META, Undrawn
 from deploy.planning.hardware import MB
-from deploy.planning.memory import decoding_bytes, learning_bytes, scoring_bytes, scoring_images
+from deploy.planning.memory import (
+    chain_bytes,
+    decoding_bytes,
+    learning_bytes,
+    scoring_bytes,
+    scoring_images,
+)
+from deploy.planning.skeletons import parameters, skeleton, state_bytes
 
 LOWER = {
     "teacher": "teacher.batching.max_images or rollout.batch_size",
@@ -80,6 +84,8 @@ class Sizing:
     spec: SequenceSpec
     data_bytes: int = 0
     """Token data in memory; 0 where its size is not known."""
+    uncounted: dict[str, str] = field(default_factory=dict)
+    """Scorers that cannot be counted, and why; known after `needs`."""
 
     @cached_property
     def teacher(self) -> Backbone:
@@ -149,7 +155,8 @@ class Sizing:
             "rollout": self._worker_mb,
             "learner": self._learner_mb,
         }
-        return count.get(bundles.section, lambda gpu: (0.0, 0.0))(gpu)
+        name = bundles.section.removeprefix("scorers.")
+        return count.get(bundles.section, partial(self._scorer_mb, name))(gpu)
 
     def _teacher_mb(self, gpu: bool) -> tuple[float, float]:
         dtype = precision(self.config.teacher.dtype)
@@ -162,6 +169,20 @@ class Sizing:
         if gpu:
             return _process_mb(True, computing=weights + scoring, starting=weights, beside=records)
         return _process_mb(False, computing=weights + max(scoring, records), starting=weights)
+
+    def _scorer_mb(self, name: str, gpu: bool) -> tuple[float, float]:
+        """A scorer that is not the teacher: all its callers at a time, each with a record."""
+        rollout, replicas = self.config.rollout, self.config.scorers[name].actors
+        callers = rollout.workers * max(1, rollout.in_flight)
+        each = -(-callers // replicas(self.config.teacher).replicas)
+        records = 3 * each * rollout.batch_size * self.row_bytes
+        try:
+            holding, scoring = chain_bytes(self.config, name, self.spec, self.teacher.head)
+        except InputError as error:  # e.g. a file of its own, which is on the cluster
+            self.uncounted[name] = str(error)
+            holding = scoring = 0
+        computing = holding + each * scoring
+        return _process_mb(gpu, computing=computing, starting=holding, beside=records)
 
     def _worker_mb(self, gpu: bool) -> tuple[float, float]:
         dtype = precision(self.config.rollout.dtype)
@@ -203,18 +224,3 @@ def _process_mb(
         return CUDA_HOST_MB + (starting + beside) / MB, CUDA_MB + CUDA_SLACK * computing / MB
     held_mb = max(computing, starting) / MB
     return PROCESS_MB + HOST_SLACK * held_mb + min(held_mb, HEAP_MB) + beside / MB, 0.0
-
-
-def skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
-    with META, Undrawn():
-        return config.build(spec)
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def state_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
-    """Parameters (in `dtype`) and buffers."""
-    size = sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters())
-    return size + sum(buffer.numel() * buffer.dtype.itemsize for buffer in model.buffers())

@@ -2,12 +2,22 @@
 
 import math
 import time
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from common.errors import InputError
+from common.exchange.trajectory import to_arrow
+from common.models.backbone import Backbone
 from deploy.planning.hardware import Hardware
-from deploy.planning.resources import Sizing, parameters
+from deploy.planning.memory import blank_batch, planned_learner, policies_of, scorer_files
+from deploy.planning.resources import Sizing
+from deploy.planning.skeletons import parameters
 from rollout.sampler import decode, noise
+from teacher_server.scorer import Scorer
+from teacher_server.teacher import signal_columns
 
 PROBE_PARAMETERS = 20_000_000
 """Up to this size a lease is timed with real models instead of estimated."""
@@ -19,7 +29,7 @@ def images_per_second(sizing: Sizing, hardware: Hardware | None) -> tuple[float,
         return math.nan, "not estimated: the machine is another one"
     size = parameters(sizing.teacher) + parameters(sizing.student)
     if size <= PROBE_PARAMETERS:
-        return _probe(sizing), "one lease sampled, scored and differentiated here, one thread"
+        return _probe(sizing), "one lease sampled, scored and learned here, one thread"
     passes = 1 if sizing.config.teacher.guidance is None else 2
     share = _teacher_share(sizing)
     guided = sizing.config.contexts.teacher_sampling
@@ -38,34 +48,64 @@ def _teacher_share(sizing: Sizing) -> float:
 
 
 def _probe(sizing: Sizing) -> float:
-    """Sample, score and differentiate one lease with fresh models; the faster of two times."""
+    """Sample, score and learn one lease with fresh models; the faster of two times."""
     torch.set_num_threads(1)
     config, spec = sizing.config, sizing.spec
-    student, teacher = (
-        model.build(spec).eval() for model in (config.models.student, config.models.teacher)
+    sampler, student, teacher = (
+        model.build(spec).eval()
+        for model in (config.models.student, config.models.student, config.models.teacher)
     )
-    seeds, sampling = range(config.rollout.batch_size), config.rollout.sampling
-    class_B = torch.zeros(len(seeds), dtype=torch.long)
-    plan = student.plan(seeds, sampling.decoding)
-    noise_BL = noise(seeds, spec.length)
-    teacher_sampling, share = config.contexts.teacher_sampling, _teacher_share(sizing)
+    images, policies = config.rollout.batch_size, policies_of(config)
+    batch = blank_batch(
+        student, [policies[row % len(policies)] for row in range(images)], config.rollout.sampling
+    )
+    head = teacher.head.requires_grad_(False)
+    learner, chain = planned_learner(config, student, head), _chain(sizing)
     best = math.inf
     for _ in range(2):
         started = time.perf_counter()
-        decoded = decode(student, class_B, sampling=sampling, noise_BL=noise_BL, plan=plan)
-        if teacher_sampling is not None:
-            sampled = time.perf_counter()
-            own = teacher.plan(seeds, teacher_sampling.decoding)
-            decode(teacher, class_B, sampling=teacher_sampling, noise_BL=noise_BL, plan=own)
-            # Both took their time for all images; each samples its share of them.
-            by_student, by_teacher = sampled - started, time.perf_counter() - sampled
-            started += share * by_student + (1 - share) * by_teacher
-        with torch.no_grad():
-            for _ in range(1 if config.teacher.guidance is None else 2):
-                teacher(class_B, decoded.token_BL, plan)
-        student(class_B, decoded.token_BL, plan).log_softmax(-1).mean().backward()
-        best = min(best, time.perf_counter() - started)
-    return len(seeds) / best
+        token_BL, seconds = _sampled(sizing, sampler, teacher, batch.label_B)
+        found = replace(batch, token_BL=token_BL)
+        signal = signal_columns(config.teacher, teacher, head, found)
+        signal["entropy"].zero_()  # no gate closes for a teacher that learned nothing
+        scored = found.scored(signal, {"head": ""})
+        record = to_arrow(scored)
+        for scorer in chain:
+            record = scorer.score(record)
+        learner.step(scored)
+        best = min(best, time.perf_counter() - started - seconds)
+    return images / best
+
+
+def _sampled(
+    sizing: Sizing, student: Backbone, teacher: Backbone, class_B: Tensor
+) -> tuple[Tensor, float]:
+    """Tokens of a lease, and seconds that were too much: where both sample, each took its time for
+    all images, of which it has a share."""
+    seeds, by_teacher = range(len(class_B)), sizing.config.contexts.teacher_sampling
+    noise_BL, share = noise(seeds, sizing.spec.length), _teacher_share(sizing)
+    token_BL, too_much = torch.zeros(noise_BL.shape, dtype=torch.long), 0.0
+    for model, sampling, part in (
+        (teacher, by_teacher, share),
+        (student, sizing.config.rollout.sampling, 1 - share),
+    ):
+        if sampling is not None:
+            started = time.perf_counter()
+            plan = model.plan(seeds, sampling.decoding)
+            decoded = decode(model, class_B, sampling=sampling, noise_BL=noise_BL, plan=plan)
+            token_BL, seconds = decoded.token_BL, time.perf_counter() - started
+            too_much += (1 - part) * seconds
+    return token_BL, too_much
+
+
+def _chain(sizing: Sizing) -> list[Scorer]:
+    """The scorers beside the teacher, but those that read files of their own."""
+    files, found = scorer_files(sizing.config, sizing.spec, torch.device("cpu")), []
+    for scorer in sizing.config.scorers.values():
+        if scorer.kind != "teacher":
+            with suppress(InputError):
+                found.append(scorer.build(files))
+    return found
 
 
 def _matmul_flops() -> float:

@@ -24,7 +24,7 @@ from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
 from learner.resources import Perceptual, Render, Resources
 from learner.teacher_targets import TeacherTargets
 from learner.train import Outcome, Trainer
-from rollout.evaluation.features import load_classifier
+from rollout.evaluation.features import Classifier, load_classifier
 
 
 def learn(
@@ -131,7 +131,11 @@ def classifier_features(
             f"but {workspace.classifier} is not there or evaluate.features is "
             f"{config.evaluate.features}; set it to classifier and run `varkd evaluate` first"
         )
-    model = load_classifier(workspace.classifier)[0].to(device).requires_grad_(False)
+    return perceptual(load_classifier(workspace.classifier)[0].to(device).requires_grad_(False))
+
+
+def perceptual(model: Classifier) -> Perceptual:
+    """Its features of images in [-1, 1]."""
     return lambda image_BCHW: model.features((image_BCHW + 1) * 127.5)
 
 
