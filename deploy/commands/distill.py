@@ -14,8 +14,14 @@ For example:
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from deploy.cli.arguments import add_config, add_local, open_from, path_option
+
+if TYPE_CHECKING:
+    from deploy.config import RunConfig
+    from deploy.planning.plan import RunPlan
+    from deploy.run_folder.workspace import Workspace
 
 INTERRUPTED = "the run had not begun; the folder is as it was"
 
@@ -47,18 +53,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _planned(
+    arguments: argparse.Namespace, config: "RunConfig", workspace: "Workspace"
+) -> "RunPlan":
+    """With the files that the run will have."""
+    from deploy.planning.plan import plan_run
+    from deploy.run_folder.borrowing import with_files_of
+
+    if arguments.source is not None:
+        workspace = with_files_of(arguments.source, workspace)
+    return plan_run(config, workspace, timed=arguments.dry_run)
+
+
 def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     from deploy.console.progress import console, results
-    from deploy.planning.plan import plan_run
 
-    target = console()
-    planned = workspace
-    if arguments.source is not None:
-        from deploy.run_folder.borrowing import with_files_of
-
-        planned = with_files_of(arguments.source, workspace)
-    plan = plan_run(config, planned, timed=arguments.dry_run)
+    target, plan = console(), _planned(arguments, config, workspace)
     if arguments.dry_run:
         plan.show(results())
         return 0

@@ -87,10 +87,7 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
         **_describe_wire(config, sizing, rate),
     }
     warnings = missing(config, workspace) + _warnings(config, spec)
-    warnings += [
-        f"what scorers.{name} holds is not counted: {why}" for name, why in sizing.uncounted.items()
-    ]
-    warnings += _unreserved(needs) + _crowded_store(config, sizing, hardware)
+    warnings += _uncounted(sizing) + _unreserved(needs) + _crowded_store(config, sizing, hardware)
     return RunPlan(facts, needs, nodes, warnings)
 
 
@@ -104,6 +101,12 @@ def _warnings(config: RunConfig, spec: SequenceSpec) -> list[str]:
     if not config.rollout.sampling.is_plain:
         found.append("rollouts are not drawn from the plain student that the loss assumes")
     return found
+
+
+def _uncounted(sizing: Sizing) -> list[str]:
+    return [
+        f"what scorers.{name} holds is not counted: {why}" for name, why in sizing.uncounted.items()
+    ]
 
 
 def _unreserved(needs: list[Need]) -> list[str]:
