@@ -28,6 +28,10 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_worker_maximum_startup_concurrency": "4",  # else Ray warns of our dozen small actors
 }
+PRIVATE_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for nodes to be reclaimed
+}
+"""For a cluster that is started here."""
 
 
 @contextmanager
@@ -43,9 +47,9 @@ def cluster(
             too low for a private one.
         RunFailed: Ray does not start.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     address = joined_address()
+    for name, value in (ENVIRONMENT | (PRIVATE_ENVIRONMENT if address is None else {})).items():
+        os.environ.setdefault(name, value)
     if address is None:
         secure_environment()
     import ray
