@@ -16,6 +16,7 @@ from building.studies import STUDY
 from fuzzing.trial import Server
 from rich.console import Console
 from torch import Tensor
+from warm_ray.cluster import warm_cluster
 
 from common.config.plugins import load_plugin
 from common.config.schema import apply_override
@@ -234,25 +235,13 @@ def again(tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """One private local cluster for the whole session."""
-    import shutil
-    import tempfile
-
+    """One private local cluster for the whole session, whose workers start at once."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="vt-", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=16,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=40,
-        object_store_memory=256 * 2**20,
-        _temp_dir=folder,
-    )
-    yield ray
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with warm_cluster() as address:
+        ray.init(address=address, log_to_driver=False, logging_level=40)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
