@@ -156,6 +156,22 @@ def test_what_a_cluster_lacks_is_said_with_key_and_sum():
     )
 
 
+def test_a_learner_starts_no_helpers_of_ray_train_that_it_has_no_use_for(monkeypatch):
+    """Each is a process; who cleans up after an accident is needed on a cluster that goes on."""
+    from ray.train.torch import TorchTrainer
+
+    from deploy.backend.train_job import FewerProcesses, learn_on_rank
+
+    def helpers(trainer):
+        return {type(c).__name__ for c in trainer(learn_on_rank)._create_default_callbacks()}
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    every, cleaner = helpers(TorchTrainer), "PlacementGroupCleanerCallback"
+    assert every - helpers(FewerProcesses) == {"DatasetsCallback", cleaner}
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert every - helpers(FewerProcesses) == {"DatasetsCallback"}
+
+
 @pytest.mark.ray
 def test_no_port_of_a_private_cluster_is_open_to_other_machines(ray_cluster):
     session = ray_cluster._private.worker._global_node.get_session_dir_path()
