@@ -19,6 +19,7 @@ if __name__ == "__main__":
         object_store_memory=256 * 2**20,
         _temp_dir=sys.argv[2],
     )
+    ray._private.worker._global_node.kill_log_monitor()  # it reads, all the time, for nobody
     Path(sys.argv[2], "address").write_text(found.address_info["gcs_address"])
     sys.stdout.write("up\n")
     sys.stdout.flush()
