@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 META = torch.device("meta")
 _ATEN: Any = torch.ops.aten
@@ -30,6 +31,14 @@ def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32)
     with Kernels(autocast), Meter() as meter:
         run()
     return meter.peak
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions of `run`; attention's own
+    are left out."""
+    with Kernels(torch.float32), Meter(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 class Undrawn(TorchFunctionMode):

@@ -149,21 +149,20 @@ def chain_bytes(
     Raises:
         InputError: it reads a file that is not there.
     """
-    scorer, files = config.scorers[name], scorer_files(config, spec, META)
-    batch = blank_batch(
-        skeleton(config.models.student, spec),
-        (STUDENT,) * config.rollout.batch_size,
-        config.rollout.sampling,
-    )
+    record = to_arrow(scored_lease(config, spec, head))
+    with Kernels(torch.float32), Meter() as meter:
+        built = config.scorers[name].build(scorer_files(config, spec, META))
+    return meter.alive, peak_bytes(lambda: built.score(record))
+
+
+def scored_lease(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> TrajectoryBatch:
+    """A lease as the teacher sends it on, of the first code and a signal of zeros."""
+    images, sampling = config.rollout.batch_size, config.rollout.sampling
+    batch = blank_batch(skeleton(config.models.student, spec), (STUDENT,) * images, sampling)
     columns: dict[str, Tensor] = {}
     peak_bytes(lambda: columns.update(_scored(config, batch, head).signal))
-    columns = {  # a record has content
-        name: torch.zeros(value.shape, dtype=value.dtype) for name, value in columns.items()
-    }
-    record = to_arrow(batch.scored(columns, {"head": ""}))
-    with Kernels(torch.float32), Meter() as meter:
-        built = scorer.build(files)
-    return meter.alive, peak_bytes(lambda: built.score(record))
+    columns = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in columns.items()}
+    return batch.scored(columns, {"head": ""})
 
 
 class _Rank(SingleProcess):

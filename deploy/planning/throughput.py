@@ -4,19 +4,27 @@ import math
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import InputError
-from common.exchange.trajectory import to_arrow
+from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
+from deploy.planning.blank_tensors import META, flops
 from deploy.planning.hardware import Hardware
-from deploy.planning.memory import blank_batch, planned_learner, policies_of, scorer_files
+from deploy.planning.memory import (
+    blank_batch,
+    planned_learner,
+    policies_of,
+    scored_lease,
+    scorer_files,
+)
 from deploy.planning.resources import Sizing
-from deploy.planning.skeletons import parameters
+from deploy.planning.skeletons import parameters, skeleton
 from rollout.sampler import decode, noise
-from teacher_server.scorer import Scorer
+from teacher_server.scorer import Scorer, ScorerConfig, ScorerFiles
 from teacher_server.teacher import signal_columns
 
 PROBE_PARAMETERS = 20_000_000
@@ -30,14 +38,44 @@ def images_per_second(sizing: Sizing, hardware: Hardware | None) -> tuple[float,
     size = parameters(sizing.teacher) + parameters(sizing.student)
     if size <= PROBE_PARAMETERS:
         return _probe(sizing), "one lease sampled, scored and learned here, one thread"
-    passes = 1 if sizing.config.teacher.guidance is None else 2
-    share = _teacher_share(sizing)
-    guided = sizing.config.contexts.teacher_sampling
-    sampling = share * (2 if guided and guided.guidance else 1)
-    # 2 flops per parameter and token forward, 6 for a training step, decoding as one forward.
-    per_token = 2 * (passes + sampling) * parameters(sizing.teacher)
-    per_token += (2 * (1 - share) + 6) * parameters(sizing.student)
-    return _matmul_flops() / (per_token * sizing.spec.length), "from this machine's matrix product"
+    return _matmul_flops() / image_flops(sizing), "from this machine's matrix product"
+
+
+def image_flops(sizing: Sizing) -> float:
+    """Of one image through all roles: scoring and learning by their own code on models without
+    content, decoding as one forward pass of 2 flops per parameter and token."""
+    config, spec = sizing.config, sizing.spec
+    student, teacher = skeleton(config.models.student, spec), sizing.teacher
+    policies, share = policies_of(config), _teacher_share(sizing)
+    batch = blank_batch(student, policies, config.rollout.sampling)
+    head = skeleton(config.models.teacher, spec).head.requires_grad_(False)
+
+    def score_and_learn() -> None:
+        signal = signal_columns(config.teacher, teacher, head, batch)
+        signal["entropy"] = torch.zeros(batch.token_BL.shape)
+        planned_learner(config, student, head).step(batch.scored(signal, {"head": ""}))
+
+    passes = flops(score_and_learn) / len(policies)
+    guided = config.contexts.teacher_sampling
+    by_teacher = share * (2 if guided and guided.guidance else 1) * parameters(teacher)
+    sampling = 2 * (by_teacher + (1 - share) * parameters(student)) * spec.length
+    return passes + sampling + _chain_flops(sizing, head)
+
+
+def _chain_flops(sizing: Sizing, head: nn.Linear) -> float:
+    """The same of the scorers beside the teacher, but those that read files of their own."""
+    config, spec, total = sizing.config, sizing.spec, 0.0
+    files = scorer_files(config, spec, META)
+    for scorer in config.scorers.values():
+        if scorer.kind != "teacher":
+            lease = scored_lease(config, spec, head)
+            with suppress(InputError):
+                total += flops(partial(_build_and_score, scorer, files, lease))
+    return total / config.rollout.batch_size
+
+
+def _build_and_score(scorer: ScorerConfig, files: ScorerFiles, lease: TrajectoryBatch) -> None:
+    scorer.build(files).score(to_arrow(lease))
 
 
 def _teacher_share(sizing: Sizing) -> float:

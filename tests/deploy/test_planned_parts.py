@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from common.exchange.trajectory import from_arrow, to_arrow
+from deploy.planning.artifacts import sequence_spec
 from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import blank_batch, chain_bytes, resources_like
 from deploy.planning.plan import plan_run
+from deploy.planning.resources import Sizing
 from deploy.planning.skeletons import parameters, skeleton, tokenizer_like
+from deploy.planning.throughput import image_flops
 from learner.objective import PlainObjective
 from teacher_server.scorer import ScorerFiles
 from teacher_server.teacher import Teacher
@@ -74,3 +78,28 @@ def test_networks_that_an_objective_asks_for_are_counted(run_in):
     side = config.images.size
     assert made[0].shape == (4, config.images.channels, side, side)
     assert made[1].shape == tokenizer.codebook_VD.shape
+
+
+def unguided(config):
+    teacher = config.teacher.model_copy(update={"guidance": None})
+    return config.model_copy(update={"teacher": teacher})
+
+
+def test_flops_are_those_of_the_roles_own_code(run_in):
+    """Every weight of an MLP or a projection is 2 flops per token forward and 4 backward, so a run
+    without guidance, sampling or scorers takes 2 of the teacher's and 6 of the student's."""
+    alone = ("contexts.sources.student.ratio=0", "objective.kind=kd", "rollout.batch_size=4")
+    config, workspace = run_in(*alone)
+    spec = sequence_spec(config, workspace)
+    sizing = Sizing(unguided(config), spec)
+
+    def matrices(model):
+        return sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
+
+    teacher, student = (skeleton(m, spec) for m in (config.models.teacher, config.models.student))
+    decoding = 2 * parameters(student)  # as one forward pass
+    wanted = 2 * matrices(teacher) + 6 * matrices(student) + decoding
+    assert image_flops(sizing) == pytest.approx(wanted * spec.length, rel=0.1)
+    chained, _ = run_in(*alone, *CHAIN, name="chained")
+    more = image_flops(Sizing(unguided(chained), spec)) - image_flops(sizing)
+    assert more == 2 * teacher.head.weight.numel() * spec.length
