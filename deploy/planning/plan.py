@@ -172,10 +172,12 @@ def _describe_budget(config: RunConfig, spec: SequenceSpec, images: int | None) 
             if source.sampler is not None:
                 prefix = source.prefix(index, draws, spec=spec, step=index)
                 sampled[source.sampler] += share * (spec.length - prefix) / PREFIX_DRAWS
-    epochs = f" ({total / images:.2f} epochs)" if images else ""
+    conditions = total // config.rollout.group.size
+    epochs = f" ({conditions / images:.2f} epochs)" if images else ""
+    several = f" of {conditions:,} conditions" if conditions < total else ""
     by_teacher = round(total * sampled["teacher"])
     return (
-        f"{total:,} images{epochs}, {total * spec.length:,} tokens scored, about "
+        f"{total:,} images{several}{epochs}, {total * spec.length:,} tokens scored, about "
         f"{round(total * sampled['student']):,} of them sampled by the student"
         + (f" and {by_teacher:,} by the teacher" if by_teacher else "")
     )

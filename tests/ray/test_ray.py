@@ -268,7 +268,9 @@ def test_a_learner_that_dies_goes_on_from_its_snapshot(ray_cluster, run_in, quie
 
 @pytest.mark.slow
 def test_two_learner_ranks_equal_one(ray_cluster, run_in, quiet):
+    """Each gets whole groups."""
     settings = ("learner.ordered=true", "models.student.dropout=0.0", "learner.micro_batch=16")
+    settings += ("rollout.group.size=2",)
     one = run_in(*settings, name="one")
     two = run_in(*settings, "learner.world_size=2", name="two")
     distill(*one, quiet, local=True, resume=False)
