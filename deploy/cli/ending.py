@@ -47,6 +47,11 @@ def after_models(config: "RunConfig", workspace: "Workspace") -> str:
     return f"varkd distill {root}"
 
 
+def to_go_on(root: Path, *, local: bool = False) -> str:
+    """The command that goes on with a distillation that was stopped."""
+    return f"varkd distill {quoted(root)} --resume" + (" --local" if local else "")
+
+
 def quoted(path: Path) -> str:
     """A path for a shell: relative where it is below the current folder."""
     here = Path.cwd()

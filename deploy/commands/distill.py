@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         from deploy.run_folder.borrowing import borrowed
 
         arguments.held.enter_context(borrowed(arguments.source, workspace))
-    from deploy.cli.ending import end, quoted
+    from deploy.cli.ending import end, quoted, to_go_on
     from deploy.console.stopping import EXIT_CODES
     from deploy.stages.distill import distill
 
@@ -91,8 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
         restart=arguments.restart,
         resume_from=arguments.resume_from,
     )
-    root = quoted(workspace.root)
-    again = f"varkd distill {root} --resume" + (" --local" if arguments.local else "")
     if facts["stopped"] and not facts["begun"]:
         target.print(f"{facts['cause']} before its first step; {workspace.root} is as it was")
     else:
@@ -100,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{facts['steps']} steps in {facts['wall_seconds']:.1f} s, {facts['published']} "
             f"versions published ({facts['cause'] or 'all steps done'})",
             files=(workspace.student, workspace.student_ema, workspace.metrics),
-            following=again if facts["cause"] else f"varkd evaluate {root}",
+            following=to_go_on(workspace.root, local=arguments.local)
+            if facts["cause"]
+            else f"varkd evaluate {quoted(workspace.root)}",
         )
     return EXIT_CODES.get(facts["stopped"], 0)

@@ -41,18 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.cli.ending import after_models, end, quoted
     from deploy.console.progress import console
     from deploy.console.stopping import EXIT_CODES
-    from deploy.stages.pretrain import pretrain_model
-    from deploy.stages.pretrain_tokenizer import pretrain_tokenizer
+    from deploy.stages.pretrain import pretrain
 
     target = console()
     how = {"resume": arguments.resume, "restart": arguments.restart}
     files = {"teacher": workspace.teacher, "student": workspace.student_before}
     wanted = ("teacher", "student") if arguments.model == "both" else (arguments.model,)
     for which in wanted:
-        if which == "tokenizer":
-            facts = pretrain_tokenizer(config, workspace, target, **how)
-        else:
-            facts = pretrain_model(config, workspace, which, target, **how)
+        facts = pretrain(config, workspace, which, target, **how)
         root = quoted(workspace.root)
         if "cause" in facts:
             end(

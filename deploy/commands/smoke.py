@@ -70,12 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _stopped(facts: dict[str, Any], root: Path) -> int:
     """Without a student there is nothing to report."""
-    from deploy.cli.ending import end, quoted
+    from deploy.cli.ending import end, to_go_on
     from deploy.console.stopping import EXIT_CODES
 
-    resume = f"varkd distill {quoted(root)} --resume"
     end(
         f"{facts['cause']} after {facts['steps']} steps of distillation",
-        following=resume if facts["begun"] else "varkd smoke",
+        following=to_go_on(root) if facts["begun"] else "varkd smoke",
     )
     return EXIT_CODES[facts["stopped"]]

@@ -24,7 +24,7 @@ from deploy.config import RunConfig
 from deploy.console.progress import Bar
 from deploy.report.grids import by_class, class_sheet, spread
 from deploy.run_folder.workspace import Workspace
-from deploy.stages.draw import draw_images, load_for_sampling
+from deploy.stages.draw import draw_batches, load_for_sampling
 
 FOLDER = "samples"
 """Below TensorBoard's folder of the run: a run of its own there, which no training run clears."""
@@ -59,7 +59,7 @@ def draw_grids(
         for done, ((tag, step), file) in enumerate(models.items(), 1):
             try:
                 backbone, tokenizer = load_for_sampling(file, workspace, config.evaluate.device)
-                pixel_NCHW = draw_images(
+                batches = draw_batches(
                     backbone,
                     tokenizer,
                     label_N,
@@ -69,6 +69,7 @@ def draw_grids(
                     size=config.evaluate.size,
                     conditions=config.conditions.table(backbone.spec.num_classes),
                 )
+                pixel_NCHW = torch.cat(list(batches))
             except InputError as error:
                 target.print(f"no grid of {tag} at step {step}: {error}")
                 continue

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from common.artifacts.model_file import ModelFile
@@ -40,31 +39,6 @@ def draw_batches(
         conditions=conditions,
     )
     return (tokenizer.decode(token_BL, size).cpu() for token_BL in drawn)
-
-
-def draw_images(
-    backbone: Backbone,
-    tokenizer: Tokenizer,
-    label_N: Tensor,
-    *,
-    sampling: SamplingConfig,
-    batch_size: int,
-    seed: int,
-    size: int | None = None,
-    conditions: Conditions | None = None,
-) -> Tensor:
-    """The same as one pixel_NCHW."""
-    batches = draw_batches(
-        backbone,
-        tokenizer,
-        label_N,
-        sampling=sampling,
-        batch_size=batch_size,
-        seed=seed,
-        size=size,
-        conditions=conditions,
-    )
-    return torch.cat(list(batches))
 
 
 def load_for_sampling(

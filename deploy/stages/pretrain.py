@@ -16,12 +16,29 @@ from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer, load_tokenizer
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
+from deploy.stages.pretrain_tokenizer import pretrain_tokenizer
 from deploy.stages.training import Plan, Stage
 from learner.pretrain import HARMLESS, PretrainConfig, Pretraining
 
 Model = Literal["teacher", "student"]
 TRAINED_COPIES = 4
 """Weights, gradients and AdamW's two averages."""
+
+
+def pretrain(
+    config: RunConfig,
+    workspace: Workspace,
+    which: Literal["tokenizer", Model],
+    target: Console,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+) -> dict[str, Any]:
+    """Train one part of the run, as `pretrain_tokenizer` or `pretrain_model`."""
+    how = {"resume": resume, "restart": restart}
+    if which == "tokenizer":
+        return pretrain_tokenizer(config, workspace, target, **how)
+    return pretrain_model(config, workspace, which, target, **how)
 
 
 def pretrain_model(

@@ -63,10 +63,7 @@ def run_cell(job: Job) -> None:
     if trained:
         begun = _is_begun(job)
         write_text(job.begun, json.dumps(_asked(job)))
-        quiet = Console(quiet=True)
-        facts = distill(job.config, workspace, quiet, local=True, resume=begun, restart=not begun)
-        if facts["stopped"]:  # its snapshot stays, and the same study goes on from there
-            raise Stopped(facts["stopped"])
+        _distill(job, workspace, resume=begun)
     rows = read_rows(workspace.root / "metrics.jsonl") if trained else []
     measurements = _measure_all(job, workspace, rows)
     stored = {
@@ -87,13 +84,23 @@ def probe(job: Job) -> float:
     torch.set_num_threads(job.threads)
     workspace = _linked(job)
     try:
-        facts = distill(job.config, workspace, Console(quiet=True), local=True, restart=True)
-        if facts["stopped"]:
-            raise Stopped(facts["stopped"])
+        _distill(job, workspace, resume=False)
         rows = read_rows(workspace.root / "metrics.jsonl")[1:]  # the first one warms up
         return sum(_step_seconds(row) for row in rows) / len(rows)
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def _distill(job: Job, workspace: Workspace, *, resume: bool) -> None:
+    """To the end, from the snapshot or anew.
+
+    Raises:
+        Stopped: somebody stopped it; a cell's snapshot stays, and the same study goes on from it.
+    """
+    quiet = Console(quiet=True)
+    facts = distill(job.config, workspace, quiet, local=True, resume=resume, restart=not resume)
+    if facts["stopped"]:
+        raise Stopped(facts["stopped"])
 
 
 def _is_begun(job: Job) -> bool:

@@ -23,8 +23,7 @@ from deploy.console.progress import busy
 from deploy.run_folder.borrowing import link
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import generate
-from deploy.stages.pretrain import pretrain_model
-from deploy.stages.pretrain_tokenizer import pretrain_tokenizer
+from deploy.stages.pretrain import pretrain
 from deploy.stages.quality import feature_facts
 from deploy.stages.tokenize import tokenize
 from deploy.stages.training import require_finished
@@ -67,13 +66,13 @@ def _make(study: Study, workspace: Workspace, target: Console, *, local: bool) -
     if study.shared is not None:
         link(study.shared, workspace.root)
     if isinstance(config.tokenizer, TrainableTokenizerConfig):
-        require_finished(pretrain_tokenizer(config, workspace, target, resume=True), target)
+        require_finished(pretrain(config, workspace, "tokenizer", target, resume=True), target)
     if not _is_whole(workspace.train_tokens, target):
         tokenize(config, workspace, target, local=local)
     if config.teacher.weights is None:
-        require_finished(pretrain_model(config, workspace, "teacher", target, resume=True), target)
+        require_finished(pretrain(config, workspace, "teacher", target, resume=True), target)
     if config.learner.weights is None:
-        require_finished(pretrain_model(config, workspace, "student", target, resume=True), target)
+        require_finished(pretrain(config, workspace, "student", target, resume=True), target)
     if study.generating is not None:
         generate(study.generating, workspace, target, local=local)
 

@@ -15,7 +15,7 @@ from common.exchange.condition import ClassConditions, ConditionsConfig
 from common.files.tensors import load_tensors
 from common.models.guidance import Guidance
 from deploy.stages.distill import distill
-from deploy.stages.draw import draw_images, load_for_sampling
+from deploy.stages.draw import draw_batches, load_for_sampling
 from deploy.stages.generate import SamplesPart, TeacherSampler
 from deploy.stages.pretrain import pretrain_model
 from rollout.sampler import SamplingConfig
@@ -134,8 +134,8 @@ def test_samples_are_of_what_the_table_gives_for_their_labels(run_in, tmp_path, 
     drawn, cells = [], []
     for run, labels in ((config, label_N), (usual, (label_N + 1) % count)):
         table = run.conditions.table(count)
-        how = {"sampling": guided, "batch_size": 2, "seed": 0, "conditions": table}
-        drawn.append(draw_images(backbone, tokenizer, labels, **how))
+        how = {"sampling": guided, "batch_size": 4, "seed": 0, "conditions": table}
+        drawn += draw_batches(backbone, tokenizer, labels, **how)
         part = SamplesPart(tmp_path / "part.parquet", labels, (1, 2, 3, 4))
         TeacherSampler(file, guided, 2, "cpu", "float32", run.conditions).make(part)
         cells.append(load_tokens(part.path).token_NAL)

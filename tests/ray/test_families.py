@@ -12,7 +12,7 @@ from common.config.plugins import kinds
 from common.files.official import Checkpoint
 from deploy.run_folder.opening import open_run
 from deploy.stages.distill import distill
-from deploy.stages.draw import draw_images, load_for_sampling
+from deploy.stages.draw import draw_batches, load_for_sampling
 from deploy.stages.export import export
 from deploy.stages.pretrain import pretrain_model
 from deploy.stages.tokenize import tokenize
@@ -112,11 +112,20 @@ def test_guided_samples_of_a_student_are_images(finished):
     file = workspace.model(config, "student")
     backbone, tokenizer = load_for_sampling(file, workspace, "cpu")
     sampling = SamplingConfig.model_validate({"guidance": 1.5, "top_k": 10, "top_p": 0.9})
-    pixels = draw_images(
-        backbone, tokenizer, torch.tensor([0, 1, 2]), sampling=sampling, batch_size=2, seed=0
+    pixels, alone = (
+        torch.cat(
+            list(
+                draw_batches(
+                    backbone,
+                    tokenizer,
+                    torch.tensor([0, 1, 2]),
+                    sampling=sampling,
+                    batch_size=size,
+                    seed=0,
+                )
+            )
+        )
+        for size in (2, 3)
     )
     assert (pixels.shape, pixels.dtype) == ((3, 1, 8, 8), torch.uint8)
-    alone = draw_images(
-        backbone, tokenizer, torch.tensor([0, 1, 2]), sampling=sampling, batch_size=3, seed=0
-    )
     assert torch.equal(pixels, alone)
