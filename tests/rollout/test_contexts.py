@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from building.objectives import built
+from building.samplers import Unchanging, tokens_of
 
 from common.artifacts.backbone_file import save_backbone
 from common.artifacts.model_file import ModelFile
@@ -12,8 +13,6 @@ from common.config.plugins import kinds, load_plugin
 from common.errors import InputError
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow, to_arrow
-from common.exchange.weights import Weights
-from common.files.tensors import pack
 from common.randomness import Draws
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, assign
@@ -96,19 +95,6 @@ def test_annealing_leads_from_data_alone_to_the_ratios(data):
         ContextsConfig.model_validate({"sources": {"student": {}}, "anneal": "linear"})
 
 
-class Keep:
-    """A weight store, a ledger and a teacher server that do nothing."""
-
-    def __init__(self, student):
-        self.bundle = Weights.of(0, pack(student, torch.float32))
-
-    def newest(self, timeout):
-        return 0
-
-    def get(self, version, timeout):
-        return self.bundle
-
-
 @pytest.fixture
 def sample(tiny, data, tmp_path):
     """Records of a worker with tiny models of a family, and the teacher."""
@@ -116,13 +102,11 @@ def sample(tiny, data, tmp_path):
     def build(contexts, kind="llamagen", sampling=None, indices=range(8), generated=None):
         family = load_plugin("common.models.backbones", kind).Config.tiny()
         student, teacher = tiny(kind, 1), tiny(kind, 2)
-        tokens = replace(data, spec=teacher.spec)
-        if teacher.spec.length != data.spec.length:
-            tokens = replace(tokens, token_NAL=data.token_NAL.repeat(1, 1, 3)[..., :14])
+        tokens = tokens_of(teacher.spec, data)
         path = tmp_path / f"{kind}.safetensors"
         save_backbone(path, teacher, family)
         file = ModelFile(path, "models.teacher", family, teacher.spec, path)
-        keep = Keep(student)
+        keep = Unchanging(student)
         worker = RolloutWorker(
             RolloutConfig(batch_size=8, sampling=sampling or SamplingConfig()),
             contexts,

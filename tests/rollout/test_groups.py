@@ -1,17 +1,15 @@
 """Several samples of one condition: what a group shares, what is each sample's own, and a run."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
+from building.samplers import Unchanging, tokens_of
 
 from common.config.plugins import kinds, load_plugin
 from common.errors import InputError
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow
-from common.exchange.weights import Weights
-from common.files.tensors import pack
 from common.randomness import Draws
 from deploy.run_folder.identity import Identity
 from deploy.stages.distill import distill
@@ -22,29 +20,14 @@ from rollout.worker import RolloutWorker
 THIRD = {"min_prefix": 0.25, "max_prefix": 0.75}
 
 
-class Keep:
-    """Weights that never change."""
-
-    def __init__(self, student):
-        self.bundle = Weights.of(0, pack(student, torch.float32))
-
-    def newest(self, timeout):
-        return 0
-
-    def get(self, version, timeout):
-        return self.bundle
-
-
 @pytest.fixture
 def sampled_by(tiny, data):
     def build(kind, size, first=0, count=12):
         family, student = load_plugin("common.models.backbones", kind).Config.tiny(), tiny(kind, 1)
-        tokens = replace(data, spec=student.spec)
-        if student.spec.length != data.spec.length:
-            tokens = replace(tokens, token_NAL=data.token_NAL.repeat(1, 1, 3)[..., :14])
+        tokens = tokens_of(student.spec, data)
         schedule = Schedule(9, 12, 12, 2, 1, group_size=size)
         sources = {"data": {}, "student": {"ratio": 3, **THIRD}}
-        keep = Keep(student)
+        keep = Unchanging(student)
         worker = RolloutWorker(
             RolloutConfig(batch_size=12, class_dropout=0.4),
             ContextsConfig.model_validate({"mix_per": "sample", "sources": sources}),
