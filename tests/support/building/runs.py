@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+from typing import Any
 
 from rich.console import Console
 
+from deploy.config import RunConfig
+from deploy.run_folder.workspace import Workspace
 from deploy.stages.distill import distill
 
 TINY = [
@@ -42,7 +45,7 @@ def rows_of(workspace):
     return [json.loads(line) for line in workspace.metrics.open()]
 
 
-def go(run, **how):
+def go(run: tuple[RunConfig, Workspace], **how: Any) -> tuple[dict[str, Any], str]:
     """(facts, what was said)."""
     said = io.StringIO()
     facts = distill(*run, Console(file=said, soft_wrap=True), local=True, **how)

@@ -35,9 +35,10 @@ def warm_cluster() -> Iterator[str]:
 def _process(script: str, *words: object) -> Iterator[subprocess.Popen[str]]:
     """A process that ends with its standard input, or when this one does."""
     command = [sys.executable, str(HERE / script), *map(str, words)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes) as process:
+    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, env=environment, stdin=pipe, stdout=pipe
+    ) as process:
         try:
             yield process
         finally:
