@@ -12,7 +12,7 @@ from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import blank_batch, chain_bytes, resources_like
 from deploy.planning.plan import plan_run
 from deploy.planning.resources import Sizing
-from deploy.planning.skeletons import parameters, skeleton, tokenizer_like
+from deploy.planning.skeletons import classifier_like, parameters, skeleton, tokenizer_like
 from deploy.planning.throughput import image_flops
 from learner.objective import PlainObjective
 from teacher_server.scorer import ScorerFiles
@@ -71,10 +71,11 @@ def test_networks_that_an_objective_asks_for_are_counted(run_in):
     def look():
         vector_BLD = torch.zeros(4, spec.length, width, device=META, requires_grad=True)
         made.append(found.render(vector_BLD))
-        found.perceptual(made[0]).sum().backward()
-        made.append(found.codebook_VD)
 
     assert peak_bytes(look) > parameters(tokenizer) * 4 + 4 * spec.length * width * 4
+    classifier = classifier_like(config, spec, META)
+    assert peak_bytes(lambda: found.perceptual(made[0])) > parameters(classifier) * 4
+    peak_bytes(lambda: made.append(found.codebook_VD))
     side = config.images.size
     assert made[0].shape == (4, config.images.channels, side, side)
     assert made[1].shape == tokenizer.codebook_VD.shape
