@@ -124,6 +124,12 @@ from rollout.contexts import data
 class Config(data.Config):
     pass
 """,
+    "conditions/own_conditions": """
+from common.exchange.conditions import classes
+
+class Config(classes.Config):
+    pass
+""",
     "signals/own_signal": """
 from common.exchange.signals import full
 
@@ -144,6 +150,7 @@ OWN = {
         for role in ("teacher", "student")
     },
     "objective": {"kind": "own_objective", "table": "a/table.npy", "tables": ["b.npy"]},
+    "conditions": {"kind": "own_conditions"},
     "teacher": {"signal": {"kind": "own_signal"}, "guidance": {"scale": 1.5, "rule": "own_rule"}},
     "contexts": {"mix_per": "sample", "sources": {"own_context": {}, "student": {}}},
     "pretrain": {"teacher": {"steps": 2}, "student": {"steps": 2}},
