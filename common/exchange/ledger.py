@@ -27,6 +27,7 @@ class Ledger:
         self._generation = 0
         self._cause: Verdict | None = None
         self._open = False
+        self._dead: set[str] = set()
         self._reset(trained=0, done=())
         self._reissued = 0
 
@@ -45,11 +46,16 @@ class Ledger:
         Raises:
             Closed: the run is over; the message says why.
         """
+
+        def is_answered() -> bool:
+            return self._cause is not None or worker in self._dead or self._can_lease()
+
         with self._changed:
-            self._changed.wait_for(lambda: self._cause is not None or self._can_lease(), timeout)
+            self._changed.wait_for(is_answered, timeout)
             if self._cause is not None:
                 raise self._cause.error()
-            if not self._can_lease():
+            # A call outlives the process that made it: what it got, nobody would ever sample.
+            if worker in self._dead or not self._can_lease():
                 return None
             number = heapq.heappop(self._again) if self._again else self._fresh()
             self._leased[number] = (worker, time.monotonic())
@@ -76,8 +82,10 @@ class Ledger:
             self._changed.notify_all()
 
     def expire(self, worker: str) -> list[int]:
-        """`worker` is dead: hand its unfinished leases to others under the same numbers."""
+        """`worker` is dead: hand its unfinished leases to others under the same numbers, and give
+        none to a call of its that still waits. No worker takes its name again."""
         with self._changed:
+            self._dead.add(worker)
             lost = sorted(n for n, (holder, _) in self._leased.items() if holder == worker)
             for number in lost:
                 del self._leased[number]

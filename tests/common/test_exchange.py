@@ -33,10 +33,11 @@ def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_stalene
     ledger, buffer = services(schedule)
     chance = random.Random(seed)
     held, trained, step, published = [], [], 0, 0
+    crew, hired = ["w0", "w1", "w2"], 3
     while step < schedule.steps:
         move = chance.random()
         if move < 0.45:
-            lease = ledger.lease(f"w{chance.randrange(3)}", timeout=0)
+            lease = ledger.lease(chance.choice(crew), timeout=0)
             if lease is not None:
                 version = published if lease.version is None else lease.version
                 assert version <= published
@@ -45,7 +46,9 @@ def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_stalene
             lease, version = held.pop(chance.randrange(len(held)))
             assert buffer.put(record(lease, version), timeout=0)
         elif move < 0.88:
-            ledger.expire(f"w{chance.randrange(3)}")
+            ledger.expire(crew.pop(chance.randrange(3)))
+            crew.append(f"w{hired}")  # another takes the place of who died
+            hired += 1
         share = buffer.take(step, shard=0, shards=1, timeout=0)
         if share is not None:
             for part in share.records:
@@ -55,6 +58,23 @@ def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_stalene
             published = step if schedule.is_published(step) else published
             ledger.commit(step, share.leases)
     assert sorted(trained) == list(range(schedule.steps * schedule.global_batch_size))
+
+
+def test_a_call_that_waits_when_its_worker_dies_gets_no_lease():
+    """In an actor the call of a dead worker goes on waiting; nobody would sample what it got."""
+    ledger = Ledger(PLAIN)
+    got = []
+    calls = [threading.Thread(target=lambda: got.append(ledger.lease("w", 20))) for _ in range(2)]
+    for call in calls:
+        call.start()
+    ledger.expire("w")
+    for call in calls:
+        call.join(10)
+    assert got == [None, None]
+    ledger.restore(START)
+    assert ledger.lease("w", 0) is None
+    assert ledger.gauges()["ledger/leased"] == 0
+    assert ledger.lease("another", 0).number == 0
 
 
 def test_outstanding_work_is_bounded_and_credits_come_back():

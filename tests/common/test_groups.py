@@ -41,10 +41,11 @@ def run(ordered, seed):
     buffer = Buffer(schedule, max_bytes=2**20, ledger=ledger)
     ledger.restore(START)
     chance, held, shares, published = random.Random(seed), [], [], 0
+    crew, hired = ["w0", "w1", "w2"], 3
     while len(shares) < STEPS:
         move, step = chance.random(), len(shares)
         if move < 0.45:
-            lease = ledger.lease(f"w{chance.randrange(3)}", timeout=0)
+            lease = ledger.lease(chance.choice(crew), timeout=0)
             if lease is not None:
                 version = published if lease.version is None else lease.version
                 held.append((lease, version))
@@ -52,7 +53,9 @@ def run(ordered, seed):
             # The newest first, so that some are stale when they come.
             buffer.put(record(*held.pop(-1 if chance.random() < 0.9 else 0)), timeout=0)
         elif move < 0.88:
-            ledger.expire(f"w{chance.randrange(3)}")
+            ledger.expire(crew.pop(chance.randrange(3)))
+            crew.append(f"w{hired}")  # another takes the place of who died
+            hired += 1
         taken = [buffer.take(step, shard=rank, shards=2, timeout=0) for rank in range(2)]
         if taken[0] is not None:
             shares.append(
