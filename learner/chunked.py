@@ -48,6 +48,9 @@ def whole_groups(sizes: Sequence[int], chunk: int) -> list[slice]:
 
 
 class _ChunkedLoss(torch.autograd.Function):
+    """Autograd sees one chunk's logits as its leaf; the head's own products are written out, so
+    that its gradient is added up in place, and its weights are cast once."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -57,27 +60,39 @@ class _ChunkedLoss(torch.autograd.Function):
         loss: ChunkLoss,
         spans: list[slice],
     ) -> Tensor:
-        leaves = [weight_VC.detach().requires_grad_()]
-        if bias_V is not None:
-            leaves.append(bias_V.detach().requires_grad_())
-        grads = [torch.zeros_like(leaf) for leaf in leaves]
-        hidden_grad = torch.zeros_like(hidden_NC)
+        kind, dtype = hidden_NC.device.type, hidden_NC.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        factor_VC = weight_VC.detach().to(dtype)
+        added_V = None if bias_V is None else bias_V.detach().to(dtype)
+        wide = torch.promote_types(weight_VC.dtype, torch.float32)
+        weight_grad = torch.zeros_like(weight_VC, dtype=wide)
+        bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+        hidden_grad = torch.empty_like(hidden_NC)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for tokens in spans:
-            part_nC = hidden_NC[tokens].detach().requires_grad_()
+            part_nC = hidden_NC[tokens].detach().to(dtype)
+            logit_nV = F.linear(part_nC, factor_VC, added_V).requires_grad_()
             with torch.enable_grad():
-                value = loss(F.linear(part_nC, *leaves), tokens)
-            part_grad, *leaf_grads = torch.autograd.grad(value, (part_nC, *leaves))
-            hidden_grad[tokens] = part_grad
-            for grad, found in zip(grads, leaf_grads, strict=True):
-                grad += found
+                value = loss(logit_nV, tokens)
+            (logit_grad,) = torch.autograd.grad(value, logit_nV)
+            del logit_nV
+            hidden_grad[tokens] = logit_grad @ factor_VC
+            if dtype == wide:
+                weight_grad.addmm_(logit_grad.T, part_nC)
+            else:
+                weight_grad += logit_grad.T @ part_nC
+            if bias_grad is not None:
+                bias_grad += logit_grad.sum(0, dtype=wide)
             total += value.detach()
-        ctx.save_for_backward(hidden_grad, *grads)
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        ctx.dtypes = weight_VC.dtype, None if bias_V is None else bias_V.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = output_grads
-        hidden_grad, *grads = ctx.saved_tensors
-        bias_grad = grads[1] * scale if len(grads) == 2 else None
-        return hidden_grad * scale, grads[0] * scale, bias_grad, None, None
+        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
+        weight, bias = ctx.dtypes
+        given = None if bias_grad is None else (bias_grad * scale).to(bias)
+        return hidden_grad * scale, (weight_grad * scale).to(weight), given, None, None

@@ -29,7 +29,8 @@ OF_ROWS = ("confidence", "survival", "survival_by_distance", "weight")
 """Known before any logit. survival and weight: of the slots of a rollout that have a loss;
 by_distance: at so many slots after the first that was sampled."""
 OF_TOKENS = ("divergence", "student_entropy")
-"""Of every token with a loss, from its logits; an objective's `diagnosed` come on top."""
+"""From the logits of tokens with a loss, the divergence of every one; the entropy, and what an
+objective's `diagnosed` add, of those that are watched (learner/gathered_tokens.py)."""
 
 
 class StepStatistics:
@@ -157,10 +158,8 @@ class StepStatistics:
 
 
 @torch.no_grad()
-def observe(
-    objective: Objective, chunk: TokenChunk, watch_n: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Numbers of all tokens of a chunk, and of those that the objective looks at more closely."""
-    entropy_N = entropy_of(chunk.student_NV)
-    closer = objective.diagnostics(chunk.only(watch_n)) if objective.config.diagnosed else {}
-    return {"student_entropy": entropy_N}, closer
+def observe(objective: Objective, chunk: TokenChunk, watch_n: Tensor) -> dict[str, Tensor]:
+    """Numbers of the watched tokens of a chunk, each as long as `watch_n`."""
+    watched = chunk.only(watch_n)
+    numbers = {"student_entropy": entropy_of(watched.student_NV)}
+    return numbers | objective.diagnostics(watched)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.config.quantities import CodesOrAll, Fraction, Probability
 from common.config.schema import Config
+from learner import analytic
 
 
 def forward_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
@@ -156,10 +157,39 @@ class Divergence(Config):
                 return False
 
     def __call__(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-        """Divergence per token, from log-probabilities."""
+        """Divergence per token, from log-probabilities; its gradient is written out."""
         pair = student_NK, teacher_NK
         if self.top_k:
             pair = truncated(*pair, self.top_k, tail=self.tail)
+        if torch.is_grad_enabled() and pair[0].requires_grad:
+            return analytic.with_slope(self.slope, *pair)
+        return self.value(*pair)
+
+    def slope(self, student_NK: Tensor, teacher_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """Divergence per token and its derivative in the student's log-probabilities, (N, K)."""
+        pair, share = (student_NK, teacher_NK), self.rkl_share
+        match self.name:
+            case "fkl":
+                return analytic.forward_kl_slope(*pair)
+            case "rkl":
+                return analytic.reverse_kl_slope(*pair)
+            case "jsd":
+                return analytic.jensen_shannon_slope(*pair, self.beta)
+            case "tvd":
+                return analytic.total_variation_slope(*pair)
+            case "skl":
+                return analytic.skew_kl_slope(*pair, self.alpha)
+            case "srkl":
+                return analytic.skew_reverse_kl_slope(*pair, self.alpha)
+            case "mix":
+                reverse_N, reverse_NK = analytic.reverse_kl_slope(*pair)
+                forward_N, forward_NK = analytic.forward_kl_slope(*pair)
+                loss_N = share * reverse_N + (1 - share) * forward_N
+                return loss_N, reverse_NK.mul_(share).add_(forward_NK, alpha=1 - share)
+
+    def value(self, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+        """Divergence per token by its plain formula, which autograd can differentiate."""
+        pair = student_NK, teacher_NK
         match self.name:
             case "fkl":
                 return forward_kl(*pair)

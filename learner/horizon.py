@@ -34,7 +34,8 @@ class HorizonConfig(Config):
         return suffix_BL & (suffix_BL.cumsum(1) <= length)
 
     def advance(self, state: ObjectiveState, student_entropy: float) -> None:
-        """Count one step with rollouts; the entropy is the student's mean over all ranks.
+        """Count one step with rollouts; the entropy is the student's mean over
+        the watched tokens of all ranks (learner/gathered_tokens.py).
 
         The notes ask for held-out entropy. Rollouts are drawn for images and noise that the
         student has not been trained on, and are measured before the update, so theirs is.

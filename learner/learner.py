@@ -182,10 +182,10 @@ class Learner:
             student_nV = logit_nV.float().log_softmax(-1)
             chunk = chosen.chunk(tokens, student_nV, teacher_nV)
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
-            numbers, closer = observe(self._objective, chunk, watch_n)
+            watched = observe(self._objective, chunk, watch_n)
             loss_n = self._objective.token_loss(chunk)
-            statistics.add_tokens(chosen.context, slot_n, {"divergence": loss_n, **numbers})
-            statistics.add_tokens(chosen.context, slot_n[watch_n], closer)
+            statistics.add_tokens(chosen.context, slot_n, {"divergence": loss_n})
+            statistics.add_tokens(chosen.context, slot_n[watch_n], watched)
             return (chosen.coefficient_N[tokens] * loss_n).sum()
 
         chunk_tokens = self._config.chunk_tokens

@@ -22,8 +22,9 @@ from common.config.schema import Config
 from common.errors import InputError
 from common.exchange.signal import entropy_of
 from common.files.tensors import load_tensors, save_tensors
+from learner import analytic
 from learner.balanced_clusters import balanced_clusters
-from learner.divergence import Divergence, log_total
+from learner.divergence import Divergence
 from learner.gate import confidence
 from learner.process_group import ProcessGroup
 from learner.teacher_targets import Quantity
@@ -55,8 +56,6 @@ class ClusterMap:
 
     cluster_V: Tensor
     size: int
-    member_CM: Tensor | None = None
-    """The codes of each cluster, where all clusters have equally many."""
 
     @property
     def digest(self) -> str:
@@ -64,8 +63,7 @@ class ClusterMap:
         return hashlib.blake2b(data, digest_size=8).hexdigest()
 
     def to(self, device: torch.device) -> "ClusterMap":
-        member_CM = None if self.member_CM is None else self.member_CM.to(device)
-        return ClusterMap(self.cluster_V.to(device), self.size, member_CM)
+        return ClusterMap(self.cluster_V.to(device), self.size)
 
 
 def run_clusters(
@@ -140,26 +138,15 @@ def number_by_first_code(label_V: Tensor) -> ClusterMap:
         0, dense_V, torch.arange(len(label_V)), "amin"
     )
     cluster_V = first_C.argsort().argsort()[dense_V]
-    sizes_C = torch.bincount(cluster_V)
-    member_CM = None
-    if bool((sizes_C == sizes_C[0]).all()):
-        member_CM = cluster_V.argsort(stable=True).view(len(names), -1)
-    return ClusterMap(cluster_V, len(names), member_CM)
+    return ClusterMap(cluster_V, len(names))
 
 
 def cluster_logprob(logprob_NV: Tensor, clusters: ClusterMap) -> Tensor:
     """log of the summed probability of each cluster, stable for clusters of tiny mass; -inf,
     without a gradient, for one of no mass."""
-    if clusters.member_CM is not None:
-        sorted_NV = logprob_NV.index_select(-1, clusters.member_CM.flatten())
-        return log_total(sorted_NV.unflatten(-1, clusters.member_CM.shape))
-    index_NV = clusters.cluster_V.expand_as(logprob_NV)
-    floor = logprob_NV.new_full((*logprob_NV.shape[:-1], clusters.size), -torch.inf)
-    top_NC = floor.scatter_reduce(-1, index_NV, logprob_NV.detach(), "amax")
-    empty_NC = top_NC == -torch.inf
-    share_NV = (logprob_NV - top_NC.masked_fill(empty_NC, 0).gather(-1, index_NV)).exp()
-    total_NC = torch.zeros_like(top_NC).scatter_add(-1, index_NV, share_NV)
-    return total_NC.masked_fill(empty_NC, 1).log() + top_NC
+    if clusters.size == logprob_NV.shape[-1]:
+        return logprob_NV  # numbered by their first codes, each is its own cluster
+    return analytic.summed_logprob(logprob_NV, clusters.cluster_V, clusters.size)
 
 
 def relaxed(

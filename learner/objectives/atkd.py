@@ -16,12 +16,13 @@ from torch import Tensor
 
 from common.config.quantities import Probability
 from common.exchange.trajectory import TrajectoryBatch
-from learner.divergence import forward_kl
+from learner.divergence import Divergence
 from learner.objective import PlainObjective, TokenChunk
 from learner.process_group import ProcessGroup, gather
 from learner.teacher_targets import Quantity, token_logprob
 from learner.token_weights import ObjectiveState, TokenWeights
 
+FORWARD_KL = Divergence(name="fkl")
 NEVER = -1e9
 """Log-probability of a code that is left out; finite, so that 0 * log 0 is 0."""
 
@@ -47,8 +48,8 @@ class Config(PlainObjective):
     def token_loss(self, chunk: TokenChunk) -> Tensor:
         student_N2, student_NV = _without_target(chunk.student_NV, chunk.token_N)
         teacher_N2, teacher_NV = _without_target(chunk.required_teacher_NV, chunk.token_N)
-        target_N = forward_kl(student_N2, teacher_N2)
-        diversity_N = forward_kl(student_NV, teacher_NV)
+        target_N = FORWARD_KL(student_N2, teacher_N2)
+        diversity_N = FORWARD_KL(student_NV, teacher_NV)
         easy_N = self.easy_share * diversity_N
         hard_N = (1 - self.easy_share) * (target_N + diversity_N)
         return torch.where(chunk.column["easy"] > 0, easy_N, hard_N)

@@ -37,4 +37,5 @@ class Config(gkd.Config):
         return TokenWeights(counted_BL.float(), counted_BL, counted_BL)
 
     def update_state(self, state: ObjectiveState, mean: Mapping[str, float]) -> None:
-        self.horizon.advance(state, mean["student_entropy"])
+        # Where no token of a step is watched nothing is known, so a condition is not met.
+        self.horizon.advance(state, mean.get("student_entropy", 0.0))

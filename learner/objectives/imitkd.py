@@ -7,8 +7,10 @@ The annealed mixture of data and student contexts is `contexts.sources`.
 from torch import Tensor
 
 from common.config.quantities import CodesOrAll
-from learner.divergence import forward_kl
+from learner.divergence import Divergence
 from learner.objective import PlainObjective, TokenChunk
+
+FORWARD_KL = Divergence(name="fkl")
 
 
 class Config(PlainObjective):
@@ -18,6 +20,6 @@ class Config(PlainObjective):
     def token_loss(self, chunk: TokenChunk) -> Tensor:
         teacher_NV = chunk.required_teacher_NV
         if not 0 < self.top_k < teacher_NV.shape[-1]:
-            return forward_kl(chunk.student_NV, teacher_NV)
+            return FORWARD_KL(chunk.student_NV, teacher_NV)
         best = teacher_NV.topk(self.top_k, dim=-1)
-        return forward_kl(chunk.student_NV.gather(-1, best.indices), best.values.log_softmax(-1))
+        return FORWARD_KL(chunk.student_NV.gather(-1, best.indices), best.values.log_softmax(-1))

@@ -8,8 +8,10 @@ so only the second term is left.
 from torch import Tensor
 
 from common.config.quantities import Probability, Temperature
-from learner.divergence import forward_kl, tempered
+from learner.divergence import Divergence, tempered
 from learner.objective import PlainObjective, TokenChunk
+
+FORWARD_KL = Divergence(name="fkl")
 
 
 class Config(PlainObjective):
@@ -22,7 +24,7 @@ class Config(PlainObjective):
     def token_loss(self, chunk: TokenChunk) -> Tensor:
         student_NV = tempered(chunk.student_NV, self.temperature)
         teacher_NV = tempered(chunk.required_teacher_NV, self.temperature)
-        loss_N = self.alpha * self.temperature**2 * forward_kl(student_NV, teacher_NV)
+        loss_N = self.alpha * self.temperature**2 * FORWARD_KL(student_NV, teacher_NV)
         if self.alpha < 1 and not chunk.is_on_policy:
             loss_N = loss_N - (1 - self.alpha) * chunk.student_token_N
         return loss_N

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from common.config.quantities import Probability, Weight
 from common.exchange.trajectory import TrajectoryBatch
-from learner.divergence import reverse_kl
+from learner.divergence import Divergence
 from learner.objective import PlainObjective, TokenChunk
 from learner.process_group import ProcessGroup
 from learner.returns import log_ratio, returns, whitened
@@ -40,6 +40,9 @@ from learner.token_weights import ObjectiveState, TokenWeights
 
 OFFICIAL_DISCOUNT, OFFICIAL_KD_SHARE, OFFICIAL_REWARD_CLIP = 0.95, 0.5, 50.0
 """Of the official code: --gamma, --kd-ratio, and --cliprange-reward times --reward-scaling."""
+
+
+REVERSE_KL = Divergence(name="rkl")
 
 
 class Config(PlainObjective):
@@ -92,7 +95,7 @@ class Config(PlainObjective):
         if self.clip:
             clipped_N = ratio_N.clamp(1 - self.clip, 1 + self.clip)
             gain_N = torch.minimum(gain_N, clipped_N * return_N)
-        return reverse_kl(chunk.student_NV, chunk.required_teacher_NV) - gain_N
+        return REVERSE_KL(chunk.student_NV, chunk.required_teacher_NV) - gain_N
 
     def _data_loss(self, chunk: TokenChunk) -> Tensor:
         loss_N = -(1 - self._kd_share) * chunk.student_token_N

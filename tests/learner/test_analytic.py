@@ -1,0 +1,83 @@
+"""Written-out gradients against autograd through the plain formulas, in double precision."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from learner.analytic import summed_logprob
+from learner.divergence import Divergence
+from learner.relaxation import number_by_first_code, relaxed
+
+N, V, C = 5, 24, 7
+
+DIVERGENCES = [
+    Divergence.model_validate(given)
+    for given in (
+        {"name": "fkl"},
+        {"name": "rkl"},
+        {"name": "jsd", "beta": 0.0},
+        {"name": "jsd", "beta": 0.3},
+        {"name": "jsd", "beta": 1.0},
+        {"name": "tvd"},
+        {"name": "skl", "alpha": 0.1},
+        {"name": "srkl", "alpha": 0.3},
+        {"name": "mix", "rkl_share": 0.25},
+        {"name": "rkl", "top_k": 5},
+        {"name": "tvd", "top_k": 5, "tail": False},
+    )
+]
+
+
+def logits(seed: int, scale: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(N, V, dtype=torch.double, generator=generator)
+
+
+def cluster_of_codes() -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.cat([torch.arange(C), torch.randint(C, (V - C,), generator=generator)])
+
+
+def oracle(divergence: Divergence, logit_NV: Tensor, teacher_NV: Tensor, coarse: bool) -> Tensor:
+    """The plain formula, with clusters summed by a matrix of zeros and ones."""
+    pair = logit_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
+    if coarse:
+        member_VC = nn.functional.one_hot(cluster_of_codes(), C).double()
+        pair = tuple((value.exp() @ member_VC).log() for value in pair)
+    if divergence.top_k:
+        best = pair[1].topk(divergence.top_k, dim=-1).indices
+        kept = [value.gather(-1, best) for value in pair]
+        if divergence.tail:
+            kept = [torch.cat([k, (1 - k.exp().sum(-1, keepdim=True)).log()], -1) for k in kept]
+        pair = tuple(kept)
+    return divergence.value(*pair)
+
+
+@pytest.mark.parametrize("coarse", [False, True], ids=["codes", "clusters"])
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{d.name}-{d.beta}-{d.top_k}")
+def test_values_and_gradients_are_those_of_autograd(divergence, coarse):
+    teacher_NV, weight_N = logits(1), torch.rand(N, dtype=torch.double)
+    found, wanted = logits(2).requires_grad_(), logits(2).requires_grad_()
+    clusters = number_by_first_code(cluster_of_codes()) if coarse else None
+    loss_N = relaxed(divergence, found.log_softmax(-1), teacher_NV.log_softmax(-1), clusters)
+    wanted_N = oracle(divergence, wanted, teacher_NV, coarse)
+    torch.testing.assert_close(loss_N, wanted_N)
+    (weight_N * loss_N).sum().backward()
+    (weight_N * wanted_N).sum().backward()
+    assert found.grad is not None
+    assert found.grad.abs().max() > 1e-3
+    torch.testing.assert_close(found.grad, wanted.grad)
+
+
+def test_sums_of_tiny_probabilities_keep_their_logarithm_and_gradient():
+    """Codes at e^-200 have no float32 probability, yet a cluster of them has one logarithm."""
+    logprob_NV = torch.tensor([[-200.0, -201.0, -1e-6, -150.0]]).requires_grad_()
+    found = summed_logprob(logprob_NV, torch.tensor([0, 0, 1, 2]), 3)
+    first = -200 + torch.tensor(-1.0).exp().log1p()
+    torch.testing.assert_close(found[0], torch.stack([first, logprob_NV[0, 2], logprob_NV[0, 3]]))
+    found[0, 0].backward()
+    share = 1 / (1 + torch.tensor(-1.0).exp())
+    assert logprob_NV.grad is not None
+    torch.testing.assert_close(
+        logprob_NV.grad[0], torch.stack([share, 1 - share, *[share * 0] * 2])
+    )
