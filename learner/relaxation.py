@@ -22,6 +22,7 @@ from common.config.schema import Config
 from common.errors import InputError
 from common.exchange.signal import entropy_of
 from common.files.tensors import load_tensors, save_tensors
+from common.finite import is_finite
 from learner import analytic
 from learner.balanced_clusters import balanced_clusters
 from learner.divergence import Divergence
@@ -113,7 +114,7 @@ def cluster_codebook(point_VD: Tensor, config: RelaxationConfig) -> ClusterMap |
             f"{codes} codes into clusters of equal size; choose a divisor, or balanced=false"
         )
     point_VD = point_VD.detach().float().cpu()
-    if not bool(torch.isfinite(point_VD).all()):
+    if not is_finite(point_VD):
         raise InputError(
             f"objective.relaxation.source is {config.source}, but its vectors are not finite; "
             "check the file that they come from"

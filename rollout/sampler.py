@@ -17,6 +17,7 @@ from common.config.quantities import CodesOrAll, SomeProbability, Temperature
 from common.config.schema import Config
 from common.errors import Diverged
 from common.exchange.condition import ClassConditions, Conditions
+from common.finite import is_finite
 from common.models.backbone import Backbone
 from common.models.decoding import AnyDecoding, DecodingConfig
 from common.models.guidance import Guidance, guide
@@ -171,7 +172,7 @@ def _require_finite(logprob_BL: Tensor) -> None:
     Raises:
         Diverged: in any step of any sequence.
     """
-    if not bool(torch.isfinite(logprob_BL).all()):
+    if not is_finite(logprob_BL):
         raise Diverged(
             "the model's log-probabilities are not finite while it is sampled: its weights have "
             "diverged; take weights from before"

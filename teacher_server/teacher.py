@@ -22,6 +22,7 @@ from common.exchange.signal import SignalConfig, entropies
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow
 from common.files.tensors import state_digest
+from common.finite import is_finite
 from common.models.backbone import Backbone
 from common.models.guidance import Guidance, guide, scale_per_slot
 from common.spec import require_same_spec
@@ -128,7 +129,7 @@ def signal_columns(
         Diverged: hidden vectors are not finite.
     """
     hidden_BLC = guided_features(backbone, batch, config.guidance, conditions).float()
-    if not bool(torch.isfinite(hidden_BLC).all()):
+    if not is_finite(hidden_BLC):
         raise Diverged(
             f"the teacher's hidden vectors are not finite for images {_range(batch.id_B)}; "
             "check teacher.weights and teacher.guidance, or set teacher.dtype=float32"

@@ -45,6 +45,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.exchange.provenance import LAWS, POLICIES
 from common.exchange.trajectory_batch import TrajectoryBatch, concatenate
+from common.finite import is_finite
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 
@@ -196,7 +197,7 @@ def _check(batch: TrajectoryBatch) -> None:
     _check_groups(batch)
     numbers = {"logprob": batch.logprob_BL, **_optional(batch), **batch.signal, **batch.sequence}
     for name, value in numbers.items():
-        if not torch.isfinite(value).all():
+        if not is_finite(value):
             raise InputError(f"record column {name} holds values that are not finite")
 
 

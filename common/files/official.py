@@ -18,6 +18,7 @@ from common.errors import InputError
 from common.files.paths import require_file, shortened
 from common.files.pickled import follow, inspect
 from common.files.wrappers import plain_names
+from common.finite import is_finite
 
 TOP_LEVELS = ("model", "module", "state_dict")
 """Where the official samplers look, in this order, when a file is no bare state dict."""
@@ -135,14 +136,6 @@ class Checkpoint:
         if not self._mapped:
             self._held = state  # an old-style file was read whole
         return state
-
-
-def is_finite(value: Tensor) -> bool:
-    """Whether it has no NaN and no infinity, in one pass and without a copy."""
-    if not value.is_floating_point() or value.numel() == 0:
-        return True
-    low, high = torch.aminmax(value if value.dtype in COMPUTED else value.double())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def some(names: list[str]) -> str:

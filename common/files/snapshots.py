@@ -21,6 +21,7 @@ from common.errors import Diverged, InputError
 from common.files.atomic import unwritable
 from common.files.paths import read_json
 from common.files.pickled import read_pickle
+from common.finite import is_finite
 
 FORMAT = "varkd-snapshot-1"
 TENSORS = "tensors.pt"
@@ -179,7 +180,7 @@ class Snapshots:
         """The first tensor that should be finite and is not."""
         for entry in self._finite:
             for name, tensor in _tensors(tensors.get(entry), entry):
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                if not is_finite(tensor):
                     return name
         return None
 

@@ -22,6 +22,7 @@ from common.config.schema import Config, UserPath
 from common.errors import InputError
 from common.exchange.condition import Conditions
 from common.files.pickled import read_pickle
+from common.finite import is_finite
 from common.models.backbone import Backbone
 from common.randomness import derive_seed
 from rollout.evaluation.features import Classifier, ClassifierConfig, as_rgb, load_classifier
@@ -278,7 +279,7 @@ def _register() -> None:
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
             features = self.classifier.features(input)
             found = {"features": features, "logits": self.classifier.output(features)}
-            if not all(bool(torch.isfinite(value).all()) for value in found.values()):
+            if not all(is_finite(value) for value in found.values()):
                 raise InputError(f"{self.path}: gives no numbers; {REMEDIES['classifier']}")
             return tuple(found[name] for name in self.features_list)
 

@@ -10,7 +10,7 @@ from common.errors import Diverged, InputError
 from common.exchange.provenance import DATA
 from common.files.snapshots import Snapshots
 from common.files.tensors import load_tensors
-from common.finite import largest, require_finite
+from common.finite import is_finite, largest, require_finite
 from deploy.stages.distill import distill
 from deploy.stages.learner_rank import build_learner
 from deploy.stages.pretrain import pretrain_model
@@ -228,3 +228,19 @@ def test_a_student_in_half_precision_is_trained_in_float32(run_in, quiet, dtype)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     moved = [(after["half"][0][name] != exact[name]).double().mean() for name in exact]
     assert min(moved) > 0.5, "updates of 1e-5 do not round away"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_one_wrong_number_is_found_wherever_it_is(dtype, wrong):
+    """Lengths around those of vector registers, whose tails kernels treat apart."""
+    for length in (1, 2, 7, 8, 9, 15, 16, 17, 33, 64, 100, 1000, 40_000):
+        value = torch.full((length, 2), 3.0, dtype=dtype)
+        assert is_finite(value)
+        for at in {0, length // 2, length - 1}:
+            broken = value.clone()
+            broken[at, 1] = wrong
+            assert not is_finite(broken)
+            assert not is_finite(broken[:, 1])
+    assert is_finite(torch.zeros(0, dtype=dtype))
+    assert is_finite(torch.tensor([1, 2]))

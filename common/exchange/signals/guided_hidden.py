@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from common.exchange.signal import SignalConfig
+from common.finite import is_finite
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -23,12 +24,12 @@ class Config(SignalConfig):
 
     def encode(self, hidden_BLC: Tensor, head: nn.Linear) -> dict[str, Tensor]:
         sent = hidden_BLC.to(DTYPES[self.dtype])
-        if not torch.isfinite(hidden_BLC).all():
-            raise InputError(
-                "a guided hidden vector of the teacher is not finite; check teacher.weights and "
-                "teacher.guidance"
-            )
-        if not torch.isfinite(sent).all():
+        if not is_finite(sent):
+            if not is_finite(hidden_BLC):
+                raise InputError(
+                    "a guided hidden vector of the teacher is not finite; check teacher.weights "
+                    "and teacher.guidance"
+                )
             raise InputError(
                 "a guided hidden vector of the teacher does not fit float16; set "
                 "teacher.signal.dtype=float32"
