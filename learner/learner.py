@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from common.device import autocast, place, precision
 from common.errors import InputError
 from common.exchange.condition import ClassConditions, Conditions
+from common.exchange.packed_weights import pack
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
-from common.files.tensors import pack
 from common.finite import NAMES, largest, require_finite
 from common.models.backbone import Backbone
 from common.randomness import derive_seed

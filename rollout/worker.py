@@ -21,10 +21,10 @@ from common.data.tokens import TokenDataset
 from common.device import place, precision
 from common.errors import Closed, Diverged
 from common.exchange.condition import ClassConditions, ConditionTables
+from common.exchange.packed_weights import unpack
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import WeightSource
-from common.files.tensors import unpack
 from common.models.backbone import BackboneConfig
 from common.models.plan import DecodePlan
 from common.randomness import Draws

@@ -4,12 +4,15 @@ A bundle is the bytes of a safetensors file; publisher and reader agree on it by
 torch, so that its process stays small.
 """
 
-import hashlib
+import zlib
 from dataclasses import dataclass
 from threading import Condition
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from common.errors import Verdict
+
+Payload: TypeAlias = bytes | bytearray | memoryview
+"""Bytes that may lie in shared memory; nobody writes to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +20,14 @@ class Weights:
     """One published policy: `version` is the number of learner steps behind it."""
 
     version: int
-    payload: bytes
+    payload: Payload
     digest: str
 
     @classmethod
-    def of(cls, version: int, payload: bytes) -> "Weights":
+    def of(cls, version: int, payload: Payload) -> "Weights":
         return cls(version, payload, _digest(payload))
 
-    def verified(self) -> bytes:
+    def verified(self) -> Payload:
         """The payload.
 
         Raises:
@@ -133,5 +136,6 @@ class WeightStore:
             raise TimeoutError(f"{what} of the student's weights was not there in {timeout:g} s")
 
 
-def _digest(payload: bytes) -> str:
-    return hashlib.blake2b(payload, digest_size=16).hexdigest()
+def _digest(payload: Payload) -> str:
+    """Finds damage, for which a checksum will do; three times as fast as BLAKE2b."""
+    return f"{zlib.crc32(payload):08x}"

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.errors import InputError
@@ -112,24 +111,6 @@ def _header(path: Path) -> dict[str, str]:
             return handle.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from None
-
-
-def pack(module: nn.Module, dtype: torch.dtype) -> bytes:
-    """A module's state as safetensors bytes: what travels to rollout workers.
-
-    Parameters travel in `dtype`; buffers as they are (a quantiser must stay exact).
-    """
-    parameters = dict(module.named_parameters())
-    return save(
-        {
-            name: value.detach().to("cpu", dtype if name in parameters else None).contiguous()
-            for name, value in module.state_dict().items()
-        }
-    )
-
-
-def unpack(payload: bytes) -> dict[str, Tensor]:
-    return load_bytes(payload)
 
 
 def state_digest(module: nn.Module) -> str:

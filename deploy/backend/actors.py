@@ -100,14 +100,14 @@ class StoredWeights(Weights):
 
     def fetched(self) -> Weights:
         """With their bytes, read from the store."""
-        return Weights(self.version, self.stored.get(), self.digest)
+        return Weights(self.version, memoryview(self.stored.get()), self.digest)
 
 
 class WeightActorHost(ActorHost):
     """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
-    def publish(self, weights: Weights) -> Any:
+    def publish(self, version: int, payload: Any, digest: str) -> Any:
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
-        stored = Shared(ray.put(weights.payload))
-        return self.call("publish", StoredWeights(weights.version, b"", weights.digest, stored))
+        stored = Shared(ray.put(payload))
+        return self.call("publish", StoredWeights(version, b"", digest, stored))

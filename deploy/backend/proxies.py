@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import ray
 from ray.exceptions import (
     ObjectLostError,
@@ -57,7 +58,7 @@ class ActorProxy:
 
 
 class ReplicaProxy:
-    """Replicas of one service: calls go round, a replica that died is left out.
+    """Replicas of one service: call after call goes to the next, and one that died is left out.
 
     Only for calls that may be repeated, such as scoring: the buffer discards duplicates.
     """
@@ -71,7 +72,8 @@ class ReplicaProxy:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             while True:
-                chosen = self._replicas[0]
+                chosen, *others = self._replicas
+                self._replicas = [*others, chosen]
                 try:
                     return getattr(chosen, name)(*args, **kwargs)
                 except ServiceDied:
@@ -90,7 +92,11 @@ class WeightsProxy(ActorProxy):
     """
 
     def publish(self, weights: Weights) -> None:
-        self._ask(lambda: self._method("publish", "publish").remote(weights))
+        # An array's bytes stay where they are until Ray copies them to the store; others would go
+        # through pickle first.
+        array = np.frombuffer(weights.payload, np.uint8)
+        publish = self._method("publish", "publish")
+        self._ask(lambda: publish.remote(weights.version, array, weights.digest))
 
     def get(self, version: int, timeout: float) -> Weights:
         get = self._method("call", "get")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from common.data.tokens import TokenDataset
+from common.exchange.packed_weights import pack
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
-from common.files.tensors import pack
 from common.models.backbones import llamagen
 from common.models.layers import rotate
 from common.models.plan import ZipARConfig, zipar_plan

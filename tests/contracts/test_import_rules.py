@@ -24,13 +24,13 @@ ROOMS = {
     "common.finite": {"common.errors"},
     "common.memory": {"common.errors"},
     "common.randomness": set(),
-    "common.files": {"common.errors"},
+    "common.files": {"common.errors", "common.finite"},
     "common.config": {"common.errors", "common.files"},
     "common.spec": {"common.errors", "common.config"},
     "common.models": {"common.errors", "common.config", "common.randomness", "common.spec"},
     "common.exchange": {
         *("common.errors", "common.files", "common.config", "common.randomness", "common.spec"),
-        "common.models",
+        *("common.finite", "common.models"),
     },
     "common.tokenization": {
         *("common.errors", "common.files", "common.config", "common.memory", "common.spec"),

@@ -14,9 +14,9 @@ from common.errors import InputError
 from common.exchange.buffer import Buffer
 from common.exchange.condition import ClassConditions, Conditions, ConditionTables
 from common.exchange.ledger import Ledger
+from common.exchange.packed_weights import pack
 from common.exchange.trajectory import from_arrow, to_arrow
 from common.exchange.weights import Weights, WeightStore
-from common.files.tensors import pack
 from deploy.backend.launcher import LocalLauncher
 from deploy.pipeline import wire
 from teacher_server.teacher import Teacher, guided_features

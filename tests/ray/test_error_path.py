@@ -15,8 +15,8 @@ from building.launchers import beside
 
 from common.artifacts.model_file import ModelFile
 from common.errors import Closed, Diverged, InputError, RunFailed, Verdict
+from common.exchange.packed_weights import pack
 from common.exchange.weights import Weights
-from common.files.tensors import pack
 from deploy import main as command_line
 from deploy.backend.supervisor import WorkerSupervisor
 from deploy.console.faults import FaultLog

@@ -16,9 +16,9 @@ from building.launchers import beside
 from common.artifacts.backbone_file import load_backbone
 from common.errors import InputError, RunFailed, ServiceDied
 from common.exchange.metrics import read_rows
+from common.exchange.packed_weights import pack
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
-from common.files.tensors import pack
 from deploy.backend.supervisor import WorkerSupervisor
 from deploy.config import RunConfig
 from deploy.pipeline import wire

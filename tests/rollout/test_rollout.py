@@ -7,10 +7,10 @@ import torch
 
 from common.errors import InputError
 from common.exchange.condition import ClassConditions
+from common.exchange.packed_weights import pack, unpack
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
-from common.files.tensors import pack, unpack
 from common.randomness import Draws
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, assign

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from common.exchange.packed_weights import pack
 from common.exchange.weights import Weights
-from common.files.tensors import pack
 
 
 class Unchanging:

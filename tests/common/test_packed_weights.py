@@ -1,0 +1,57 @@
+"""What the learner publishes: one safetensors file in memory, read without a copy."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from common.exchange.packed_weights import pack, unpack
+
+
+def network() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2, bias=False))
+    model.register_buffer("codes", torch.arange(7))
+    model.register_buffer("scale", torch.tensor(2.5, dtype=torch.float64))
+    model.register_buffer("flags", torch.tensor([True, False, True]))
+    model.register_buffer("nothing", torch.empty(0, 4))
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_library_reads_what_was_packed(dtype):
+    model = network()
+    state, packed = model.state_dict(), pack(model, dtype)
+    for found in (load(bytes(packed)), unpack(packed)):
+        assert found.keys() == state.keys()
+        for name, value in state.items():
+            wanted = value.to(dtype) if "weight" in name or "bias" in name else value
+            assert found[name].dtype == wanted.dtype
+            assert torch.equal(found[name], wanted)
+
+
+def test_what_the_library_wrote_is_read_without_a_copy_or_a_warning():
+    written = memoryview(save({"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}))
+    memory = np.frombuffer(written, np.uint8)
+    first, last = memory.ctypes.data, memory.ctypes.data + len(memory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = unpack(written.toreadonly())
+    assert first < found["a"].data_ptr() < last
+    assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found["b"].item() == 1
+
+
+def test_views_outlive_the_name_of_what_they_look_at():
+    found = unpack(pack(network(), torch.float32))["codes"]
+    filler = [bytearray(4096) for _ in range(200)]
+    assert found.tolist() == list(range(7))
+    assert len(filler) == 200
+
+
+def test_tensors_outside_of_the_bytes_are_refused():
+    packed = pack(network(), torch.float32)
+    with pytest.raises(ValueError, match=r"packed weights: \S+ lies outside their \d+ bytes"):
+        unpack(packed[:-1])
