@@ -115,8 +115,13 @@ def _header(path: Path) -> dict[str, str]:
 
 def state_digest(module: nn.Module) -> str:
     """Sixteen hex digits of all parameters and buffers, independent of the device."""
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits of names and numbers."""
     hasher = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         hasher.update(name.encode())
         hasher.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()

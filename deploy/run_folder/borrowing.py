@@ -10,9 +10,11 @@ from deploy.run_folder.workspace import Workspace
 
 SHARED = (
     *("tokenizer", "train_tokens", "test_tokens", "teacher_tokens"),
-    *("teacher", "student_before", "classifier"),
+    *("teacher", "student_before", "classifier", "reference_features"),
 )
 """What a distillation starts from, as a workspace calls it."""
+REMADE = {"reference_features"}
+"""Of these a run makes its own where they do not fit, and they decide nothing."""
 
 
 def shared(workspace: Workspace) -> tuple[Path, ...]:
@@ -71,13 +73,17 @@ def with_files_of(source: Path, workspace: Workspace) -> Workspace:
 
 def require_lender(source: Path, workspace: Workspace) -> None:
     """Refuse what `borrowed` cannot take files from."""
-    root, theirs = workspace.root, shared(Workspace(source.resolve()))
+    root, lender = workspace.root, Workspace(source.resolve())
+    theirs = shared(lender)
     if source.resolve() == root or not any(path.exists() for path in theirs):
         raise InputError(
             f"--from {source}: no other run folder with tokens and models; the new run is to be in "
             f"{root} (--out)"
         )
-    for ours, given in zip(shared(workspace), theirs, strict=True):
+    for name in SHARED:
+        ours, given = getattr(workspace, name), getattr(lender, name)
+        if name in REMADE:
+            continue
         if ours.exists() and given.exists() and not ours.samefile(given):
             raise InputError(
                 f"{ours}: is there already and is not that of --from {source}; choose a new --out"

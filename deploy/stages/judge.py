@@ -4,13 +4,12 @@ Shape letters: N images, C channels, H height, W width, K classes with real imag
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from common.images.contents import Reading
 from common.images.opening import ImagesConfig, open_images
 from common.memory import require_memory
 from common.models.backbone import Backbone
@@ -21,6 +20,7 @@ from deploy.console.progress import Bar
 from deploy.report.grids import spread
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.draw import draw_batches
+from deploy.stages.reference_features import ReferenceFeatures, extractor_facts
 from rollout.evaluation.metrics import balanced_labels, left_out, measure
 from rollout.sampler import SamplingConfig
 
@@ -71,22 +71,30 @@ class Judge:
         by_classifier = settings.features == "classifier"
         self._classifier = workspace.classifier if by_classifier else None
         self._real_NCHW: Tensor | None = None
-        self._cache = TemporaryDirectory(prefix="varkd-")  # gone with this object
+        self._features_file = workspace.reference_features
+        self._features: ReferenceFeatures | None = None
+        self._has_features = False
 
     def read(self, target: Console) -> None:
-        """The real images, taken evenly."""
+        """The real images, taken evenly, and their features if an evaluation kept them; the
+        classifier is there."""
         chosen = self.reference.subset(spread(len(self.reference), self.reals))
         with Bar(target, "real images", self.reals) as bar:
-            batches, done = [], 0
-            for pixel_BCHW in chosen.batches(READ_TOGETHER):
+            batches, done, reading = [], 0, Reading()
+            for pixel_BCHW in chosen.batches(READ_TOGETHER, reading):
                 batches.append(pixel_BCHW)
                 done += len(pixel_BCHW)
                 bar.show(done, {})
         self._real_NCHW = torch.cat(batches)
+        extractor = extractor_facts(self.settings, self._classifier)
+        images = chosen.identity(reading.hashes)
+        self._features = ReferenceFeatures(self._features_file, images, extractor)
+        self._has_features = self._features.fetch()
 
     def steps(self, *, first: bool) -> int:
         """What `Progress` counts: samples drawn, images with features, the comparison."""
-        return 2 * len(self.label_N) + (self.reals if first else 0) + 1
+        embeds_reals = first and not self._has_features
+        return 2 * len(self.label_N) + (self.reals if embeds_reals else 0) + 1
 
     def draw(
         self,
@@ -121,14 +129,17 @@ class Judge:
     ) -> dict[str, float]:
         """Their metrics, but for `left_out`; the real images' features are computed once."""
         assert self._real_NCHW is not None, "read comes first"
-        return measure(
+        assert self._features is not None, "read comes first"
+        found = measure(
             self.settings,
             pixel_NCHW,
             self._real_NCHW,
             classifier=self._classifier,
-            cache=Path(self._cache.name),
+            cache=self._features.folder,
             seen=seen,
         )
+        self._features.keep()
+        return found
 
 
 def compared_images(config: RunConfig) -> ImagesConfig:
