@@ -1,16 +1,19 @@
-"""The config's reference, read off the models themselves."""
+"""The config's reference, read off the models themselves.
+
+Importing the models takes seconds, for they lie beside what uses torch: what was read is kept in
+the user's cache folder, under a digest of the code that it was read off (`kept_options`).
+"""
 
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
-from common.config.sections import held_by
 from common.errors import InputError
 from deploy.cli.parser import closest
-from deploy.cli.readable import default_of, shown, type_of
-from deploy.config import RunConfig
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 HINT = "`varkd options` lists all"
 
@@ -37,13 +40,22 @@ class Option:
         return f"{head}\n{meaning}"
 
 
-def describe(section: str) -> list[Option]:
+def every_option() -> list[Option]:
+    """Of all sections, with the plug-ins that are in use."""
+    from deploy.config import RunConfig
+
+    return list(_walk(RunConfig, ""))
+
+
+def describe(section: str, everything: list[Option] | None = None) -> list[Option]:
     """Every field of `section` and below, or of all sections; a field counts as a section.
+
+    `everything` is `every_option()`, where it is at hand.
 
     Raises:
         InputError: there is no such section.
     """
-    everything = list(_walk(RunConfig, ""))
+    everything = every_option() if everything is None else everything
     chosen = [
         option
         for option in everything
@@ -65,16 +77,16 @@ def describe(section: str) -> list[Option]:
     return chosen
 
 
-def search(word: str) -> list[Option]:
-    """Fields whose key, type or meaning has all the words, whatever their case.
+def search(word: str, everything: list[Option]) -> list[Option]:
+    """Those of `everything` whose key, type or meaning has all the words, whatever their case.
 
     Raises:
         InputError: there is none.
     """
     words = word.lower().split()
-    found = [o for o in _walk(RunConfig, "") if all(w in o.line().lower() for w in words)]
+    found = [o for o in everything if all(w in o.line().lower() for w in words)]
     if not words or not found:
-        keys = {part for o in _walk(RunConfig, "") for part in _plain(o.key).split(".")}
+        keys = {part for o in everything for part in _plain(o.key).split(".")}
         hint = closest(word, keys)
         raise InputError(f"--search {word!r}: no field has it in its name or text; {hint or HINT}")
     return found
@@ -86,9 +98,12 @@ def _plain(key: str) -> str:
 
 
 def _walk(
-    model: type[BaseModel], prefix: str, defaults: BaseModel | None = None
+    model: "type[BaseModel]", prefix: str, defaults: "BaseModel | None" = None
 ) -> Iterator[Option]:
     """Every field; `defaults` is what the enclosing section presets."""
+    from common.config.sections import held_by
+    from deploy.cli.readable import default_of, shown, type_of
+
     for name, field in model.model_fields.items():
         key, section = prefix + name, held_by(field)
         meaning = " ".join((field.description or "").split())

@@ -25,18 +25,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from deploy.cli.config_reference import describe, search
+    from deploy.cli.config_reference import describe, every_option, search
+    from deploy.cli.kept_options import kept_options
     from deploy.console.progress import results
 
     if arguments.config is not None:
         from deploy.run_folder.opening import open_run
 
         open_run(arguments.config, [])  # its packages are in use from here on
+    everything = every_option() if arguments.config is not None else kept_options()
     target = results()
     sections = arguments.sections or [""]
-    chosen = [option for section in sections for option in describe(section)]
+    chosen = [option for section in sections for option in describe(section, everything)]
     if arguments.search is not None:
-        found = {option.key for option in search(arguments.search)}
+        found = {option.key for option in search(arguments.search, everything)}
         chosen = [option for option in chosen if option.key in found]
     for option in chosen:
         line = option.paragraph(target.width) if target.is_terminal else option.line()
