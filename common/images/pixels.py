@@ -25,6 +25,7 @@ FORMATS = frozenset(
     | {"TGA", "TIFF", "WEBP"}
 )
 """What is read; Pillow's others are drawings (some start programs), fonts, icons or films."""
+PNG, PNG_SIGNATURE = ("PNG",), b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 178_956_970
 """Pillow's own limit: decoding one image takes less than 3 GB."""
 DAMAGE = (
@@ -71,7 +72,7 @@ def decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, odd EXIF and odd palettes
-            with Image.open(io.BytesIO(data or b""), formats=_formats()) as image:
+            with Image.open(io.BytesIO(data or b""), formats=_formats_of(data or b"")) as image:
                 plain = plain_image(image, config, notes, data or b"")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -87,8 +88,14 @@ def decode_image(
         raise InputError(
             f"{where}: not a readable image ({reason}); remove or replace it"
         ) from None
-    array = np.asarray(center_crop(plain, config.size))
-    return torch.from_numpy(array.reshape(config.size, config.size, -1).copy()).permute(2, 0, 1)
+    samples = bytearray(center_crop(plain, config.size).tobytes())  # faster than np.asarray
+    flat = torch.frombuffer(samples, dtype=torch.uint8)
+    return flat.view(config.size, config.size, -1).permute(2, 0, 1)
+
+
+def _formats_of(data: bytes) -> tuple[str, ...]:
+    """Those that may read a file that begins so: Pillow asks one after the other."""
+    return PNG if data.startswith(PNG_SIGNATURE) else _formats()
 
 
 @functools.cache
@@ -217,6 +224,8 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
         if target[0] * target[1] > WIDE_TARGET:
             return _crop_of_a_strip(image, target, size)
         image = image.resize(target, Image.Resampling.BICUBIC)
+    if image.size == (size, size):
+        return image
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
