@@ -86,8 +86,15 @@ def machine(options: argparse.Namespace) -> Machine:
     )
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Every case once unmeasured, then `rounds` times, forwards and backwards in turn."""
+def interleaved(
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    worked_so_far: Callable[[], float] = time.process_time,
+) -> dict[str, Timing]:
+    """Every case once unmeasured, then `rounds` times, forwards and backwards in turn.
+
+    `worked_so_far` gives CPU seconds: of this process, or of a tree of them (`tree_seconds`).
+    """
     names = list(cases)
     wall: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}
@@ -97,11 +104,11 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[
         for name in names if at % 2 == 0 else reversed(names):
             gc.collect()
             synchronize()
-            started, worked = time.perf_counter(), time.process_time()
+            started, worked = time.perf_counter(), worked_so_far()
             cases[name]()
             synchronize()
             wall[name].append(time.perf_counter() - started)
-            cpu[name].append(time.process_time() - worked)
+            cpu[name].append(worked_so_far() - worked)
     return {
         name: Timing(
             statistics.median(wall[name]),
@@ -111,6 +118,25 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[
         )
         for name in names
     }
+
+
+def tree_seconds() -> float:
+    """CPU seconds of this process and all that it started (Linux; the kernel counts hundredths).
+
+    Processes that ended meanwhile are not in it.
+    """
+    parent, ticks = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended
+            continue
+        process = int(path.parent.name)
+        parent[process], ticks[process] = int(fields[1]), int(fields[11]) + int(fields[12])
+    ours = {os.getpid()}
+    while more := {process for process, of in parent.items() if of in ours} - ours:
+        ours |= more
+    return sum(ticks.get(process, 0) for process in ours) / os.sysconf("SC_CLK_TCK")
 
 
 def synchronize() -> None:

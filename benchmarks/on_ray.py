@@ -1,0 +1,74 @@
+"""What the benchmarks share that measure processes: a private Ray cluster, and rows to send."""
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+import deploy
+from common.config.schema import validate
+from common.exchange.schedule import Lease
+from common.exchange.trajectory import TrajectoryBatch
+from common.models.plan import raster_plan
+from common.spec import SequenceSpec
+from deploy.backend.session import cluster
+from deploy.config import RunConfig
+
+START = {"step": 0, "frontier": 0, "beyond": []}
+"""What the ledger of a new run begins with."""
+
+
+@contextmanager
+def launcher(cpus: int, store_mb: int) -> Iterator[Any]:
+    """A `RayLauncher` on a cluster of its own; its actors end with the block."""
+    path = Path(deploy.__file__).parent / "configs" / "smoke.toml"
+    tree = tomllib.loads(path.read_text()) | {"cluster": {"object_store_mb": store_mb}}
+    with cluster(validate(RunConfig, tree, source=str(path)), cpus):
+        from deploy.backend.proxies import RayLauncher  # Ray's environment is set by now
+
+        place = RayLauncher()
+        try:
+            yield place
+        finally:
+            place.shutdown()
+
+
+def leased(record: pa.RecordBatch, lease: Lease) -> pa.RecordBatch:
+    """The record as if it had been sampled for this lease."""
+    facts = {b"lease": str(lease.number), b"generation": str(lease.generation)}
+    return record.replace_schema_metadata({**record.schema.metadata, **facts})
+
+
+def scored_rows(rows: int, length: int, width: int) -> TrajectoryBatch:
+    """Sampled rows with hidden vectors in float16, of a grid with `length` cells."""
+    spec = SequenceSpec(vocab_size=16384, length=length, grid=(1, length), num_classes=1000)
+    generator = torch.Generator().manual_seed(0)
+    token_BL = torch.randint(spec.vocab_size, (rows, length), generator=generator)
+    hidden_BLC = torch.randn(rows, length, width, generator=generator)
+    row_B = torch.arange(rows)
+    return TrajectoryBatch(
+        spec=spec,
+        id_B=row_B,
+        version_B=torch.zeros_like(row_B),
+        label_B=row_B % spec.num_classes,
+        context=("student",) * rows,
+        policy=("student",) * rows,
+        law=("exact",) * rows,
+        prefix_B=torch.zeros_like(row_B),
+        plan=raster_plan(rows, length),
+        token_BL=token_BL,
+        logprob_BL=-torch.rand(rows, length, generator=generator),
+        signal={"hidden": hidden_BLC.half(), "entropy": torch.rand(rows, length)},
+        facts={
+            "lease": "0",
+            "generation": "1",
+            "worker": "sender",
+            "head": "",
+            "rollout_seconds": "0",
+            "teacher_seconds": "0",
+        },
+    )

@@ -1,0 +1,114 @@
+"""The student's weights from the learner to two workers, against a bare put, get and copy on Ray.
+
+    python -m benchmarks.publish --out publish.json
+    python -m benchmarks.publish --megabytes 2048
+
+`publish`: packed by the learner (this process), through the weight store, verified and loaded by
+both workers. `bare`: the same number of bytes put into the object store here, read and copied by
+both. `here`: packed, verified and loaded in this process. Figures are wall-clock, and the CPU
+seconds of all processes of the cluster.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.measuring import interleaved, machine, parser, report, tree_seconds
+from benchmarks.on_ray import launcher
+from common.exchange.packed_weights import pack, unpack
+from common.exchange.weights import Weights, WeightStore
+
+SECONDS = 60.0
+WORKERS = 2
+LAYER = 1024
+"""Side of a layer: 4 MB in float32."""
+
+
+class Reader:
+    """A worker, as far as it fetches weights."""
+
+    def __init__(self, megabytes: int, weights: WeightStore) -> None:
+        self._weights = weights
+        self._module = module_of(megabytes)
+        self._bytes = np.empty(megabytes * 2**20, np.uint8)
+
+    def load(self, version: int) -> None:
+        _load(self._module, self._weights.get(version, SECONDS))
+
+    def read(self, shared: Any) -> None:
+        np.copyto(self._bytes, shared.get())
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    on = machine(options)
+    rows = []
+    for megabytes in options.megabytes:
+        # The store keeps two versions; the publisher's array and the bare one lie beside them.
+        with launcher(cpus=4, store_mb=5 * megabytes + 256) as place:
+            cases = cases_of(place, megabytes)
+            found = interleaved(cases, options.rounds, tree_seconds)
+        for name, timing in found.items():
+            rows.append(
+                {
+                    "mb": megabytes,
+                    "case": name,
+                    "wall": timing.wall,
+                    "cpu": timing.cpu,
+                    "of_bare": timing.wall / found["bare"].wall,
+                    "cpu_of_bare": timing.cpu / max(found["bare"].cpu, 0.01),
+                }
+            )
+    report("publish", options, on, rows)
+
+
+def _parser():
+    found = parser("weights to two workers")
+    found.add_argument("--megabytes", type=int, nargs="+", default=[50, 500])
+    return found
+
+
+def module_of(megabytes: int) -> nn.Module:
+    """So many megabytes of float32, in layers."""
+    layers = [nn.Linear(LAYER, LAYER, bias=False) for _ in range(max(1, megabytes // 4))]
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+def cases_of(place: Any, megabytes: int) -> dict[str, Callable[[], object]]:
+    module, versions = module_of(megabytes), count()
+    weights = place(WeightStore, 1)
+    readers = [place(Reader, megabytes, weights) for _ in range(WORKERS)]
+    place.wait_ready()
+    pool = ThreadPoolExecutor(WORKERS)
+    array = np.frombuffer(pack(module, torch.float32), np.uint8)[: megabytes * 2**20]
+
+    def both(call: Callable[[Any], object]) -> None:
+        for done in [pool.submit(call, reader) for reader in readers]:
+            done.result()
+
+    def publish() -> None:
+        version = next(versions)
+        weights.publish(Weights.of(version, pack(module, torch.float32)))
+        both(lambda reader: reader.load(version))
+
+    def bare() -> None:
+        shared = place.share(np.resize(array, megabytes * 2**20))
+        both(lambda reader: reader.read(shared))
+
+    def here() -> None:
+        _load(module, Weights.of(0, pack(module, torch.float32)))
+
+    return {"bare": bare, "publish": publish, "here": here}
+
+
+def _load(module: nn.Module, weights: Weights) -> None:
+    module.load_state_dict(unpack(weights.verified()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The teacher's scoring pass: images a second, and its share of the machine's matmul rate.
+
+    python -m benchmarks.teacher --out teacher.json
+    python -m benchmarks.teacher --device cuda --preset L --side 24 --batch 64 --vocab 16384
+
+Random weights. `features`: the forward pass alone; `scored`: with the signal and the entropy of
+every token, as records carry them; `no entropy`: the signal alone. `guided` has both branches of
+classifier-free guidance. Operations are counted by torch, those of the head for the entropy among
+them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measuring import interleaved, machine, parser, report
+from common.exchange.signals import guided_hidden
+from common.exchange.trajectory import TrajectoryBatch
+from common.models.backbone import Backbone, build_seeded
+from common.models.backbones import llamagen
+from common.models.guidance import Guidance
+from common.models.plan import raster_plan
+from common.spec import SequenceSpec
+from teacher_server.teacher import TeacherConfig, guided_features, signal_columns
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    on = machine(options)
+    rows = []
+    for dtype in options.dtypes:
+        cases = cases_of(options, DTYPES[dtype])
+        for name, timing in interleaved(cases, options.rounds).items():
+            seconds = timing.cpu if options.device == "cpu" else timing.wall
+            with FlopCounterMode(display=False) as counter:
+                cases[name]()
+            rate = counter.get_total_flops() / seconds / 1e9
+            rows.append(
+                {
+                    "dtype": dtype,
+                    "case": name,
+                    "seconds": seconds,
+                    "images_per_s": options.batch / seconds,
+                    "gflop": counter.get_total_flops() / 1e9,
+                    "of_matmul_rate": rate / on.matmul_gflops[dtype],
+                }
+            )
+    report("teacher", options, on, rows)
+
+
+def _parser():
+    found = parser("images a second of the teacher")
+    found.add_argument("--preset", help="a published size of LlamaGen; otherwise --width, --depth")
+    found.add_argument("--width", type=int, default=384)
+    found.add_argument("--depth", type=int, default=8)
+    found.add_argument("--side", type=int, default=16, help="of the grid")
+    found.add_argument("--vocab", type=int, default=4096)
+    found.add_argument("--batch", type=int, default=16)
+    found.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=["float32"])
+    return found
+
+
+def model_of(options, dtype: torch.dtype) -> Backbone:
+    sizes = {"width": options.width, "depth": options.depth, "heads": options.width // 64}
+    config = llamagen.Config.model_validate({"preset": options.preset} if options.preset else sizes)
+    spec = SequenceSpec(options.vocab, options.side**2, (options.side, options.side), 1000)
+    model = build_seeded(config, spec, 0).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(model.head.weight, std=0.1, generator=generator)
+    return model.to(options.device, dtype)
+
+
+def batch_of(spec: SequenceSpec, rows: int, device: torch.device) -> TrajectoryBatch:
+    row_B = torch.arange(rows)
+    token_BL = torch.randint(
+        spec.vocab_size, (rows, spec.length), generator=torch.Generator().manual_seed(0)
+    )
+    batch = TrajectoryBatch(
+        spec=spec,
+        id_B=row_B,
+        version_B=torch.zeros_like(row_B),
+        label_B=row_B % spec.num_classes,
+        context=("student",) * rows,
+        policy=("student",) * rows,
+        law=("exact",) * rows,
+        prefix_B=torch.zeros_like(row_B),
+        plan=raster_plan(rows, spec.length),
+        token_BL=token_BL,
+        logprob_BL=torch.zeros(token_BL.shape),
+    )
+    return batch.to(device)
+
+
+def cases_of(options, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    model = model_of(options, dtype)
+    batch = batch_of(model.spec, options.batch, torch.device(options.device))
+    head = torch.nn.Linear(model.head.in_features, options.vocab, bias=False, device=options.device)
+    head.weight.data = model.head.weight.float()
+    signal, guidance = guided_hidden.Config(dtype="float16"), Guidance(scale=2.0)
+    config = TeacherConfig(signal=signal)
+    guided = config.model_copy(update={"guidance": guidance})
+    features = torch.no_grad()(guided_features)
+
+    def no_entropy() -> None:
+        signal.encode(features(model, batch, None).float(), head)
+
+    return {
+        "features": partial(features, model, batch, None),
+        "no entropy": no_entropy,
+        "scored": partial(signal_columns, config, model, head, batch),
+        "features, guided": partial(features, model, batch, guidance),
+        "scored, guided": partial(signal_columns, guided, model, head, batch),
+    }
+
+
+if __name__ == "__main__":
+    main()
