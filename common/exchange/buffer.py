@@ -1,15 +1,16 @@
 """The meeting point of rollout and learner, and the place that enforces the staleness bound.
 
 Records are Arrow batches as described in common/exchange/trajectory.py, one per lease; only their
-metadata is looked at here. Free of torch, so that its process stays small.
+metadata is looked at here. In a process of its own the buffer holds references to records that lie
+elsewhere (deploy/backend/records.py). Free of torch, so that its process stays small.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -24,7 +25,8 @@ class TrajectorySink(Protocol):
         """Store the record of one lease; waits up to `timeout` seconds for room.
 
         True when it is stored, or when nobody waits for it any more; False when there was no room,
-        and the caller may try again: this is the backpressure on scorers and workers.
+        and the caller may try again: this is the backpressure on scorers and workers. The bytes
+        travel once there is room, and only then.
 
         Raises:
             Closed: the run was ended; the message is the cause.
@@ -71,10 +73,36 @@ class LeaseBook(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RecordFacts:
+    """All that the buffer looks at of a record."""
+
+    lease: int
+    generation: int
+    oldest: int
+    """Lowest version of the student that sampled a row of it, or -1."""
+    images: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, record: pa.RecordBatch) -> "RecordFacts":
+        found = record.schema.metadata
+        lease, generation, oldest = (int(found[k]) for k in (b"lease", b"generation", b"oldest"))
+        return cls(lease, generation, oldest, record.num_rows, record.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A record, or a reference to it, and its facts."""
+
+    content: Any
+    facts: RecordFacts
+
+
+@dataclass(frozen=True, slots=True)
 class Assembled:
     """The records of one learner step by lease, and which shards have fetched theirs."""
 
-    records: dict[int, pa.RecordBatch]
+    records: dict[int, Any]
     fetched: set[int]
 
 
@@ -92,7 +120,7 @@ class Buffer:
         self._ledger = ledger
         self._changed = Condition()
         self._generation = 0
-        self._records: dict[int, pa.RecordBatch] = {}
+        self._records: dict[int, Held] = {}
         self._arriving: list[int] = []  # bytes of what has room and is not stored yet
         self._assembled: dict[int, Assembled] = {}
         self._cause: Verdict | None = None
@@ -105,18 +133,27 @@ class Buffer:
         A record that nobody waits for (a duplicate, or one of a learner that restarted since) is
         discarded and counts as accepted.
         """
-        number, generation = _number(record, b"lease"), _number(record, b"generation")
-        with self._room_for(record.nbytes, timeout) as has_room:
+        return self.store(RecordFacts.of(record), lambda: record, timeout)
+
+    def store(self, facts: RecordFacts, fetch: Callable[[], Any], timeout: float) -> bool:
+        """As `put`, of a record that is elsewhere: `fetch` brings it, or a reference to it, here,
+        and is called when there is room.
+
+        Raises:
+            ServiceDied: of `fetch`; whoever had the record is gone, and nothing is stored.
+        """
+        with self._room_for(facts.nbytes, timeout) as has_room:
             if not has_room:
                 return False
-            is_wanted = self._ledger.stored(number, generation)
+            held = Held(fetch(), facts)
+            is_wanted = self._ledger.stored(facts.lease, facts.generation)
             with self._changed:
                 if is_wanted:
-                    self._renew(generation)
-                if is_wanted and generation == self._generation:
-                    self._records[number] = record
+                    self._renew(facts.generation)
+                if is_wanted and facts.generation == self._generation:
+                    self._records[facts.lease] = held
                 else:
-                    self._duplicates += record.num_rows
+                    self._duplicates += facts.images
         return True
 
     @contextmanager
@@ -181,7 +218,7 @@ class Buffer:
 
     def gauges(self) -> dict[str, float]:
         with self._changed:
-            images = sum(record.num_rows for record in self._records.values())
+            images = sum(held.facts.images for held in self._records.values())
             return {
                 "buffer/images": images,
                 "buffer/bytes": self._bytes(),
@@ -200,7 +237,7 @@ class Buffer:
         self._changed.notify_all()
 
     def _bytes(self) -> int:
-        return sum(record.nbytes for record in self._records.values())
+        return sum(held.facts.nbytes for held in self._records.values())
 
     def _has_room(self) -> bool:
         # Below two steps' worth there is always room: what the learner waits for must get in.
@@ -222,8 +259,8 @@ class Buffer:
         oldest_allowed = step - self._schedule.max_staleness
         return [
             number
-            for number, record in self._records.items()
-            if 0 <= _number(record, b"oldest") < oldest_allowed
+            for number, held in self._records.items()
+            if 0 <= held.facts.oldest < oldest_allowed
         ]
 
     def _leases_of(self, step: int) -> list[int] | None:
@@ -238,7 +275,7 @@ class Buffer:
     def _drop_stale(self, step: int) -> list[int]:
         stale = self._stale(step)
         for number in stale:
-            self._dropped += self._records.pop(number).num_rows
+            self._dropped += self._records.pop(number).facts.images
         if stale:
             self._changed.notify_all()
         return stale
@@ -249,7 +286,7 @@ class Buffer:
             chosen = None if self._cause else self._leases_of(step)
             if chosen is None:
                 return None
-            records = {number: self._records.pop(number) for number in chosen}
+            records = {number: self._records.pop(number).content for number in chosen}
             self._assembled[step] = Assembled(records, set())
         assembled = self._assembled[step]
         assembled.fetched.add(shard)
@@ -257,7 +294,3 @@ class Buffer:
             del self._assembled[step]
         self._changed.notify_all()
         return Share(list(assembled.records.values())[shard::shards], list(assembled.records))
-
-
-def _number(record: pa.RecordBatch, key: bytes) -> int:
-    return int(record.schema.metadata[key])

@@ -171,7 +171,7 @@ def _outcome(ready: Any) -> Any:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    from deploy.backend.proxies import ray_reason
+    from deploy.backend.actor_proxy import ray_reason
 
     try:
         answer = ray.get(ready)

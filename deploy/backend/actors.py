@@ -53,6 +53,10 @@ class Shared:
         return ray.get(self.reference)
 
 
+OFFERED: dict[str, Any] = {}
+"""What this process has ready for others to fetch: see `ActorHost.hand_over`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Raised:
     """A call's answer where it ended with an error that somebody understood."""
@@ -81,6 +85,11 @@ class ActorHost:
     def ready(self) -> bool | Raised:
         """True once constructed; why it was not, if somebody understood that."""
         return self._refusal or True
+
+    def hand_over(self, key: str) -> tuple[Any, bool]:
+        """What this process has on offer under `key`, as two answers: the caller waits for the
+        second and owns the first, which outlives this process."""
+        return OFFERED[key], True
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The method's answer; an error that was understood is handed back as a value."""
@@ -111,3 +120,19 @@ class WeightActorHost(ActorHost):
 
         stored = Shared(ray.put(payload))
         return self.call("publish", StoredWeights(version, b"", digest, stored))
+
+
+class BufferActorHost(ActorHost):
+    """Hosts the buffer, which holds references to records."""
+
+    def fetch(self, facts: Any, sender: Any, key: str, timeout: float) -> Any:
+        """As `Buffer.store`, of a record that the actor `sender` offers under `key`."""
+        from deploy.backend.records import taken_from
+
+        return self.call("store", facts, lambda: taken_from(sender, key), timeout)
+
+    def receive(self, facts: Any, record: Any, timeout: float) -> Any:
+        """As `Buffer.store`, of a record that came with the call."""
+        import ray
+
+        return self.call("store", facts, lambda: ray.put(record), timeout)

@@ -8,53 +8,26 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import RayError
 
-from common.errors import RunFailed, ServiceDied
+from common.errors import ServiceDied
+from common.exchange.buffer import Buffer
 from common.exchange.weights import Weights, WeightStore
+from deploy.backend.actor_proxy import ActorProxy, answer, failed
 from deploy.backend.actors import (
     ActorHost,
     ActorOptions,
-    Raised,
+    BufferActorHost,
     Shared,
     StoredWeights,
     WeightActorHost,
 )
 from deploy.backend.bundles import Bundles
+from deploy.backend.records import BufferProxy
 from deploy.backend.reservation import HeldGroup, Reservation, reserved
-from deploy.console.faults import GO_ON
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 5.0
-
-
-class ActorProxy:
-    """Forwards every public method to an actor and waits; errors arrive as themselves."""
-
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor = actor
-        self._name = name
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *args, **kwargs: self._ask(
-            lambda: self._method("call", name).remote(name, *args, **kwargs)
-        )
-
-    def _method(self, method: str, call: str) -> Any:
-        """The actor's own method, under the name that Ray's tools show for `call`."""
-        return getattr(self._actor, method).options(name=f"{self._name}.{call}")
-
-    def _ask(self, send: Callable[[], Any]) -> Any:
-        return _answer(self._name, lambda: ray.get(send()))
 
 
 class ReplicaProxy:
@@ -101,11 +74,12 @@ class WeightsProxy(ActorProxy):
     def get(self, version: int, timeout: float) -> Weights:
         get = self._method("call", "get")
         held: StoredWeights = self._ask(lambda: get.remote("get", version, timeout))
-        return _answer(self._name, held.fetched)
+        return answer(self._name, held.fetched)
 
 
 BY_REFERENCE: Mapping[type, tuple[type[ActorHost], type[ActorProxy]]] = {
-    WeightStore: (WeightActorHost, WeightsProxy)
+    WeightStore: (WeightActorHost, WeightsProxy),
+    Buffer: (BufferActorHost, BufferProxy),
 }
 """Classes whose large arguments or answers do not travel with the call: who hosts them, and who
 stands for them. Of all others the arguments and answers are sent as they are."""
@@ -169,7 +143,7 @@ class RayLauncher:
         try:
             return cast(T, Shared(ray.put(value)))
         except RayError as error:
-            raise _failed("the token data", error) from error
+            raise failed("the token data", error) from error
 
     def any_of(self, replicas: list[T]) -> T:
         """A view of all replicas that starts at another one for every caller."""
@@ -186,7 +160,7 @@ class RayLauncher:
             say(f"waiting for {', '.join(missing.values())}")
             ready, _ = ray.wait(list(missing), timeout=PATIENCE_SECONDS)
             for reference in ready:
-                _answer(missing.pop(reference), partial(ray.get, reference))
+                answer(missing.pop(reference), partial(ray.get, reference))
 
     def end(self, placed: object) -> None:
         """End the actor behind `placed`; what it takes is free for another."""
@@ -199,46 +173,3 @@ class RayLauncher:
         """End every actor that was placed."""
         for actor in self._actors:
             ray.kill(actor)
-
-
-def _answer(name: str, ask: Callable[[], Any]) -> Any:
-    """What the actor called `name` answers; arguments may find no room on their way to it.
-
-    Raises:
-        ServiceDied: its process is gone, or what it held.
-        RunFailed: Ray itself failed, or ran out of something.
-    """
-    try:
-        answer = ask()
-    except (RayActorError, ObjectLostError) as error:
-        raise ServiceDied(f"the process of {name} died: {ray_reason(error)}; {GO_ON}") from error
-    except RayTaskError as error:
-        if not isinstance(error.cause, Exception):
-            raise
-        if isinstance(error.cause, RayError):
-            raise _failed(name, error.cause) from error
-        raise error.cause from error
-    except RayError as error:
-        raise _failed(name, error) from error
-    if not isinstance(answer, Raised):
-        return answer
-    error = answer.verdict.error()
-    # A neighbour of the actor died, not the actor.
-    raise RunFailed(str(error)) if isinstance(error, ServiceDied) else error
-
-
-def _failed(name: str, error: RayError) -> RunFailed:
-    advice = GO_ON
-    if isinstance(error, ObjectStoreFullError):
-        advice = f"raise cluster.object_store_mb; {GO_ON}"
-    if isinstance(error, OutOfDiskError):
-        advice = f"the disk of Ray's temporary folder is full: make room; {GO_ON}"
-    return RunFailed(f"{name}: {ray_reason(error)}; {advice}")
-
-
-def ray_reason(error: BaseException) -> str:
-    """Ray's own account in a line: the cause is in its last one, guesses follow the first point."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    detail = last.rpartition("Worker exit detail: ")[2]
-    return detail.partition(" There are some potential root causes")[0].rstrip(".")

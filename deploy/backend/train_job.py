@@ -16,9 +16,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, distributed
 
 from common.errors import UNDERSTOOD, RunFailed, Verdict
+from deploy.backend.actor_proxy import ray_reason
 from deploy.backend.actors import threads_of
 from deploy.backend.joined_cluster import joined_address
-from deploy.backend.proxies import ray_reason
 from deploy.console.faults import GO_ON, FaultLog
 from deploy.layout import check_layout
 from learner.config import LearnerConfig

@@ -1,0 +1,103 @@
+"""A record's way through the buffer on Ray: its bytes travel once, and outlive who sent them."""
+
+import pyarrow as pa
+import pytest
+from building.records import START
+
+from common.exchange.buffer import Buffer
+from common.exchange.ledger import Ledger
+from common.exchange.schedule import Schedule
+from deploy.backend.actors import ActorOptions
+from teacher_server.scorer import Delivery
+
+SCHEDULE = Schedule(10, 4, 4, max_staleness=4, publish_every=1)
+
+
+@pytest.fixture
+def placed(ray_cluster):
+    from deploy.backend.proxies import RayLauncher
+
+    place = RayLauncher()
+    yield place
+    place.shutdown()
+
+
+@pytest.fixture
+def wired(placed):
+    """(ledger, buffer, sender): the sender's records count how often they were serialised."""
+
+    class Counted:
+        def __init__(self, lease):
+            facts = {"lease": lease.number, "generation": lease.generation, "oldest": -1}
+            self.facts = {name: str(value) for name, value in facts.items()}
+            self.num_rows, self.nbytes, self.times = lease.size, 2**20, 0
+            self.content = bytes(self.nbytes)
+
+        @property
+        def schema(self):
+            return pa.schema([], metadata=self.facts)
+
+        def __getstate__(self):
+            self.times += 1
+            return self.__dict__
+
+    class Sender:
+        def __init__(self, buffer):
+            self.buffer, self.delivery, self.records = buffer, Delivery(buffer), {}
+
+        def make(self, lease):
+            self.records[lease.number] = Counted(lease)
+
+        def put(self, number, timeout):
+            return self.buffer.put(self.records[number], timeout)
+
+        def deliver(self, number):
+            return self.delivery.score(self.records[number])
+
+        def times(self):
+            return [record.times for record in self.records.values()]
+
+    ledger = placed(Ledger, SCHEDULE, site=ActorOptions("ledger"))
+    buffer = placed(Buffer, SCHEDULE, max_bytes=1, ledger=ledger, site=ActorOptions("buffer"))
+    sender = placed(Sender, buffer, site=ActorOptions("sender"))
+    placed.wait_ready()
+    ledger.restore(START)
+    for _ in range(3):
+        sender.make(ledger.lease("w", 0))
+    return ledger, buffer, sender
+
+
+def take(buffer, step):
+    share = buffer.take(step, shard=0, shards=1, timeout=20)
+    assert share is not None
+    return share.records
+
+
+def test_a_record_is_serialised_once_however_long_it_waited_for_room(wired):
+    _, buffer, sender = wired
+    assert sender.deliver(0)
+    assert sender.deliver(1)
+    for _ in range(3):
+        assert not sender.put(2, 0.01), "two steps' worth are there, which is more than max_bytes"
+    assert sender.times() == [1, 1, 0], "nothing travels that has no room"
+    assert [record.times for record in take(buffer, 0)] == [1], "once on the whole way"
+    assert sender.deliver(2)
+    assert [record.times for step in (1, 2) for record in take(buffer, step)] == [1, 1]
+    assert sender.times() == [1, 1, 1]
+
+
+def test_a_record_outlives_the_process_that_sent_it(wired, ray_cluster):
+    ledger, buffer, sender = wired
+    assert sender.deliver(0)
+    ray_cluster.kill(sender._actor)
+    (record,) = take(buffer, 0)
+    assert record.content == bytes(2**20)
+    assert ledger.gauges()["ledger/leased"] == 2, "those that it had not sent"
+
+
+def test_whoever_is_no_actor_can_send_too(wired):
+    _, buffer, _ = wired
+    facts = {"lease": "0", "generation": "1", "oldest": "-1"}
+    record = pa.RecordBatch.from_pydict({"id": [1, 2]}).replace_schema_metadata(facts)
+    assert buffer.put(record, 1)
+    assert take(buffer, 0)[0].equals(record)
