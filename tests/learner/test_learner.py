@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from building.objectives import built
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.config.plugins import kinds, load_plugin
 from common.errors import InputError
@@ -111,45 +110,6 @@ def test_chunked_loss_equals_plain_autograd(pair, sampled):
     assert float((chunked - plain).detach().abs()) < 1e-6 * float(terms_NV.detach().abs().sum())
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, 3 * other, atol=1e-9, rtol=1e-9)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any operation produced."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
-
-
-@pytest.mark.parametrize("chunk", [8, 16])
-def test_no_tensor_of_the_loss_outgrows_its_chunk(clusters, chunk):
-    tokens, width, vocabulary = 512, 8, 96
-    head = torch.nn.Linear(width, vocabulary, bias=False)
-    teacher_head = torch.nn.Linear(width, vocabulary, bias=False)
-    hidden = torch.randn(tokens, width, requires_grad=True)
-    sent = torch.randn(tokens, width)
-    wide = ClusterMap(torch.arange(vocabulary) // 4, vocabulary // 4)
-    objective = built(varkd.Config(), wide)
-    from learner.objective import TokenChunk
-
-    def loss(logit_nV, part):
-        with torch.no_grad():
-            teacher = guided_hidden.Config().logprob({"hidden": sent[part]}, teacher_head)
-        token_n = torch.zeros(len(logit_nV), dtype=torch.long)
-        chunk = TokenChunk("student", token_n, logit_nV.log_softmax(-1), teacher)
-        return objective.token_loss(chunk).sum()
-
-    with LargestTensor() as largest:
-        chunked_loss(hidden, head, loss, chunk).backward()
-    assert largest.elements <= max(chunk * vocabulary, tokens * width, width * vocabulary)
-    assert largest.elements < tokens * vocabulary / 8
 
 
 def test_gradient_on_prefix_positions_is_exactly_zero(pair, sampled, clusters):
