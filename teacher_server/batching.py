@@ -42,6 +42,10 @@ class Batcher(Generic[T, R]):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="serve")
         Thread(target=self._loop, daemon=True, name="batcher").start()
 
+    def waiting(self) -> int:
+        """Requests that have come since the one being served."""
+        return self._queue.qsize()
+
     def call(self, item: T) -> R:
         future: Future[R] = Future()
         self._queue.put((item, future))

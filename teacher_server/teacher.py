@@ -78,6 +78,7 @@ class Teacher:
         self._backbone = backbone.to(self._device).requires_grad_(False)
         batching = config.batching if coalesce else BatchingConfig(max_images=1, wait_ms=0)
         self._batcher = Batcher(batching, self._score_all, size=len)
+        self._ended = time.perf_counter()
 
     def score(self, record: pa.RecordBatch) -> pa.RecordBatch:
         """The record with the teacher's signal: `teacher_server.scorer.Scorer`."""
@@ -94,21 +95,23 @@ class Teacher:
         return self._batcher.call(batch)
 
     def _score_all(self, batches: list[TrajectoryBatch]) -> list[TrajectoryBatch]:
-        started = time.perf_counter()
+        started, waiting = time.perf_counter(), self._batcher.waiting()
         joined = concatenate(batches).to(self._device)
         signal = signal_columns(self._config, self._backbone, self._head, joined, self._conditions)
         columns = {name: value.cpu() for name, value in signal.items()}
-        seconds = (time.perf_counter() - started) * len(batches[0]) / len(joined)
+        before, self._ended = self._ended, time.perf_counter()
+        took = self._ended - started
+        facts = {
+            "head": self._head_digest,
+            "teacher_seconds": f"{took * len(batches[0]) / len(joined):.6f}",
+            "teacher_busy": f"{took / (self._ended - before):.6f}",
+            "teacher_waiting": str(waiting),
+        }
         scored, first = [], 0
         for batch in batches:
             rows = slice(first, first + len(batch))
             own = {name: value[rows] for name, value in columns.items()}
-            scored.append(
-                batch.scored(
-                    batch.signal | own,
-                    {"head": self._head_digest, "teacher_seconds": f"{seconds:.6f}"},
-                )
-            )
+            scored.append(batch.scored(batch.signal | own, facts))
             first += len(batch)
         return scored
 
