@@ -5,18 +5,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from common.errors import Closed, Diverged, InputError, RunFailed
-from common.exchange.buffer import Share, TrajectorySource
+from common.exchange.buffer import TrajectorySource
 from common.exchange.metrics import PROFILE, MetricsSink
 from common.exchange.schedule import Schedule
-from common.exchange.trajectory import concatenate, from_arrow
 from common.exchange.weights import Weights
 from common.files.snapshots import Snapshots
+from learner.intake import Intake
 from learner.learner import Learner, ProcessGroup
-
-TAKE_SECONDS = 0.5
 
 
 class Book(Protocol):
@@ -86,8 +85,8 @@ class Trainer:
         self._ranks = ranks
         self._weights_dtype = weights_dtype
         self._snapshot_every = checkpoint_every
-        self._stall_seconds = stall_seconds
-        self._while_waiting = while_waiting
+        ahead = partial(Intake, buffer, ranks, steps=schedule.steps, while_waiting=while_waiting)
+        self._intake = ahead(stall_seconds=stall_seconds, state=self._state)
         self._take_over = take_over
         self._after_step = after_step
         self._published = 0
@@ -115,6 +114,8 @@ class Trainer:
         except (InputError, RunFailed):
             self._keep()
             raise
+        finally:
+            self._intake.close()
         self._snapshot(force=True)
         return Outcome(self._learner.steps_done, self._published, time.monotonic() - started, cause)
 
@@ -139,10 +140,9 @@ class Trainer:
 
     def _step(self) -> None:
         asked = time.monotonic()
-        share = self._take()
-        taken = time.monotonic()
-        batches = [from_arrow(record) for record in share.records]
-        metrics = self._learner.step(concatenate(batches))
+        taken = self._intake.take(self._learner.steps_done)
+        began = time.monotonic()
+        metrics = self._learner.step(taken.batch)
         profile = self._learner.profile.take()
         if self._ranks.rank != 0:
             return
@@ -154,16 +154,12 @@ class Trainer:
             if self._schedule.is_published(step) or step == self._schedule.steps:
                 self._publish()
         finally:  # the step is done, whether or not anybody is left to hear of it
-            self._ledger.commit(step, share.leases)
+            self._ledger.commit(step, taken.leases)
         done = time.monotonic()
-        seconds = {"wait": taken - asked, "step": done - taken, "rollout": 0.0, "teacher": 0.0}
-        for batch in batches:
-            seconds["rollout"] += float(batch.facts["rollout_seconds"])
-            seconds["teacher"] += float(batch.facts["teacher_seconds"])
         row = {"step": step, "time": time.time(), "version": self._version, "pid": os.getpid()}
         row |= {"images_total": step * self._schedule.global_batch_size}
         row |= {**metrics, **self._buffer.gauges()}
-        row |= {f"seconds/{name}": value for name, value in seconds.items()}
+        row |= {"seconds/wait": began - asked, "seconds/step": done - began, **taken.numbers}
         self._metrics.post(row)
         if self._after_step is not None:
             self._after_step(self._learner)
@@ -171,33 +167,9 @@ class Trainer:
             self._metrics.post({"step": step, "time": row["time"], PROFILE: profile})
         self._snapshot()
 
-    def _take(self) -> Share:
-        """This rank's share of the next step.
-
-        Raises:
-            Closed: the run was ended.
-            RunFailed: nothing came for `stall_seconds`; the message says who holds what.
-        """
-        waiting_since = time.monotonic()
-        # With somebody to do the work in this process, waiting on the buffer would be idle time.
-        timeout = 0.0 if self._while_waiting else TAKE_SECONDS
-        while True:
-            share = self._buffer.take(
-                self._learner.steps_done,
-                shard=self._ranks.rank,
-                shards=self._ranks.world,
-                timeout=timeout,
-            )
-            if share is not None:
-                return share
-            if self._while_waiting is not None:
-                self._while_waiting()
-            if time.monotonic() - waiting_since > self._stall_seconds:
-                raise RunFailed(
-                    f"no batch for step {self._learner.steps_done} in {self._stall_seconds:g} s "
-                    f"(learner.stall_seconds): {self._ledger.describe()}; buffer "
-                    f"{self._buffer.gauges()}; go on from the newest snapshot with --resume"
-                )
+    def _state(self) -> str:
+        """Who holds what, for the message of a stall."""
+        return f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
 
     def _publish(self) -> None:
         weights = self._learner.published(self._weights_dtype)

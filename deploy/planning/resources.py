@@ -208,8 +208,8 @@ class Sizing:
         if gpu:  # whose AdamW works on all tensors at once
             computing = max(computing, held + 2 * gradients)
         computing += state_bytes(head)
-        # As records, as tensors, and joined.
-        share = 3 * settings.global_batch_size // settings.world_size * self.row_bytes
+        # As records, as tensors, and joined, while the step before is still learnt from.
+        share = 4 * settings.global_batch_size // settings.world_size * self.row_bytes
         # A snapshot is read on the host; a version is packed and sent there.
         starting = max(held + state_bytes(head), 3 * self.version_bytes)
         return _process_mb(gpu, computing=computing, starting=starting, beside=share)

@@ -1,0 +1,131 @@
+"""A rank's batches, step by step: while the learner works on one, the next is fetched and decoded.
+
+Where whoever waits does the work himself (one process, `while_waiting`), everything happens when
+it is asked for.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event
+
+from common.errors import RunFailed
+from common.exchange.buffer import Share, TrajectorySource
+from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow
+from learner.process_group import ProcessGroup
+
+TAKE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """This rank's batch of a step, and the leases of the whole step."""
+
+    batch: TrajectoryBatch
+    leases: list[int]
+    numbers: dict[str, float]
+    """To plot: seconds that its records took, and how loaded the teacher was with them."""
+
+    @classmethod
+    def of(cls, share: Share) -> "Taken":
+        """Decoded and joined.
+
+        Raises:
+            InputError: a record is damaged.
+        """
+        batches = [from_arrow(record) for record in share.records]
+        numbers = {
+            f"seconds/{role}": sum(float(batch.facts[f"{role}_seconds"]) for batch in batches)
+            for role in ("rollout", "teacher")
+        }
+        for name in ("busy", "waiting"):
+            found = [float(batch.facts.get(f"teacher_{name}", 0)) for batch in batches]
+            numbers[f"teacher/{name}"] = sum(found) / len(found)
+        return cls(concatenate(batches), share.leases, numbers)
+
+
+class Intake:
+    """Batches of one rank, to be asked for in the order of the steps, from one thread.
+
+    What is fetched early belongs to its step as what is fetched late: the buffer goes by the step's
+    number. It is not committed before it was trained, so that nothing is lost with it.
+    """
+
+    def __init__(
+        self,
+        buffer: TrajectorySource,
+        ranks: ProcessGroup,
+        *,
+        steps: int,
+        stall_seconds: float,
+        state: Callable[[], str],
+        while_waiting: Callable[[], object] | None = None,
+    ) -> None:
+        """`steps` are all of the run; `state` says who holds what, where nothing comes."""
+        self._buffer = buffer
+        self._ranks = ranks
+        self._steps = steps
+        self._stall_seconds = stall_seconds
+        self._state = state
+        self._while_waiting = while_waiting
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self._coming: Future[Taken | None] | None = None
+        self._ended = Event()
+
+    def take(self, step: int) -> Taken:
+        """The batch of `step` (0-based); the next one is on its way when this returns.
+
+        Raises:
+            Closed, InputError: the run was ended.
+            RunFailed: nothing came for `stall_seconds`; the message says who holds what.
+        """
+        if self._while_waiting is not None:
+            return self._made_here(step, self._while_waiting)
+        try:
+            taken = self._awaited(self._coming or self._pool.submit(self._fetched, step), step)
+        except BaseException:
+            self.close()
+            raise
+        is_last = step + 1 >= self._steps
+        self._coming = None if is_last else self._pool.submit(self._fetched, step + 1)
+        return taken
+
+    def close(self) -> None:
+        """Fetch nothing any more."""
+        self._ended.set()
+        self._pool.shutdown()
+
+    def _awaited(self, coming: "Future[Taken | None]", step: int) -> Taken:
+        waiting_since = time.monotonic()
+        while not wait([coming], min(TAKE_SECONDS, self._stall_seconds)).done:
+            self._require_progress(step, waiting_since)
+        taken = coming.result()
+        assert taken is not None, "only `close` ends it without a batch"
+        return taken
+
+    def _fetched(self, step: int) -> Taken | None:
+        while not self._ended.is_set():
+            share = self._share(step, TAKE_SECONDS)
+            if share is not None:
+                return Taken.of(share)
+        return None
+
+    def _made_here(self, step: int, work: Callable[[], object]) -> Taken:
+        # With somebody to do the work in this process, waiting on the buffer would be idle time.
+        waiting_since = time.monotonic()
+        while (share := self._share(step, 0.0)) is None:
+            work()
+            self._require_progress(step, waiting_since)
+        return Taken.of(share)
+
+    def _share(self, step: int, timeout: float) -> Share | None:
+        rank, world = self._ranks.rank, self._ranks.world
+        return self._buffer.take(step, shard=rank, shards=world, timeout=timeout)
+
+    def _require_progress(self, step: int, waiting_since: float) -> None:
+        if time.monotonic() - waiting_since > self._stall_seconds:
+            raise RunFailed(
+                f"no batch for step {step} in {self._stall_seconds:g} s (learner.stall_seconds): "
+                f"{self._state()}; go on from the newest snapshot with --resume"
+            )
