@@ -61,7 +61,7 @@ class _ChunkedLoss(torch.autograd.Function):
         spans: list[slice],
     ) -> Tensor:
         kind, dtype = hidden_NC.device.type, hidden_NC.dtype
-        if torch.is_autocast_enabled(kind):
+        if kind != "meta" and torch.is_autocast_enabled(kind):  # where nothing is computed: none
             dtype = torch.get_autocast_dtype(kind)
         factor_VC = weight_VC.detach().to(dtype)
         added_V = None if bias_V is None else bias_V.detach().to(dtype)
