@@ -7,7 +7,7 @@ Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from pydantic import field_validator
@@ -16,13 +16,18 @@ from torch import Tensor
 from common.config.quantities import CodesOrAll, SomeProbability, Temperature
 from common.config.schema import Config
 from common.errors import Diverged
-from common.exchange.condition import ClassConditions, Conditions
+from common.exchange.condition import Conditions
 from common.finite import is_finite
 from common.models.backbone import Backbone
 from common.models.decoding import AnyDecoding, DecodingConfig
-from common.models.guidance import Guidance, guide
+from common.models.guidance import Guidance
 from common.models.plan import DecodePlan
 from common.models.top_p import top_p_rules
+from rollout.stepper import Stepper
+
+ENTRIES = 8
+"""At most so many times do sequences with longer prefixes join the others; with more, each would
+be read more often by itself, with less, more of what is given would be decoded to no end."""
 
 
 class SamplingConfig(Config):
@@ -135,33 +140,97 @@ def decode(
 ) -> Decoded:
     """Sample one sequence per label, as `sample`; the first prefix_B slots are from given_BL.
 
-    Decoding starts at the shortest prefix of the batch, in one prefill pass; sequences with a
-    longer one keep their given tokens until it ends (docs/method.md, "Rollouts"). All is in the
-    order of `plan`, noise as well, in whichever order slots are filled.
+    Each prefix is read in one pass, and its sequence joins the others where it ends or a little
+    before (docs/method.md, "Rollouts"). All is in the order of `plan`, noise as well, in whichever
+    order slots are filled.
     """
     if given_BL is None or prefix_B is None:
         given_BL = torch.zeros_like(noise_BL, dtype=torch.long)
         prefix_B = torch.zeros_like(label_B)
+    device = label_B.device
     drawing = backbone.drawing_plan(plan, sampling.decoding, given=int(prefix_B.min()))
-    first = drawing.step_of(int(prefix_B.min()))
-    logprob_BL = torch.zeros(noise_BL.shape, device=label_B.device)
-    if first == len(drawing.step_sizes):  # whole data sequences
-        return Decoded(plan, given_BL.clone(), logprob_BL)
-    slot_BL = plan.slots_in(drawing).to(label_B.device)
-    noise_BL, given_BL = noise_BL.gather(1, slot_BL), given_BL.gather(1, slot_BL)
-    is_given_BL, token_BL = slot_BL < prefix_B[:, None], given_BL.clone()
-    stepper = Stepper(backbone, label_B, sampling.guidance, drawing, given_BL, first, conditions)
-    for step in range(first, len(drawing.step_sizes)):
-        slots = drawing.slots(step)
-        logprob_BnV = filtered_logprob(stepper.logits(), sampling)
-        drawn_Bn = draw(logprob_BnV, noise_BL[:, slots])
-        is_given_Bn = is_given_BL[:, slots]
-        token_BL[:, slots] = torch.where(is_given_Bn, given_BL[:, slots], drawn_Bn)
-        chosen_Bn = logprob_BnV.gather(-1, token_BL[:, slots, None])[..., 0]
-        logprob_BL[:, slots] = torch.where(is_given_Bn, 0.0, chosen_Bn)
-        stepper.commit(token_BL[:, slots])
+    may_join = backbone.joins and drawing.is_same(plan)
+    entry_B, row_B = _entries(drawing, prefix_B, may_join).sort(stable=True)
+    slot_BL, drawing = plan.slots_in(drawing)[row_B], drawing.rows(row_B)
+    is_given_BL = slot_BL < prefix_B.cpu()[row_B, None]
+    row_B, slot_BL = row_B.to(device), slot_BL.to(device)
+    noise_BL, given_BL = (of[row_B].gather(1, slot_BL) for of in (noise_BL, given_BL))
+    lineup = Lineup(label_B[row_B], drawing, noise_BL, given_BL, is_given_BL, entry_B)
+    token_BL, logprob_BL = _fill(backbone, lineup, sampling, conditions)
     _require_finite(logprob_BL)
-    return Decoded(plan, *(of.gather(1, slot_BL.argsort(1)) for of in (token_BL, logprob_BL)))
+    back_B, back_BL = row_B.argsort(), slot_BL.argsort(1)
+    return Decoded(plan, *(of.gather(1, back_BL)[back_B] for of in (token_BL, logprob_BL)))
+
+
+def _entries(drawing: DecodePlan, prefix_B: Tensor, may_join: bool) -> Tensor:
+    """The step that each sequence enters with, on the CPU: the one that follows its prefix, rounded
+    down to one of few; whole sequences never enter, at the number of steps. Who may not join enters
+    with the first."""
+    steps = len(drawing.step_sizes)
+    entry_B = torch.tensor([drawing.step_of(prefix) for prefix in prefix_B.tolist()])
+    first = int(entry_B.min())
+    if not may_join:
+        return torch.full_like(entry_B, first)
+    apart = -(-steps // ENTRIES)
+    return torch.where(entry_B < steps, first + (entry_B - first) // apart * apart, entry_B)
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """A batch in the order of entry, its slots in the order of drawing."""
+
+    label_B: Tensor
+    plan: DecodePlan
+    noise_BL: Tensor
+    given_BL: Tensor
+    is_given_BL: Tensor
+    """On the CPU."""
+    entry_B: Tensor
+    """The step that each sequence enters with, ascending, on the CPU."""
+
+    def rows(self) -> list[int]:
+        """How many sequences take part in every step."""
+        step_S = torch.arange(len(self.plan.step_sizes))
+        return torch.searchsorted(self.entry_B, step_S, right=True).tolist()
+
+    def has_given(self) -> list[bool]:
+        """By slot, whether a sequence that takes part has its token already."""
+        is_in_BL = self.entry_B[:, None] <= self.plan.step_L
+        return (is_in_BL & self.is_given_BL).any(0).tolist()
+
+
+def _fill(
+    backbone: Backbone, lineup: Lineup, sampling: SamplingConfig, conditions: Conditions | None
+) -> tuple[Tensor, Tensor]:
+    """token_BL, and logprob_BL of what was drawn (0 elsewhere)."""
+    device, plan = lineup.label_B.device, lineup.plan
+    token_BL = lineup.given_BL.clone()
+    logprob_BL, is_given_BL = torch.zeros(token_BL.shape, device=device), lineup.is_given_BL
+    is_given_BL, has_given, rows_S = is_given_BL.to(device), lineup.has_given(), lineup.rows()
+    first, last = int(lineup.entry_B[0]), len(plan.step_sizes)
+    if first == last:  # whole data sequences
+        return token_BL, logprob_BL
+    stepper = Stepper(
+        backbone,
+        lineup.label_B,
+        sampling.guidance,
+        plan,
+        lineup.given_BL,
+        first,
+        conditions,
+        rows=rows_S[first],
+    )
+    for step in range(first, last):
+        part = slice(rows_S[step]), plan.slots(step)
+        stepper.admit(rows_S[step])
+        logprob_BnV = filtered_logprob(stepper.logits(), sampling)
+        token_Bn = draw(logprob_BnV, lineup.noise_BL[part])
+        if any(has_given[part[1]]):
+            token_Bn = torch.where(is_given_BL[part], lineup.given_BL[part], token_Bn)
+        token_BL[part] = token_Bn
+        logprob_BL[part] = logprob_BnV.gather(-1, token_Bn[..., None])[..., 0]
+        stepper.commit(token_Bn)
+    return token_BL, logprob_BL.masked_fill_(is_given_BL, 0.0)
 
 
 def _require_finite(logprob_BL: Tensor) -> None:
@@ -179,47 +248,9 @@ def _require_finite(logprob_BL: Tensor) -> None:
         )
 
 
-class Stepper:
-    """One decoding state; under guidance a doubled batch [labels; null] with shared tokens.
-
-    The table of conditions says which id the null one is, and what the backbone is given for ids.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        label_B: Tensor,
-        guidance: Guidance | None,
-        plan: DecodePlan,
-        given_BL: Tensor,
-        first: int = 0,
-        conditions: Conditions | None = None,
-    ) -> None:
-        table = conditions or ClassConditions(backbone.spec.num_classes)
-        self._backbone = backbone
-        self._scales = guidance.scales(plan, backbone.guidance_rule) if guidance else ()
-        self._guided = any(scale != 1 for scale in self._scales)
-        if self._guided:
-            label_B = torch.cat([label_B, torch.full_like(label_B, table.null)])
-            plan = replace(plan, order_BL=plan.order_BL.repeat(2, 1))
-            given_BL = given_BL.repeat(2, 1)
-        self._state = backbone.begin(table.resolve(label_B), plan, given_BL=given_BL, step=first)
-
-    def logits(self) -> Tensor:
-        """Guided logit_BnV of the current step, float32."""
-        logit = self._backbone.predict(self._state).float()
-        if not self._guided:
-            return logit
-        conditional, unconditional = logit.chunk(2)
-        return guide(conditional, unconditional, self._scales[self._state.step])
-
-    def commit(self, token_Bn: Tensor) -> None:
-        self._backbone.commit(self._state, token_Bn.repeat(2 if self._guided else 1, 1))
-
-
 def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
     """Normalised log-probabilities of the distribution that is drawn from; -inf where removed."""
-    logit = logit_BnV / sampling.temperature
+    logit = logit_BnV if sampling.temperature == 1 else logit_BnV / sampling.temperature
     if 0 < sampling.top_k < logit.shape[-1]:
         threshold = logit.topk(sampling.top_k, dim=-1).values[..., -1:]
         logit = logit.masked_fill(logit < threshold, -torch.inf)
@@ -231,7 +262,7 @@ def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
 
 def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
     """Inverse-CDF sampling in float64: one uniform per slot, exact for large vocabularies."""
-    cdf_BnV = logprob_BnV.double().exp().cumsum(-1)
+    cdf_BnV = logprob_BnV.to(torch.float64, copy=True).exp_().cumsum_(-1)
     target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
     index_Bn = torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
     return index_Bn.clamp_max(cdf_BnV.shape[-1] - 1)  # NaN is larger than all; `decode` refuses it

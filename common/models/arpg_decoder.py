@@ -34,9 +34,9 @@ class Attention(nn.Module):
             self.to_v = nn.Linear(sizes.width, sizes.width, bias=False)
         self.proj = nn.Linear(sizes.width, sizes.width, bias=False)
 
-    def queries(self, x_BnC: Tensor, rotary_BnP2: Tensor) -> Tensor:
+    def queries(self, x_BnC: Tensor, rotary_BnP: Tensor) -> Tensor:
         """query_BHnE."""
-        return rotate(split(self.to_q(x_BnC), self.heads), rotary_BnP2).transpose(1, 2)
+        return rotate(split(self.to_q(x_BnC), self.heads), rotary_BnP).transpose(1, 2)
 
     def mix(self, query_BHnE: Tensor, memory: "Memory") -> Tensor:
         mixed = F.scaled_dot_product_attention(
@@ -77,22 +77,22 @@ class SelfBlock(Block):
     def forward(
         self,
         x_BnC: Tensor,
-        rotary_BnP2: Tensor,
+        rotary_BnP: Tensor,
         visible_nS: Tensor | None,
         is_causal: bool,
         cache: KeyValueCache | None,
     ) -> Tensor:
         normed = self.attn_norm(x_BnC)
-        key, value = keys_and_values(self.attn, normed, rotary_BnP2, self.attn.heads)
+        key, value = keys_and_values(self.attn, normed, rotary_BnP, self.attn.heads)
         if cache is not None:
             key, value = cache.append(key, value)
-        query = self.attn.queries(normed, rotary_BnP2)
+        query = self.attn.queries(normed, rotary_BnP)
         return self.finish(x_BnC, self.attn.mix(query, Memory(key, value, visible_nS, is_causal)))
 
 
 class GuidedBlock(Block):
-    def forward(self, x_BnC: Tensor, rotary_BnP2: Tensor, memory: Memory) -> Tensor:
-        query = self.attn.queries(self.attn_norm(x_BnC), rotary_BnP2)
+    def forward(self, x_BnC: Tensor, rotary_BnP: Tensor, memory: Memory) -> Tensor:
+        query = self.attn.queries(self.attn_norm(x_BnC), rotary_BnP)
         return self.finish(x_BnC, self.attn.mix(query, memory))
 
 
@@ -110,10 +110,10 @@ class TwoPassDecoder(nn.Module):
 
 
 def keys_and_values(
-    owner: Attention | TwoPassDecoder, x_BnC: Tensor, rotary_BnP2: Tensor, heads: int
+    owner: Attention | TwoPassDecoder, x_BnC: Tensor, rotary_BnP: Tensor, heads: int
 ) -> tuple[Tensor, Tensor]:
     """key_BHnE, rotated to the tokens' own positions, and value_BHnE."""
-    key = rotate(split(owner.to_k(x_BnC), heads), rotary_BnP2)
+    key = rotate(split(owner.to_k(x_BnC), heads), rotary_BnP)
     return key.transpose(1, 2), split(owner.to_v(x_BnC), heads).transpose(1, 2)
 
 

@@ -10,7 +10,7 @@ Shape letters: B sequences, L slots, n slots in the current step, C width, V voc
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -65,6 +65,9 @@ class Backbone(nn.Module, ABC):
     borrowed: ClassVar[tuple[str, ...]] = ()
     """Submodules that are the tokenizer's, which lends them under the same names (its `lent`);
     official files leave them out."""
+    joins: ClassVar[bool] = False
+    """Whether sequences may join others that are being decoded (`join`). Where not, a batch begins
+    at its shortest prefix, and what is given beyond that is decoded as well, to no end."""
 
     spec: SequenceSpec
 
@@ -136,6 +139,23 @@ class Backbone(nn.Module, ABC):
         """Write the tokens of the current step and move to the next."""
         state.token_BL[:, state.slots] = token_Bn
         state.step += 1
+
+    def join(self, state: DecodeState, other: DecodeState) -> DecodeState:
+        """One state for the sequences of both, in this order; `predict` was just called for both,
+        at the same step of plans that differ in their orders alone. Only where the family
+        `joins`."""
+        order_BL = torch.cat([state.plan.order_BL, other.plan.order_BL])
+        return DecodeState(
+            torch.cat([state.class_B, other.class_B]),
+            replace(state.plan, order_BL=order_BL),
+            torch.cat([state.token_BL, other.token_BL]),
+            state.step,
+            self._join_caches(state.cache, other.cache),
+        )
+
+    def _join_caches(self, cache: Any, other: Any) -> Any:
+        """The caches of `join`, here a list with one for each layer."""
+        return [mine.joined(its) for mine, its in zip(cache, other, strict=True)]
 
 
 class BackboneConfig(PluginConfig, ABC):

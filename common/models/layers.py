@@ -1,6 +1,7 @@
 """Layers shared by the backbones, with preallocated key-value caches.
 
-Shape letters: B sequences, L slots, n new slots, S cached slots, H heads, D head width, C width.
+Shape letters: B sequences, L slots, n new slots, S cached slots, H heads, D head width, C width,
+P rotary pairs.
 Source: docs/backbones.md, "LlamaGen layers".
 """
 
@@ -21,9 +22,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
 
 
 class SwiGLU(nn.Module):
@@ -88,21 +89,21 @@ class RotaryTable:
         self._table: Tensor | None = None
 
     def on(self, device: torch.device) -> Tensor:
-        """The table (1 + rows * cols, head_width / 2, 2)."""
+        """The table (1 + rows * cols, head_width / 2), complex: cos + i sin."""
         if self._table is None or self._table.device != device:
-            self._table = rotary_2d(*self._grid, self._head_width).to(device)
+            table = rotary_2d(*self._grid, self._head_width)
+            self._table = torch.view_as_complex(table).to(device)
         return self._table
 
 
-def rotate(x_BnHD: Tensor, table_nP2: Tensor) -> Tensor:
-    """Turn adjacent channel pairs by the table's angles, in float32, and cast back.
+def rotate(x_BnHD: Tensor, table_nP: Tensor) -> Tensor:
+    """Turn adjacent channel pairs by the table's angles, in float32, and cast back: pairs are
+    complex numbers, so that it is one product (a decoding step is bound by the number of calls).
 
     The table may have a leading batch axis, where sequences have orders of their own.
     """
-    pair = x_BnHD.float().unflatten(-1, (-1, 2))
-    cos, sin = table_nP2[..., None, :, 0], table_nP2[..., None, :, 1]
-    even, odd = pair[..., 0], pair[..., 1]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    pair = torch.view_as_complex(x_BnHD.float().unflatten(-1, (-1, 2)))
+    turned = torch.view_as_real(pair * table_nP[..., None, :])
     return turned.flatten(-2).to(x_BnHD.dtype)
 
 
@@ -145,9 +146,27 @@ class KeyValueCache:
         end = placement.visible_nS.shape[1]
         return self.key_BHSD[:, :, :end], self.value_BHSD[:, :, :end]
 
+    def joined(self, other: "KeyValueCache") -> "KeyValueCache":
+        """One cache of the sequences of both, which have as many slots."""
+        assert self.filled == other.filled, "sequences join at the same slot"
+        found = KeyValueCache(self.capacity, self.filled)
+        found.key_BHSD = _stacked(self.key_BHSD, other.key_BHSD, self.filled)
+        found.value_BHSD = _stacked(self.value_BHSD, other.value_BHSD, self.filled)
+        return found
+
     def _shape(self, key_BHnD: Tensor) -> tuple[int, int, int, int]:
         batch, heads, _, width = key_BHnD.shape
         return batch, heads, self.capacity, width
+
+
+def _stacked(first: Tensor | None, second: Tensor | None, filled: int) -> Tensor:
+    """Of two caches, with room as before and the first slots copied."""
+    if first is None or second is None:
+        raise ValueError("nothing was cached yet")
+    found = first.new_empty(len(first) + len(second), *first.shape[1:])
+    found[: len(first), :, :filled] = first[:, :, :filled]
+    found[len(first) :, :, :filled] = second[:, :, :filled]
+    return found
 
 
 class CausalAttention(nn.Module):
@@ -162,16 +181,16 @@ class CausalAttention(nn.Module):
     def forward(
         self,
         x_BnC: Tensor,
-        rotary_nP2: Tensor,
+        rotary_nP: Tensor,
         cache: KeyValueCache | None = None,
         placement: Placement | None = None,
     ) -> Tensor:
         """Attend from n new slots to themselves and to everything cached before, or to what the
         placement says."""
-        query, key, value = self.wqkv(x_BnC).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        query = rotate(query, rotary_nP2).transpose(1, 2)
-        key = rotate(key, rotary_nP2).transpose(1, 2)
-        value = value.transpose(1, 2)
+        fused = self.wqkv(x_BnC).unflatten(-1, (3 * self.heads, -1))
+        turned = rotate(fused[:, :, : 2 * self.heads], rotary_nP).transpose(1, 2)
+        query, key = turned.chunk(2, dim=1)
+        value = fused[:, :, 2 * self.heads :].transpose(1, 2)
         if cache is not None and placement is not None:
             key, value = cache.place(placement, key, value)
             mixed = F.scaled_dot_product_attention(

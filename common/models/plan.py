@@ -86,6 +86,11 @@ class DecodePlan:
         """slot_BL: the slot of this plan that fills the position of every slot of `other`."""
         return other.to_slots(self.order_BL.argsort(1))
 
+    def is_same(self, other: "DecodePlan") -> bool:
+        """Whether it fills the same positions in the same steps."""
+        steps = self.step_sizes == other.step_sizes
+        return steps and torch.equal(self.order_BL, other.order_BL)
+
     def rows(self, chosen: Tensor) -> "DecodePlan":
         """The plan of some sequences."""
         return replace(self, order_BL=self.order_BL[chosen])

@@ -17,7 +17,8 @@ from common.models.guidance import Guidance, guide
 from common.models.layers import rotary_2d
 from common.models.plan import DecodePlan, arpg_step_sizes
 from common.spec import SequenceSpec
-from rollout.sampler import SamplingConfig, Stepper, filtered_logprob
+from rollout.sampler import SamplingConfig, filtered_logprob
+from rollout.stepper import Stepper
 
 
 def ignore(model):

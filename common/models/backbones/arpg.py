@@ -127,6 +127,7 @@ class ARPG(Backbone):
     """`features` of a slot predict the token that the plan decodes there."""
 
     guidance_rule = "arpg_linear"
+    joins = True
     official = Official(
         "state_dict",
         ("freqs_cis", "layers.*.kv_cache.*"),
@@ -200,10 +201,10 @@ class ARPG(Backbone):
             label_B1 = (class_B + self.spec.vocab_size + 1)[:, None]
             x_BnC = torch.cat([self.embeddings(label_B1), x_BnC], dim=1)
             rows_Bn = torch.cat([torch.zeros_like(label_B1), rows_Bn], dim=1)
-        rotary_BnP2 = self._rotary.on(x_BnC.device)[rows_Bn]
+        rotary_BnP = self._rotary.on(x_BnC.device)[rows_Bn]
         x_BnC = self.dropout(x_BnC)
         # Input i belongs to the step after the one that decoded it.
-        group_S = torch.cat([torch.zeros(1, dtype=torch.long), plan.step_L + 1])[:end]
+        group_S = torch.cat([torch.zeros(1, dtype=torch.long), plan.step_L[: end - 1] + 1])
         whole = caches is None
         is_causal = whole and plan.is_sequential
         visible_nS = None
@@ -211,8 +212,8 @@ class ARPG(Backbone):
             visible_nS = (group_S[start:, None] >= group_S).to(x_BnC.device)
         for depth, block in enumerate(self.layers.self_dec):
             cache = None if caches is None else caches[depth]
-            x_BnC = block(x_BnC, rotary_BnP2, visible_nS, is_causal, cache)
-        key, value = keys_and_values(self.layers, self.layers.norm(x_BnC), rotary_BnP2, self._heads)
+            x_BnC = block(x_BnC, rotary_BnP, visible_nS, is_causal, cache)
+        key, value = keys_and_values(self.layers, self.layers.norm(x_BnC), rotary_BnP, self._heads)
         if caches is not None:
             key, value = caches[-1].append(key, value)
             return Memory(key, value)
@@ -221,9 +222,9 @@ class ARPG(Backbone):
 
     def _ask(self, order_Bn: Tensor, memory: Memory) -> Tensor:
         """The guided decoder: post-norm vectors for the positions order_Bn."""
-        rotary_BnP2 = self._rotary.on(order_Bn.device)[order_Bn + 1]
+        rotary_BnP = self._rotary.on(order_Bn.device)[order_Bn + 1]
         mask_C = self.embeddings.weight[self.spec.vocab_size]
         x_BnC = mask_C.expand(*order_Bn.shape, -1)
         for block in self.layers.cross_dec:
-            x_BnC = block(x_BnC, rotary_BnP2, memory)
+            x_BnC = block(x_BnC, rotary_BnP, memory)
         return self.norm(x_BnC)

@@ -144,11 +144,11 @@ class Block(nn.Module):
     def forward(
         self,
         x_BnC: Tensor,
-        rotary_nP2: Tensor,
+        rotary_nP: Tensor,
         cache: KeyValueCache | None,
         placement: Placement | None,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(x_BnC), rotary_nP2, cache, placement)
+        attended = self.attention(self.attention_norm(x_BnC), rotary_nP, cache, placement)
         x_BnC = x_BnC + self.dropout(attended)
         return x_BnC + self.dropout(self.feed_forward(self.ffn_norm(x_BnC)))
 
@@ -156,6 +156,7 @@ class Block(nn.Module):
 class LlamaGen(Backbone):
     """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
 
+    joins = True
     official = Official(
         "model",
         ("freqs_cis", "layers.*.attention.kv_cache.*"),
@@ -216,8 +217,8 @@ class LlamaGen(Backbone):
         x_BnC = self.tok_embeddings(state.token_BL[:, max(filled - 1, 0) : slot])
         if filled == 0:
             x_BnC = torch.cat([self.cls_embedding(state.class_B)[:, None], x_BnC], dim=1)
-        rotary_nP2 = self._rotary.on(x_BnC.device)[filled:]
-        return self.head(self._run(x_BnC, rotary_nP2, caches=state.cache)[:, -1:])
+        rotary_nP = self._rotary.on(x_BnC.device)[filled:]
+        return self.head(self._run(x_BnC, rotary_nP, caches=state.cache)[:, -1:])
 
     def _predict_rows(self, state: DecodeState, cache: ZipARCache) -> Tensor:
         """One token of every open row, each from its left neighbour or from a stand-in."""
@@ -228,20 +229,20 @@ class LlamaGen(Backbone):
         if state.step == cache.first:
             class_B1C = self.cls_embedding(state.class_B)[:, None]
             x_BnC = torch.cat([class_B1C, x_BnC[:, 1:]], dim=1)
-        rotary_nP2 = self._rotary.on(x_BnC.device)[feed.placement.slot_n]
-        h_BnC = self._run(x_BnC, rotary_nP2, caches=cache.layers, placement=feed.placement)
+        rotary_nP = self._rotary.on(x_BnC.device)[feed.placement.slot_n]
+        h_BnC = self._run(x_BnC, rotary_nP, caches=cache.layers, placement=feed.placement)
         return self.head(h_BnC[:, state.slots.start - state.slots.stop :])
 
     def _run(
         self,
         x_BnC: Tensor,
-        rotary_nP2: Tensor,
+        rotary_nP: Tensor,
         *,
         caches: list[KeyValueCache] | None = None,
         placement: Placement | None = None,
     ) -> Tensor:
         x_BnC = self.dropout(x_BnC)
-        rotary_nP2 = rotary_nP2[: x_BnC.shape[1]]  # of the grid's cells, all but the last is fed
+        rotary_nP = rotary_nP[: x_BnC.shape[1]]  # of the grid's cells, all but the last is fed
         for depth, block in enumerate(self.layers):
-            x_BnC = block(x_BnC, rotary_nP2, caches[depth] if caches else None, placement)
+            x_BnC = block(x_BnC, rotary_nP, caches[depth] if caches else None, placement)
         return self.norm(x_BnC)

@@ -11,7 +11,6 @@ K scales.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
@@ -24,6 +23,7 @@ from common.models.adaln import Block, BlockSizes, HeadNorm
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
 from common.models.decoding import DecodingConfig, own_choice
 from common.models.layers import KeyValueCache, drop_path_rates
+from common.models.painting import Painting
 from common.models.plan import DecodePlan, next_scale_plan
 from common.models.residual_quantizer import ResidualQuantizer
 from common.models.top_p import drop_from_bottom
@@ -130,22 +130,11 @@ class Config(BackboneConfig):
         return sizes
 
 
-@dataclass(slots=True)
-class Painting:
-    """Decode state: the canvas, what is to be fed next, and the layers' caches."""
-
-    canvas_BDHH: Tensor
-    pending_BnD: Tensor
-    """Downsampled canvases of scales that were not fed yet (nothing for the first scale)."""
-    fed: int
-    """Scales in the caches."""
-    caches: list[KeyValueCache]
-
-
 class VAR(Backbone):
     """`features` of a slot predict its own token, from the scales before."""
 
     guidance_rule = "var"
+    joins = True
     borrowed = ("quantizer",)
     official = Official(
         None,
@@ -230,6 +219,9 @@ class VAR(Backbone):
         if state.step < len(self.spec.scales):
             shrunk = self.quantizer.shrink(painting.canvas_BDHH, state.step)
             painting.pending_BnD = shrunk.flatten(2).transpose(1, 2)
+
+    def _join_caches(self, cache: Painting, other: Painting) -> Painting:
+        return cache.joined(other)
 
     def _run(
         self,
