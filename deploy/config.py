@@ -94,7 +94,7 @@ class GenerateConfig(Config):
     """Sequences sampled together; by default rollout.batch_size."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Where the teacher samples; by default rollout.device."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None
     """Precision of sampling; by default rollout.dtype."""
     cpus: Cpus | None = None
     """Logical CPUs reserved per actor, and threads that it computes with; by default

@@ -34,8 +34,10 @@ class RolloutConfig(Config):
     """Store the uniforms in the record (for replay and for one-step distillation)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the student samples."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of sampling and of the published weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of sampling and of the published weights. bfloat16 draws from the distribution of
+    rounded weights, whose log-probabilities the records have; auto chooses it where this machine
+    accelerates it, and says so."""
     cpus: Cpus = 1
     """Logical CPUs reserved per worker on the cluster, and threads that it computes with (one for
     less than 2). Another number of threads rounds sums otherwise, in the last bits."""

@@ -27,6 +27,7 @@ from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest, stop_request
 from deploy.pipeline import Services, WorkerFactory, run_here, wire
 from deploy.run_folder.identity import identify
+from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.records import read_facts
 from deploy.run_folder.start import Begin, Start, plan, run_snapshots
 from deploy.run_folder.workspace import Workspace
@@ -90,7 +91,7 @@ def distill(
         InputError: something in the user's files.
         RunFailed: workers or the learner failed for good; finished steps are in the snapshots.
     """
-    started = time.monotonic()
+    started, config = time.monotonic(), settled_precision(config, target)
     resume = resume or resume_from is not None
     begin: Begin = "restart" if restart else "resume" if resume else "new"
     with stop_request() as stop:
@@ -105,7 +106,8 @@ def distill(
                 raise
         is_done = outcome.steps == config.learner.steps
         facts = {**_account(outcome, first, None if is_done else stop.name), **gauges}
-        facts |= {"wall_seconds": time.monotonic() - started, "local": local}
+        facts |= {"local": local, "rollout_dtype": config.rollout.dtype}
+        facts["wall_seconds"] = time.monotonic() - started
         if facts["begun"] or is_done:
             _store(config, workspace, facts)
     return facts

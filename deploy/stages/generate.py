@@ -34,6 +34,7 @@ from common.spec import require_same_spec
 from deploy.backend.actor_pool import ActorPool
 from deploy.backend.partitions import PartitionJob, Watch, join, parts_folder
 from deploy.config import RunConfig
+from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.workspace import Workspace
 from rollout.contexts import teacher
 from rollout.sampler import SamplingConfig, sample
@@ -110,12 +111,13 @@ def generate(
     path, file = workspace.teacher_tokens, workspace.model(config, "teacher")
     train = read_header(workspace.existing_tokens())
     require_same_spec(train.spec, file.spec, us="the token dataset", them=str(file.path))
-    facts = _facts(config, workspace, source, file)
+    settled = settled_precision(config, target)
+    facts = _facts(settled, workspace, source, file)
     header = TokenHeader(train.spec, train.classes, train.tokenizer, 1, facts)
     fresh = not _holds(path, header, target)
     if fresh:
-        parts = _plan(config, workspace, facts)
-        _job(config, file, source.sampling, local).finish(parts, target)
+        parts = _plan(settled, workspace, facts)
+        _job(settled, file, source.sampling, local).finish(parts, target)
         join(path, header, parts)
         shutil.rmtree(parts_folder(path), ignore_errors=True)
     workspace.keep_config(config)
