@@ -106,8 +106,7 @@ def distill(
                 raise
         is_done = outcome.steps == config.learner.steps
         facts = {**_account(outcome, first, None if is_done else stop.name), **gauges}
-        facts |= {"local": local, "rollout_dtype": config.rollout.dtype}
-        facts["wall_seconds"] = time.monotonic() - started
+        facts |= {"wall_seconds": time.monotonic() - started, "local": local}
         if facts["begun"] or is_done:
             _store(config, workspace, facts)
     return facts
@@ -271,4 +270,6 @@ def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> No
     store_student(config, workspace, workspace.student_ema, tensors["ema"], steps)
     if not facts["begun"] and workspace.facts.exists():  # all steps were done earlier
         facts = {**read_facts(workspace.facts, "distill"), "resumed": True}
+    else:
+        facts = {**facts, "rollout_dtype": config.rollout.dtype}
     write_text(workspace.facts, json.dumps(facts, indent=2))

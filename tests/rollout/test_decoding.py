@@ -178,3 +178,26 @@ def test_what_is_given_is_read_and_not_decoded(family):
     torch.testing.assert_close(
         found.logprob_BL, scored_BL.masked_fill(is_given_BL, 0), atol=1e-4, rtol=1e-5
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_logprobs_are_those_of_the_rounded_weights_that_drew(tiny, family):
+    """In bfloat16, too: the softmax in float32 of the very logits that were drawn from."""
+    backbone = tiny(family).bfloat16()
+    length, plan = backbone.spec.length, backbone.plan(range(3))
+    found = decode(
+        backbone,
+        torch.arange(3),
+        sampling=SamplingConfig(),
+        noise_BL=noise(range(3), length),
+        plan=plan,
+    )
+    assert found.logprob_BL.dtype == torch.float32
+    stepper = Stepper(backbone, torch.arange(3), None, plan, found.token_BL)
+    for step in range(len(plan.step_sizes)):
+        token_Bn = found.token_BL[:, plan.slots(step)]
+        logprob_BnV = stepper.logits().log_softmax(-1)
+        wanted = logprob_BnV.gather(-1, token_Bn[..., None])[..., 0]
+        assert torch.equal(found.logprob_BL[:, plan.slots(step)], wanted)
+        stepper.commit(token_Bn)

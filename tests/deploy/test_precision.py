@@ -1,0 +1,49 @@
+"""`dtype = "auto"` becomes a precision where a run starts, and says which and why."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from common.device import precision
+from deploy.config import RunConfig
+from deploy.run_folder.opening import open_run
+from deploy.run_folder.precision import settled_precision
+
+ON_CPU = not torch.cuda.is_available()
+
+
+@pytest.mark.skipif(
+    not (ON_CPU and Path("/proc/cpuinfo").exists()), reason="asks Linux for its CPU"
+)
+def test_auto_is_what_the_processors_flags_say(config_of):
+    flags = Path("/proc/cpuinfo").read_text().split()
+    wanted = "bfloat16" if {"amx_tile", "avx512_bf16"} & set(flags) else "float32"
+    config, out = config_of("rollout.dtype=auto", "generate.dtype=auto"), io.StringIO()
+    settled = settled_precision(config, Console(file=out, width=200))
+    assert (settled.rollout.dtype, settled.generate.dtype) == (wanted, wanted)
+    assert precision("auto") == getattr(torch, wanted)
+    lines = out.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"rollout.dtype=auto is {wanted}",
+        f"generate.dtype=auto is {wanted}",
+    ]
+
+
+def test_a_precision_that_was_chosen_stays_without_a_word(config_of):
+    out = io.StringIO()
+    for name in ("float32", "bfloat16"):
+        settled = settled_precision(config_of(f"rollout.dtype={name}"), Console(file=out))
+        assert settled.rollout.dtype == name
+        assert settled.generate.dtype is None
+    assert not out.getvalue()
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    def of(*overrides: str) -> RunConfig:
+        return open_run(Path("smoke"), [f"out={tmp_path}", *overrides])[0]
+
+    return of
