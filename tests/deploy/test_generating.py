@@ -110,7 +110,8 @@ def test_a_run_with_all_three_sources_learns_from_each(run_in, own_tokens, quiet
     for context in ("data", "student", "teacher"):
         assert any(f"divergence/{context}" in row for row in rows), context
     assert not any("survival/teacher" in row for row in rows)
-    read = own_tokens(DATASET, "objective.kind=mle", "contexts.sources.data.ratio=0", name="read")
+    changed = ("objective.kind=mle", "contexts.sources.data.ratio=0")
+    read = own_tokens(DATASET, "contexts.sources.teacher.sequences=40", *changed, name="read")
     generate(*read, quiet, local=True)
     assert distill(*read, quiet, local=True)["steps"] == 6
     assert any("divergence/teacher" in row for row in rows_of(read[1]))

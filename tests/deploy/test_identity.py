@@ -141,20 +141,31 @@ def test_a_cluster_map_is_used_again_for_its_vectors_alone(tmp_path, how):
     assert again.digest == first.digest
 
 
-def test_a_generated_dataset_follows_teacher_and_labels(run_in, quiet):
-    config, workspace = run_in(DATASET)
+def store(workspace, token_NAL, label_N):
+    """Other tokens or labels as the run's own; the folder's other files stay."""
+    data = load_tokens(workspace.train_tokens)
+    workspace.train_tokens.unlink()
+    save_tokens(
+        workspace.train_tokens,
+        type(data)(token_NAL, label_N, data.spec, data.classes, data.tokenizer_digest),
+    )
+
+
+@pytest.fixture
+def few(own_tokens):
+    """A run whose data are 40 digits, so that its teacher draws no more."""
+    config, workspace = own_tokens(DATASET, "tokens.part_images=16")
+    data = load_tokens(workspace.train_tokens)
+    store(workspace, data.token_NAL[:40].clone(), data.label_N[:40].clone())
+    return config, workspace
+
+
+def test_a_generated_dataset_follows_teacher_and_labels(few, quiet):
+    config, workspace = few
     assert generate(config, workspace, quiet, local=True)["fresh"]
     assert not generate(config, workspace, quiet, local=True)["fresh"]
     data = load_tokens(workspace.train_tokens)
-    label_N = data.label_N.roll(1)
-    changed = type(data)(data.token_NAL, label_N, data.spec, data.classes, data.tokenizer_digest)
-    folder = workspace.train_tokens.parent
-    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    folder.unlink()  # a link into the shared files
-    folder.mkdir()
-    for name, content in kept.items():
-        (folder / name).write_bytes(content)
-    save_tokens(workspace.train_tokens, changed)
+    store(workspace, data.token_NAL.clone(), data.label_N.roll(1))
     with pytest.raises(InputError, match=r"was made with labels .* make it again with `varkd gen"):
         load_generated(config, workspace)
     assert generate(config, workspace, quiet, local=True)["fresh"]
@@ -162,8 +173,8 @@ def test_a_generated_dataset_follows_teacher_and_labels(run_in, quiet):
 
 
 @pytest.mark.parametrize("how", ["empty", "cut"])
-def test_half_written_files_of_generate_are_survived(run_in, quiet, how):
-    config, workspace = run_in(DATASET, "tokens.part_images=300")
+def test_half_written_files_of_generate_are_survived(few, quiet, how):
+    config, workspace = few
     generate(config, workspace, quiet, local=True)
     wanted = load_tokens(workspace.teacher_tokens)
     damaged(workspace.teacher_tokens, how)

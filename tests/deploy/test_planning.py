@@ -258,7 +258,7 @@ def test_a_gpu_role_that_reserves_none_is_warned_of(capsys):
 
 
 def test_a_group_sees_one_image_of_the_data(capsys):
-    _, out, _ = dry_run(capsys, "llamagen_l_to_b", "rollout.group.size=4")
+    _, out, _ = dry_run(capsys, "llamagen_l_to_b", *small(), "rollout.group.size=4")
     assert "5,120,000 images of 1,280,000 conditions (1.00 epochs)" in out
 
 
