@@ -1,6 +1,8 @@
 """What the learner publishes: one safetensors file in memory, read without a copy."""
 
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -44,11 +46,22 @@ def test_what_the_library_wrote_is_read_without_a_copy_or_a_warning():
     assert found["b"].item() == 1
 
 
-def test_views_outlive_the_name_of_what_they_look_at():
-    found = unpack(pack(network(), torch.float32))["codes"]
-    filler = [bytearray(4096) for _ in range(200)]
-    assert found.tolist() == list(range(7))
-    assert len(filler) == 200
+class Watched(bytearray):
+    """Bytes of which one can ask whether they are still there."""
+
+
+def test_bytes_live_as_long_as_a_tensor_that_looks_at_them():
+    payload = Watched(pack(network(), torch.float32))
+    is_there = weakref.ref(payload)
+    found = unpack(payload)
+    codes = found.pop("codes")
+    del payload, found
+    gc.collect()
+    assert is_there() is not None
+    assert codes.tolist() == list(range(7))
+    del codes
+    gc.collect()
+    assert is_there() is None
 
 
 def test_tensors_outside_of_the_bytes_are_refused():
