@@ -123,13 +123,12 @@ class _SummedLogprob(torch.autograd.Function):
         total_NC = logprob_NV.new_zeros((*logprob_NV.shape[:-1], size))
         share_NV = logprob_NV.exp()
         total_NC.scatter_add_(-1, cluster_V.expand_as(share_NV), share_NV)
-        # A sum of tiny probabilities is none; a device is not waited for to see it.
-        if logprob_NV.is_cuda or bool((total_NC < LEAST).any()):
-            result_NC, share_NV = _by_maxima(logprob_NV, cluster_V, size)
-            ctx.save_for_backward(share_NV, cluster_V)
-            return result_NC
-        ctx.save_for_backward(share_NV, cluster_V, total_NC)
-        return total_NC.log()
+        if bool((total_NC >= LEAST).all()):  # one wait for the device per chunk
+            ctx.save_for_backward(share_NV, cluster_V, total_NC)
+            return total_NC.log()
+        result_NC, share_NV = _by_maxima(logprob_NV, cluster_V, size)  # tiny sums would be none
+        ctx.save_for_backward(share_NV, cluster_V)
+        return result_NC
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:

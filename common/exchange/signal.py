@@ -35,14 +35,13 @@ def entropy_of(logprob: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def entropies(hidden_BLC: Tensor, head: nn.Linear, chunk: int | None = None) -> Tensor:
+def entropies(hidden_BLC: Tensor, head: nn.Linear, chunk: int = 256) -> Tensor:
     """entropy_BL of the head's distributions; memory grows with `chunk`, not with B * L * V.
 
-    By default so many tokens at a time that a CPU's cache holds their logits, and more elsewhere.
+    The default is so few that a CPU's cache holds their logits.
     """
-    tokens = chunk or (256 if hidden_BLC.device.type == "cpu" else 4096)
     parts = [
         entropy_of(head(part).float().log_softmax(-1))
-        for part in hidden_BLC.flatten(0, 1).split(tokens)
+        for part in hidden_BLC.flatten(0, 1).split(chunk)
     ]
     return torch.cat(parts).view(hidden_BLC.shape[:2])

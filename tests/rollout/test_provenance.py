@@ -65,7 +65,8 @@ def test_a_run_is_the_same_whatever_the_students_context_is_called(run_in, quiet
             {
                 key.replace(f"/{name}", "/rollout"): value
                 for key, value in row.items()
-                if key not in ("time", "pid", "images_per_second")
+                if key
+                not in ("time", "pid", "images_per_second", "teacher/busy", "teacher/waiting")
                 and "seconds" not in key
                 and (key != "share/student" or name == "student")
             }
