@@ -36,6 +36,7 @@ SHARED = {
     "pretrain.teacher.steps": "4",
     "pretrain.student.steps": "2",
     "learner.checkpoint_every": "0",
+    "teacher.signal.kind": "guided_hidden",
     "teacher.signal.dtype": "float16",
 }
 SIZES = {
@@ -72,11 +73,13 @@ KINDS = {
     "varkd": {
         "objective.kind": "varkd",
         "objective.gate.tau": "0",
+        "objective.relaxation.mix": "0.5",
         "contexts.sources.data.ratio": "0",
     },
     "kd": {"objective.kind": "kd", "contexts.sources.student.ratio": "0"},
 }
-"""An untrained teacher is unsure of everything, so a gate would leave nothing to learn from."""
+"""An untrained teacher is unsure of everything, so a gate would leave nothing to learn from; and
+without data a relaxed loss needs a share over single codes."""
 
 
 def main() -> None:
