@@ -144,16 +144,7 @@ def _var(options: argparse.Namespace) -> Pair:
     autoencoder = importlib.import_module("models.vqvae").VQVAE(
         vocab_size=options.vocab, z_channels=config.code_width, ch=32, v_patch_nums=scales
     )
-    codes = autoencoder.quantize
-    codes.embedding.weight.data.copy_(ours.quantizer.code_VD)
-    for phi, weight, bias in zip(
-        codes.quant_resi.qresi_ls,
-        ours.quantizer.phi_weight,
-        ours.quantizer.phi_bias,
-        strict=True,
-    ):
-        phi.weight.data.copy_(weight)
-        phi.bias.data.copy_(bias)
+    _give_codes(autoencoder.quantize, ours.quantizer)
     autoencoder.fhat_to_img = torch.clone  # what is timed ends with the codes' sum
     model = importlib.import_module("models.var").VAR(
         autoencoder.to(options.device),
@@ -176,6 +167,15 @@ def _var(options: argparse.Namespace) -> Pair:
         return (ours.quantizer.accumulate(token_BL) + 1) / 2, theirs(batch, top_k=1)
 
     return Pair(ours, DecodingConfig(), greedy, theirs)
+
+
+def _give_codes(theirs: Any, ours: Any) -> None:
+    """Copy code vectors and convolutions of a multi-scale quantiser of ours into the official."""
+    theirs.embedding.weight.data.copy_(ours.code_VD)
+    layers = zip(theirs.quant_resi.qresi_ls, ours.phi_weight, ours.phi_bias, strict=True)
+    for phi, weight, bias in layers:
+        phi.weight.data.copy_(weight)
+        phi.bias.data.copy_(bias)
 
 
 def _arpg(options: argparse.Namespace) -> Pair:

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pyarrow as pa
 import torch
 
 import deploy
+from benchmarks.rows import sampled_rows
 from common.config.schema import validate
 from common.exchange.schedule import Lease
 from common.exchange.trajectory import TrajectoryBatch
-from common.models.plan import raster_plan
 from common.spec import SequenceSpec
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
@@ -46,22 +47,9 @@ def leased(record: pa.RecordBatch, lease: Lease) -> pa.RecordBatch:
 def scored_rows(rows: int, length: int, width: int) -> TrajectoryBatch:
     """Sampled rows with hidden vectors in float16, of a grid with `length` cells."""
     spec = SequenceSpec(vocab_size=16384, length=length, grid=(1, length), num_classes=1000)
-    generator = torch.Generator().manual_seed(0)
-    token_BL = torch.randint(spec.vocab_size, (rows, length), generator=generator)
-    hidden_BLC = torch.randn(rows, length, width, generator=generator)
-    row_B = torch.arange(rows)
-    return TrajectoryBatch(
-        spec=spec,
-        id_B=row_B,
-        version_B=torch.zeros_like(row_B),
-        label_B=row_B % spec.num_classes,
-        context=("student",) * rows,
-        policy=("student",) * rows,
-        law=("exact",) * rows,
-        prefix_B=torch.zeros_like(row_B),
-        plan=raster_plan(rows, length),
-        token_BL=token_BL,
-        logprob_BL=-torch.rand(rows, length, generator=generator),
+    hidden_BLC = torch.randn(rows, length, width, generator=torch.Generator().manual_seed(1))
+    return replace(
+        sampled_rows(spec, rows),
         signal={"hidden": hidden_BLC.half(), "entropy": torch.rand(rows, length)},
         facts={
             "lease": "0",

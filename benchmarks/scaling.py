@@ -111,9 +111,14 @@ def row_of(place: Any, workers: int, leases: int, sleep: float) -> dict[str, flo
         for worker in running:
             worker.result()
         seconds, cpu = time.perf_counter() - started, tree_seconds() - worked
-    total = workers * leases
     for placed in (*crew, passing, buffer, ledger):
         place.end(placed)
+    return _figures(workers, workers * leases, seconds, cpu, sleep)
+
+
+def _figures(
+    workers: int, total: int, seconds: float, cpu: float, sleep: float
+) -> dict[str, float]:
     return {
         "workers": workers,
         "leases_per_s": total / seconds,

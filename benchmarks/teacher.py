@@ -16,12 +16,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import interleaved, machine, parser, report
+from benchmarks.rows import sampled_rows
 from common.exchange.signals import guided_hidden
-from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import llamagen
 from common.models.guidance import Guidance
-from common.models.plan import raster_plan
 from common.spec import SequenceSpec
 from teacher_server.teacher import TeacherConfig, guided_features, signal_columns
 
@@ -74,30 +73,9 @@ def model_of(options, dtype: torch.dtype) -> Backbone:
     return model.to(options.device, dtype)
 
 
-def batch_of(spec: SequenceSpec, rows: int, device: torch.device) -> TrajectoryBatch:
-    row_B = torch.arange(rows)
-    token_BL = torch.randint(
-        spec.vocab_size, (rows, spec.length), generator=torch.Generator().manual_seed(0)
-    )
-    batch = TrajectoryBatch(
-        spec=spec,
-        id_B=row_B,
-        version_B=torch.zeros_like(row_B),
-        label_B=row_B % spec.num_classes,
-        context=("student",) * rows,
-        policy=("student",) * rows,
-        law=("exact",) * rows,
-        prefix_B=torch.zeros_like(row_B),
-        plan=raster_plan(rows, spec.length),
-        token_BL=token_BL,
-        logprob_BL=torch.zeros(token_BL.shape),
-    )
-    return batch.to(device)
-
-
 def cases_of(options, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     model = model_of(options, dtype)
-    batch = batch_of(model.spec, options.batch, torch.device(options.device))
+    batch = sampled_rows(model.spec, options.batch).to(torch.device(options.device))
     head = torch.nn.Linear(model.head.in_features, options.vocab, bias=False, device=options.device)
     head.weight.data = model.head.weight.float()
     signal, guidance = guided_hidden.Config(dtype="float16"), Guidance(scale=2.0)

@@ -7,6 +7,7 @@ it is asked for.
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Event
 
@@ -82,11 +83,10 @@ class Intake:
         """
         if self._while_waiting is not None:
             return self._made_here(step, self._while_waiting)
-        try:
+        with ExitStack() as unless_taken:
+            unless_taken.callback(self.close)
             taken = self._awaited(self._coming or self._pool.submit(self._fetched, step), step)
-        except BaseException:
-            self.close()
-            raise
+            unless_taken.pop_all()
         is_last = step + 1 >= self._steps
         self._coming = None if is_last else self._pool.submit(self._fetched, step + 1)
         return taken

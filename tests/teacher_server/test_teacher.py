@@ -118,3 +118,17 @@ def test_another_vocabulary_grid_or_class_count_is_refused(teacher_file):
     ):
         with pytest.raises(InputError, match=pattern):
             server(replace(teacher_file, spec=replace(teacher_file.spec, **change)))
+
+
+def test_records_say_how_busy_the_teacher_was(teacher_file, tiny, sampled):
+    """Its share of the time since the pass before, and who came meanwhile."""
+    record = to_arrow(sampled(tiny("llamagen", 0)))
+    teacher = server(teacher_file, coalesce=False)
+    teacher.score(record)
+    time.sleep(0.2)
+    started = time.perf_counter()
+    idle = from_arrow(teacher.score(record)).facts
+    took = time.perf_counter() - started
+    assert float(idle["teacher_seconds"]) <= took
+    assert 0 < float(idle["teacher_busy"]) <= took / (0.2 + took) + 1e-6
+    assert idle["teacher_waiting"] == "0"
