@@ -11,7 +11,7 @@ code branches on it as ever. Three rules make the two live together, whatever th
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -63,15 +63,22 @@ class Meter(TorchDispatchMode):
         self._shapes = Shapes()
         self._sizes: dict[int, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it takes its time for each call."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [*_tensors(args), *_tensors(kwargs.values())]
+        given = _tensors(args, [])
+        if kwargs:
+            _tensors(kwargs.values(), given)
         for value in given:
             self._watch(value, counted=False)  # what came from outside, if it is new here
         made = self._shapes.run(func, args, kwargs, given)
-        for value in _tensors((made,)):
+        for value in _tensors((made,), []):
             self._watch(value, counted=True)
         return made
 
@@ -80,9 +87,10 @@ class Meter(TorchDispatchMode):
         key = storage._cdata
         if key in self._sizes:
             return
-        self._sizes[key] = storage.nbytes() if counted else 0
-        self.alive += self._sizes[key]
-        self.peak = max(self.peak, self.alive)
+        self._sizes[key] = size = storage.nbytes() if counted else 0
+        self.alive += size
+        if self.alive > self.peak:
+            self.peak = self.alive
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
@@ -101,7 +109,7 @@ class Shapes:
 
     def run(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
         """What `func` returns; `given` are the tensors among its operands."""
-        blank = sum(value.is_meta for value in given)
+        blank = len([value for value in given if value.is_meta])
         if not blank:
             return func(*args, **kwargs)
         if func is _ATEN._to_copy.default:
@@ -119,7 +127,7 @@ class Shapes:
         return self._made(func, args, kwargs, given)
 
     def _made(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
-        key = (func, _key(args), _key(tuple(kwargs.items())))
+        key = (func, _key(args), _key(tuple(kwargs.items())) if kwargs else ())
         if key not in self._looks:
             made = func(*args, **kwargs)
             self._looks[key] = _looks_of(made, given)
@@ -128,23 +136,23 @@ class Shapes:
         return func(*args, **kwargs) if looks is None else _blank(looks)
 
 
-_Looks = tuple[torch.Size, tuple[int, ...], torch.dtype] | list[Any]
-"""Shape, strides and type of a tensor, or a list of such."""
+_Looks = tuple[torch.Size, tuple[int, ...], torch.dtype] | tuple[()] | list[Any]
+"""Shape, strides and type of a tensor, () for what is not there, or a list of such."""
 
 
 def _key(value: Any) -> Any:
     """What the shape of a result depends on; 1, 1.0 and True differ."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
-    if isinstance(value, list | tuple):
-        return tuple(map(_key, value))
-    return type(value), value
+    if isinstance(value, (list, tuple)):
+        return tuple([_key(each) for each in value])
+    return value.__class__, value
 
 
 def _looks_of(made: Any, given: list[Tensor]) -> _Looks | None:
     """None for what must be made by torch itself: views, and whatever is no tensor."""
     if isinstance(made, list | tuple):
-        looks = [_looks_of(value, given) for value in made]
+        looks = [() if value is None else _looks_of(value, given) for value in made]
         return None if None in looks else looks
     if not isinstance(made, Tensor) or not made.is_meta:
         return None
@@ -156,6 +164,8 @@ def _looks_of(made: Any, given: list[Tensor]) -> _Looks | None:
 def _blank(looks: _Looks) -> Any:
     if isinstance(looks, list):
         return tuple(_blank(each) for each in looks)
+    if not looks:
+        return None
     shape, strides, dtype = looks
     return torch.empty_strided(shape, strides, dtype=dtype, device=META)
 
@@ -166,12 +176,14 @@ def _only_writes(func: Any) -> bool:
     return name.endswith("_") and torch.Tag.inplace_view not in func.tags
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
+    """`found` and the tensors among `values`, however nested."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            _tensors(value, found)
+    return found
 
 
 def _places(value: Tensor) -> Tensor:
@@ -191,10 +203,16 @@ def _indexed(value: Tensor, indices: list[Tensor | None]) -> Tensor:
     return _ATEN.index.Tensor(value.to(META), blank)
 
 
+def _resized(value: Tensor, size: Sequence[int], *how: Any) -> Tensor:
+    """Torch composes it of hundreds of operators on indices, which take up to 0.1 s."""
+    return value.new_empty(*value.shape[:2], *size)
+
+
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     _ATEN._local_scalar_dense.default: lambda value: torch.ones((), dtype=value.dtype).item(),
     _ATEN.nonzero.default: _places,
     _ATEN.index.Tensor: _indexed,
+    _ATEN.upsample_bicubic2d.default: _resized,
 }
 
 
