@@ -5,7 +5,6 @@ it), which for a student of a gigabyte is more than the transfer. The layout is 
 with the header's length, the header in JSON, the tensors one after the other.
 """
 
-import ctypes
 import json
 from math import prod
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.exchange.views import memory_of
 from common.exchange.weights import Payload
 
 STORED = {
@@ -69,9 +69,7 @@ def unpack(payload: Payload) -> dict[str, Tensor]:
     data = np.frombuffer(payload, np.uint8)
     body = 8 + int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8:body].tobytes())
-    # Torch has no notion of memory that can't be written, and would warn of each.
-    memory = (ctypes.c_char * len(data)).from_address(data.ctypes.data)
-    memory.owner = data  # pyright: ignore[reportAttributeAccessIssue]  # outlived by no view
+    memory = memory_of(data)
     found = {}
     for name, facts in header.items():
         if name == "__metadata__":

@@ -1,6 +1,6 @@
 """The one record that travels between roles, live and at rest.
 
-A record is one Arrow batch, one row per sequence. Columns (schema version 2):
+A record is one Arrow batch, one row per sequence. Columns (schema version 3):
 
     id            int64              image index of the run; never re-used for other content
     version       int64              learner steps behind the student's weights that the worker
@@ -13,10 +13,11 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 2):
     policy        string             who sampled the row: data, teacher or student
     law           string             exact or approximate (common/exchange/provenance.py)
     prefix        int64              ground-truth slots at the start, in plan order
-    order, token  int32[L]           grid position and code of every slot
+    order, token  uint16/32[L]       grid position and code of every slot, in the fewest bytes that
+                                     hold the grid's cells, and the vocabulary
     logprob       float32[L]         behaviour log-probability; 0 on slots that were given
     noise         float64[L]         the uniforms that drew the row (optional)
-    input_token   int32[L]           what student and teacher read in every slot, where that differs
+    input_token   uint16/32[L]       what student and teacher read in every slot, where that differs
                                      from `token`, which both are asked for (absent: the same)
     group,        int64              which rows are samples of one condition, and which of them a
     member                           row is, from 0 (absent: every row is alone in its group)
@@ -29,7 +30,8 @@ there are; absent: the classes and the null one), step_sizes, spec, worker, roll
 after scoring teacher_seconds, teacher_busy, teacher_waiting and head (digest of the teacher's
 output head). A record holds whole groups.
 
-Version 1 did not say who sampled a row: its readers took the context called "student" for that.
+Version 2 had int32 where version 3 has uint16 and uint32: it is read alike. Version 1 did not say
+who sampled a row: its readers took the context called "student" for that.
 
 Shape letters: B sequences, L slots.
 """
@@ -45,6 +47,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.exchange.provenance import LAWS, POLICIES
 from common.exchange.trajectory_batch import TrajectoryBatch, concatenate
+from common.exchange.views import view_of
 from common.finite import is_finite
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
@@ -53,12 +56,15 @@ __all__ = ["TrajectoryBatch", "concatenate"]
 PolicyVersion = NewType("PolicyVersion", int)
 """Learner steps behind a set of weights."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = ("2", "3")
+"""Versions that `from_arrow` reads."""
 TEXT = ("context", "policy", "law")
 """Columns of words."""
 INTEGERS = ("id", "version", "label", "prefix", "order", "token")
 OF_ROWS = ("group", "member", "teacher_condition")
 OPTIONAL_INTEGERS = ("input_token", *OF_ROWS)
+INTEGER_TYPES = (np.int32, np.int64, np.uint16, np.uint32)
 
 
 def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
@@ -69,11 +75,13 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
         "label": _to_column(batch.label_B),
         **{name: pa.array(getattr(batch, name), pa.string()) for name in TEXT},
         "prefix": _to_column(batch.prefix_B),
-        "order": _to_column(batch.plan.order_BL.int()),
-        "token": _to_column(batch.token_BL.int()),
+        "order": _to_ids(batch.plan.order_BL, batch.spec.length),
+        "token": _to_ids(batch.token_BL, batch.spec.vocab_size),
         "logprob": _to_column(batch.logprob_BL),
     }
     columns |= {name: _to_column(value) for name, value in _optional(batch).items()}
+    if batch.input_token_BL is not None:
+        columns["input_token"] = _to_ids(batch.input_token_BL, batch.spec.vocab_size)
     columns |= {f"signal.{name}": _to_column(value) for name, value in batch.signal.items()}
     columns |= {f"sequence.{name}": _to_column(value) for name, value in batch.sequence.items()}
     on_policy = batch.version_B[batch.on_policy_B]
@@ -88,10 +96,9 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
 
 def _optional(batch: TrajectoryBatch) -> dict[str, Tensor]:
     """The columns that are there, of those that need not be."""
-    input_token_BL = batch.input_token_BL
     found = {
         "noise": batch.noise_BL,
-        "input_token": None if input_token_BL is None else input_token_BL.int(),
+        "input_token": batch.input_token_BL,
         "group": batch.group_B,
         "member": batch.member_B,
         "teacher_condition": batch.teacher_condition_B,
@@ -100,7 +107,8 @@ def _optional(batch: TrajectoryBatch) -> dict[str, Tensor]:
 
 
 def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
-    """Decode and check; the caller owns the memory.
+    """Decode and check, without a copy: what is not an integer stays where it lies in the record,
+    which lives as long as these tensors. Nobody writes to them.
 
     Raises:
         InputError: another schema version, columns of other names, types or lengths, a token
@@ -128,11 +136,10 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         raise InputError(f"record is damaged: {error}") from None
     step_sizes = tuple(int(n) for n in facts.pop("step_sizes").split(","))
     column = {
-        name: _to_tensor(record.column(name)) for name in record.schema.names if name not in TEXT
+        name: _to_tensor(name, record.column(name))
+        for name in record.schema.names
+        if name not in TEXT
     }
-    for name in (*INTEGERS, *(n for n in OPTIONAL_INTEGERS if n in column)):
-        if column[name].dtype not in (torch.int32, torch.int64):
-            raise InputError(f"record column {name} is {column[name].dtype}, expected an integer")
     return TrajectoryBatch(
         spec=spec,
         id_B=column["id"],
@@ -142,11 +149,11 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         policy=tuple(record.column("policy").to_pylist()),
         law=tuple(record.column("law").to_pylist()),
         prefix_B=column["prefix"],
-        plan=DecodePlan(column["order"].long(), step_sizes),
-        token_BL=column["token"].long(),
+        plan=DecodePlan(column["order"], step_sizes),
+        token_BL=column["token"],
         logprob_BL=column["logprob"],
         noise_BL=column.get("noise"),
-        input_token_BL=column["input_token"].long() if "input_token" in column else None,
+        input_token_BL=column.get("input_token"),
         group_B=column.get("group"),
         member_B=column.get("member"),
         teacher_condition_B=column.get("teacher_condition"),
@@ -165,18 +172,28 @@ def _named(column: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _require_schema(version: str | None) -> None:
-    if version != str(SCHEMA_VERSION):
+    if version not in READABLE:
         found = "no trajectory schema" if version is None else f"trajectory schema {version}"
         raise InputError(
-            f"record has {found}, but this version reads schema {SCHEMA_VERSION}, whose rows say "
-            "who sampled them; sample and score it again"
+            f"record has {found}, but this version reads schemas {' and '.join(READABLE)}, "
+            "whose rows say who sampled them; sample and score it again"
         )
 
 
-def bytes_per_image(length: int, signal_bytes: int, *, noise: bool) -> int:
-    """Wire size of one scored row: fixed columns, int32 order and token, logprob, signal."""
+def id_type(count: int) -> torch.dtype:
+    """The narrowest of the record's types for numbers below `count`."""
+    return torch.uint16 if count <= 2**16 else torch.uint32
+
+
+def bytes_per_image(
+    spec: SequenceSpec, signal_bytes: int, *, noise: bool, groups: bool = False
+) -> int:
+    """Wire size of one scored row: fixed columns, order and token, logprob; `signal_bytes` are
+    those of what scorers say of it."""
+    numbers = 8 * (4 + 2 * groups)
     words = 3 * (4 + 7)  # an offset each, and about as many letters
-    return 4 * 8 + words + length * (4 + 4 + 4 + (8 if noise else 0)) + signal_bytes
+    slot = id_type(spec.length).itemsize + id_type(spec.vocab_size).itemsize + 4 + 8 * noise
+    return numbers + words + spec.length * slot + signal_bytes
 
 
 def _check(batch: TrajectoryBatch) -> None:
@@ -262,8 +279,18 @@ def _to_column(value: Tensor) -> pa.Array:
     return pa.FixedShapeTensorArray.from_numpy_ndarray(array)
 
 
-def _to_tensor(column: pa.Array) -> Tensor:
-    # Copied: views of shared memory are read-only, and torch has no such notion.
-    if isinstance(column, pa.FixedShapeTensorArray):
-        return torch.from_numpy(column.to_numpy_ndarray().copy())
-    return torch.from_numpy(column.to_numpy().copy())
+def _to_ids(value: Tensor, count: int) -> pa.Array:
+    """Numbers below `count` in the fewest bytes. What is not below it stays as it is, for readers
+    to refuse: cut short it could become another number that is."""
+    fits = not value.numel() or (int(value.min()) >= 0 and int(value.max()) < count)
+    return _to_column(value.to(id_type(count)) if fits else value)
+
+
+def _to_tensor(name: str, column: pa.Array) -> Tensor:
+    is_tensor = isinstance(column, pa.FixedShapeTensorArray)
+    array = column.to_numpy_ndarray() if is_tensor else column.to_numpy()
+    if name in INTEGERS or name in OPTIONAL_INTEGERS:
+        if array.dtype not in INTEGER_TYPES:
+            raise InputError(f"record column {name} is {array.dtype}, expected an integer")
+        return torch.from_numpy(array.astype(np.int64))
+    return view_of(array)

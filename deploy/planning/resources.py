@@ -99,10 +99,20 @@ class Sizing:
     @property
     def row_bytes(self) -> int:
         """One scored image on the wire."""
-        signal, length = self.config.teacher.signal, self.spec.length
-        per_token = signal.bytes_per_token(self.teacher.head.in_features, self.spec.vocab_size)
-        noise = self.config.rollout.keep_noise
-        return bytes_per_image(length, length * (per_token + 4), noise=noise)  # + the entropy
+        config, length = self.config, self.spec.length
+        width = self.teacher.head.in_features
+        per_token = config.teacher.signal.bytes_per_token(width, self.spec.vocab_size)
+        per_token += 4  # the entropy
+        per_row = 0
+        for scorer in config.scorers.values():
+            per_token += 4 * len(scorer.token_columns)
+            per_row += 4 * len(scorer.sequence_columns)
+        return bytes_per_image(
+            self.spec,
+            length * per_token + per_row,
+            noise=config.rollout.keep_noise,
+            groups=config.schedule().group_size > 1,
+        )
 
     @property
     def version_bytes(self) -> int:

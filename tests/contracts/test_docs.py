@@ -92,7 +92,7 @@ def test_the_page_on_records_has_the_columns_and_the_version_of_the_code():
     page = (DOCS / "records.md").read_text()
     table = page.split("## Columns")[1].split("## Metadata")[0]
     columns = set(re.findall(r"^\| `([\w.]+)` \|", table, re.M))
-    legend = (trajectory.__doc__ or "").split("(schema version 2):")[1].split("Schema meta")[0]
+    legend = (trajectory.__doc__ or "").split("(schema version 3):")[1].split("Schema meta")[0]
     names = re.findall(r"^    ([\w.]+(?:, \w+)*),?(?: +|$)", legend, re.M)
     known = {name for line in names for name in line.split(", ")}
     assert columns == known

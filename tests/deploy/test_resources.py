@@ -1,5 +1,6 @@
 """What models and their caches weigh, without building them."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import torch
 
 from common.config.plugins import load_plugin
 from common.exchange.provenance import STUDENT
+from common.exchange.trajectory import to_arrow
 from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, peak_bytes
-from deploy.planning.memory import blank_batch, decoding_bytes, sampled_prefixes
-from deploy.planning.resources import skeleton, state_bytes
+from deploy.planning.memory import blank_batch, decoding_bytes, sampled_prefixes, scorer_files
+from deploy.planning.resources import Sizing, skeleton, state_bytes
 from deploy.run_folder.opening import open_run
 from rollout.sampler import decode
 
@@ -86,3 +88,47 @@ def test_the_first_and_the_widest_steps_hold_as_much_as_all_of_them():
 
     all_steps = max(peak_bytes(partial(whole, end)) for end in (min(prefixes), max(prefixes)))
     assert decoding_bytes(config, model) == pytest.approx(all_steps, rel=0.01)
+
+
+SHAPES = {
+    "an official grid": (SequenceSpec(16384, 256, (16, 16), 1000), []),
+    "a larger one in half precision": (
+        SequenceSpec(16384, 576, (24, 24), 1000),
+        ["teacher.signal.kind=guided_hidden", "teacher.signal.dtype=float16"],
+    ),
+    "a few tokens of many codes, with the noise": (
+        SequenceSpec(2**16 + 1, 16, (4, 4), 10),
+        ["rollout.keep_noise=true"],
+    ),
+    "groups, and a second scorer": (
+        SequenceSpec(64, 16, (4, 4), 10),
+        [
+            "rollout.group.size=4",
+            *(f"scorers.{kind}.kind={kind}" for kind in ("teacher", "token_logprob")),
+        ],
+    ),
+    "whole distributions": (SequenceSpec(64, 16, (4, 4), 10), ["teacher.signal.kind=full"]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_image_takes_the_bytes_on_the_wire_that_the_plan_says(shape):
+    """Of a record that the run's scorers made, which know nothing of the plan."""
+    spec, overrides = SHAPES[shape]
+    config, _ = open_run(Path("smoke"), ["rollout.batch_size=8", *overrides])
+    batch = blank_batch(config.models.student.build(spec), (STUDENT,) * 8, config.rollout.sampling)
+    if config.rollout.keep_noise:
+        batch = replace(batch, noise_BL=batch.token_BL.double())
+    if (size := config.rollout.group.size) > 1:
+        row_B = batch.id_B
+        batch = replace(
+            batch,
+            group_B=row_B // size,
+            member_B=row_B % size,
+            facts={"group_size": str(size)},
+        )
+    batch = replace(batch, facts=batch.facts | {"teacher_seconds": "0"})
+    record, files = to_arrow(batch), scorer_files(config, spec, torch.device("cpu"))
+    for scorer in config.scorers.values():
+        record = scorer.build(files).score(record)
+    assert record.nbytes / 8 == pytest.approx(Sizing(config, spec).row_bytes, rel=0.01)
