@@ -68,6 +68,8 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
         query, key = args[:2]
         return 4 * query.numel() * key.shape[2]
+    if func is torch.ops.mkldnn._linear_pointwise.default:  # by a packed weight
+        return 2 * args[0].numel() * out.shape[-1]
     counts = flop_registry.get(func.overloadpacket)
     return counts(*args, **kwargs, out_val=out) if counts else 0
 

@@ -21,6 +21,7 @@ from common.finite import is_finite
 from common.models.backbone import Backbone
 from common.models.decoding import AnyDecoding, DecodingConfig
 from common.models.guidance import Guidance
+from common.models.packed_linear import packed
 from common.models.plan import DecodePlan
 from common.models.top_p import top_p_rules
 from rollout.stepper import Stepper
@@ -156,7 +157,8 @@ def decode(
     row_B, slot_BL = row_B.to(device), slot_BL.to(device)
     noise_BL, given_BL = (of[row_B].gather(1, slot_BL) for of in (noise_BL, given_BL))
     lineup = Lineup(label_B[row_B], drawing, noise_BL, given_BL, is_given_BL, entry_B)
-    token_BL, logprob_BL = _fill(backbone, lineup, sampling, conditions)
+    with packed(backbone, lineup.steps(), lineup.rows_a_step() * (1 + bool(sampling.guidance))):
+        token_BL, logprob_BL = _fill(backbone, lineup, sampling, conditions)
     _require_finite(logprob_BL)
     back_B, back_BL = row_B.argsort(), slot_BL.argsort(1)
     return Decoded(plan, *(of.gather(1, back_BL)[back_B] for of in (token_BL, logprob_BL)))
@@ -187,6 +189,14 @@ class Lineup:
     """On the CPU."""
     entry_B: Tensor
     """The step that each sequence enters with, ascending, on the CPU."""
+
+    def steps(self) -> int:
+        """How many there are to do."""
+        return len(self.plan.step_sizes) - int(self.entry_B[0])
+
+    def rows_a_step(self) -> int:
+        """Tokens that a step decodes, on average over the plan and with all sequences in."""
+        return -(-self.noise_BL.numel() // len(self.plan.step_sizes))
 
     def rows(self) -> list[int]:
         """How many sequences take part in every step."""

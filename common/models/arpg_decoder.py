@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.models.layers import KeyValueCache, RMSNorm, SwiGLU, rotate
+from common.models.packed_linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,11 @@ class Attention(nn.Module):
     def __init__(self, sizes: TwoPassSizes, *, guided: bool) -> None:
         super().__init__()
         self.heads = sizes.heads
-        self.to_q = nn.Linear(sizes.width, sizes.width, bias=False)
+        self.to_q = Linear(sizes.width, sizes.width, bias=False)
         if not guided:
-            self.to_k = nn.Linear(sizes.width, sizes.width, bias=False)
-            self.to_v = nn.Linear(sizes.width, sizes.width, bias=False)
-        self.proj = nn.Linear(sizes.width, sizes.width, bias=False)
+            self.to_k = Linear(sizes.width, sizes.width, bias=False)
+            self.to_v = Linear(sizes.width, sizes.width, bias=False)
+        self.proj = Linear(sizes.width, sizes.width, bias=False)
 
     def queries(self, x_BnC: Tensor, rotary_BnP: Tensor) -> Tensor:
         """query_BHnE."""
@@ -105,8 +106,8 @@ class TwoPassDecoder(nn.Module):
         self.self_dec = nn.ModuleList(SelfBlock(sizes, guided=False) for _ in range(half))
         self.cross_dec = nn.ModuleList(GuidedBlock(sizes, guided=True) for _ in range(half))
         self.norm = RMSNorm(sizes.width)
-        self.to_k = nn.Linear(sizes.width, sizes.width, bias=False)
-        self.to_v = nn.Linear(sizes.width, sizes.width, bias=False)
+        self.to_k = Linear(sizes.width, sizes.width, bias=False)
+        self.to_v = Linear(sizes.width, sizes.width, bias=False)
 
 
 def keys_and_values(

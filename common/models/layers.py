@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.packed_linear import Linear
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm; statistics in float32, cast back before the weight is applied."""
@@ -33,9 +35,9 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, multiple_of: int) -> None:
         super().__init__()
         inner = -(-int(2 * 4 * width / 3) // multiple_of) * multiple_of
-        self.w1 = nn.Linear(width, inner, bias=False)
-        self.w3 = nn.Linear(width, inner, bias=False)
-        self.w2 = nn.Linear(inner, width, bias=False)
+        self.w1 = Linear(width, inner, bias=False)
+        self.w3 = Linear(width, inner, bias=False)
+        self.w2 = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
@@ -175,8 +177,8 @@ class CausalAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.wqkv = nn.Linear(width, 3 * width, bias=False)
-        self.wo = nn.Linear(width, width, bias=False)
+        self.wqkv = Linear(width, 3 * width, bias=False)
+        self.wo = Linear(width, width, bias=False)
 
     def forward(
         self,

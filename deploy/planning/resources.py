@@ -13,6 +13,7 @@ from common.device import precision
 from common.errors import InputError
 from common.exchange.trajectory import bytes_per_image
 from common.models.backbone import Backbone
+from common.models.packed_linear import packed_bytes
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
 from deploy.config import RunConfig
@@ -205,6 +206,8 @@ class Sizing:
             teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).eval()
             held = state_bytes(teacher)
             decoding = max(decoding, decoding_bytes(self.config, teacher, "teacher"))
+        if not gpu:
+            decoding += packed_bytes(student)
         starting = max(starting, held) if gpu else starting + held
         return _process_mb(gpu, computing=weights + held + decoding, starting=starting)
 

@@ -31,6 +31,7 @@ from common.models.layers import (
     require_rotary_heads,
     start_uniform,
 )
+from common.models.packed_linear import Linear
 from common.models.plan import (
     RANDOM_ORDER_STEPS,
     DecodePlan,
@@ -145,7 +146,7 @@ class ARPG(Backbone):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = TwoPassDecoder(config.decoder_sizes())
         self.norm = RMSNorm(config.width)
-        self._add_head(nn.Linear(config.width, spec.vocab_size, bias=False))
+        self._add_head(Linear(config.width, spec.vocab_size, bias=False))
         self._rotary = RotaryTable(spec.grid, config.width // config.heads)
         start_uniform(self, self.head)
 

@@ -28,6 +28,7 @@ from common.models.layers import (
     require_rotary_heads,
     start_uniform,
 )
+from common.models.packed_linear import Linear
 from common.models.plan import DecodePlan, ZipARConfig, ZipARPlan, raster_plan, zipar_plan
 from common.models.top_p import drop_from_top
 from common.models.zipar import BLANK, ZipARCache, feeds
@@ -175,7 +176,7 @@ class LlamaGen(Backbone):
         rates = drop_path_rates(config.drop_path, config.depth)
         self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = RMSNorm(config.width)
-        self._add_head(nn.Linear(config.width, spec.vocab_size, bias=False))
+        self._add_head(Linear(config.width, spec.vocab_size, bias=False))
         self._rotary = RotaryTable(spec.grid, config.width // config.heads)
         start_uniform(self, self.head)
 

@@ -1,0 +1,155 @@
+"""Products of few rows through weights that were packed for them."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.models.backbone import build_seeded
+from common.models.backbones import llamagen
+from common.models.packed_linear import LEAST_STEPS, MOST_ROWS, Linear, packed, packed_bytes
+from common.spec import SequenceSpec
+from rollout.sampler import SamplingConfig, sample
+from tests.rollout.test_decoding import Seen
+
+pytestmark = pytest.mark.skipif(
+    not packed_bytes(Linear(1024, 1024)), reason="this machine packs no weights"
+)
+
+
+class Packed(Seen):
+    """How many products went through a packed weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = self.packings = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func is torch.ops.mkldnn._linear_pointwise.default
+        self.packings += func is torch.ops.mkldnn._reorder_linear_weight.default
+        return func(*args, **(kwargs or {}))
+
+
+def products(layer, x, steps=LEAST_STEPS, rows=2):
+    """The result of a product without gradients, and how often packed weights and packing took
+    part."""
+    with torch.no_grad(), Packed() as seen, packed(layer, steps, rows):
+        found = layer(x)
+    return found, (seen.products, seen.packings)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_rows_are_multiplied_by_the_packed_weight_and_many_by_the_other(bias):
+    layer = Linear(1024, 768, bias=bias)
+    for shape in ((2, 1, 1024), (MOST_ROWS, 1, 1024), (3, 4, 1024)):
+        x = torch.randn(shape)
+        found, counts = products(layer, x)
+        assert counts[0] == 1
+        exact = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)
+    assert products(layer, torch.randn(MOST_ROWS + 1, 1024))[1][0] == 0
+
+
+def test_a_weight_is_packed_once_for_every_change_of_it():
+    layer, x = Linear(1024, 1024), torch.randn(2, 1024)
+    assert products(layer, x)[1] == (1, 1)
+    assert products(layer, x)[1] == (1, 0)
+    other = Linear(1024, 1024).state_dict()
+    layer.load_state_dict(other)
+    found, counts = products(layer, x)
+    assert counts == (1, 1)
+    torch.testing.assert_close(found, F.linear(x, other["weight"], other["bias"]))
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert products(layer, x)[1] == (1, 1)
+    assert products(layer.double(), x.double())[1] == (0, 0)
+    layer.float().load_state_dict(other, assign=True)
+    assert products(layer, x)[1] == (1, 1)
+
+
+def test_another_tensor_with_as_many_updates_is_packed_anew():
+    layer, x = Linear(1024, 1024, bias=False), torch.randn(2, 1024)
+    for swap in (
+        lambda weight: setattr(layer, "weight", nn.Parameter(weight)),
+        lambda weight: setattr(layer.weight, "data", weight),
+    ):
+        layer.weight = nn.Parameter(torch.randn(1024, 1024))
+        products(layer, x)
+        version, weight = layer.weight._version, torch.randn(1024, 1024)
+        swap(weight)
+        assert layer.weight._version == version
+        found, counts = products(layer, x)
+        assert counts == (1, 1)
+        torch.testing.assert_close(found, x @ weight.T, rtol=1e-4, atol=1e-4)
+
+
+def test_many_rows_a_step_pack_the_weights_of_wide_layers_alone():
+    narrow, wide = Linear(1024, 1024), Linear(128, 8192)
+    rows = MOST_ROWS + 1
+    for layer, packs in ((narrow, 0), (wide, 1)):
+        x = torch.randn(rows, layer.in_features)
+        assert products(layer, x, rows=rows)[1] == (packs, packs)
+
+
+def test_few_steps_pack_nothing_but_use_what_is_packed():
+    layer, x = Linear(1024, 1024), torch.randn(2, 1024)
+    assert products(layer, x, LEAST_STEPS - 1)[1] == (0, 0)
+    products(layer, x)
+    assert products(layer, x, 1)[1] == (1, 0)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    found, counts = products(layer, x, 1)
+    assert counts == (0, 0)
+    assert torch.equal(found, F.linear(x, layer.weight, layer.bias))
+
+
+def test_gradients_and_products_outside_decoding_are_torchs_own():
+    layer, x = Linear(1024, 1024), torch.randn(2, 1024)
+    with Packed() as seen, packed(layer, LEAST_STEPS, 2):
+        layer(x).sum().backward()
+    assert (seen.products, layer.weight.grad is not None) == (0, True)
+    with torch.no_grad(), Packed() as seen:
+        layer(x)
+        copy.deepcopy(layer)(x)
+    assert seen.products == 0
+
+
+def test_small_weights_stay_as_they_are():
+    model = nn.Sequential(Linear(512, 512), nn.Linear(1024, 1024))
+    assert packed_bytes(model) == 0
+    assert products(model[0], torch.randn(2, 512))[1] == (0, 0)
+
+
+def test_packed_weights_go_with_their_layer():
+    from common.models import packed_linear
+
+    layer = Linear(1024, 1024)
+    products(layer, torch.randn(2, 1024))
+    before = len(packed_linear._PACKS)
+    del layer
+    gc.collect()
+    assert len(packed_linear._PACKS) == before - 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_decoding_with_packed_weights_draws_what_decoding_without_them_does(guidance):
+    config = llamagen.Config(width=768, depth=1, heads=4)
+    model = build_seeded(config, SequenceSpec(64, 64, (8, 8), 3), 0).eval()
+    nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    sampling = SamplingConfig.model_validate({"guidance": guidance})
+    with Packed() as seen:
+        found = sample(model, torch.tensor([0, 2]), [3, 4], sampling)
+    assert seen.products == 64 * 5
+    plain = copy.deepcopy(model)
+    for layer in plain.modules():
+        if isinstance(layer, Linear):
+            layer.__class__ = nn.Linear
+    with Packed() as seen:
+        wanted = sample(plain, torch.tensor([0, 2]), [3, 4], sampling)
+    assert seen.products == 0
+    assert torch.equal(found.token_BL, wanted.token_BL)
+    torch.testing.assert_close(found.logprob_BL, wanted.logprob_BL, rtol=0, atol=1e-4)
