@@ -14,24 +14,12 @@ from rich.console import Console
 from common.config.plugin_path import VARIABLE, plugin_folders
 from common.errors import RunFailed
 from deploy.backend.bundles import run_bundles
+from deploy.backend.early_imports import ENVIRONMENT, PRIVATE_ENVIRONMENT, forking_interpreter
 from deploy.backend.joined_cluster import joined_address, refused, require_cluster
 from deploy.backend.private_cluster import private_folder, require_limits, worker_environment
 from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
 from deploy.console.stopping import handlers_kept
-
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's default poll costs 2 s a report
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "OMP_NUM_THREADS": "1",
-    "RAY_worker_maximum_startup_concurrency": "4",  # else Ray warns of our dozen small actors
-}
-PRIVATE_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for nodes to be reclaimed
-}
-"""For a cluster that is started here."""
 
 
 @contextmanager
@@ -90,23 +78,28 @@ def _start(
     import ray
     from ray.exceptions import RayError
 
+    from deploy.backend.private_head import PrivateHead
+
     with _waiting(told, "starting a private Ray cluster") as say:
         warning = require_limits(config.cluster.object_store_mb)
         if warning:
             say(f"warning: {warning}")
         folder = stack.enter_context(private_folder())
-        stack.callback(ray.shutdown)
         try:
             with handlers_kept():  # Ray's end the process at once
+                head = PrivateHead(
+                    cpus=cpus or logical_cpus(config),
+                    store_bytes=int(config.cluster.object_store_mb * 2**20),
+                    folder=folder,
+                    interpreter=forking_interpreter(folder, stack),
+                )
+                stack.callback(head.end)
+                stack.callback(ray.shutdown)
                 ray.init(
-                    address="local",
-                    num_cpus=cpus or logical_cpus(config),
-                    include_dashboard=False,
+                    address=head.gcs_address,
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
-                    object_store_memory=int(config.cluster.object_store_mb * 2**20),
                     runtime_env=worker_environment() | plugin_environment(),
-                    _temp_dir=str(folder),
                 )
         except (OSError, RuntimeError, ValueError, RayError) as error:
             reason = str(error).strip().partition("\n")[0]

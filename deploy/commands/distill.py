@@ -16,6 +16,7 @@ For example:
 import argparse
 from typing import TYPE_CHECKING
 
+from deploy.backend.early_imports import begin_imports
 from deploy.cli.arguments import add_config, add_local, open_from, path_option
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def _planned(
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if not (arguments.local or arguments.dry_run):
+        begin_imports(arguments.held)
     config, workspace = open_from(arguments)
     from deploy.console.progress import console, results
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from deploy.backend.early_imports import begin_imports
 from deploy.cli.arguments import add_overrides, open_from
 from deploy.run_folder.shipped import smoke_configs
 
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     import time
 
     started = time.monotonic()
+    begin_imports(arguments.held)
     arguments.config = Path(smoke_configs()[arguments.family])
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))

@@ -1,0 +1,54 @@
+"""Lets the workers of a cluster that is about to be started be imported for, while a command reads
+and checks. Imports nothing heavy itself."""
+
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from deploy.backend.forking.fork_server import ForkServer
+from deploy.backend.joined_cluster import joined_address
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's default poll costs 2 s a report
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "OMP_NUM_THREADS": "1",
+    "RAY_worker_maximum_startup_concurrency": "4",  # else Ray warns of our dozen small actors
+}
+"""Of every process that speaks with Ray."""
+PRIVATE_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for nodes to be reclaimed
+}
+"""For a cluster that is started here."""
+OF_WORKERS = {"PYTHONUNBUFFERED": "1"}
+"""What a raylet adds that is read while Python starts."""
+_begun: list[ForkServer] = []
+"""Before there is a cluster to use it; at most one."""
+
+
+def begin_imports(stack: ExitStack) -> None:
+    """Start the fork server of the private cluster that this command will start, if it will and
+    the system can; it ends with the stack."""
+    if not _begun and (server := _fork_server(stack)) is not None:
+        _begun.append(server)
+        stack.callback(_begun.clear)
+
+
+def forking_interpreter(folder: Path, stack: ExitStack) -> Path | None:
+    """What a private cluster's raylet takes for Python (deploy/backend/forking), in `folder`; None
+    where workers start as Ray has it."""
+    server = _begun.pop() if _begun else _fork_server(stack)
+    return server and server.interpreter(folder)
+
+
+def _fork_server(stack: ExitStack) -> ForkServer | None:
+    if sys.platform != "linux" or joined_address() is not None:
+        return None
+    try:
+        server = ForkServer({**ENVIRONMENT, **os.environ, **OF_WORKERS})
+    except OSError:  # no process to spare: Ray says so, if it finds none either
+        return None
+    stack.callback(server.close)
+    return server

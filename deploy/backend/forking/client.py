@@ -1,0 +1,38 @@
+"""The interpreter of a raylet: hands workers to the fork server, runs anything else itself.
+
+`client.py PYTHON SOCKET SCRIPT ARGUMENTS...`; imports next to nothing, for speed. It lives as long
+as the worker, since the raylet knows it as the worker until that one registers.
+"""
+
+import _socket  # socket.py takes longer to import than all of the rest
+import marshal
+import os
+import sys
+
+
+def main(python: str, path: str, command: list[str]) -> None:
+    """Returns when the worker has ended; does not return where this process becomes it."""
+    if any(word.endswith("/default_worker.py") for word in command):  # else an agent
+        server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        if _is_forked(server, path, command):
+            server.recv(1)  # nothing more comes: the worker has ended
+            return
+        server.close()
+    os.execv(python, [python, *command])
+
+
+def _is_forked(server: _socket.socket, path: str, command: list[str]) -> bool:
+    """Whether the server has a worker for this process's command, files and variables."""
+    files = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+    wish = marshal.dumps((command, dict(os.environ), os.getcwd()))
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, files)]
+    try:
+        server.connect(path)
+        server.sendmsg([len(wish).to_bytes(4, "big")], rights)
+        server.sendall(wish)
+        return server.recv(1) == b"+"
+    except OSError:
+        return False
+
+
+main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,62 @@
+"""Starts the fork server and makes the interpreter of a raylet that uses it."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class ForkServer:
+    """A process that imports from now on, and serves once `interpreter` was asked for.
+
+    It ends when `close` is called or this process ends, however that does.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """`environment` is what workers will have: those that start with another are not forked.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        number = self._listener.fileno()
+        words = [sys.executable, HERE / "server.py", number, *map(os.path.abspath, sys.path)]
+        self._process = subprocess.Popen(
+            [str(word) for word in words],
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[number],
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+
+    def interpreter(self, folder: Path) -> Path:
+        """A program in `folder`, which nobody else can enter, to be taken for Python's; workers
+        that begin before the server has imported everything wait for it."""
+        path = folder / "fork"
+        self._listener.bind(str(path))
+        self._listener.listen(64)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it could not import; clients notice
+            pass
+        self._listener.close()
+        words = [sys.executable, "-I", "-S", HERE / "client.py", sys.executable, path]
+        program = folder / "python"
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
+        program.chmod(0o700)
+        return program
+
+    def close(self) -> None:
+        """End it; workers that it forked live on."""
+        self._listener.close()
+        self._process.kill()
+        self._process.communicate()
