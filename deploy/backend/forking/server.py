@@ -28,6 +28,7 @@ MODULES = (
     "requests",
     "yaml",
     "torch.distributed",
+    "torch._dynamo",  # an optimizer imports it
     "deploy.stages.evaluate",
     "deploy.stages.generate",
     "deploy.stages.learner_rank",
@@ -41,8 +42,8 @@ READ_AT_START = (
 """Variables that begin so count while an interpreter starts or a library loads."""
 FORKS_WELL = "jemalloc_bg_thd"
 """pyarrow's allocator, which has handlers of its own for forks, has a thread of this name."""
-READ_LATER = {"PYTHONBREAKPOINT"}
-"""Ray sets it in a process that is connected."""
+READ_LATER = {"PYTHONBREAKPOINT", "TORCHINDUCTOR_CACHE_DIR"}
+"""Ray sets the one in a process that is connected, torch the other when it imports a compiler."""
 
 
 def main(number: int, folders: list[str]) -> tuple[list[str], socket.socket]:
@@ -113,10 +114,11 @@ def _read_at_start(variables: dict[str, str]) -> dict[str, str]:
 
 
 def become(files: list[int], variables: dict[str, str], folder: str) -> None:
-    """Take over a client's files, variables and folder."""
+    """Take over a client's files, variables and folder, in a process group of its own."""
     for ours, theirs in enumerate(files):
         os.dup2(theirs, ours)
         os.close(theirs)
+    os.setpgid(0, 0)  # Ray ends the whole group of a worker that died, or was told to go
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
