@@ -16,7 +16,6 @@ from building.studies import STUDY
 from fuzzing.trial import Server
 from rich.console import Console
 from torch import Tensor
-from warm_ray.cluster import warm_cluster
 
 from common.config.plugins import load_plugin
 from common.config.schema import apply_override
@@ -26,7 +25,7 @@ from common.exchange.trajectory import TrajectoryBatch
 from common.files.snapshots import Snapshots
 from common.models.backbone import Backbone, build_seeded
 from common.spec import SequenceSpec
-from deploy.backend.session import ENVIRONMENT, secure_environment
+from deploy.backend.session import ENVIRONMENT, cluster, secure_environment
 from deploy.config import RunConfig
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.workspace import Workspace
@@ -235,13 +234,11 @@ def again(tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """One private local cluster for the whole session, whose workers start at once."""
-    import ray
+    """One private local cluster for the whole session, started as commands start theirs."""
+    with cluster(open_run(Path("smoke"), ["cluster.object_store_mb=256"])[0], cpus=16):
+        import ray
 
-    with warm_cluster() as address:
-        ray.init(address=address, log_to_driver=False, logging_level=40)
         yield ray
-        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ def about():
         "umask": os.umask(0o22), "nice": os.nice(0),
         "signals": [str(signal.getsignal(number)).split(" at ")[0] for number in (2, 15, 17)],
         "threads": torch.get_num_threads(), "draw": numpy.random.rand(),
+        "leads its group": os.getpgrp() == os.getpid(),
         "parent": os.getppid(), "pid": os.getpid(),
     }
 
@@ -59,27 +60,42 @@ def start(body: str, **how) -> "subprocess.Popen[str]":
     )
 
 
-def answer(body: str):
-    with start(body) as process:
-        said, _ = process.communicate(timeout=250)
-        assert process.returncode == 0
-        return json.loads(said)
+@pytest.fixture(scope="module")
+def found():
+    """What processes of one cluster say of themselves, and which of them are there at its end."""
+    with start(
+        """
+found = {
+    "imported": [ask(imported), ask(imported, runtime_env=OWN)],
+    "forked": ask(about),
+    "own": ask(about, runtime_env=OWN),
+}
+Holder = ray.remote(num_cpus=0)(type("Holder", (), {"about": lambda self: about()}))
+holders = [Holder.remote(), Holder.remote()]
+found["holders"] = ray.get([holder.about.remote() for holder in holders], timeout=100)
+os.kill(found["forked"]["parent"], signal.SIGKILL)
+more = {"env_vars": {"NOTHING": "1"}}  # of no use, but for another process
+found["without"] = [ask(imported), ask(imported, runtime_env=more)]
+print(json.dumps(found), flush=True)
+input()
+""",
+        stdin=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        found = json.loads(process.stdout.readline())
+        everybody = psutil.Process(process.pid).children(True)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(100) == 0
+    return {**found, "everybody": everybody}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_forked_worker_is_as_one_that_ray_starts():
-    found = answer(
-        """
-print(json.dumps({
-    "imported": [ask(imported), ask(imported, runtime_env=OWN)],
-    "forked": [ask(about) for _ in range(2)],
-    "own": ask(about, runtime_env=OWN),
-}))
-"""
-    )
+def test_a_forked_worker_is_as_one_that_ray_starts(found):
     assert found["imported"] == [[True, True], [False, True]]
-    forked, own = found["forked"][0], found["own"]
+    forked, own = found["forked"], found["own"]
     different = {key for key in own if own[key] != forked[key]}
     assert different <= {"variables", "draw", "pid", "parent"}
     ours, theirs = forked["variables"], own["variables"]
@@ -90,36 +106,27 @@ print(json.dumps({
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_forked_workers_draw_different_numbers():
-    found = answer(
-        """
-Holder = ray.remote(num_cpus=0)(type("Holder", (), {"about": lambda self: about()}))
-holders = [Holder.remote(), Holder.remote()]
-print(json.dumps(ray.get([holder.about.remote() for holder in holders], timeout=100)))
-"""
-    )
-    assert found[0]["pid"] != found[1]["pid"]
-    assert found[0]["draw"] != found[1]["draw"]
+def test_forked_workers_draw_different_numbers(found):
+    first, second = found["holders"]
+    assert first["pid"] != second["pid"]
+    assert first["draw"] != second["draw"]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_without_the_server_workers_start_as_ray_has_it():
-    found = answer(
-        """
-first = ask(about)
-os.kill(first["parent"], signal.SIGKILL)
-more = {"env_vars": {"NOTHING": "1"}}  # of no use, but for another process
-print(json.dumps([ask(imported), ask(imported, runtime_env=more)]))
-"""
-    )
-    assert found == [[True, True], [False, True]]
+def test_without_the_server_workers_start_as_ray_has_it(found):
+    assert found["without"] == [[True, True], [False, True]]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [False, True])
-def test_nothing_is_left_of_a_cluster_that_ended_or_whose_command_was_killed(killed):
+def test_nothing_is_left_of_a_cluster_that_ended(found):
+    require_ended(found["everybody"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_nothing_is_left_of_a_cluster_whose_command_was_killed():
     body = """
 found = ask(about)
 print(json.dumps([found["parent"], found["pid"]]), flush=True)
@@ -127,18 +134,17 @@ input()
 """
     with start(body, stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdin is not None
         pids = json.loads(process.stdout.readline())
         everybody = [*map(psutil.Process, pids), *psutil.Process(process.pid).children(True)]
-        if killed:
-            # The raylet's agents look for it every few seconds, and give up after some.
-            everybody = [p for p in everybody if not p.cmdline()[0].endswith("Agent")]
-            process.send_signal(signal.SIGKILL)
-        else:
-            process.stdin.write("\n")
-            process.stdin.flush()
+        # The raylet's agents look for it every few seconds, and give up after some.
+        everybody = [p for p in everybody if not p.cmdline()[0].endswith("Agent")]
+        process.send_signal(signal.SIGKILL)
         process.wait(100)
+    require_ended(everybody)
+
+
+def require_ended(processes):
     until = time.monotonic() + 30
-    while left := [p for p in everybody if p.is_running() and p.status() != "zombie"]:
+    while left := [p for p in processes if p.is_running() and p.status() != "zombie"]:
         assert time.monotonic() < until, [p.cmdline() for p in left]
         time.sleep(0.1)
