@@ -8,6 +8,7 @@ For example:
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import time
-
     started = time.monotonic()
     begin_imports(arguments.held)
     arguments.config = Path(smoke_configs()[arguments.family])
