@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import psutil
-import torch
 from torch import nn
 
 from common.errors import InputError
+from common.outline import outlines
 
 GB = 2**30
 
@@ -27,5 +27,5 @@ def require_memory(needed: float, what: str, remedy: str) -> None:
 
 def module_bytes(build: Callable[[], nn.Module]) -> int:
     """What the module's parameters and buffers will take, without making them."""
-    with torch.device("meta"):
+    with outlines():
         return sum(value.nbytes for value in build().state_dict().values())

@@ -1,7 +1,9 @@
 """Fixtures shared by all tests; plain functions that several tests import lie in `building`."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -202,21 +204,35 @@ def own_tokens(
     return build
 
 
-@pytest.fixture
-def half(
-    run_in: Callable[..., tuple[RunConfig, Workspace]],
+@pytest.fixture(scope="session")
+def halves(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[RunConfig, Workspace]]:
-    """A run of 4 steps with snapshots of step 2 and 4, made here so that nothing is borrowed."""
+    """Runs of 4 steps with snapshots of step 2 and 4, each made once; nothing is borrowed."""
 
-    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
-        run = run_in(*BASE, "learner.steps=4", *overrides, name=name)
-        for path in run[1].root.rglob("*.safetensors"):
-            contents = path.read_bytes()
-            path.unlink()
-            path.write_bytes(contents)
+    @cache
+    def build(*overrides: str) -> tuple[RunConfig, Workspace]:
+        root = tmp_path_factory.mktemp("half")
+        shutil.copytree(prepared, root, dirs_exist_ok=True)
+        (root / "config.toml").unlink(missing_ok=True)
+        run = open_run(Path("smoke"), [*TINY, *BASE, "learner.steps=4", *overrides], root)
         assert go(run)[0]["steps"] == 4
         assert Snapshots(run[1].snapshots).steps() == [2, 4]
         return run
+
+    return build
+
+
+@pytest.fixture
+def half(
+    halves: Callable[..., tuple[RunConfig, Workspace]], tmp_path: Path
+) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """A copy of such a run, for one test."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        config, made = halves(*overrides)
+        shutil.copytree(made.root, tmp_path / name, symlinks=True)
+        return config, Workspace(tmp_path / name)
 
     return build
 

@@ -18,6 +18,7 @@ from common.files.official import FORMAT, Checkpoint
 from common.files.paths import require_file
 from common.files.tensors import _header, reading_header, save_tensors
 from common.models.backbone import Backbone, BackboneConfig
+from common.outline import outlines
 from common.spec import SequenceSpec
 
 
@@ -84,7 +85,7 @@ def _skeleton(path: Path) -> tuple[Backbone, BackboneConfig, SequenceSpec]:
     header = _header(path)
     if "spec" not in header:
         raise InputError(f"{path}: holds no backbone; expected a file such as student.safetensors")
-    with reading_header(path), torch.device("meta"):
+    with reading_header(path), outlines():
         spec = SequenceSpec.from_dict(json.loads(header["spec"]))
         config: BackboneConfig = make("common.models.backbones", json.loads(header["config"]))
         return config.build(spec), config, spec

@@ -19,6 +19,7 @@ from common.errors import InputError
 from common.files.loading import below, ignoring, load
 from common.files.official import Checkpoint
 from common.models.backbone import Backbone, BackboneConfig
+from common.outline import outlines
 from common.spec import SequenceSpec, require_same_spec
 from common.tokenization.tokenizer import load_tokenizer
 
@@ -94,7 +95,7 @@ class ModelFile:
         return checkpoint
 
     def _skeleton(self) -> Backbone:
-        with torch.device("meta"):
+        with outlines():
             return self.architecture.build(self.spec)
 
     def _check_ours(self, spec: SequenceSpec, config: BackboneConfig) -> None:

@@ -18,6 +18,7 @@ from common.config.schema import UserPath
 from common.errors import InputError
 from common.files.loading import Rename, load
 from common.files.official import Checkpoint
+from common.outline import outlines
 from common.tokenization.conv import GROUPS, ConvSizes, Decoder, Encoder
 from common.tokenization.tokenizer import Tokenizer, TokenizerConfig
 
@@ -84,7 +85,7 @@ class ConvTokenizerConfig(TokenizerConfig, ABC):
             )
         checkpoint = Checkpoint(self.weights)
         self._require_this_network(checkpoint)
-        with torch.device("meta"):
+        with outlines():
             tokenizer = self.build(size=size, channels=channels)
         given = self.given(checkpoint)
         load(tokenizer, checkpoint, self.rename, given=given, dtype=torch.float32)

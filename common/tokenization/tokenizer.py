@@ -20,6 +20,7 @@ from common.config.schema import Config, validate
 from common.errors import InputError
 from common.files.tensors import fill, load_tensors, reading_header, save_tensors
 from common.memory import module_bytes, require_memory
+from common.outline import outlines
 from common.spec import SequenceSpec
 
 
@@ -168,7 +169,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tensors, metadata = load_tensors(path)
     if "image" not in metadata:
         raise InputError(f"{path}: holds no tokenizer; run `varkd tokenize` first")
-    with reading_header(path), torch.device("meta"):
+    with reading_header(path), outlines():
         config: TokenizerConfig = make("common.tokenization.tokenizers", metadata["config"])
         shape = validate(_ImageShape, metadata["image"], source="the images' shape")
         tokenizer = config.build(size=shape.size, channels=shape.channels)

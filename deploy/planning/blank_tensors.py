@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-META = torch.device("meta")
+from common.outline import META
+
 _ATEN: Any = torch.ops.aten
 
 
@@ -39,18 +40,6 @@ def flops(run: Callable[[], object]) -> int:
     with Kernels(torch.float32), Meter(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
-
-
-class Undrawn(TorchFunctionMode):
-    """Weights are not drawn: on the meta device torch takes long to draw nothing."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (Tensor.normal_, nn.init.normal_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 class Meter(TorchDispatchMode):

@@ -7,15 +7,15 @@ from torch import nn
 
 from common.artifacts.model_file import ModelFile
 from common.models.backbone import Backbone, BackboneConfig
+from common.outline import META, outlines
 from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import META, Undrawn
 from rollout.evaluation.features import Classifier
 
 
 def skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
-    with META, Undrawn():
+    with outlines():
         return config.build(spec)
 
 

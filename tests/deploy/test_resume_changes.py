@@ -120,14 +120,6 @@ def relabelled(path: Path) -> None:
 )
 def test_a_file_of_other_contents_under_the_same_name_is_noticed(half, again, name, change, what):
     _, workspace = half()
-    if name == "train_tokens":  # the folder of tokens is borrowed
-        contents = {
-            path.name: path.read_bytes() for path in workspace.train_tokens.parent.iterdir()
-        }
-        workspace.train_tokens.parent.unlink()
-        workspace.train_tokens.parent.mkdir()
-        for file, data in contents.items():
-            (workspace.train_tokens.parent / file).write_bytes(data)
     path = getattr(workspace, name)
     change(path)
     with pytest.raises(InputError) as caught:

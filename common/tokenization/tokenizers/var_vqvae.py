@@ -20,6 +20,7 @@ from common.errors import InputError
 from common.files.loading import load
 from common.files.official import Checkpoint
 from common.models.residual_quantizer import ResidualQuantizer
+from common.outline import outlines
 from common.spec import SequenceSpec
 from common.tokenization.conv import GROUPS, ConvSizes
 from common.tokenization.conv_autoencoder import ConvTokenizer, ConvTokenizerConfig
@@ -73,7 +74,7 @@ class Config(ConvTokenizerConfig):
     def given(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """The quantiser's buffers: the codebook, and the convolutions stacked."""
         width = self.z_channels
-        with torch.device("meta"):
+        with outlines():
             codes = nn.Embedding(self.vocab_size, width)
             phi = nn.ModuleList(nn.Conv2d(width, width, 3) for _ in range(self.phis))
             resi = nn.ModuleDict({"qresi_ls": phi})
