@@ -1,12 +1,10 @@
 """Published checkpoints: every layout, safe and lean reading, clear refusals, export."""
 
 import argparse
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from building.measured import MODELS, loading
 
 from common.artifacts.backbone_file import save_backbone
 from common.artifacts.model_file import ModelFile, official_state
@@ -14,12 +12,12 @@ from common.config.plugins import kinds, load_plugin
 from common.errors import InputError
 from common.files.official import Checkpoint
 from common.models.residual_quantizer import ResidualQuantizer
+from common.outline import outlines
 from common.spec import SequenceSpec
 from common.tokenization.multiscale import MultiscaleTokenizer
 from common.tokenization.tokenizer import save_tokenizer
 from common.tokenization.tokenizers import multiscale_kmeans
 
-ROOT = Path(__file__).parents[2]
 RASTER = SequenceSpec(16384, 256, (16, 16), 1000)
 
 
@@ -185,45 +183,23 @@ def test_refusal_comes_before_memory_is_touched(tmp_path):
         file.load()
 
 
-MEASURE = """
-import resource, sys, torch
-from pathlib import Path
-from common.models.backbones.llamagen import Config
-from common.models.backbone import SequenceSpec
-from common.artifacts.model_file import ModelFile
-torch.set_num_threads(1)
-config = Config(width=1024, depth=4, heads=16)
-spec = SequenceSpec(16384, 256, (16, 16), 1000)
-file = ModelFile(Path(sys.argv[1]), "models.teacher", config, spec, Path("none"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = file.load(getattr(torch, sys.argv[2]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-assert sum(p.numel() for p in model.parameters()) > 7e7
-print(peak * 1024)
-"""
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_loading_peaks_below_1_2_times_the_file(tmp_path, suffix):
+def test_loading_peaks_below_1_2_times_the_file(tmp_path, server, suffix):
     from safetensors.torch import save_file
 
-    from common.models.backbones.llamagen import Config
-
-    with torch.device("meta"):
-        empty = Config(width=1024, depth=4, heads=16).build(RASTER).state_dict()
-    state = {name: torch.full(value.shape, 0.5) for name, value in empty.items()}
-    path = tmp_path / f"official{suffix}"
-    if suffix == ".pt":
-        torch.save({"model": state}, path)
-    else:
-        save_file(state, path)
-    size = path.stat().st_size
-    for dtype, limit in (("float32", 1.2), ("bfloat16", 0.7)):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, path, dtype], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert int(done.stdout) < limit * size, (dtype, int(done.stdout) / size)
+    for name, (config, spec) in MODELS.items():
+        with outlines():
+            empty = config.build(spec).state_dict()
+        state = {key: torch.full(value.shape, 0.5) for key, value in empty.items()}
+        if suffix == ".pt":
+            torch.save({"model": state}, tmp_path / f"{name}.pt")
+        else:
+            save_file(state, tmp_path / f"{name}.safetensors")
+    size = (tmp_path / f"wide{suffix}").stat().st_size
+    for dtype, limit in ((torch.float32, 1.2), (torch.bfloat16, 0.7)):
+        parameters, peak = server.call(loading, tmp_path, suffix, dtype)
+        assert parameters > 7e7
+        assert 0.4 * size < peak < limit * size, (dtype, peak / size)
 
 
 def test_our_own_files_are_checked_against_the_run_as_well(published, tmp_path):

@@ -11,7 +11,6 @@ import pickle
 import pickletools
 import resource
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -19,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from building.measured import reading
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
 from common.files.pickled import PARTS, inspect, read_pickle
 
-ROOT = Path(__file__).parents[2]
 MARK = "was-here"
 
 
@@ -186,26 +185,6 @@ def test_nothing_that_is_allowed_makes_much_out_of_little():
         assert not PARTS.fullmatch(name)
 
 
-LIMITED = """
-import os, resource, sys
-from pathlib import Path
-import torch
-from common.errors import InputError
-from common.files.pickled import read_pickle
-for path in sys.argv[1:]:
-    if os.fork() == 0:  # a peak of its own for every file
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        try:
-            read_pickle(Path(path))
-        except InputError as error:
-            print(str(error))
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, flush=True)
-        os._exit(0)
-    if os.wait()[1]:
-        sys.exit(f"{path}: the process died")
-"""
-
-
 def bombs(folder):
     """Small files that claim much."""
     storage = folder / "storage.pth"
@@ -225,17 +204,11 @@ def bombs(folder):
     yield long
 
 
-def test_small_files_never_take_much_memory(tmp_path):
-    paths = list(bombs(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *paths], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-500:]
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2 * len(paths)
-    for path, said, used in zip(paths, lines[::2], lines[1::2], strict=True):
+def test_small_files_never_take_much_memory(tmp_path, server):
+    for path in bombs(tmp_path):
+        said, used = server.call(reading, path)
         assert "not a readable checkpoint" in said, path.name
-        assert int(used) < 2**28, (path.name, int(used))
+        assert used < 2**28, (path.name, used)
 
 
 @given(data=st.binary(max_size=200), cut=st.integers(0, 3000), flip=st.integers(0, 8 * 1500))

@@ -7,11 +7,13 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 SECONDS = 60.0
 """A command on these tiny files takes one or two; the machine may be busy."""
@@ -81,6 +83,20 @@ class Server:
         """Run `varkd argv` to its end; after `seconds` it is killed, and its code is None."""
         return self.begin(argv, folder, file_bytes=file_bytes).ended(seconds)
 
+    def call(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """What `function` returns in a process of its own; it must lie in a module."""
+        here, there = self._context.Pipe(duplex=False)
+        child = self._context.Process(target=_answer, args=(there, function, arguments))
+        child.start()
+        there.close()
+        try:
+            return here.recv()
+        except EOFError:
+            child.join()
+            raise RuntimeError(f"{function.__name__} ended with {child.exitcode}") from None
+        finally:
+            child.join()
+
 
 @dataclass(frozen=True)
 class Running:
@@ -118,6 +134,14 @@ class Running:
         )
         grown.unlink(missing_ok=True)
         return trial
+
+
+def _answer(to: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    """In the forked process."""
+    import torch
+
+    torch.set_num_threads(1)
+    to.send(function(*arguments))
 
 
 def _command(argv: list[str], folder: str, notes: str, file_bytes: int | None) -> None:
