@@ -45,8 +45,8 @@ def load(
     names = {name: ours for ours, name in source.items()}
     for wanted_dtype, chosen in _by_dtype(module, checkpoint, source, dtype).items():
         for name, value in checkpoint.tensors(chosen, wanted_dtype):
-            module.load_state_dict({names[name]: value}, strict=False, assign=True)
-    module.load_state_dict(given, strict=False, assign=True)
+            given[names[name]] = value
+    module.load_state_dict(given, strict=False, assign=True)  # the tensors themselves
 
 
 def _by_dtype(

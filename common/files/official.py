@@ -24,6 +24,8 @@ TOP_LEVELS = ("model", "module", "state_dict")
 """Where the official samplers look, in this order, when a file is no bare state dict."""
 GROUP_SHARE = 0.05
 """Part of a file that is resident beside the copies that are kept."""
+GROUP_BYTES = 2**24
+"""What is too little to be given back: opening the file anew takes longer."""
 SHOWN = 6
 FORMAT = "varkd-1"
 """What our own safetensors files say in their header."""
@@ -106,7 +108,8 @@ class Checkpoint:
             )
 
     def _groups(self, names: list[str]) -> Iterator[list[str]]:
-        limit = GROUP_SHARE * sum(entry.bytes for entry in self.entries.values())
+        whole = sum(entry.bytes for entry in self.entries.values())
+        limit = max(GROUP_SHARE * whole, GROUP_BYTES)
         group: list[str] = []
         size = 0
         for name in names:

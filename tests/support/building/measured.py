@@ -20,11 +20,13 @@ MODELS = {
 def loading(folder: Path, suffix: str, dtype: torch.dtype) -> tuple[int, int]:
     """(parameters, bytes that the process grew by) of loading the wide model of a folder; before
     that the narrow one, for the libraries' own pages come with their first use."""
+    parameters = grown = 0
     for name, (config, spec) in reversed(MODELS.items()):
         file = ModelFile(folder / f"{name}{suffix}", "models.teacher", config, spec, Path("none"))
         before = _peak()
-        model = file.load(dtype)
-    return sum(parameter.numel() for parameter in model.parameters()), _peak() - before
+        parameters = sum(parameter.numel() for parameter in file.load(dtype).parameters())
+        grown = _peak() - before
+    return parameters, grown
 
 
 def reading(path: Path) -> tuple[str, int]:
