@@ -19,15 +19,19 @@ def outlines() -> Iterator[None]:
 
 
 class _Undrawn(TorchFunctionMode):
-    """On the meta device torch takes up to a millisecond to draw nothing."""
+    """On the meta device torch takes milliseconds to draw nothing, or to scale it."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DRAWING:
+        if func in _CONTENT:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
-_DRAWING = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_}
+_CONTENT: set[Any] = {
+    *(Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_),
+    nn.functional.normalize,
+}
+"""What gives its first operand other content, and nothing else."""

@@ -26,3 +26,4 @@ def test_what_is_made_after_an_outline_is_drawn_again():
         torch.nn.Linear(4, 4)
     assert torch.nn.init.normal_(torch.zeros(100)).std() > 0.5
     assert torch.nn.Linear(4, 4).weight.abs().sum() > 0
+    assert torch.nn.functional.normalize(torch.ones(4), dim=0).sum() == 2

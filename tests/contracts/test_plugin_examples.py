@@ -32,7 +32,7 @@ HOUSE_EXAMPLE = EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text())
 def tree(tmp_path_factory):
     """A copy of the repository with every example in its place."""
     root = tmp_path_factory.mktemp("examples")
-    skipped = shutil.ignore_patterns("__pycache__", "*.npz", "*.safetensors", "*.pt", "*.pth")
+    skipped = shutil.ignore_patterns("*.npz", "*.safetensors", "*.pt", "*.pth")
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, root / name, ignore=skipped)
