@@ -36,12 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.held.enter_context(workspace.locked(arguments.command))
     import torch
 
+    from deploy.backend.beside import beside
     from deploy.backend.session import cluster, warm_up
     from deploy.cli.ending import end, quoted
     from deploy.console.progress import console
     from deploy.stages.distill import distill
     from deploy.stages.evaluate import write_report
     from deploy.stages.pretrain import pretrain_model
+    from deploy.stages.quality import prepare_features
     from deploy.stages.tokenize import tokenize
     from deploy.stages.training import require_finished
 
@@ -50,9 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     with cluster(config, told=target):
         warm_up(config)
         tokenize(config, workspace, target, local=True)
-        for which in ("teacher", "student"):
-            facts = pretrain_model(config, workspace, which, target, restart=True)
-            require_finished(facts, target)
+        with beside("features", prepare_features, config, workspace):
+            for which in ("teacher", "student"):
+                facts = pretrain_model(config, workspace, which, target, restart=True)
+                require_finished(facts, target)
         target.print("placing ledger, buffer, weights, teacher, workers and learner")
         facts = distill(config, workspace, target, local=False, restart=True)
     if facts["stopped"]:

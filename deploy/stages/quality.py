@@ -101,3 +101,8 @@ def feature_facts(config: RunConfig, workspace: Workspace, target: Console) -> d
         weights = config.evaluate.inception_weights
         return {"weights": str(weights) if weights else "torch-fidelity's download"}
     return classifier_facts(config, workspace, target)
+
+
+def prepare_features(config: RunConfig, workspace: Workspace) -> None:
+    """Have the extractor ready before anybody evaluates; says nothing."""
+    feature_facts(config, workspace, Console(quiet=True))
