@@ -10,11 +10,17 @@ For example:
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.backend.early_imports import begin_imports
 from deploy.cli.arguments import add_overrides, open_from
 from deploy.run_folder.shipped import smoke_configs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploy.config import RunConfig
+    from deploy.run_folder.workspace import Workspace
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,28 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.held.enter_context(workspace.locked(arguments.command))
     import torch
 
-    from deploy.backend.beside import beside
-    from deploy.backend.session import cluster, warm_up
     from deploy.cli.ending import end, quoted
     from deploy.console.progress import console
-    from deploy.stages.distill import distill
     from deploy.stages.evaluate import write_report
-    from deploy.stages.pretrain import pretrain_model
-    from deploy.stages.quality import prepare_features
-    from deploy.stages.tokenize import tokenize
-    from deploy.stages.training import require_finished
 
     torch.set_num_threads(1)
-    target = console()
-    with cluster(config, told=target):
-        warm_up(config)
-        tokenize(config, workspace, target, local=True)
-        with beside("features", prepare_features, config, workspace):
-            for which in ("teacher", "student"):
-                facts = pretrain_model(config, workspace, which, target, restart=True)
-                require_finished(facts, target)
-        target.print("placing ledger, buffer, weights, teacher, workers and learner")
-        facts = distill(config, workspace, target, local=False, restart=True)
+    facts = _distilled(config, workspace, target := console())
     if facts["stopped"]:
         return _stopped(facts, workspace.root)
     wall = time.monotonic() - started
@@ -70,6 +60,28 @@ def run(arguments: argparse.Namespace) -> int:
         following=f"varkd sample {quoted(workspace.root)}  # for your images: varkd init FOLDER",
     )
     return 0
+
+
+def _distilled(config: "RunConfig", workspace: "Workspace", target: "Console") -> dict[str, Any]:
+    """From images to a student, on a private cluster; what the distillation says of itself. The
+    features of the evaluation get ready beside the models."""
+    from deploy.backend.beside import beside
+    from deploy.backend.session import cluster, warm_up
+    from deploy.stages.distill import distill
+    from deploy.stages.pretrain import pretrain_model
+    from deploy.stages.quality import prepare_features
+    from deploy.stages.tokenize import tokenize
+    from deploy.stages.training import require_finished
+
+    with cluster(config, told=target):
+        warm_up(config)
+        tokenize(config, workspace, target, local=True)
+        with beside("features", prepare_features, config, workspace):
+            for which in ("teacher", "student"):
+                facts = pretrain_model(config, workspace, which, target, restart=True)
+                require_finished(facts, target)
+        target.print("placing ledger, buffer, weights, teacher, workers and learner")
+        return distill(config, workspace, target, local=False, restart=True)
 
 
 def _stopped(facts: dict[str, Any], root: Path) -> int:
