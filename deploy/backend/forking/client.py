@@ -35,4 +35,5 @@ def _is_forked(server: _socket.socket, path: str, command: list[str]) -> bool:
         return False
 
 
-main(sys.argv[1], sys.argv[2], sys.argv[3:])
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
