@@ -8,7 +8,6 @@ from building.objectives import built
 from torch.nn import functional as F
 
 from common.config.plugins import kinds, load_plugin
-from common.errors import InputError
 from learner.divergence import Divergence
 from learner.objective import TokenChunk
 from learner.objectives import (
@@ -21,11 +20,10 @@ from learner.objectives import (
     imitkd,
     kd,
     mle,
-    sampled_rkl,
     sinkd,
     varkd,
 )
-from learner.relaxation import RelaxationConfig, number_by_first_code
+from learner.relaxation import number_by_first_code
 from learner.resources import NAMES, Resources
 
 V, C, N = 24, 7, 40
@@ -282,34 +280,3 @@ def test_sinkd_adds_the_published_transport_cost_of_each_group(student_NV, teach
         (grad,) = torch.autograd.grad(found_N[rows].mean(), student_NV, retain_graph=True)
         (expected,) = torch.autograd.grad(wanted, q_nV)
         torch.testing.assert_close(grad[rows], expected, atol=1e-7, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("objective", "shares", "reason"),
-    [
-        (mle.Config(), {"student": 1.0}, "learns from data or teacher sequences only"),
-        (sampled_rkl.Config(), {"data": 1.0, "student": 0.0}, "learns from rollouts only"),
-        (varkd.Config(), {"student": 1.0}, "no loss sees single codes"),
-        (varkd.Config(data_apply="relax"), {"data": 0.9, "student": 0.1}, "single codes"),
-    ],
-)
-def test_mixtures_that_defeat_an_objective_are_refused(objective, shares, reason):
-    with pytest.raises(InputError, match=reason):
-        objective.check(shares)
-
-
-def test_mixtures_that_an_objective_can_use_pass(objective):
-    objective.config.check({"data": 0.9, "student": 0.1})
-
-
-@pytest.mark.parametrize(
-    "anchored",
-    [
-        varkd.Config(relaxation=RelaxationConfig(mix=0.9)),
-        varkd.Config(relaxation=RelaxationConfig(factor=1)),
-        gkd.Config(),
-    ],
-)
-def test_rollouts_alone_are_fine_where_something_sees_single_codes(anchored):
-    anchored.check({"data": 0.0, "student": 1.0})
-    varkd.Config(data_apply="both", cross_entropy=0.1).check({"data": 0.5, "student": 0.5})

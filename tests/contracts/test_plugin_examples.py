@@ -13,6 +13,7 @@ COPIED = ("common", "rollout", "teacher_server", "learner", "deploy", "tests", "
 EXAMPLE = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.S | re.M)
 CONTRACTS = (
     "tests/contracts/test_objectives.py",
+    "tests/contracts/test_mixtures.py",
     "tests/contracts/test_backbones.py",
     "tests/contracts/test_tokenizers.py",
     "tests/contracts/test_token_sources.py",
