@@ -32,7 +32,7 @@ ALIGNED = 64
 """Tensors begin at multiples of this, as vector instructions like it."""
 
 
-def pack(module: nn.Module, dtype: torch.dtype) -> bytearray:
+def pack(module: nn.Module, dtype: torch.dtype) -> memoryview:
     """A module's state as safetensors bytes: what travels to rollout workers.
 
     Parameters travel in `dtype`; buffers as they are (a quantiser must stay exact).
@@ -53,7 +53,7 @@ def pack(module: nn.Module, dtype: torch.dtype) -> bytearray:
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNED)
-    packed = bytearray(8 + len(text) + end)
+    packed = np.empty(8 + len(text) + end, np.uint8).data  # a bytearray is filled with zeros first
     packed[: 8 + len(text)] = len(text).to_bytes(8, "little") + text
     for name, value in unpack(packed).items():
         value.copy_(state[name].detach())

@@ -61,7 +61,8 @@ class ReplicaProxy:
 class WeightsProxy(ActorProxy):
     """The weight store, with payloads in the object store: one transfer per node.
 
-    The publishing learner may die, so the store's process puts the payload and owns it.
+    The publishing learner may die, so the store's process puts the payload and owns it: a copy
+    within shared memory, as Ray (since 2.56) lets nobody put what is to belong to another.
     """
 
     def publish(self, weights: Weights) -> None:

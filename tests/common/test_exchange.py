@@ -211,6 +211,23 @@ def test_weights_are_versioned_kept_for_the_bound_and_checked():
         damaged.verified()
 
 
+@pytest.mark.parametrize("at", [0, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**16 + 99])
+def test_damage_is_found_in_every_part_of_the_weights(at):
+    """Two whole blocks of the digest, and a hundred bytes more."""
+    payload = bytearray(random.Random(0).randbytes(2**16 + 100))
+    weights = Weights.of(1, bytes(payload))
+    assert weights.verified() == payload
+    payload[at] ^= 16
+    with pytest.raises(ValueError, match="version 1 arrived damaged"):
+        replace(weights, payload=payload).verified()
+
+
+def test_blocks_of_weights_in_another_order_are_damage():
+    first, second = bytes(2**15), bytes([1]) * 2**15
+    with pytest.raises(ValueError, match="arrived damaged"):
+        replace(Weights.of(1, first + second), payload=second + first).verified()
+
+
 def test_draws_are_pure_functions_of_seed_and_index():
     one, two, other = Draws(7, 10), Draws(7, 10), Draws(8, 10)
     assert [one.row(i) for i in range(30)] == [two.row(i) for i in reversed(range(30))][::-1]

@@ -1,4 +1,4 @@
-"""A record's way through the buffer on Ray: its bytes travel once, and outlive who sent them."""
+"""What goes by reference on Ray: records and weights travel once, and outlive who sent them."""
 
 import pyarrow as pa
 import pytest
@@ -7,6 +7,7 @@ from building.records import START
 from common.exchange.buffer import Buffer
 from common.exchange.ledger import Ledger
 from common.exchange.schedule import Schedule
+from common.exchange.weights import Weights, WeightStore
 from deploy.backend.actors import ActorOptions
 from teacher_server.scorer import Delivery
 
@@ -101,3 +102,21 @@ def test_whoever_is_no_actor_can_send_too(wired):
     record = pa.RecordBatch.from_pydict({"id": [1, 2]}).replace_schema_metadata(facts)
     assert buffer.put(record, 1)
     assert take(buffer, 0)[0].equals(record)
+
+
+def test_weights_outlive_the_process_that_published_them(placed, ray_cluster):
+    class Publisher:
+        def __init__(self, weights):
+            self.weights = weights
+
+        def publish(self, version, payload):
+            self.weights.publish(Weights.of(version, payload))
+
+    weights = placed(WeightStore, 2, site=ActorOptions("weights"))
+    publisher = placed(Publisher, weights, site=ActorOptions("publisher"))
+    placed.wait_ready()
+    payload = bytes(range(256)) * 2**12
+    publisher.publish(0, payload)
+    ray_cluster.kill(publisher._actor)
+    assert weights.newest(0) == 0
+    assert weights.get(0, 20).verified() == payload
