@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.models.backbone import build_seeded
-from common.models.backbones import llamagen
+from common.models.backbones import arpg, llamagen
 from common.models.packed_linear import LEAST_STEPS, MOST_ROWS, Linear, packed, packed_bytes
 from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig, sample
@@ -135,21 +136,26 @@ def test_packed_weights_go_with_their_layer():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("guidance", [None, 2.0])
-def test_decoding_with_packed_weights_draws_what_decoding_without_them_does(guidance):
-    config = llamagen.Config(width=768, depth=1, heads=4)
-    model = build_seeded(config, SequenceSpec(64, 64, (8, 8), 3), 0).eval()
+@pytest.mark.parametrize("how", [{}, {"guidance": 2.0}, {"top_k": 9, "top_p": 0.8}], ids=str)
+@pytest.mark.parametrize(("family", "layers"), [(llamagen, 6), (arpg, 15)])
+def test_decoding_with_packed_weights_draws_what_decoding_without_them_does(family, layers, how):
+    """From a small vocabulary: of a large one, a draw may be between two roundings of a sum."""
+    config = family.Config(width=768, depth=2 if family is arpg else 1, heads=4)
+    model = build_seeded(config, SequenceSpec(1024, 36, (6, 6), 3), 0).eval()
     nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    sampling = SamplingConfig.model_validate({"guidance": guidance})
-    with Packed() as seen:
-        found = sample(model, torch.tensor([0, 2]), [3, 4], sampling)
-    assert seen.products == 64 * 5
+    prefixes = {"prefix_B": torch.tensor([0, 20]), "cell_BL": torch.zeros(2, 36, dtype=torch.long)}
+    draw = partial(sample, label_B=torch.tensor([0, 2]), seeds=[3, 4], **prefixes)
+    sampling = SamplingConfig.model_validate(how)
     plain = copy.deepcopy(model)
     for layer in plain.modules():
         if isinstance(layer, Linear):
             layer.__class__ = nn.Linear
     with Packed() as seen:
-        wanted = sample(plain, torch.tensor([0, 2]), [3, 4], sampling)
+        found = draw(model, sampling=sampling)
+    assert seen.packings == layers
+    assert seen.products >= 36 * layers
+    with Packed() as seen:
+        wanted = draw(plain, sampling=sampling)
     assert seen.products == 0
     assert torch.equal(found.token_BL, wanted.token_BL)
     torch.testing.assert_close(found.logprob_BL, wanted.logprob_BL, rtol=0, atol=1e-4)
