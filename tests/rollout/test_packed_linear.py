@@ -73,10 +73,14 @@ def test_a_weight_is_packed_once_for_every_change_of_it():
 
 def test_another_tensor_with_as_many_updates_is_packed_anew():
     layer, x = Linear(1024, 1024, bias=False), torch.randn(2, 1024)
-    for swap in (
-        lambda weight: setattr(layer, "weight", nn.Parameter(weight)),
-        lambda weight: setattr(layer.weight, "data", weight),
-    ):
+
+    def another(weight):
+        layer.weight = nn.Parameter(weight)
+
+    def other_data(weight):
+        layer.weight.data = weight
+
+    for swap in (another, other_data):
         layer.weight = nn.Parameter(torch.randn(1024, 1024))
         products(layer, x)
         version, weight = layer.weight._version, torch.randn(1024, 1024)
