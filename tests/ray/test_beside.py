@@ -46,7 +46,11 @@ def test_a_block_that_raises_ends_the_work(ray_cluster, tmp_path):
         path.write_text(str(os.getpid()))
         time.sleep(600)
 
-    with pytest.raises(KeyboardInterrupt), beside("wait", wait):
-        until(lambda: path.exists() and path.read_text())
-        raise KeyboardInterrupt
+    def give_up():
+        with beside("wait", wait):
+            until(lambda: path.exists() and path.read_text())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        give_up()
     until(lambda: not psutil.pid_exists(int(path.read_text())))
