@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from common.errors import Verdict
+from common.exchange.assembly import Assembled, Share
 from common.exchange.schedule import Schedule
 
 
@@ -33,14 +34,6 @@ class TrajectorySink(Protocol):
             InputError, RunFailed: the run was ended with that.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One rank's records of a step, and the leases of the whole step."""
-
-    records: list[pa.RecordBatch]
-    leases: list[int]
 
 
 class TrajectorySource(Protocol):
@@ -68,7 +61,7 @@ class LeaseBook(Protocol):
         ...
 
     def reopen(self, numbers: Iterable[int], generation: int) -> None:
-        """Have leases of `generation` sampled anew, whose records were too old."""
+        """Have leases of `generation` sampled anew, whose records were too old or are lost."""
         ...
 
 
@@ -98,14 +91,6 @@ class Held:
     facts: RecordFacts
 
 
-@dataclass(frozen=True, slots=True)
-class Assembled:
-    """The records of one learner step by lease, and which shards have fetched theirs."""
-
-    records: dict[int, Any]
-    fetched: set[int]
-
-
 class Buffer:
     """Thread-safe. `put` waits while full, `take` waits until a whole step can be assembled.
 
@@ -126,6 +111,7 @@ class Buffer:
         self._cause: Verdict | None = None
         self._dropped = 0
         self._duplicates = 0
+        self._lost = 0
 
     def put(self, record: pa.RecordBatch, timeout: float) -> bool:
         """Store one lease's record; False when there was no room within `timeout` seconds.
@@ -150,10 +136,10 @@ class Buffer:
             with self._changed:
                 if is_wanted:
                     self._renew(facts.generation)
-                if is_wanted and facts.generation == self._generation:
-                    self._records[facts.lease] = held
-                else:
+                if not is_wanted or facts.generation != self._generation:
                     self._duplicates += facts.images
+                elif not any(step.fill(facts.lease, held.content) for step in self._mended()):
+                    self._records[facts.lease] = held
         return True
 
     @contextmanager
@@ -203,6 +189,16 @@ class Buffer:
             if share is not None or time.monotonic() >= deadline:
                 return share
 
+    def lost(self, step: int, numbers: list[int]) -> None:
+        """Records of `step` are gone where they lay, as whoever took them found out: their leases
+        are sampled again, and until then nobody gets the step. Every lease stays in its step."""
+        with self._changed:
+            assembled, generation = self._assembled.get(step), self._generation
+            gone = assembled.lose(numbers) if assembled else []
+            self._lost += len(gone)
+        if gone:
+            self._ledger.reopen(gone, generation)
+
     def clear(self, generation: int) -> None:
         """Forget everything before `generation`: the learner restarted from a checkpoint, and the
         ledger gave it that number."""
@@ -225,6 +221,7 @@ class Buffer:
                 "buffer/fill": images / self._schedule.most_outstanding,
                 "buffer/dropped": self._dropped,
                 "buffer/duplicates": self._duplicates,
+                "buffer/lost": self._lost,
             }
 
     def _renew(self, generation: int) -> None:
@@ -236,20 +233,25 @@ class Buffer:
         self._assembled.clear()
         self._changed.notify_all()
 
+    def _mended(self) -> list[Assembled]:
+        """Steps that wait for a record in the place of a lost one."""
+        return [assembled for assembled in self._assembled.values() if assembled.missing]
+
     def _bytes(self) -> int:
         return sum(held.facts.nbytes for held in self._records.values())
 
     def _has_room(self) -> bool:
         # Below two steps' worth there is always room: what the learner waits for must get in.
         leases = len(self._records) + len(self._arriving)
-        few = leases < 2 * self._schedule.leases_per_step
+        few = leases < 2 * self._schedule.leases_per_step or bool(self._mended())
         size = self._bytes() + sum(self._arriving)
         return few or self._schedule.ordered or size < self._max_bytes
 
     def _has_news(self, step: int, generation: int) -> bool:
         """Whether `take` has something to do; changes nothing."""
         is_over = self._cause is not None or generation != self._generation
-        is_whole = step in self._assembled or self._leases_of(step) is not None
+        assembled = self._assembled.get(step)
+        is_whole = not assembled.missing if assembled else self._leases_of(step) is not None
         return is_over or is_whole or bool(self._stale(step))
 
     def _stale(self, step: int) -> list[int]:
@@ -287,10 +289,9 @@ class Buffer:
             if chosen is None:
                 return None
             records = {number: self._records.pop(number).content for number in chosen}
-            self._assembled[step] = Assembled(records, set())
-        assembled = self._assembled[step]
-        assembled.fetched.add(shard)
-        if len(assembled.fetched) == shards:
-            del self._assembled[step]
+            self._assembled[step] = Assembled(records)
+        # Another rank may be a step behind, and find that one of its records is lost.
+        oldest = step - (shards > 1)
+        self._assembled = {at: kept for at, kept in self._assembled.items() if at >= oldest}
         self._changed.notify_all()
-        return Share(list(assembled.records.values())[shard::shards], list(assembled.records))
+        return self._assembled[step].share(shard, shards)

@@ -3,7 +3,7 @@
 Whoever has scored a record says so to the buffer, which asks for it when there is room. The answer
 to that question is written into the sender's object store, once, and belongs to the buffer, which
 asked: it is still there when the sender has died. The learner reads it where it lies; on another
-node it travels once.
+node it travels once. If the sender's node is gone, the lease is sampled again.
 """
 
 import secrets
@@ -41,7 +41,20 @@ class BufferProxy(ActorProxy):
         )
         if share is None:
             return None
-        return replace(share, records=answer(self._name, partial(ray.get, share.records)))
+        try:
+            return replace(share, records=answer(self._name, partial(ray.get, share.records)))
+        except ServiceDied:  # this one, or only the node where a record lay
+            numbers = zip(share.leases[shard::shards], share.records, strict=True)
+            self.lost(step, [number for number, at in numbers if self._is_lost(at)])
+            return None
+
+    def _is_lost(self, reference: Any) -> bool:
+        """Whether what it stands for is gone, as with the node that had it."""
+        try:
+            answer(self._name, partial(ray.get, reference))
+        except ServiceDied:
+            return True
+        return False
 
 
 @contextmanager

@@ -50,7 +50,9 @@ def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_stalene
             crew.append(f"w{hired}")  # another takes the place of who died
             hired += 1
         share = buffer.take(step, shard=0, shards=1, timeout=0)
-        if share is not None:
+        if share is not None and chance.random() < 0.2:  # a node died before they were read
+            buffer.lost(step, chance.sample(share.leases, chance.randint(1, len(share.leases))))
+        elif share is not None:
             for part in share.records:
                 assert step - int(part.schema.metadata[b"oldest"]) <= max_staleness
                 trained += part.column("id").to_pylist()
@@ -100,6 +102,43 @@ def test_stale_records_are_dropped_counted_and_sampled_again():
     assert buffer.take(PLAIN.max_staleness + 1, shard=0, shards=1, timeout=0) is None
     assert buffer.gauges()["buffer/dropped"] == 2
     assert ledger.lease("w", 0).number == third.number
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_lost_record_is_sampled_again_for_its_step(ordered):
+    """Ranks that had theirs keep it, and the step has the same leases as before."""
+    ledger, buffer = services(replace(PLAIN, ordered=ordered), max_bytes=1)
+    for _ in range(4):
+        buffer.put(record(ledger.lease("w", 0), 0), 0)
+    one, two = (buffer.take(0, shard=shard, shards=2, timeout=0) for shard in (0, 1))
+    assert buffer.take(1, shard=0, shards=2, timeout=0).leases == [2, 3], "it fetches ahead"
+    buffer.lost(0, two.leases[1::2])
+    buffer.lost(0, two.leases[1::2])
+    assert buffer.take(0, shard=1, shards=2, timeout=0) is None
+    assert buffer.gauges()["buffer/lost"] == 1
+    again = ledger.lease("w", 0)
+    assert again.number == 1
+    assert not ledger.stored(1, again.generation + 1)
+    assert buffer.put(record(again, 0), 0)
+    mended = buffer.take(0, shard=1, shards=2, timeout=0)
+    assert mended.leases == one.leases == [0, 1]
+    assert [part.column("id").to_pylist() for part in mended.records] == [[2, 3]]
+    assert ledger.gauges() == {"ledger/leased": 0, "ledger/stored": 4, "ledger/reissued": 0}
+
+
+def test_there_is_room_for_a_record_in_place_of_a_lost_one():
+    """Else the learner would wait for it, and it for the learner."""
+    ledger, buffer = services(replace(PLAIN, max_staleness=7), max_bytes=1)
+    leases = [ledger.lease("w", 0) for _ in range(6)]
+    for lease in leases[:2]:
+        buffer.put(record(lease, 0), 0)
+    lost = buffer.take(0, shard=0, shards=1, timeout=0).leases[:1]
+    for lease in leases[2:]:
+        buffer.put(record(lease, 0), 0)
+    assert not buffer.put(record(ledger.lease("w", 0), 0), 0)
+    buffer.lost(0, lost)
+    assert buffer.put(record(ledger.lease("w", 0), 0), 0)
+    assert buffer.take(0, shard=0, shards=1, timeout=0).leases == [0, 1]
 
 
 def test_data_records_never_go_stale():
