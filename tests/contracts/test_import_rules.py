@@ -82,7 +82,7 @@ OWNERS = {
     "filelock": {"deploy/run_folder/lock.py", "deploy/backend/private_cluster.py"},
     "pyarrow": {
         *("common/exchange/trajectory.py", "common/exchange/buffer.py", "common/data/tokens.py"),
-        *("common/images/columns.py", "common/images/parquet.py"),
+        *("common/images/columns.py", "common/images/parquet.py", "common/exchange/assembly.py"),
         *("rollout/worker.py", "teacher_server/teacher.py"),
         *("teacher_server/scorer.py", "teacher_server/scorers"),
     },
