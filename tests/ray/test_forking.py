@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
+UNSET = {"RAY_ADDRESS", "PS1"}
+"""PS1: a shell that Ray starts a worker by drops it."""
 START = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -55,7 +57,7 @@ def start(body: str, **how) -> "subprocess.Popen[str]":
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        env={name: os.environ[name] for name in os.environ.keys() - UNSET},
         **how,
     )
 
