@@ -21,11 +21,10 @@ def beside(name: str, function: Callable[..., Any], *arguments: Any) -> Iterator
     begun = task.options(name=name).remote(function, *arguments)
     try:
         yield
-    except BaseException:
+        ray.wait([begun])
+    finally:
         if ray.is_initialized():
-            ray.cancel(begun, force=True)
-        raise
-    ray.wait([begun])
+            ray.cancel(begun, force=True)  # nothing, if it is done
 
 
 def _with_one_thread(function: Callable[..., Any], *arguments: Any) -> None:

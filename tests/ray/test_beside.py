@@ -5,15 +5,9 @@ import time
 
 import psutil
 import pytest
+from building.waiting import until
 
 from deploy.backend.beside import beside
-
-
-def until(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
 
 
 @pytest.mark.ray

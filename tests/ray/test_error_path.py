@@ -5,13 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from building.launchers import beside
+from building.waiting import until
 
 from common.artifacts.model_file import ModelFile
 from common.errors import Closed, Diverged, InputError, RunFailed, Verdict
@@ -131,13 +131,6 @@ def begin(services: Services, file: ModelFile, spec=None):
     student = file.architecture.build(spec or file.spec)
     services.weights.publish(Weights.of(0, pack(student, torch.float32)))
     services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
-
-
-def until(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
 
 
 @pytest.mark.ray

@@ -29,8 +29,9 @@ def placed(ray_cluster):
 
 
 @pytest.fixture
-def wired(placed):
-    """(ledger, buffer, sender): the sender's records count how often they were serialised."""
+def sending():
+    """A class of senders whose records count how often they were serialised; it travels to actors,
+    which cannot import this file."""
 
     class Counted:
         def __init__(self, lease):
@@ -63,9 +64,15 @@ def wired(placed):
         def times(self):
             return [record.times for record in self.records.values()]
 
+    return Sender
+
+
+@pytest.fixture
+def wired(placed, sending):
+    """(ledger, buffer, sender)."""
     ledger = placed(Ledger, SCHEDULE, site=ActorOptions("ledger"))
     buffer = placed(Buffer, SCHEDULE, max_bytes=1, ledger=ledger, site=ActorOptions("buffer"))
-    sender = placed(Sender, buffer, site=ActorOptions("sender"))
+    sender = placed(sending, buffer, site=ActorOptions("sender"))
     placed.wait_ready()
     ledger.restore(START)
     for _ in range(3):
