@@ -178,6 +178,12 @@ class RunConfig(Config):
         return self.rollout.model_copy(update=self.generate.model_dump(exclude_none=True))
 
     @property
+    def reads_entropy(self) -> bool:
+        """Whether anything reads the entropy of the teacher's distributions."""
+        scorers = any(scorer.reads_entropy for scorer in self.scorers.values())
+        return scorers or self.objective.reads_entropy()
+
+    @property
     def made_from_conditions(self) -> dict[str, Any]:
         """[conditions] among what decides the contents of a file; classes are what files are of
         that were made before there was anything else."""

@@ -94,7 +94,8 @@ def _chain(
 
     Whoever sends has its own order of the replicas, so that calls go round.
     """
-    files = ScorerFiles(config.teacher, teacher, config.learner.ordered, tables)
+    reads = config.reads_entropy
+    files = ScorerFiles(config.teacher, teacher, config.learner.ordered, tables, reads)
 
     def end() -> Onward:
         return Delivery(buffer)

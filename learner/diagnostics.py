@@ -27,7 +27,8 @@ from learner.token_weights import TokenWeights
 
 OF_ROWS = ("confidence", "survival", "survival_by_distance", "weight")
 """Known before any logit. survival and weight: of the slots of a rollout that have a loss;
-by_distance: at so many slots after the first that was sampled."""
+by_distance: at so many slots after the first that was sampled. The confidence, where a record has
+no entropy because nothing else reads it, is that of watched tokens with a loss."""
 OF_TOKENS = ("divergence", "student_entropy")
 """From the logits of tokens with a loss, the divergence of every one; the entropy, and what an
 objective's `diagnosed` add, of those that are watched (learner/gathered_tokens.py)."""
@@ -158,8 +159,14 @@ class StepStatistics:
 
 
 @torch.no_grad()
-def observe(objective: Objective, chunk: TokenChunk, watch_n: Tensor) -> dict[str, Tensor]:
-    """Numbers of the watched tokens of a chunk, each as long as `watch_n`."""
+def observe(
+    objective: Objective, chunk: TokenChunk, watch_n: Tensor, *, confidence_too: bool = False
+) -> dict[str, Tensor]:
+    """Numbers of the watched tokens of a chunk, each as long as `watch_n`; the teacher's confidence
+    among them where the record does not say it of every token."""
     watched = chunk.only(watch_n)
     numbers = {"student_entropy": entropy_of(watched.student_NV)}
+    if confidence_too and watched.teacher_NV is not None:
+        alpha_n = confidence(entropy_of(watched.teacher_NV), watched.teacher_NV.shape[-1])
+        numbers["confidence"] = alpha_n
     return numbers | objective.diagnostics(watched)

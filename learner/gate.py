@@ -70,6 +70,17 @@ class GateConfig(Config):
         }
         return frozenset(name for name, needed in names.items() if needed)
 
+    @property
+    def reads_confidence(self) -> bool:
+        """Whether a threshold or a weight is one of confidence."""
+        looks = self.closes and self.mode != "speculative"
+        return looks or self.weight == "entropy"
+
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether `token_weights` needs the teacher's entropy over the codes."""
+        return self.reads_confidence and self.entropy_space == "V"
+
     @model_validator(mode="after")
     def _something_to_calibrate_and_to_control(self) -> Self:
         if self.mode == "none" and self.survival_target is not None:
@@ -107,6 +118,8 @@ def token_weights(
     """
     if config.entropy_space == "C":
         alpha_BL = batch.signal["cluster_confidence"]
+    elif not config.reads_confidence:
+        alpha_BL = torch.ones_like(gated_BL, dtype=torch.float32)  # of no consequence
     else:
         alpha_BL = confidence(batch.signal["entropy"], batch.spec.vocab_size)
     open_BL = gated_BL

@@ -30,7 +30,7 @@ from learner.process_group import ProcessGroup, SingleProcess, sum_gradients
 from learner.profile import Profile
 from learner.reduction import Coefficients, coefficients, sequence_coefficients
 from learner.restoring import fitting, require_like, restore_optimizer
-from learner.teacher_targets import TeacherTargets
+from learner.teacher_targets import TeacherTargets, entropy
 from learner.token_weights import ObjectiveState, TokenWeights
 
 
@@ -116,7 +116,9 @@ class Learner:
         if self._teacher is None or not self._objective.config.needs_teacher:
             return light
         self._teacher.check(batch)
-        wanted = self._objective.reads()
+        wanted = dict(self._objective.reads())
+        if self._objective.config.reads_entropy():
+            wanted["entropy"] = entropy
         missing = {name: read for name, read in wanted.items() if name not in signal}
         if not missing:
             return light
@@ -182,7 +184,8 @@ class Learner:
             student_nV = logit_nV.float().log_softmax(-1)
             chunk = chosen.chunk(tokens, student_nV, teacher_nV)
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
-            watched = observe(self._objective, chunk, watch_n)
+            unknown = "entropy" not in chosen.signal
+            watched = observe(self._objective, chunk, watch_n, confidence_too=unknown)
             loss_n = self._objective.token_loss(chunk)
             statistics.add_tokens(chosen.context, slot_n, {"divergence": loss_n})
             statistics.add_tokens(chosen.context, slot_n[watch_n], watched)

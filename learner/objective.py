@@ -128,6 +128,13 @@ class ObjectiveConfig(PluginConfig, ABC):
         own = {n: default for n, default in own.items() if isinstance(default, Divergence)}
         return values | {n: filled(default, values.get(n)) for n, default in own.items()}
 
+    def reads_entropy(self) -> bool:
+        """Whether `token_weights` or `sequence_loss` may look at `entropy` in batch.signal.
+
+        Where neither the objective nor a scorer does, the teacher saves a pass through its head.
+        """
+        return self.needs_teacher
+
     def resources(self) -> frozenset[str]:
         """Names in learner/resources.py of what `build` asks for; nothing else is loaded."""
         return frozenset()
@@ -241,6 +248,11 @@ class PlainObjective(ObjectiveConfig, Objective):
     @property
     def config(self) -> ObjectiveConfig:
         return self
+
+    def reads_entropy(self) -> bool:
+        """Only what an objective writes itself can look at it."""
+        weighs = type(self).token_weights is not Objective.token_weights
+        return self.needs_teacher and (weighs or self.has_sequence_loss)
 
     def build(self, resources: Resources) -> Objective:
         return self

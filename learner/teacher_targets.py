@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.device import autocast
-from common.exchange.signal import SignalConfig
+from common.exchange.signal import SignalConfig, entropy_of
 from common.exchange.trajectory import TrajectoryBatch
 
 Quantity = Callable[[Tensor, Tensor], Tensor]
@@ -25,6 +25,11 @@ def token_logprob(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
 def max_prob(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
     """The probability of the teacher's likeliest code."""
     return logprob_NV.amax(-1).exp()
+
+
+def entropy(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
+    """Entropy in nats, for records that come without."""
+    return entropy_of(logprob_NV)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class ScorerFiles:
     """Whether numbers must not depend on which requests come together."""
     conditions: ConditionTables | None = None
     """All of the run's, by default the classes; scorers are on the teacher's side."""
+    entropy: bool = True
+    """Whether anybody reads the teacher's `signal.entropy`, which takes a pass through its head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ class ScorerConfig(PluginConfig, ABC):
     """Names of its `signal` columns of one float per token, (B, L)."""
     sequence_columns: ClassVar[tuple[str, ...]] = ()
     """Names of its `sequence` columns of one float per row, (B,)."""
+    reads_entropy: ClassVar[bool] = True
+    """Whether it may look at the teacher's `signal.entropy`; where neither a scorer nor the
+    objective does, the teacher saves a pass through its head."""
 
     @abstractmethod
     def build(self, files: ScorerFiles) -> Scorer:

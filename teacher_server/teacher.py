@@ -18,7 +18,7 @@ from common.config.schema import Config, UserPath
 from common.device import place, precision
 from common.errors import Diverged
 from common.exchange.condition import ClassConditions, ConditionTables
-from common.exchange.signal import SignalConfig, entropies
+from common.exchange.signal import SignalConfig
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow, to_arrow
 from common.files.tensors import state_digest
@@ -65,10 +65,12 @@ class Teacher:
         *,
         coalesce: bool,
         conditions: ConditionTables | None = None,
+        entropy: bool = True,
     ) -> None:
         """With `coalesce`, requests that wait together share a pass (`config.batching`);
-        `conditions` are all of the run, by default the classes."""
+        `conditions` are all of the run, by default the classes; `entropy` as `signal_columns`."""
         self._config = config
+        self._entropy = entropy
         self._conditions = conditions
         self._device = place(config.device)
         # In float32 of its own: the forward pass may run in bfloat16, the distribution may not.
@@ -97,7 +99,10 @@ class Teacher:
     def _score_all(self, batches: list[TrajectoryBatch]) -> list[TrajectoryBatch]:
         started, waiting = time.perf_counter(), self._batcher.waiting()
         joined = concatenate(batches).to(self._device)
-        signal = signal_columns(self._config, self._backbone, self._head, joined, self._conditions)
+        models = self._backbone, self._head
+        signal = signal_columns(
+            self._config, *models, joined, self._conditions, entropy=self._entropy
+        )
         columns = {name: value.cpu() for name, value in signal.items()}
         before, self._ended = self._ended, time.perf_counter()
         took = self._ended - started
@@ -123,8 +128,11 @@ def signal_columns(
     head: nn.Linear,
     batch: TrajectoryBatch,
     conditions: ConditionTables | None = None,
+    *,
+    entropy: bool = True,
 ) -> dict[str, Tensor]:
-    """What the teacher says of every token, each (B, L, ...): the signal's columns, and `entropy`.
+    """What the teacher says of every token, each (B, L, ...): the signal's columns, and `entropy`,
+    which takes a pass through the head and can be left out where nobody reads it.
 
     Everything is on one device; `head` is in float32, whatever the backbone is in.
 
@@ -138,7 +146,8 @@ def signal_columns(
             "check teacher.weights and teacher.guidance, or set teacher.dtype=float32"
         )
     signal = config.signal.encode(hidden_BLC, head)
-    signal["entropy"] = entropies(hidden_BLC, head)
+    if entropy:
+        signal["entropy"] = config.signal.entropy(signal, hidden_BLC, head)
     return signal
 
 

@@ -23,6 +23,12 @@ class SignalConfig(PluginConfig, ABC):
     def logprob(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
         """The teacher's normalised logprob_NV from columns gathered to (N, ...)."""
 
+    def entropy(self, column: Mapping[str, Tensor], hidden_BLC: Tensor, head: nn.Linear) -> Tensor:
+        """entropy_BL of the untempered teacher, from what `encode` made of `hidden_BLC` or from the
+        hidden vectors themselves: by default one pass through the head, a chunk of tokens at a
+        time."""
+        return entropies(hidden_BLC, head)
+
     @abstractmethod
     def bytes_per_token(self, width: int, vocab_size: int) -> int:
         """Size on the wire, the entropy column not counted."""
@@ -34,12 +40,13 @@ def entropy_of(logprob: Tensor) -> Tensor:
     return -(probability * logprob.masked_fill(probability == 0, 0)).sum(-1)
 
 
-@torch.no_grad()
-def entropies(hidden_BLC: Tensor, head: nn.Linear, chunk: int = 256) -> Tensor:
-    """entropy_BL of the head's distributions; memory grows with `chunk`, not with B * L * V.
+CHUNK = 256
+"""Tokens whose logits exist at a time: so few that a CPU's cache holds them."""
 
-    The default is so few that a CPU's cache holds their logits.
-    """
+
+@torch.no_grad()
+def entropies(hidden_BLC: Tensor, head: nn.Linear, chunk: int = CHUNK) -> Tensor:
+    """entropy_BL of the head's distributions; memory grows with `chunk`, not with B * L * V."""
     parts = [
         entropy_of(head(part).float().log_softmax(-1))
         for part in hidden_BLC.flatten(0, 1).split(chunk)

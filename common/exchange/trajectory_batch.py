@@ -46,7 +46,7 @@ class TrajectoryBatch:
     teacher_condition_B: Tensor | None = None
     """Id of what only the teacher knows of a row. None: it knows what the student knows."""
     signal: dict[str, Tensor] = field(default_factory=dict)
-    """Teacher columns by name, each (B, L, ...); `entropy` is always there once scored."""
+    """Teacher columns by name, each (B, L, ...); `entropy` among them where anything reads it."""
     sequence: dict[str, Tensor] = field(default_factory=dict)
     """Numbers of whole sequences by name, each (B, ...): what a scorer says of a row."""
     facts: dict[str, str] = field(default_factory=dict)

@@ -126,10 +126,11 @@ def scoring_images(config: RunConfig) -> int:
 
 
 def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
-    """Activations, signal and entropies of one batch."""
+    """Activations and signal of one batch, entropies where they are read."""
     rows = (STUDENT,) * scoring_images(config)
     batch = blank_batch(teacher, rows, config.rollout.sampling)
-    return peak_bytes(lambda: signal_columns(config.teacher, teacher, head, batch))
+    reads = config.reads_entropy
+    return peak_bytes(lambda: signal_columns(config.teacher, teacher, head, batch, entropy=reads))
 
 
 def scorer_files(config: RunConfig, spec: SequenceSpec, device: torch.device) -> ScorerFiles:
@@ -137,7 +138,7 @@ def scorer_files(config: RunConfig, spec: SequenceSpec, device: torch.device) ->
     teacher, architecture = config.teacher, config.models.teacher
     file = BlankModelFile(Path(), "models.teacher", architecture, spec, Path(), device=device)
     here = teacher.model_copy(update={"device": "cpu"})
-    return ScorerFiles(here, file, config.learner.ordered)
+    return ScorerFiles(here, file, config.learner.ordered, entropy=config.reads_entropy)
 
 
 def chain_bytes(
@@ -244,7 +245,8 @@ def _scored(config: RunConfig, batch: TrajectoryBatch, head: nn.Linear) -> Traje
     hidden_BLC = torch.zeros(shape, device=head.weight.device)
     with torch.no_grad():
         signal = config.teacher.signal.encode(hidden_BLC, head)
-    signal["entropy"] = torch.zeros(batch.token_BL.shape)
+    if config.reads_entropy:
+        signal["entropy"] = torch.zeros(batch.token_BL.shape)
     sequence = dict(batch.sequence)
     for scorer in config.scorers.values():
         signal |= {name: torch.zeros(batch.token_BL.shape) for name in scorer.token_columns}

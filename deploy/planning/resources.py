@@ -103,7 +103,7 @@ class Sizing:
         config, length = self.config, self.spec.length
         width = self.teacher.head.in_features
         per_token = config.teacher.signal.bytes_per_token(width, self.spec.vocab_size)
-        per_token += 4  # the entropy
+        per_token += 4 * config.reads_entropy
         per_row = 0
         for scorer in config.scorers.values():
             per_token += 4 * len(scorer.token_columns)

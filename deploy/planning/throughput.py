@@ -51,8 +51,10 @@ def image_flops(sizing: Sizing) -> float:
     head = skeleton(config.models.teacher, spec).head.requires_grad_(False)
 
     def score_and_learn() -> None:
-        signal = signal_columns(config.teacher, teacher, head, batch)
-        signal["entropy"] = torch.zeros(batch.token_BL.shape)
+        reads = config.reads_entropy
+        signal = signal_columns(config.teacher, teacher, head, batch, entropy=reads)
+        if reads:
+            signal["entropy"] = torch.zeros(batch.token_BL.shape)
         planned_learner(config, student, head).step(batch.scored(signal, {"head": ""}))
 
     passes = flops(score_and_learn) / len(policies)
@@ -104,8 +106,9 @@ def _probe(sizing: Sizing) -> float:
         started = time.perf_counter()
         token_BL, seconds = _sampled(sizing, sampler, teacher, batch.label_B)
         found = replace(batch, token_BL=token_BL)
-        signal = signal_columns(config.teacher, teacher, head, found)
-        signal["entropy"].zero_()  # no gate closes for a teacher that learned nothing
+        signal = signal_columns(config.teacher, teacher, head, found, entropy=config.reads_entropy)
+        if config.reads_entropy:
+            signal["entropy"].zero_()  # no gate closes for a teacher that learned nothing
         scored = found.scored(signal, {"head": ""})
         record = to_arrow(scored)
         for scorer in chain:

@@ -33,6 +33,9 @@ class Config(PlainObjective):
     easy_share: Probability = 0.2
     """Weight of the easy tokens (the paper's lambda); hard ones have the rest."""
 
+    def reads_entropy(self) -> bool:
+        return False
+
     def reads(self) -> Mapping[str, Quantity]:
         return {"token_logprob": token_logprob}
 

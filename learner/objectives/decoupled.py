@@ -28,6 +28,9 @@ class Config(gkd.Config):
     horizon: HorizonConfig = HorizonConfig()
     """How far into rollouts the loss looks."""
 
+    def reads_entropy(self) -> bool:
+        return False
+
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
     ) -> TokenWeights:

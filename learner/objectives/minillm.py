@@ -64,6 +64,9 @@ class Config(PlainObjective):
         default = OFFICIAL_KD_SHARE if self.form == "official" else 0.0
         return default if self.kd_share is None else self.kd_share
 
+    def reads_entropy(self) -> bool:
+        return False
+
     def reads(self) -> Mapping[str, Quantity]:
         return {"token_logprob": token_logprob}
 

@@ -33,6 +33,9 @@ class Config(PlainObjective):
     discount: Probability = 0.0
     """How much of the later advantages a token is credited with."""
 
+    def reads_entropy(self) -> bool:
+        return False
+
     def reads(self) -> Mapping[str, Quantity]:
         return {"token_logprob": token_logprob}
 

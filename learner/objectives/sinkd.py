@@ -36,6 +36,9 @@ class Config(kd.Config):
     sinkhorn_temperature: Temperature = 2.0
     """Softens both models' rows before they are compared."""
 
+    def reads_entropy(self) -> bool:
+        return False
+
     def token_weights(
         self, batch: TrajectoryBatch, state: ObjectiveState, ranks: ProcessGroup
     ) -> TokenWeights:

@@ -68,6 +68,9 @@ class Config(ObjectiveConfig):
             "data": filled(data, values.get("data")),
         }
 
+    def reads_entropy(self) -> bool:
+        return self.gate.reads_entropy
+
     def resources(self) -> frozenset[str]:
         return frozenset() if self.relaxation.factor == 1 else frozenset({"clusters"})
 

@@ -1,4 +1,4 @@
-"""The frozen teacher: its signal per token and the entropy of its distributions.
+"""The frozen teacher: its signal per token and, where it is read, the entropy of its distributions.
 
 Everything about it is in [teacher]; its place in [scorers] says what comes before and after it.
 """
@@ -8,12 +8,15 @@ from teacher_server.teacher import Teacher, TeacherConfig
 
 
 class Config(ScorerConfig):
+    reads_entropy = False
+
     def build(self, files: ScorerFiles) -> Teacher:
         return Teacher(
             files.config,
             files.teacher,
             coalesce=not files.ordered,
             conditions=files.conditions,
+            entropy=files.entropy,
         )
 
     def actors(self, teacher: TeacherConfig) -> ScorerActors:

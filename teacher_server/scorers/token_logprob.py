@@ -26,6 +26,7 @@ from teacher_server.scorer import OwnActorsConfig, ScorerFiles
 class Config(OwnActorsConfig):
     token_columns = ("token_logprob",)
     sequence_columns = ("teacher_logprob",)
+    reads_entropy = False
 
     chunk_tokens: Tokens = 4096
     """Tokens whose logits exist at a time."""
@@ -52,7 +53,7 @@ class TokenLogprob:
             InputError: the record has no signal of the teacher yet.
         """
         batch = from_arrow(record)
-        if "entropy" not in batch.signal:
+        if "head" not in batch.facts:
             raise InputError(
                 "scorers: token_logprob found a record without the teacher's signal; put it after "
                 "the table of kind teacher"

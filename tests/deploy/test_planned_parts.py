@@ -104,3 +104,20 @@ def test_flops_are_those_of_the_roles_own_code(run_in):
     chained, _ = run_in(*alone, *CHAIN, name="chained")
     more = image_flops(Sizing(unguided(chained), spec)) - image_flops(sizing)
     assert more == 2 * teacher.head.weight.numel() * spec.length
+
+
+def test_entropies_that_nobody_reads_are_not_planned(run_in):
+    """A pass through the teacher's head is 2 flops per weight and token, an entropy 4 bytes."""
+    names = ("mode", "weight")
+    config, workspace = run_in("contexts.sources.student.ratio=0", "rollout.batch_size=4")
+    without, _ = run_in(
+        "contexts.sources.student.ratio=0",
+        "rollout.batch_size=4",
+        *(f"objective.gate.{name}=none" for name in names),
+        name="without",
+    )
+    spec = sequence_spec(config, workspace)
+    read, unread = Sizing(unguided(config), spec), Sizing(unguided(without), spec)
+    head = skeleton(config.models.teacher, spec).head
+    assert image_flops(read) - image_flops(unread) == 2 * head.weight.numel() * spec.length
+    assert read.row_bytes - unread.row_bytes == 4 * spec.length

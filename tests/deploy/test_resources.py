@@ -108,6 +108,7 @@ SHAPES = {
         ],
     ),
     "whole distributions": (SequenceSpec(64, 16, (4, 4), 10), ["teacher.signal.kind=full"]),
+    "entropies that nobody reads": (SequenceSpec(64, 16, (4, 4), 10), ["objective.kind=kd"]),
 }
 
 

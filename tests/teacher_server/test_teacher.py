@@ -70,6 +70,28 @@ def test_signal_is_the_exact_guided_distribution(stored, tiny, sampled, family, 
     assert per_token == signal.bytes_per_token(model.head.in_features, spec.vocab_size)
 
 
+@pytest.mark.parametrize(
+    ("kind", "entropy", "passes"),
+    [
+        ("guided_hidden", False, 0),
+        ("guided_hidden", True, 1),
+        ("full", False, 1),
+        ("full", True, 1),
+    ],
+)
+def test_every_token_passes_the_head_at_most_once(
+    teacher_file, tiny, sampled, kind, entropy, passes
+):
+    """And never where hidden vectors are sent and nobody reads their entropy."""
+    config = TeacherConfig.model_validate({"signal": {"kind": kind}})
+    teacher = Teacher(config, teacher_file, coalesce=False, entropy=entropy)
+    batch, seen = sampled(tiny("llamagen", 0)), []
+    teacher._head.register_forward_pre_hook(lambda head, args: seen.append(args[0][..., 0].numel()))
+    scored = teacher.opinion(batch)
+    assert ("entropy" in scored.signal) == entropy
+    assert sum(seen) == passes * batch.token_BL.numel()
+
+
 def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, tiny, sampled):
     teacher = server(teacher_file, batching={"max_images": 20, "wait_ms": 200})
     batches = [sampled(tiny("llamagen", 0), seed) for seed in range(4)]
