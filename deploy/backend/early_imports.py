@@ -20,6 +20,7 @@ ENVIRONMENT = {
 """Of every process that speaks with Ray."""
 PRIVATE_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for nodes to be reclaimed
+    "RAY_prestart_worker_first_driver": "0",  # they know no job, so a fork server for them alone
 }
 """For a cluster that is started here."""
 OF_WORKERS = {"PYTHONUNBUFFERED": "1"}

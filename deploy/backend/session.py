@@ -101,9 +101,15 @@ def _start(
                     logging_level=logging.CRITICAL,
                     runtime_env=worker_environment() | plugin_environment(),
                 )
+                ray.remote(num_cpus=0)(_begin).remote()
         except (OSError, RuntimeError, ValueError, RayError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise RunFailed(f"Ray does not start on this machine: {reason}") from error
+
+
+def _begin() -> None:
+    """The first task of a private cluster: the fork server loads Ray for it, while this process
+    does other work (deploy/backend/forking/ray_library.py)."""
 
 
 @contextmanager

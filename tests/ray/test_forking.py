@@ -22,23 +22,32 @@ from deploy.run_folder.opening import open_run
 
 def about():
     import os, signal, sys
-    import numpy, torch  # one of them is imported only here
+    import numpy, ray, torch  # one of them is imported only here
     return {
         "path": sys.path, "folder": os.getcwd(), "python": sys.executable, "flags": str(sys.flags),
         "variables": dict(os.environ), "main": sys.modules["__main__"].__file__,
         "argv": [word.partition("=")[0] for word in sys.argv],
         "umask": os.umask(0o22), "nice": os.nice(0),
         "signals": [str(signal.getsignal(number)).split(" at ")[0] for number in (2, 15, 17)],
-        "threads": torch.get_num_threads(), "draw": numpy.random.rand(),
+        "threads": torch.get_num_threads(),
+        "draws": [numpy.random.rand(), ray.NodeID.from_random().hex(), in_a_thread()],
         "leads its group": os.getpgrp() == os.getpid(),
         "parent": os.getppid(), "pid": os.getpid(),
     }
 
+def in_a_thread():
+    import ray
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: ray.NodeID.from_random().hex()).result()
+
 def imported():
     import sys
-    return "torch" in sys.modules, "ray" in sys.modules
+    return "torch" in sys.modules, "ray.train" in sys.modules
 
 OWN = {"env_vars": {"OMP_DYNAMIC": "FALSE"}}  # read while a library loads: such workers start anew
+ELSEWHERE = {"PYTHONPATH": "/some/place:/another"}
+BOTH = ELSEWHERE | OWN["env_vars"]
 
 with cluster(open_run(Path("smoke"), [])[0], 2):
     import ray
@@ -71,13 +80,14 @@ found = {
     "imported": [ask(imported), ask(imported, runtime_env=OWN)],
     "forked": ask(about),
     "own": ask(about, runtime_env=OWN),
+    "elsewhere": [ask(about, runtime_env={"env_vars": names}) for names in (ELSEWHERE, BOTH)],
 }
 Holder = ray.remote(num_cpus=0)(type("Holder", (), {"about": lambda self: about()}))
 holders = [Holder.remote(), Holder.remote()]
 found["holders"] = ray.get([holder.about.remote() for holder in holders], timeout=100)
 os.kill(found["forked"]["parent"], signal.SIGKILL)
 more = {"env_vars": {"NOTHING": "1"}}  # of no use, but for another process
-found["without"] = [ask(imported), ask(imported, runtime_env=more)]
+found["without"] = ask(imported, runtime_env=more)
 print(json.dumps(found), flush=True)
 input()
 """,
@@ -96,10 +106,10 @@ input()
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_forked_worker_is_as_one_that_ray_starts(found):
-    assert found["imported"] == [[True, True], [False, True]]
+    assert found["imported"] == [[True, True], [False, False]]
     forked, own = found["forked"], found["own"]
     different = {key for key in own if own[key] != forked[key]}
-    assert different <= {"variables", "draw", "pid", "parent"}
+    assert different <= {"variables", "draws", "pid", "parent"}
     ours, theirs = forked["variables"], own["variables"]
     names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
     assert {name for name in names if not name.startswith("RAY_")} <= {"OMP_DYNAMIC"}
@@ -111,13 +121,35 @@ def test_a_forked_worker_is_as_one_that_ray_starts(found):
 def test_forked_workers_draw_different_numbers(found):
     first, second = found["holders"]
     assert first["pid"] != second["pid"]
-    assert first["draw"] != second["draw"]
+    drawn = [*first["draws"], *second["draws"], *found["forked"]["draws"]]
+    assert len(set(drawn)) == len(drawn) == 9
+
+
+def test_a_process_that_has_drawn_a_name_is_not_fit_to_be_forked():
+    body = """
+import ray
+from deploy.backend.forking.ray_library import forks_draw_apart
+before = forks_draw_apart()
+ray.NodeID.from_random()
+print([before, forks_draw_apart()])
+"""
+    done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[True, False]\n", done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_workers_own_places_of_modules_are_searched_first(found):
+    forked, own = found["elsewhere"]
+    assert forked["parent"] == found["forked"]["parent"] != own["parent"]
+    assert forked["path"] == own["path"]
+    assert {"/some/place", "/another"} <= set(own["path"])
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_without_the_server_workers_start_as_ray_has_it(found):
-    assert found["without"] == [[True, True], [False, True]]
+    assert found["without"] == [False, False]
 
 
 @pytest.mark.ray

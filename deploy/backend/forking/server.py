@@ -1,9 +1,8 @@
-"""Imports what the actors of every role need but Ray itself, then forks a worker for each client.
+"""Imports what the actors of every role need, then forks a worker for each client.
 
 `server.py NUMBER PATH...`: the open file of a listening socket, the folders that modules are found
-in. Serves once there is a line on its standard input, ends when that does. Ray's library reads a
-worker's job from its environment and seeds its random names when it is loaded: each worker loads it
-for itself.
+in. Serves once there is a line on its standard input, ends when that does. Ray's library reads its
+variables when it is loaded, so that waits for the first worker's.
 """
 
 import argparse
@@ -17,6 +16,8 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MODULES = (
@@ -35,22 +36,27 @@ MODULES = (
     "deploy.stages.tokenize",
 )
 """Those without which a role works as well (an extra of Ray's) may be missing."""
+PACKAGE = "deploy.backend.forking"
 READ_AT_START = (
     *("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "GLIBC_"),
-    *("TORCH", "PYTORCH", "LANG", "LC_"),
+    *("TORCH", "PYTORCH", "LANG", "LC_", "RAY_"),
 )
 """Variables that begin so count while an interpreter starts or a library loads."""
 FORKS_WELL = "jemalloc_bg_thd"
 """pyarrow's allocator, which has handlers of its own for forks, has a thread of this name."""
-READ_LATER = {"PYTHONBREAKPOINT", "TORCHINDUCTOR_CACHE_DIR"}
-"""Ray sets the one in a process that is connected, torch the other when it imports a compiler."""
+READ_LATER = {
+    "PYTHONPATH",  # `become` heeds it
+    "PYTHONBREAKPOINT",  # Ray sets it in a process that is connected
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC",  # Ray Train sets it for its actors, and reads it there
+    "TORCHINDUCTOR_CACHE_DIR",  # torch sets it when it imports a compiler
+}
+"""These begin so too, and do not."""
 
 
 def main(number: int, folders: list[str]) -> tuple[list[str], socket.socket]:
     """Serve clients; returns, in each worker's process alone, its command and its client."""
     with socket.socket(fileno=number) as listener:
         _import(folders)  # clients wait meanwhile
-        own = _read_at_start(dict(os.environ))
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
         if not os.read(0, 1):
             os._exit(0)
@@ -59,25 +65,31 @@ def main(number: int, folders: list[str]) -> tuple[list[str], socket.socket]:
             if 0 in ready:
                 os._exit(0)
             client, _ = listener.accept()
-            command = _serve(client, own)
+            command = _serve(client, folders)
             if command is not None:
                 return command, client
             client.close()
 
 
-def _import(folders: list[str]) -> None:
+@contextmanager
+def _modules_of(folders: list[str]) -> Iterator[None]:
+    """Modules are found in these folders within the block; what it imported stays for ever, and so
+    do folders that it put first."""
     before = list(sys.path)
     sys.path[:] = folders
-    for name in MODULES:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-    sys.path[:] = before
-    assert "ray" not in sys.modules
-    assert _threads() <= {FORKS_WELL}, "what a thread holds is held for ever in a fork"
+    yield
+    sys.path[:] = sys.path[: -len(folders)] + before
     gc.freeze()
+
+
+def _import(folders: list[str]) -> None:
+    with _modules_of(folders):
+        for name in MODULES:
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name:
+                    raise
 
 
 def _threads() -> set[str]:
@@ -86,7 +98,7 @@ def _threads() -> set[str]:
     return {Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in others}
 
 
-def _serve(client: socket.socket, own: dict[str, str]) -> list[str] | None:
+def _serve(client: socket.socket, folders: list[str]) -> list[str] | None:
     """Fork what the client wishes, if it can be; the worker's command, in its process alone."""
     try:
         length, files, _, _ = socket.recv_fds(client, 4, 3)
@@ -96,9 +108,12 @@ def _serve(client: socket.socket, own: dict[str, str]) -> list[str] | None:
         return None
     try:
         command, variables = within_environment(command, variables)
-        if command and _read_at_start(variables) == own and os.fork() == 0:
+        if command and "ray" not in sys.modules:
+            with _modules_of(folders):  # workers start without this server where it fails
+                importlib.import_module(f"{PACKAGE}.ray_library").load(variables)
+        if command and _may_be_forked(variables) and os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            become(files, variables, folder)
+            become(files, variables, folder, command[0])
             client.sendall(b"+")
             return command
     except BlockingIOError:  # no more processes: the client reports it as Ray would
@@ -108,21 +123,41 @@ def _serve(client: socket.socket, own: dict[str, str]) -> list[str] | None:
     return None
 
 
+def _may_be_forked(variables: dict[str, str]) -> bool:
+    """Whether a new interpreter with these variables would be as this one; what a thread holds is
+    held for ever in a fork."""
+    alike = _read_at_start(variables) == _read_at_start(dict(os.environ))
+    return alike and _threads() <= {FORKS_WELL}
+
+
 def _read_at_start(variables: dict[str, str]) -> dict[str, str]:
     found = {name for name in variables if name.startswith(READ_AT_START)} - READ_LATER
     return {name: variables[name] for name in found}
 
 
-def become(files: list[int], variables: dict[str, str], folder: str) -> None:
-    """Take over a client's files, variables and folder, in a process group of its own."""
+def become(files: list[int], variables: dict[str, str], folder: str, script: str) -> None:
+    """Take over a client's files, variables, folder and places of modules, in a process group of
+    its own."""
     for ours, theirs in enumerate(files):
         os.dup2(theirs, ours)
         os.close(theirs)
     os.setpgid(0, 0)  # Ray ends the whole group of a worker that died, or was told to go
     os.chdir(folder)
+    search(script, os.environ.get("PYTHONPATH"), variables.get("PYTHONPATH"))
     os.environ.clear()
     os.environ.update(variables)
     sys.modules["numpy"].random.seed()  # each process has numbers of its own, as if it had started
+
+
+def search(script: str, before: str | None, now: str | None) -> None:
+    """Let modules be found as for that script where PYTHONPATH is `now`; here it was `before`."""
+    ours, theirs = (
+        [os.path.abspath(path) for path in (paths or "").split(os.pathsep) if path]
+        for paths in (before, now)
+    )
+    own = sys.path.index(os.path.dirname(os.path.abspath(__file__)))
+    others = [path for path in sys.path[own + 1 :] if path not in ours]
+    sys.path[own:] = dict.fromkeys([os.path.dirname(script), *theirs, *others])
 
 
 def within_environment(
@@ -146,5 +181,4 @@ def within_environment(
 
 if __name__ == "__main__":
     (sys.argv, held) = main(int(sys.argv[1]), sys.argv[2:])
-    sys.path[0] = os.path.dirname(sys.argv[0])
     runpy.run_path(sys.argv[0], run_name="__main__")
