@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -56,9 +56,14 @@ class Server:
                 os.environ["PYTHONPATH"] = before
 
     def begin(
-        self, argv: Sequence[object], folder: Path, *, file_bytes: int | None = None
+        self,
+        argv: Sequence[object],
+        folder: Path,
+        *,
+        file_bytes: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> "Running":
-        """Start `varkd argv` in `folder`.
+        """Start `varkd argv` in `folder`, with the variables of `environment` beside its own.
 
         No file that it writes may be longer than `file_bytes`: the system's own refusal, as of a
         full disk. What it says lies beside the folder meanwhile.
@@ -67,7 +72,8 @@ class Server:
         notes = folder.parent / f"{folder.name}.notes"
         notes.mkdir(exist_ok=True)
         child = self._context.Process(
-            target=_command, args=(words, str(folder), str(notes), file_bytes)
+            target=_command,
+            args=(words, str(folder), str(notes), file_bytes, dict(environment or {})),
         )
         child.start()
         return Running(child, tuple(words), notes, time.monotonic())
@@ -79,9 +85,11 @@ class Server:
         *,
         seconds: float = SECONDS,
         file_bytes: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Trial:
         """Run `varkd argv` to its end; after `seconds` it is killed, and its code is None."""
-        return self.begin(argv, folder, file_bytes=file_bytes).ended(seconds)
+        begun = self.begin(argv, folder, file_bytes=file_bytes, environment=environment)
+        return begun.ended(seconds)
 
     def call(self, function: Callable[..., Any], *arguments: object) -> Any:
         """What `function` returns in a process of its own; it must lie in a module."""
@@ -144,8 +152,11 @@ def _answer(to: Connection, function: Callable[..., Any], arguments: tuple[objec
     to.send(function(*arguments))
 
 
-def _command(argv: list[str], folder: str, notes: str, file_bytes: int | None) -> None:
+def _command(
+    argv: list[str], folder: str, notes: str, file_bytes: int | None, environment: dict[str, str]
+) -> None:
     """In the forked process: words go to files, memory has an end, then `main`."""
+    os.environ.update(environment)
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(f"{notes}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
