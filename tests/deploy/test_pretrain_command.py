@@ -78,12 +78,12 @@ def test_a_damaged_file_is_made_anew(run_in, quiet, capsys, damage):
     assert all(torch.equal(again[name], good[name]) for name in good)
 
 
-LONG = "pretrain.student.steps=200"
+LONG = "pretrain.student.steps=120"
 
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory, quiet):
-    """The folder of a pretraining of 200 steps that nobody stopped."""
+    """The folder of a pretraining of 120 steps that nobody stopped."""
     root = tmp_path_factory.mktemp("whole")
     for name in ("tokenizer.safetensors", "tokens"):
         (root / name).symlink_to(prepared / name)
@@ -140,4 +140,4 @@ def test_commands_that_are_stopped_or_killed_go_on(server, run_in, whole, capsys
         for w in (workspace, whole)
     ]
     assert losses[0] == losses[1]
-    assert [step for step, _ in losses[0]] == list(range(1, 201))
+    assert [step for step, _ in losses[0]] == list(range(1, 121))

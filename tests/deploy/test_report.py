@@ -1,26 +1,44 @@
 """What `varkd evaluate` writes, and whether its metric orders what it must."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from building.runs import TINY
 
 from common.errors import InputError
+from deploy.run_folder.opening import open_run
+from deploy.run_folder.workspace import Workspace
 from deploy.stages.distill import distill
 from deploy.stages.evaluate import write_report
 
 REPORT = ("report.json", "report.md", "samples.png", "curves.png", "diagnostics.png")
 
 
-def test_the_report_has_every_promised_number_and_picture_whatever_a_killed_one_left(run_in, quiet):
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory, quiet):
+    """A finished run with students along the way, in whose folder a killed evaluation left much."""
+    root = tmp_path_factory.mktemp("reported")
+    shutil.copytree(prepared, root, dirs_exist_ok=True)
+    (root / "config.toml").unlink(missing_ok=True)
+    config, workspace = open_run(Path("smoke"), [*TINY, "learner.export_every=2"], root)
+    distill(config, workspace, quiet, local=True)
+    for name in REPORT:
+        (root / name).write_bytes(b"half")
+        (root / f".{name}.1.tmp").write_bytes(b"half")
+    return config, workspace
+
+
+@pytest.fixture(scope="module")
+def report(run, quiet):
+    return write_report(*run, quiet)
+
+
+def test_the_report_has_every_promised_number_and_picture_whatever_a_killed_one_left(run, report):
     from PIL import Image
 
-    run = run_in()
-    distill(*run, quiet, local=True)
-    for name in REPORT:
-        (run[1].root / name).write_bytes(b"half")
-        (run[1].root / f".{name}.1.tmp").write_bytes(b"half")
-    report = write_report(*run, quiet)
     stored = json.loads((run[1].root / "report.json").read_text())
     assert stored == json.loads(json.dumps(report))
     assert stored["steps"] == 6
@@ -68,33 +86,54 @@ def test_evaluation_prefers_the_teacher_and_real_images(run_in, quiet):
     assert real < quality.metrics["teacher"]["fid"] < random
 
 
-def test_tensorboard_has_the_same_samples_at_every_kept_step(run_in, quiet, capsys):
-    """Labels and noise are fixed: a grid differs from another only by the weights."""
-    from rich.console import Console
+@pytest.fixture
+def changed(run, report, tmp_path):
+    """A copy of the evaluated run, for a test that changes it."""
+    config, workspace = run
+    shutil.copytree(workspace.root, tmp_path / "changed", symlinks=True)
+    return config, Workspace(tmp_path / "changed")
+
+
+def grids(workspace):
+    """Pictures by tag and step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config, workspace = run_in("learner.export_every=2")
-    distill(config, workspace, quiet, local=True)
     folder = workspace.board / "samples"
+    assert len(list(folder.iterdir())) == 1, "those of an earlier evaluation are replaced"
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return {
+        tag: {event.step: event.encoded_image_string for event in events.Images(tag)}
+        for tag in events.Tags()["images"]
+    }
 
-    def grids():
-        write_report(config, workspace, Console())
-        assert len(list(folder.iterdir())) == 1, "those of an earlier evaluation are replaced"
-        events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-        return {
-            tag: {event.step: event.encoded_image_string for event in events.Images(tag)}
-            for tag in events.Tags()["images"]
-        }
 
-    first = grids()
+def test_a_second_report_has_the_same_samples_of_every_kept_step_and_no_nan(changed, capsys):
+    """Labels and noise are fixed: a grid differs from another only by the weights."""
+    from rich.console import Console
+
+    config, workspace = changed
+    first = grids(workspace)
     assert set(first) == {"samples/teacher", "samples/student", "samples/student_ema"}
     assert list(first["samples/student"]) == [0, 2, 4, 6]
     assert len(set(first["samples/student"].values())) == 4
     workspace.milestone("student", 4).write_bytes(b"cut off")
-    second = grids()
+    with workspace.metrics.open("a") as file:
+        row = '{"step": 7, "loss": NaN, "lag_mean": Infinity, "lag_max": NaN, '
+        file.write(row + '"survival/student": NaN, "share/data": NaN, "time": "x"}\n')
+    write_report(config, workspace, Console())
     assert "no grid of student at step 4" in " ".join(capsys.readouterr().out.split())
     del first["samples/student"][4]
-    assert second == first
+    assert grids(workspace) == first
+    require_whole(workspace.root)
+
+
+def require_whole(root):
+    """Numbers that are not finite leave the report whole."""
+    text = (root / "report.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    page = (root / "report.md").read_text()
+    assert "nan" not in page.lower()
+    assert "staleness | mean -, max" in page
 
 
 @pytest.mark.parametrize(
@@ -117,17 +156,3 @@ def test_a_broken_record_of_the_run_is_named_before_anything_is_sampled(
     with pytest.raises(InputError, match=message):
         write_report(*run, quiet)
     assert not (run[1].root / "report.json").exists()
-
-
-def test_numbers_that_are_not_finite_leave_the_report_whole(run_in, quiet):
-    run = run_in()
-    distill(*run, quiet, local=True)
-    with (run[1].root / "metrics.jsonl").open("a") as file:
-        row = '{"step": 7, "loss": NaN, "lag_mean": Infinity, "lag_max": NaN, '
-        file.write(row + '"survival/student": NaN, "share/data": NaN, "time": "x"}\n')
-    write_report(*run, quiet)
-    text = (run[1].root / "report.json").read_text()
-    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    page = (run[1].root / "report.md").read_text()
-    assert "nan" not in page.lower()
-    assert "staleness | mean -, max" in page
