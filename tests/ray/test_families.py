@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from building.launchers import groups
 
 from common.artifacts.backbone_file import load_backbone
 from common.config.plugins import kinds
@@ -48,7 +49,9 @@ def test_ray_and_one_process_learn_the_same_to_the_bit(finished, ray_cluster, qu
     config, workspace = finished
     alone = losses(workspace)
     before, _ = load_backbone(workspace.student_before)
+    reserved = groups()
     facts = distill(config, workspace, quiet, local=False, restart=True)
+    assert groups() == reserved, "a run leaves no reservation"
     assert facts["steps"] == config.learner.steps
     assert losses(workspace) == alone
     assert len(set(alone)) > 1

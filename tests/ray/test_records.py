@@ -1,9 +1,5 @@
 """What goes by reference on Ray: records and weights travel once, and outlive who sent them."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pyarrow as pa
 import pytest
 from building.records import START
@@ -15,7 +11,6 @@ from common.exchange.weights import Weights, WeightStore
 from deploy.backend.actors import ActorOptions
 from teacher_server.scorer import Delivery
 
-ROOT = Path(__file__).parents[2]
 SCHEDULE = Schedule(10, 4, 4, max_staleness=4, publish_every=1)
 
 
@@ -132,73 +127,3 @@ def test_weights_outlive_the_process_that_published_them(placed, ray_cluster):
     ray_cluster.kill(publisher._actor)
     assert weights.newest(0) == 0
     assert weights.get(0, 20).verified() == payload
-
-
-LOST = """
-import time
-import pyarrow as pa, ray
-from ray.cluster_utils import Cluster
-from common.exchange.buffer import Buffer
-from common.exchange.ledger import Ledger
-from common.exchange.schedule import Schedule
-from deploy.backend.actors import ActorOptions
-from deploy.backend.proxies import RayLauncher
-from teacher_server.scorer import Delivery
-
-quick = {"health_check_period_ms": 300, "health_check_failure_threshold": 2}
-node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": quick})
-ray.init(address=cluster.address, log_to_driver=False)
-place = RayLauncher()
-
-
-class Sender:
-    def __init__(self, onward):
-        self.onward = onward
-
-    def send(self, lease):
-        facts = {"lease": lease.number, "generation": lease.generation, "oldest": -1}
-        body = {"id": list(lease.indices), "body": [b"x" * 2**20] * lease.size}
-        record = pa.RecordBatch.from_pydict(body)
-        metadata = {name: str(value) for name, value in facts.items()}
-        return self.onward.score(record.replace_schema_metadata(metadata))
-
-
-def sender(name):
-    return place(Sender, Delivery(buffer), site=ActorOptions(name, cpus=1))
-
-
-schedule = Schedule(10, 4, 2, max_staleness=4, publish_every=1)
-ledger = place(Ledger, schedule, site=ActorOptions("ledger"))
-buffer = place(Buffer, schedule, max_bytes=2**30, ledger=ledger, site=ActorOptions("buffer"))
-place.wait_ready()
-staying = sender("staying")  # on the only node
-place.wait_ready()
-other = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-going = sender("going")
-place.wait_ready()
-ledger.restore({"step": 0, "frontier": 0, "beyond": []})
-assert going.send(ledger.lease("w", 0)) and staying.send(ledger.lease("w", 0))
-cluster.remove_node(other, allow_graceful=False)
-deadline = time.monotonic() + 60
-while ledger.gauges()["ledger/stored"] == 2:
-    assert time.monotonic() < deadline
-    assert buffer.take(0, shard=0, shards=1, timeout=0.5) is None, "with half of its records"
-again = ledger.lease("w", 0)
-assert (again.number, ledger.lease("w", 0).number) == (0, 2)
-assert staying.send(again)
-share = buffer.take(0, shard=0, shards=1, timeout=20)
-assert [part.column("id").to_pylist() for part in share.records] == [[0, 1], [2, 3]]
-ledger.commit(1, share.leases)
-assert ledger.state() == {"step": 1, "frontier": 2, "beyond": []}
-print("sampled again")
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-def test_a_record_whose_node_died_is_sampled_again():
-    """On two nodes of its own, of which one is killed with the record that lies there."""
-    done = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True)
-    # Ray tells the end of the node in between.
-    assert "sampled again" in done.stdout.splitlines(), done.stdout + done.stderr

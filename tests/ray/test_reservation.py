@@ -1,6 +1,7 @@
 """Room for a run is asked of Ray before anything starts: exactly the bundles of the config."""
 
 import pytest
+from building.launchers import groups
 
 from common.errors import InputError, RunFailed
 from deploy.backend.actors import ActorOptions
@@ -9,17 +10,6 @@ from deploy.stages.distill import distill
 
 pytestmark = pytest.mark.ray
 SEVERAL = ("scorers.teacher.kind=teacher", "scorers.opinion.kind=token_logprob")
-
-
-def groups():
-    """What is held on the cluster, or asked for: the bundles of each placement group."""
-    from ray.util.placement_group import placement_group_table
-
-    return [
-        [dict(bundle) for bundle in group["bundles"].values()]
-        for group in placement_group_table().values()
-        if group["state"] != "REMOVED"
-    ]
 
 
 @pytest.fixture
@@ -108,13 +98,6 @@ def test_who_waits_is_said_and_room_that_comes_late_is_taken(occupied, ray_clust
     with reserved([Bundles("rollout", 2, 1, 0, "rollout worker", placed="alone")], 60, hear):
         assert sorted(groups(), key=repr) == [[{"CPU": 1.0}], [{"CPU": 1.0}], occupied]
     assert heard == ["waiting for room for rollout worker x1 (1 CPUs and 0 GPUs each)"]
-
-
-def test_a_run_leaves_no_reservation(ray_cluster, run_in, quiet):
-    before = groups()
-    config, workspace = run_in("learner.steps=2")
-    assert distill(config, workspace, quiet, local=False)["steps"] == 2
-    assert groups() == before
 
 
 def test_ranks_whose_room_was_taken_meanwhile_end_with_a_sentence(

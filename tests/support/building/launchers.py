@@ -39,3 +39,14 @@ def beside(harm: Callable[[dict[str, Any]], None]) -> Any:
             Thread(target=harm, args=(self.made,), daemon=True).start()
 
     return Beside()
+
+
+def groups() -> list[list[dict[str, float]]]:
+    """What is held on the cluster, or asked for: the bundles of each placement group."""
+    from ray.util.placement_group import placement_group_table
+
+    return [
+        [dict(bundle) for bundle in group["bundles"].values()]
+        for group in placement_group_table().values()
+        if group["state"] != "REMOVED"
+    ]
