@@ -43,7 +43,6 @@ class Config(BaseModel):
         extra="forbid",
         frozen=True,
         validate_default=True,
-        use_attribute_docstrings=True,
         strict=True,
         allow_inf_nan=False,
     )

@@ -102,11 +102,13 @@ def _walk(
 ) -> Iterator[Option]:
     """Every field; `defaults` is what the enclosing section presets."""
     from common.config.sections import held_by
+    from deploy.cli.field_docs import field_docs
     from deploy.cli.readable import default_of, shown, type_of
 
+    meanings = field_docs(model)
     for name, field in model.model_fields.items():
         key, section = prefix + name, held_by(field)
-        meaning = " ".join((field.description or "").split())
+        meaning = " ".join((field.description or meanings.get(name, "")).split())
         tables = dict(section.tables())
         if tables:
             names = " | ".join(tables)
