@@ -79,7 +79,9 @@ class Teacher:
         backbone = weights.load(precision(config.dtype))
         self._backbone = backbone.to(self._device).requires_grad_(False)
         batching = config.batching if coalesce else BatchingConfig(max_images=1, wait_ms=0)
-        self._batcher = Batcher(batching, self._score_all, size=len)
+        self._batcher = Batcher(
+            batching, self._score_all, size=len, tokens=lambda batch: batch.token_BL.numel()
+        )
         self._ended = time.perf_counter()
 
     def score(self, record: pa.RecordBatch) -> pa.RecordBatch:

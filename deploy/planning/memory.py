@@ -116,18 +116,20 @@ def sampled_prefixes(config: RunConfig, spec: SequenceSpec, sampler: SamplerName
     return [prefix for prefix in found if prefix < spec.length]
 
 
-def scoring_images(config: RunConfig) -> int:
-    """Most images in one forward pass of a teacher: requests are joined whole."""
+def scoring_images(config: RunConfig, length: int) -> int:
+    """Most images of `length` tokens in one forward pass of a teacher: requests are joined
+    whole."""
     lease, batching = config.rollout.batch_size, config.teacher.batching
     if config.learner.ordered or batching.wait_ms == 0:
         return lease
     waiting = config.rollout.workers * max(1, config.rollout.in_flight)
-    return lease * min(-(-batching.max_images // lease), waiting)
+    fitting = max(1, batching.max_tokens // (lease * length))
+    return lease * min(-(-batching.max_images // lease), fitting, waiting)
 
 
 def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
     """Activations and signal of one batch, entropies where they are read."""
-    rows = (STUDENT,) * scoring_images(config)
+    rows = (STUDENT,) * scoring_images(config, teacher.spec.length)
     batch = blank_batch(teacher, rows, config.rollout.sampling)
     reads = config.reads_entropy
     return peak_bytes(lambda: signal_columns(config.teacher, teacher, head, batch, entropy=reads))

@@ -28,7 +28,7 @@ from deploy.planning.memory import (
 from deploy.planning.skeletons import parameters, skeleton, state_bytes
 
 LOWER = {
-    "teacher": "teacher.batching.max_images or rollout.batch_size",
+    "teacher": "teacher.batching.max_tokens or rollout.batch_size",
     "rollout": "rollout.workers or rollout.batch_size",
     "learner": "learner.micro_batch or learner.chunk_tokens",
 }
@@ -175,7 +175,7 @@ class Sizing:
         teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).requires_grad_(False)
         weights = state_bytes(teacher) + state_bytes(head)
         # Records as they came, as tensors, and scored.
-        records = 3 * scoring_images(self.config) * self.row_bytes
+        records = 3 * scoring_images(self.config, self.spec.length) * self.row_bytes
         scoring = scoring_bytes(self.config, teacher.eval(), head)
         if gpu:
             return _process_mb(True, computing=weights + scoring, starting=weights, beside=records)

@@ -12,7 +12,13 @@ from common.exchange.provenance import STUDENT
 from common.exchange.trajectory import to_arrow
 from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, peak_bytes
-from deploy.planning.memory import blank_batch, decoding_bytes, sampled_prefixes, scorer_files
+from deploy.planning.memory import (
+    blank_batch,
+    decoding_bytes,
+    sampled_prefixes,
+    scorer_files,
+    scoring_images,
+)
 from deploy.planning.resources import Sizing, skeleton, state_bytes
 from deploy.run_folder.opening import open_run
 from rollout.sampler import decode
@@ -133,3 +139,21 @@ def test_an_image_takes_the_bytes_on_the_wire_that_the_plan_says(shape):
     for scorer in config.scorers.values():
         record = scorer.build(files).score(record)
     assert record.nbytes / 8 == pytest.approx(Sizing(config, spec).row_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("batching", "length", "images"),
+    [
+        ("{}", 256, 256),  # 65,536 tokens
+        ("{}", 680, 96),  # in whole leases of 8
+        ("{}", 8193, 8),  # a lease is never split
+        ("{max_images = 60}", 680, 64),
+        ("{max_tokens = 10000}", 256, 32),
+        ("{max_images = 1000, max_tokens = 1000000}", 256, 400),  # all that can wait
+    ],
+)
+def test_long_sequences_take_a_teacher_no_more_tokens_than_short_ones(batching, length, images):
+    overrides = ["rollout.batch_size=8", "rollout.workers=50", "rollout.in_flight=1"]
+    lease = ["learner.global_batch_size=8", f"teacher.batching={batching}"]
+    config, _ = open_run(Path("smoke"), [*overrides, *lease])
+    assert scoring_images(config, length) == images

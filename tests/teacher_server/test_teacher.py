@@ -2,10 +2,12 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from building.waiting import until
 
 from common.artifacts.backbone_file import save_backbone
 from common.artifacts.model_file import ModelFile
@@ -92,8 +94,14 @@ def test_every_token_passes_the_head_at_most_once(
     assert sum(seen) == passes * batch.token_BL.numel()
 
 
-def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, tiny, sampled):
-    teacher = server(teacher_file, batching={"max_images": 20, "wait_ms": 200})
+@pytest.mark.parametrize(
+    ("bounds", "passes"),
+    [({"max_images": 20}, [4]), ({"max_images": 20, "max_tokens": 60}, [2, 2])],
+)
+def test_concurrent_requests_share_a_pass_and_get_their_own_rows(
+    teacher_file, tiny, sampled, bounds, passes
+):
+    teacher = server(teacher_file, batching={"wait_ms": 200, **bounds})
     batches = [sampled(tiny("llamagen", 0), seed) for seed in range(4)]
     alone = server(teacher_file, coalesce=False)
     calls = []
@@ -108,7 +116,7 @@ def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, t
         thread.start()
     for thread in threads:
         thread.join()
-    assert calls == [4], "four requests of five images fill one batch of twenty"
+    assert calls == passes, "four requests of five images, six tokens each"
     for index, batch in enumerate(batches):
         torch.testing.assert_close(
             found[index].signal["hidden"],
@@ -117,6 +125,28 @@ def test_concurrent_requests_share_a_pass_and_get_their_own_rows(teacher_file, t
             rtol=1e-4,
         )
         assert torch.equal(found[index].token_BL, batch.token_BL)
+
+
+def test_a_pass_has_no_more_tokens_than_the_config_allows():
+    """Six each, of fifteen; one that is too long by itself goes alone. Nobody is overtaken."""
+    passes, queued = [], threading.Event()
+
+    def serve(items):
+        passes.append((items, batcher.waiting()))
+        assert queued.wait(120)
+        return items
+
+    config = BatchingConfig(wait_ms=0.1, max_tokens=15)
+    batcher = Batcher(config, serve, size=lambda item: 1, tokens=len)
+    items = ["first!", "second", "third!", "fourth", "fifth!", "one too long by far", "last"]
+    with ThreadPoolExecutor(len(items)) as pool:
+        futures = []
+        for index, item in enumerate(items):  # while the first one is served
+            futures.append(pool.submit(batcher.call, item))
+            until(lambda waiting=index: passes and batcher.waiting() == waiting)
+        queued.set()
+        assert [future.result() for future in futures] == items
+    assert passes[1:] == [(items[1:3], 4), (items[3:5], 2), (items[5:6], 1), (items[6:], 0)]
 
 
 def test_batcher_hands_an_error_to_every_caller_and_lives_on():
