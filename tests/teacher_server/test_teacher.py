@@ -8,15 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 from building.waiting import until
+from torch import nn
 
 from common.artifacts.backbone_file import save_backbone
 from common.artifacts.model_file import ModelFile
 from common.config.plugins import kinds, load_plugin
 from common.errors import InputError
-from common.exchange.trajectory import from_arrow, to_arrow
+from common.exchange.trajectory import concatenate, from_arrow, to_arrow
 from common.models.guidance import Guidance
 from teacher_server.batching import Batcher, BatchingConfig
-from teacher_server.teacher import Teacher, TeacherConfig
+from teacher_server.teacher import JOINED_TOKENS, Teacher, TeacherConfig, guided_features
 
 
 @pytest.fixture
@@ -125,6 +126,23 @@ def test_concurrent_requests_share_a_pass_and_get_their_own_rows(
             rtol=1e-4,
         )
         assert torch.equal(found[index].token_BL, batch.token_BL)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", kinds("common.models.backbones"))
+def test_both_branches_say_the_same_in_one_pass_and_in_two(tiny, sampled, family):
+    """A few tokens go through together, many do not; no row sees another."""
+    model, few = tiny(family, 1), sampled(tiny(family, 0))
+    many, rows = concatenate([few] * 12), []
+    assert few.token_BL.numel() <= JOINED_TOKENS < many.token_BL.numel()
+    layer = next(part for part in model.modules() if isinstance(part, nn.Linear))
+    layer.register_forward_pre_hook(lambda layer, args: rows.append(1))
+    together = guided_features(model, few, Guidance(scale=3.0))
+    calls = len(rows)
+    apart = guided_features(model, many, Guidance(scale=3.0))
+    assert len(rows) == 3 * calls, "one pass, then two"
+    torch.testing.assert_close(apart, together.repeat(12, 1, 1), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together, guided_features(model, few, None), atol=1e-3)
 
 
 def test_a_pass_has_no_more_tokens_than_the_config_allows():
