@@ -97,7 +97,7 @@ class Learner:
                     factors.rows(rows),
                     statistics,
                 )
-        norm, rate = self._update(statistics.loss)
+        norm, rate = self.update(statistics.loss)
         lag_B = self.steps_done - light.version_B
         self.steps_done += 1
         self._average.update(self._student, self.steps_done)
@@ -194,8 +194,13 @@ class Learner:
         chunk_tokens = self._config.chunk_tokens
         return chunked_loss(hidden_NC, self._student.head, weighted, chunk_tokens, chosen.groups())
 
-    def _update(self, loss: Tensor) -> tuple[float, float]:
-        """Norm of the gradient and learning rate; `loss` is this rank's part."""
+    def update(self, loss: Tensor) -> tuple[float, float]:
+        """Let the optimizer follow the gradients that are there, the last part of `step`: norm of
+        the gradient and learning rate; `loss` is this rank's part.
+
+        Raises:
+            Diverged: loss, norm or weights are not finite.
+        """
         parameters = [p for p in self._student.parameters() if p.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:  # e.g. nothing was open on this rank

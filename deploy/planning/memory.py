@@ -177,14 +177,15 @@ class _Rank(SingleProcess):
 
 def learning_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int:
     """What a learner holds beside its student's weights and its teacher's head: average, moments,
-    gradients, activations and logits, in the second of two steps.
+    gradients, activations and logits, in a step after its first update.
 
-    The first has one row and makes the moments. The second meets every policy beside gradients.
+    That update makes the moments. The step meets every policy beside gradients.
     """
     settings = config.learner
 
     def run() -> None:
         learner = planned_learner(config, student, head)
+        learner.update(torch.zeros((), device=head.weight.device))
         for rows in _steps(settings, policies_of(config)):
             batch = blank_batch(student, rows, config.rollout.sampling)
             learner.step(_scored(config, batch, head))
@@ -214,8 +215,8 @@ def _steps(settings: LearnerConfig, policies: Sequence[Policy]) -> list[Sequence
     share = settings.global_batch_size // settings.world_size
     images = min(settings.micro_batch, share)
     if share <= images:
-        return [policies[:1], *([policy for _ in range(images)] for policy in policies)]
-    return [policies[:1], [policy for policy in (*policies, policies[0]) for _ in range(images)]]
+        return [[policy for _ in range(images)] for policy in policies]
+    return [[policy for policy in (*policies, policies[0]) for _ in range(images)]]
 
 
 def resources_like(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Resources:
