@@ -12,6 +12,7 @@ code branches on it as ever. Three rules make the two live together, whatever th
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +52,7 @@ class Meter(TorchDispatchMode):
         self.peak = 0
         self._shapes = Shapes()
         self._sizes: dict[int, int] = {}
+        self._references: dict[int, weakref.ref] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -80,10 +82,11 @@ class Meter(TorchDispatchMode):
         self.alive += size
         if self.alive > self.peak:
             self.peak = self.alive
-        weakref.finalize(storage, self._forget, key)
+        self._references[key] = weakref.ref(storage, partial(self._forget, key))
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, _: weakref.ref) -> None:
         self.alive -= self._sizes.pop(key)
+        del self._references[key]
 
 
 class Shapes:
@@ -98,30 +101,31 @@ class Shapes:
 
     def run(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
         """What `func` returns; `given` are the tensors among its operands."""
-        blank = len([value for value in given if value.is_meta])
+        blank = [value.is_meta for value in given].count(True)
         if not blank:
             return func(*args, **kwargs)
+        answer, mutable, only_writes = _facts(func)
         if func is _ATEN._to_copy.default:
             dtype = kwargs.get("dtype")
             if dtype in (None, args[0].dtype):
                 return _ATEN.alias.default(args[0])
             layout = {"dtype": dtype, "memory_format": kwargs.get("memory_format")}
             return self._made(func, args, layout, given)
-        if func in _ANSWERS:
-            return _ANSWERS[func](*args, **kwargs)
-        if func._schema.is_mutable and (_only_writes(func) or not given[0].is_meta):
+        if answer is not None:
+            return answer(*args, **kwargs)
+        if mutable and (only_writes or not given[0].is_meta):
             return args[0] if func._schema.returns else None
         if blank < len(given):
             args, kwargs = tree_map_only(Tensor, lambda value: value.to(META), (args, kwargs))
         return self._made(func, args, kwargs, given)
 
     def _made(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
-        key = (func, _key(args), _key(tuple(kwargs.items())) if kwargs else ())
-        if key not in self._looks:
+        key = (id(func), _key(args), _key(tuple(kwargs.items())) if kwargs else ())
+        looks = self._looks.get(key, ...)
+        if looks is ...:
             made = func(*args, **kwargs)
             self._looks[key] = _looks_of(made, given)
             return made
-        looks = self._looks[key]
         return func(*args, **kwargs) if looks is None else _blank(looks)
 
 
@@ -159,10 +163,18 @@ def _blank(looks: _Looks) -> Any:
     return torch.empty_strided(shape, strides, dtype=dtype, device=META)
 
 
-def _only_writes(func: Any) -> bool:
-    """Whether `func` changes the content of its first operand, and nothing else."""
-    name = func._schema.name
-    return name.endswith("_") and torch.Tag.inplace_view not in func.tags
+def _facts(func: Any) -> tuple[Callable[..., Any] | None, bool, bool]:
+    """Its answer, whether it writes, and whether it changes nothing but its first operand's
+    content. Operators live as long as the process, and their own hash takes its time."""
+    found = _FACTS.get(id(func))
+    if found is None:
+        name = func._schema.name
+        only_writes = name.endswith("_") and torch.Tag.inplace_view not in func.tags
+        found = _FACTS[id(func)] = (_ANSWERS.get(func), func._schema.is_mutable, only_writes)
+    return found
+
+
+_FACTS: dict[int, tuple[Callable[..., Any] | None, bool, bool]] = {}
 
 
 def _tensors(values: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
