@@ -204,14 +204,14 @@ def test_what_ray_cannot_place_is_refused_with_what_to_lower(capsys, overrides, 
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ("gpu_memory_gb=16", "learner x1 on GPU 4 of node 0 need about"),
-        ("gpu_memory_gb=6", "teacher server x1, rollout worker x1 on GPU 0 of node 0 need about"),
+        ("gpu_memory_gb=8", "learner x1 on GPU 4 of node 0 need about"),
+        ("gpu_memory_gb=3", "teacher server x1, rollout worker x1 on GPU 0 of node 0 need about"),
         ("memory_gb=60", "the run needs about"),
     ],
 )
 def test_too_little_memory_is_refused_with_what_to_lower(capsys, limit, message):
     raster = "rollout.sampling.decoding={}"  # whose steps take less time to walk through
-    code, out, err = dry_run(capsys, "llamagen_l_to_b", f"cluster.{limit}", raster)
+    code, out, err = dry_run(capsys, "llamagen_l_to_b", *small(), f"cluster.{limit}", raster)
     assert (code, out) == (2, "")
     assert "lower " in err
     assert message in err
