@@ -15,11 +15,13 @@ from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import (
     blank_batch,
     decoding_bytes,
+    learning_bytes,
     sampled_prefixes,
     scorer_files,
     scoring_images,
 )
 from deploy.planning.resources import Sizing, skeleton, state_bytes
+from deploy.planning.skeletons import parameters
 from deploy.run_folder.opening import open_run
 from rollout.sampler import decode
 
@@ -94,6 +96,23 @@ def test_the_first_and_the_widest_steps_hold_as_much_as_all_of_them():
 
     all_steps = max(peak_bytes(partial(whole, end)) for end in (min(prefixes), max(prefixes)))
     assert decoding_bytes(config, model) == pytest.approx(all_steps, rel=0.01)
+
+
+def test_a_learners_average_and_moments_lie_beside_its_activations():
+    """What does not grow with the rows, where the logits take the most: an average and two moments
+    of the size of the weights, and the gradients that are there by then, which are some of them."""
+    spec = SequenceSpec(512, 16, (4, 4), 10)
+    config = load_plugin("common.models.backbones", "llamagen").Config.tiny()
+    data_alone = ["objective.kind=mle", "contexts.sources.student.ratio=0"]
+
+    def held(images):
+        sizes = [f"learner.{name}={images}" for name in ("micro_batch", "global_batch_size")]
+        settings, _ = open_run(Path("smoke"), [*data_alone, *sizes, "rollout.batch_size=8"])
+        head = skeleton(config, spec).head.requires_grad_(False)
+        return learning_bytes(settings, skeleton(config, spec).train(), head)
+
+    weights = parameters(skeleton(config, spec)) * 4
+    assert 3 * weights < 2 * held(64) - held(128) < 4 * weights
 
 
 SHAPES = {
