@@ -34,6 +34,7 @@ ROOMS = {
         *("common.errors", "common.files", "common.config", "common.randomness", "common.spec"),
         *("common.finite", "common.models"),
     },
+    "common.flow": {"common.config"},
     "common.tokenization": {
         *("common.errors", "common.files", "common.config", "common.memory", "common.spec"),
         *("common.models", "common.outline"),

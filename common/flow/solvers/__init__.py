@@ -1,0 +1,1 @@
+"""One file per solver; the file name is its `kind`."""
