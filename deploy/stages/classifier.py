@@ -20,6 +20,7 @@ from rollout.evaluation.features import (
     load_classifier,
     save_classifier,
     train_classifier,
+    training_precision,
 )
 
 REPORTED = ("digest", "accuracy", "accuracy_on")
@@ -39,7 +40,7 @@ def classifier_facts(config: RunConfig, workspace: Workspace, target: Console) -
         made_from = {
             "images": train.digest(),
             "seed": config.seed,
-            "evaluate": {"classifier": config.evaluate.classifier.model_dump(mode="json")},
+            "evaluate": {"classifier": config.evaluate.classifier.made_from},
         }
         judged_on = judged.digest() if judged is not train else made_from["images"]
     facts = _stored(workspace, target)
@@ -73,8 +74,9 @@ def _stored(workspace: Workspace, target: Console) -> dict[str, Any]:
 
 
 def _train(config: RunConfig, train: ImageSource, target: Console) -> Classifier:
-    settings = config.evaluate.classifier
-    target.print(f"features: training a classifier on {len(train)} images")
+    settings, device = config.evaluate.classifier, place(config.evaluate.device)
+    dtype, why = training_precision(settings, device)
+    target.print(f"features: training a classifier on {len(train)} images, in {dtype} ({why})")
     with busy(target, "features: reading the images"):
         pixel_NCHW = train.pixels()
     with Bar(target, "features", settings.steps) as bar:
@@ -84,6 +86,6 @@ def _train(config: RunConfig, train: ImageSource, target: Console) -> Classifier
             train.label_N,
             num_classes=len(train.classes),
             generator=torch.Generator().manual_seed(derive_seed(config.seed, "features")),
-            device=place(config.evaluate.device),
+            device=device,
             watch=lambda step, loss: bar.show(step, {"loss": loss}),
         )

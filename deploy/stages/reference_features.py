@@ -84,7 +84,8 @@ def extractor_facts(settings: EvaluateConfig, classifier: Path | None) -> dict[s
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
     if classifier is not None:
-        return facts | {"digest": load_classifier(classifier)[1]["digest"]}
+        digest = load_classifier(classifier)[1]["digest"]
+        return facts | {"digest": digest, "dtype": "float32", "layout": "channels_last"}
     weights = settings.inception_weights
     if weights is None:  # torch-fidelity's own, of its version
         return facts

@@ -122,7 +122,7 @@ def made_from(config: RunConfig) -> dict[str, Any]:
         "pretrain": pretrain,
         "teacher": {"weights": _weights(config, "teacher")},
         "learner": {"weights": _weights(config, "student")},
-        "evaluate": {"classifier": config.evaluate.classifier.model_dump(mode="json")},
+        "evaluate": {"classifier": config.evaluate.classifier.made_from},
     }
 
 

@@ -9,7 +9,7 @@ Shape letters: B batch, C channels, H height, W width, K classes.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from common.config.quantities import Batch, LearningRate, Steps, Width
 from common.config.schema import Config
+from common.device import autocast, fastest_precision, precision
 from common.files.tensors import load_tensors, save_tensors, state_digest
 from common.finite import largest, require_finite
 
@@ -30,10 +31,22 @@ class ClassifierConfig(Config):
     """Images per step."""
     learning_rate: LearningRate = 2e-3
     """Adam's peak learning rate (cosine to 0)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products while it is trained; auto: bfloat16 where evaluate.device accelerates it.
+    The classifier and its features are float32, and one that is there stays."""
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What decides which classifier is made, but for rounding."""
+        return self.model_dump(mode="json", exclude={"dtype"})
 
 
 class Classifier(nn.Module):
-    """Three convolutions, global mean and max pooling, one linear layer."""
+    """Three convolutions, global mean and max pooling, one linear layer.
+
+    Weights and images lie channels-last, as convolutions like them (on a CPU with AVX2, float32,
+    training and features take 0.65 to 0.8 of the usual layout's time).
+    """
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -50,11 +63,12 @@ class Classifier(nn.Module):
         )
         self.squeeze = nn.Linear(4 * width, 2 * width)
         self.output = nn.Linear(2 * width, num_classes)
+        cast(Any, self).to(memory_format=torch.channels_last)  # absent from its overloads
 
     def features(self, pixel_BCHW: Tensor) -> Tensor:
         """uint8 images of 1 or 3 channels to (B, 2 * width)."""
         image = as_rgb(pixel_BCHW).float() / 127.5 - 1
-        map_BCHW = self.body(image)
+        map_BCHW = self.body(image.contiguous(memory_format=torch.channels_last))
         pooled = torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], dim=1)
         return torch.tanh(self.squeeze(pooled))
 
@@ -64,6 +78,13 @@ class Classifier(nn.Module):
 
 def as_rgb(pixel_BCHW: Tensor) -> Tensor:
     return pixel_BCHW.expand(-1, 3, -1, -1) if pixel_BCHW.shape[1] == 1 else pixel_BCHW
+
+
+def training_precision(config: ClassifierConfig, device: torch.device) -> tuple[str, str]:
+    """(float32 or bfloat16, why)."""
+    if config.dtype == "auto":
+        return fastest_precision(device)
+    return config.dtype, "evaluate.classifier.dtype"
 
 
 def train_classifier(
@@ -78,6 +99,7 @@ def train_classifier(
 ) -> Classifier:
     """Cross-entropy on random crops (one pixel of shift), seeded by `generator`.
 
+    Products are in `config.dtype`, which on `device` is what `training_precision` says.
     `watch` hears step and loss.
 
     Raises:
@@ -88,15 +110,13 @@ def train_classifier(
         model = Classifier(config.width, num_classes).to(device)
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    side = pixel_NCHW.shape[-1]
+    dtype = precision(training_precision(config, device)[0])
     remedy = f"lower evaluate.classifier.learning_rate ({config.learning_rate:g})"
     for step in range(1, config.steps + 1):
         chosen_B = torch.randint(len(pixel_NCHW), (config.batch_size,), generator=generator)
-        top, left = torch.randint(3, (2,), generator=generator).tolist()
-        shifted = F.pad(pixel_NCHW[chosen_B], (1, 1, 1, 1))[
-            ..., top : top + side, left : left + side
-        ]
-        loss = F.cross_entropy(model(shifted.to(device)), label_N[chosen_B].to(device))
+        pixel_BCHW = _shifted(pixel_NCHW[chosen_B], generator).to(device)
+        with autocast(device, dtype):
+            loss = F.cross_entropy(model(pixel_BCHW), label_N[chosen_B].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -106,6 +126,13 @@ def train_classifier(
         watch(step, found)
     require_finite(config.steps, {"largest weight": float(largest(model.parameters()))}, remedy)
     return model.cpu().eval()
+
+
+def _shifted(pixel_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """By up to one pixel, all alike."""
+    top, left = torch.randint(3, (2,), generator=generator).tolist()
+    side = pixel_BCHW.shape[-1]
+    return F.pad(pixel_BCHW, (1, 1, 1, 1))[..., top : top + side, left : left + side]
 
 
 @torch.no_grad()
