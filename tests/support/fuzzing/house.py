@@ -2,13 +2,16 @@
 
 import io
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
+from fuzzing.damage import remove
 from fuzzing.trial import Server
 from PIL import Image
 
@@ -78,14 +81,37 @@ def build(root: Path, server: Server) -> Path:
 
 
 def copy(house: Path, root: Path) -> Path:
-    """A copy whose config names files of the copy."""
+    """A copy whose config names files of the copy; of an earlier copy stays what is as it was."""
     target = root / "house"
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(house, target, symlinks=True)
-    for path in target.rglob("*.toml"):
-        path.write_text(path.read_text().replace(str(house), str(target)))
+    target.mkdir(exist_ok=True)
+    for path in sorted(target.rglob("*"), reverse=True):
+        if _look(path) != _look(house / path.relative_to(target)):
+            remove(path)
+    for path in sorted(house.rglob("*")):
+        copied = target / path.relative_to(house)
+        if os.path.lexists(copied):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            copied.mkdir()
+        else:
+            shutil.copy2(path, copied, follow_symlinks=False)
+            if path.suffix == ".toml":
+                copied.write_text(path.read_text().replace(str(house), str(target)))
     return target
+
+
+def _look(path: Path) -> tuple[object, ...]:
+    """What tells a file from another that was written in its place. A copied config never looks
+    like its original: it is always written anew."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return ()
+    if stat.S_ISDIR(found.st_mode):
+        return (found.st_mode,)
+    if stat.S_ISLNK(found.st_mode):
+        return found.st_mode, path.readlink()
+    return found.st_mode, found.st_size, found.st_mtime_ns
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
