@@ -36,7 +36,8 @@ def distill_here(run, quiet, *, resume=False):
 
 @pytest.mark.parametrize("kind", kinds("learner.objectives"))
 def test_every_objective_runs_within_the_staleness_bound(run_in, quiet, kind):
-    config, workspace = run_in(f"objective.kind={kind}")
+    bound = ("learner.steps=3", "learner.max_staleness=1", "learner.publish_every=1")
+    config, workspace = run_in(f"objective.kind={kind}", *bound)
     facts, rows = distill_here((config, workspace), quiet)
     assert facts["steps"] == config.learner.steps == rows[-1]["step"]
     assert facts["cause"] is None
