@@ -3,6 +3,7 @@ of the user's own."""
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 from functools import lru_cache
 from types import ModuleType
@@ -20,12 +21,25 @@ def modules(package: str) -> dict[str, str]:
     Raises:
         InputError: two of them have the same name.
     """
-    found: dict[str, str] = {}
     folder = package.rpartition(".")[2]
-    for place in (package, *(f"{name}.{folder}" for name in plugin_packages())):
-        if place != package and importlib.util.find_spec(place) is None:
-            continue
-        for module in pkgutil.iter_modules(importlib.import_module(place).__path__):
+    places = [package]
+    for name in plugin_packages():
+        if importlib.util.find_spec(place := f"{name}.{folder}") is not None:
+            places.append(place)
+    return dict(_listed(tuple((place, _as_it_is(place)) for place in places)))
+
+
+def _as_it_is(place: str) -> tuple[tuple[str, int], ...]:
+    """The folders of a package, each with the time when a file was last put there or taken away."""
+    found = importlib.import_module(place).__path__
+    return tuple((path, os.stat(path).st_mtime_ns if os.path.isdir(path) else 0) for path in found)
+
+
+@lru_cache(maxsize=64)  # asked hundreds of times while a config is read
+def _listed(places: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for place, folders in places:
+        for module in pkgutil.iter_modules([path for path, _ in folders]):
             name = f"{place}.{module.name}"
             if module.name in found:
                 raise InputError(
