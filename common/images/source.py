@@ -7,6 +7,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -97,30 +98,34 @@ def decoding(config: ImagesConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include={"size", "channels", "background", "exif"})
 
 
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(pixels of 0 to 16, labels, names of the classes), read once: they lie in a table of text."""
+    from sklearn.datasets import load_digits
+
+    loaded: Any = load_digits()
+    return loaded.images, loaded.target, [str(name) for name in loaded.target_names]
+
+
 class Digits(ImageSource):
     """scikit-learn's 8x8 digits; every fifth image is held out."""
 
     def __init__(self, config: ImagesConfig, split: Split) -> None:
-        from sklearn.datasets import load_digits
-
         if config.size != 8 or config.channels != 1:
             raise InputError(
                 "images.kind digits needs images.size=8 and images.channels=1, and tokens.crops "
                 "center or flip"
             )
         self._config = config
-        loaded: Any = load_digits()
-        held_out = np.arange(len(loaded.target)) % 5 == 4
+        image_NHW, label_N, names = _digits()
+        held_out = np.arange(len(label_N)) % 5 == 4
         chosen = held_out if split == "test" else ~held_out
         self._pixel_N1HW = torch.from_numpy(
-            (loaded.images[chosen] * (255 / 16)).round().astype(np.uint8)
+            (image_NHW[chosen] * (255 / 16)).round().astype(np.uint8)
         )[:, None]
         self.name = f"scikit-learn digits, {split}"
-        names = [str(name) for name in loaded.target_names]
         self.found = Findings()
-        self.classes, self.label_N = assign(
-            config, names, loaded.target[chosen], self.name, self.found
-        )
+        self.classes, self.label_N = assign(config, names, label_N[chosen], self.name, self.found)
 
     def batches(self, size: int, reading: Reading | None = None) -> Iterator[Tensor]:
         if reading is not None:
