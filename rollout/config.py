@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from common.config.quantities import Batch, Cpus, Fraction, Gpus, Processes, Spare
 from common.config.schema import Config
 from rollout.sampler import SamplingConfig
@@ -43,6 +45,16 @@ class RolloutConfig(Config):
     less than 2). Another number of threads rounds sums otherwise, in the last bits."""
     gpus: Gpus = 0
     """GPUs (or a fraction) reserved per worker."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _students_draw(cls, value: SamplingConfig) -> SamplingConfig:
+        if value.flow is not None:
+            raise ValueError(
+                f"flow is set (kind {value.flow.kind}), but a student is trained on tokens that it "
+                "draws; set it in contexts.sources.teacher.sampling, for pairs of noise and tokens"
+            )
+        return value
 
     @property
     def most_workers(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.exchange.condition import Conditions
+from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
@@ -25,6 +26,8 @@ class PrefixSampler:
     sampling: SamplingConfig
     conditions: Conditions | None = None
     """What the labels stand for; None: the classes themselves."""
+    codes: FlowCodes | None = None
+    """The tokenizer's, where sampling.flow carries noise to them."""
 
     def __call__(
         self,
@@ -49,6 +52,7 @@ class PrefixSampler:
             cell_BL=work.cell_BL,
             prefix_B=work.prefix_B,
             conditions=self.conditions,
+            codes=self.codes,
         )
         token_BL, logprob_BL = decoded.token_BL.cpu(), decoded.logprob_BL.cpu()
         if torch.equal(decoded.plan.order_BL, plan.order_BL):

@@ -1,12 +1,13 @@
 """Decode a batch with a backbone: pure functions, no processes.
 
-Every slot of every image has its own uniform, so a sequence depends on its noise and on the
-weights alone, not on who shares the batch; and the same noise under two decoders is comparable.
+Every slot of every image has its own uniform (or Gaussian vector, rollout/flow_draw.py), so a
+sequence depends on its noise and on the weights alone, not on who shares the batch; and the same
+noise under two decoders is comparable.
 
 Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,20 +16,23 @@ from torch import Tensor
 
 from common.config.quantities import CodesOrAll, SomeProbability, Temperature
 from common.config.schema import Config
-from common.errors import Diverged
+from common.errors import Diverged, InputError
 from common.exchange.condition import Conditions
 from common.finite import is_finite
+from common.flow.laws import FlowCodes
+from common.flow.solver import AnySolver, SolverConfig
 from common.models.backbone import Backbone
 from common.models.decoding import AnyDecoding, DecodingConfig
 from common.models.guidance import Guidance
 from common.models.packed_linear import packed
 from common.models.plan import DecodePlan
 from common.models.top_p import top_p_rules
+from rollout.flow_draw import FlowDraw
+from rollout.lineup import Lineup, entries
 from rollout.stepper import Stepper
 
-ENTRIES = 8
-"""At most so many times do sequences with longer prefixes join the others; with more, each would
-be read more often by itself, with less, more of what is given would be decoded to no end."""
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""Normalised logprob_BnV and what every slot has of noise (B, n, ...) to token_Bn."""
 
 
 class SamplingConfig(Config):
@@ -49,6 +53,10 @@ class SamplingConfig(Config):
     """Whose rule decides at the edge, by the name that a family declares: llamagen drops from the
     top where more than p comes before, var from the bottom while no more than 1 - p is gone."""
 
+    flow: AnySolver | None = None
+    """Draw by carrying one Gaussian vector for each token to a code of the tokenizer, with this
+    solver (Distilled Decoding); without it, by a uniform."""
+
     @field_validator("top_p_rule")
     @classmethod
     def _some_family_has_the_rule(cls, value: str) -> str:
@@ -60,7 +68,7 @@ class SamplingConfig(Config):
     def is_plain(self) -> bool:
         """Whether codes come from the model's own conditional distribution."""
         filtered = self.top_k > 0 or self.top_p < 1
-        exact = self.decoding.is_exact and not filtered
+        exact = self.decoding.is_exact and not filtered and (not self.flow or self.flow.is_exact)
         return exact and self.guidance is None and self.temperature == 1
 
 
@@ -102,29 +110,55 @@ def sample(
     cell_BL: Tensor | None = None,
     prefix_B: Tensor | None = None,
     conditions: Conditions | None = None,
+    codes: FlowCodes | None = None,
 ) -> Decoded:
     """One sequence per label and seed, on the backbone's device: a function of weights, label and
     seed alone, which gives order and noise; `order_seeds` give the orders instead, where given.
 
     Labels are ids in the table `conditions`, by default the classes themselves. The first prefix_B
-    slots of that order are copied from cell_BL (by grid position).
+    slots of that order are copied from cell_BL (by grid position). `codes` are the tokenizer's,
+    where sampling.flow carries noise to them.
 
     Raises:
-        InputError: `sampling` asks for what the family cannot do.
+        InputError: `sampling` asks for what the family cannot do, or `codes` are no vocabulary of
+            the backbone's.
         Diverged: the logits are not finite.
     """
     device = next(backbone.parameters()).device
     plan = backbone.plan(order_seeds or seeds, sampling.decoding)
+    draws, slot_noise = _noise_and_draw(backbone, seeds, plan, sampling.flow, codes)
     return decode(
         backbone,
         label_B.to(device),
         sampling=sampling,
-        noise_BL=noise(seeds, backbone.spec.length, device),
+        noise_BL=slot_noise.to(device),
+        draws=draws,
         plan=plan,
         given_BL=None if cell_BL is None else plan.to_slots(cell_BL).to(device),
         prefix_B=None if prefix_B is None else prefix_B.to(device),
         conditions=conditions,
     )
+
+
+def _noise_and_draw(
+    backbone: Backbone,
+    seeds: Sequence[int],
+    plan: DecodePlan,
+    solver: SolverConfig | None,
+    codes: FlowCodes | None,
+) -> tuple[Draw, Tensor]:
+    if solver is None:
+        return draw, noise(seeds, backbone.spec.length)
+    if codes is None:
+        raise ValueError("sampling.flow is set, but whoever samples was given no codes")
+    found, wanted = len(codes.code_VD), backbone.spec.vocab_size
+    if found != wanted:
+        raise InputError(
+            f"sampling.flow carries noise to {found} codes, but the model has a vocabulary of "
+            f"{wanted}; take the tokenizer that the model was trained with"
+        )
+    draws = FlowDraw(solver, codes.to(next(backbone.parameters()).device))
+    return draws, draws.slot_noise(seeds, plan)
 
 
 @torch.no_grad()  # not inference_mode: the learner differentiates through these tensors
@@ -138,79 +172,46 @@ def decode(
     given_BL: Tensor | None = None,
     prefix_B: Tensor | None = None,
     conditions: Conditions | None = None,
+    draws: Draw | None = None,
 ) -> Decoded:
     """Sample one sequence per label, as `sample`; the first prefix_B slots are from given_BL.
+
+    noise_BL is what `draws` reads, by default `draw`: any shape (B, L, ...).
 
     Each prefix is read in one pass, and its sequence joins the others where it ends or a little
     before (docs/method.md, "Rollouts"). All is in the order of `plan`, noise as well, in whichever
     order slots are filled.
     """
     if given_BL is None or prefix_B is None:
-        given_BL = torch.zeros_like(noise_BL, dtype=torch.long)
+        given_BL = torch.zeros(noise_BL.shape[:2], dtype=torch.long, device=noise_BL.device)
         prefix_B = torch.zeros_like(label_B)
     device = label_B.device
     drawing = backbone.drawing_plan(plan, sampling.decoding, given=int(prefix_B.min()))
     may_join = backbone.joins and drawing.is_same(plan)
-    entry_B, row_B = _entries(drawing, prefix_B, may_join).sort(stable=True)
+    entry_B, row_B = entries(drawing, prefix_B, may_join).sort(stable=True)
     slot_BL, drawing = plan.slots_in(drawing)[row_B], drawing.rows(row_B)
     is_given_BL = slot_BL < prefix_B.cpu()[row_B, None]
     row_B, slot_BL = row_B.to(device), slot_BL.to(device)
-    noise_BL, given_BL = (of[row_B].gather(1, slot_BL) for of in (noise_BL, given_BL))
+    noise_BL, given_BL = (_in_slots(of[row_B], slot_BL) for of in (noise_BL, given_BL))
     lineup = Lineup(label_B[row_B], drawing, noise_BL, given_BL, is_given_BL, entry_B)
     with packed(backbone, lineup.steps(), lineup.rows_a_step() * (1 + bool(sampling.guidance))):
-        token_BL, logprob_BL = _fill(backbone, lineup, sampling, conditions)
+        token_BL, logprob_BL = _fill(backbone, lineup, sampling, conditions, draws or draw)
     _require_finite(logprob_BL)
     back_B, back_BL = row_B.argsort(), slot_BL.argsort(1)
     return Decoded(plan, *(of.gather(1, back_BL)[back_B] for of in (token_BL, logprob_BL)))
 
 
-def _entries(drawing: DecodePlan, prefix_B: Tensor, may_join: bool) -> Tensor:
-    """The step that each sequence enters with, on the CPU: the one that follows its prefix, rounded
-    down to one of few; whole sequences never enter, at the number of steps. Who may not join enters
-    with the first."""
-    steps = len(drawing.step_sizes)
-    entry_B = torch.tensor([drawing.step_of(prefix) for prefix in prefix_B.tolist()])
-    first = int(entry_B.min())
-    if not may_join:
-        return torch.full_like(entry_B, first)
-    apart = -(-steps // ENTRIES)
-    return torch.where(entry_B < steps, first + (entry_B - first) // apart * apart, entry_B)
-
-
-@dataclass(frozen=True, slots=True)
-class Lineup:
-    """A batch in the order of entry, its slots in the order of drawing."""
-
-    label_B: Tensor
-    plan: DecodePlan
-    noise_BL: Tensor
-    given_BL: Tensor
-    is_given_BL: Tensor
-    """On the CPU."""
-    entry_B: Tensor
-    """The step that each sequence enters with, ascending, on the CPU."""
-
-    def steps(self) -> int:
-        """How many there are to do."""
-        return len(self.plan.step_sizes) - int(self.entry_B[0])
-
-    def rows_a_step(self) -> int:
-        """Tokens that a step decodes, on average over the plan and with all sequences in."""
-        return -(-self.noise_BL.numel() // len(self.plan.step_sizes))
-
-    def rows(self) -> list[int]:
-        """How many sequences take part in every step."""
-        step_S = torch.arange(len(self.plan.step_sizes))
-        return torch.searchsorted(self.entry_B, step_S, right=True).tolist()
-
-    def has_given(self) -> list[bool]:
-        """By slot, whether a sequence that takes part has its token already."""
-        is_in_BL = self.entry_B[:, None] <= self.plan.step_L
-        return (is_in_BL & self.is_given_BL).any(0).tolist()
+def _in_slots(value_BL: Tensor, slot_BL: Tensor) -> Tensor:
+    """Values (B, L, ...) of these slots."""
+    return value_BL.take_along_dim(slot_BL.view(*slot_BL.shape, *[1] * (value_BL.ndim - 2)), 1)
 
 
 def _fill(
-    backbone: Backbone, lineup: Lineup, sampling: SamplingConfig, conditions: Conditions | None
+    backbone: Backbone,
+    lineup: Lineup,
+    sampling: SamplingConfig,
+    conditions: Conditions | None,
+    draws: Draw,
 ) -> tuple[Tensor, Tensor]:
     """token_BL, and logprob_BL of what was drawn (0 elsewhere)."""
     device, plan = lineup.label_B.device, lineup.plan
@@ -234,7 +235,7 @@ def _fill(
         part = slice(rows_S[step]), plan.slots(step)
         stepper.admit(rows_S[step])
         logprob_BnV = filtered_logprob(stepper.logits(), sampling)
-        token_Bn = draw(logprob_BnV, lineup.noise_BL[part])
+        token_Bn = draws(logprob_BnV, lineup.noise_BL[part])
         if any(has_given[part[1]]):
             token_Bn = torch.where(is_given_BL[part], lineup.given_BL[part], token_Bn)
         token_BL[part] = token_Bn

@@ -28,6 +28,7 @@ from common.exchange.weights import WeightSource
 from common.models.backbone import BackboneConfig
 from common.models.plan import DecodePlan
 from common.randomness import Draws
+from common.tokenization.codes import flow_codes
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, RolloutRequest, SamplerName, assign
 from rollout.prefix_sampler import PrefixSampler
@@ -112,7 +113,8 @@ class RolloutWorker:
         if teacher_file is None:
             raise ValueError("contexts sample from the teacher, but no file of it was given")
         teacher = teacher_file.load(dtype).to(self._device).requires_grad_(False)
-        return {"student": student, "teacher": PrefixSampler(teacher, sampling, table)}
+        codes = None if sampling.flow is None else flow_codes(teacher_file.tokenizer)
+        return {"student": student, "teacher": PrefixSampler(teacher, sampling, table, codes)}
 
     def run(self) -> int:
         """Sample while earlier leases are being scored; returns the number of leases done.

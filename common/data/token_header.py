@@ -28,6 +28,8 @@ class TokenHeader:
     """Digest of the tokenizer's state."""
     variants: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
+    seeds: bool = False
+    """Whether every row has the seed that it was sampled with."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,7 +57,9 @@ class TokenHeader:
             raise InputError(
                 f"{len(fields.classes)} names of classes, but num_classes is {spec.num_classes}"
             )
-        header = cls(spec, fields.classes, fields.tokenizer, fields.variants, fields.facts)
+        header = cls(
+            spec, fields.classes, fields.tokenizer, fields.variants, fields.facts, fields.seeds
+        )
         if header.width > MOST_TOKENS:
             raise InputError(f"{header.width} tokens per row, more than {MOST_TOKENS}")
         return header
@@ -69,3 +73,4 @@ class _Fields(Config):
     variants: Annotated[int, Field(ge=1, le=MOST_VARIANTS)] = 1
     """Files of one variant once did not say so."""
     facts: dict[str, Any] = Field(default_factory=dict)
+    seeds: bool = False

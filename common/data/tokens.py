@@ -42,6 +42,8 @@ class TokenDataset:
     spec: SequenceSpec
     classes: tuple[str, ...]
     tokenizer_digest: str
+    seed_N: Tensor | None = None
+    """What each row was sampled with (int64), of a dataset that a model made."""
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -54,7 +56,7 @@ class TokenDataset:
         """Sixteen hex digits of all tokens and labels, and of what they mean."""
         facts = [self.spec.as_dict(), self.variants, self.tokenizer_digest]
         hasher = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8)
-        for value in (self.token_NAL, self.label_N):
+        for value in self._arrays().values():
             hasher.update(value.contiguous().numpy().data)
         return hasher.hexdigest()
 
@@ -75,15 +77,23 @@ class TokenDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """As numpy arrays, which other processes on the node can read where they lie."""
-        arrays = {"token_NAL": self.token_NAL.numpy(), "label_N": self.label_N.numpy()}
+        arrays = {name: value.numpy() for name, value in self._arrays().items()}
         return {**self.__dict__, **arrays}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             # Shared memory is read-only, and so are we; torch has no such notion and would warn.
             warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
-            arrays = {name: torch.from_numpy(state[name]) for name in ("token_NAL", "label_N")}
+            arrays = {
+                name: torch.from_numpy(value)
+                for name, value in state.items()
+                if isinstance(value, np.ndarray)
+            }
         self.__dict__.update({**state, **arrays})
+
+    def _arrays(self) -> dict[str, Tensor]:
+        fields = {"token_NAL": self.token_NAL, "label_N": self.label_N, "seed_N": self.seed_N}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def _variant(self, indices: Sequence[int], draws: Draws) -> Tensor:
         if self.variants == 1:
@@ -93,56 +103,64 @@ class TokenDataset:
 
 def save_tokens(path: Path, data: TokenDataset) -> None:
     """Write a whole dataset, see `write_tokens`."""
-    header = TokenHeader(data.spec, data.classes, data.tokenizer_digest, data.variants)
-    write_tokens(path, header, [(data.token_NAL, data.label_N)])
+    rows, seeds = data._arrays(), data.seed_N is not None
+    header = TokenHeader(data.spec, data.classes, data.tokenizer_digest, data.variants, seeds=seeds)
+    write_tokens(path, header, [tuple(rows.values())])
 
 
-def write_tokens(path: Path, header: TokenHeader, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Parquet with one row per image: `token`, a fixed-size list of A * L, and `label` (int64).
+Rows = tuple[Tensor, ...]
+"""token_nAL, label_n and, where the header says so, seed_n."""
 
-    `parts` are (token_nAL, label_n); only a row group of them is held at a time. Dictionary
-    encoding, Parquet's default, takes log2(V) bits per token; no codec makes that smaller.
+
+def write_tokens(path: Path, header: TokenHeader, parts: Iterable[Rows]) -> None:
+    """Parquet with one row per image: `token`, a fixed-size list of A * L, `label` (int64), and
+    `seed` (int64) where the header has seeds.
+
+    Only a row group of `parts` is held at a time. Dictionary encoding, Parquet's default, takes
+    log2(V) bits per token; no codec makes that smaller.
 
     Raises:
         InputError: the file cannot be written.
     """
     tokens = pa.int16() if header.dtype == torch.int16 else pa.int32()
-    schema = pa.schema(
-        [("token", pa.list_(tokens, header.width)), ("label", pa.int64())],
-        metadata={"varkd": header.to_json()},
-    )
+    names = _columns(header)
+    types = [pa.list_(tokens, header.width), *[pa.int64()] * (len(names) - 1)]
+    schema = pa.schema(list(zip(names, types, strict=True)), metadata={"varkd": header.to_json()})
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, schema) as writer:
-            for token_nAL, label_n in _row_groups(parts, header.width):
+            for token_nAL, *others in _row_groups(parts, header.width):
                 flat = pa.array(token_nAL.to(header.dtype).flatten().numpy())
                 token = pa.FixedSizeListArray.from_arrays(flat, header.width)
-                writer.write_table(pa.table([token, pa.array(label_n.numpy())], schema=schema))
+                columns = [token, *(pa.array(value_n.numpy()) for value_n in others)]
+                writer.write_table(pa.table(columns, schema=schema))
 
     write_atomically(path, write)
 
 
-def _row_groups(
-    parts: Iterable[tuple[Tensor, Tensor]], width: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _columns(header: TokenHeader) -> list[str]:
+    return ["token", "label", *(["seed"] if header.seeds else [])]
+
+
+def _row_groups(parts: Iterable[Rows], width: int) -> Iterator[Rows]:
     rows = max(1, ROW_GROUP_TOKENS // width)
-    held: list[tuple[Tensor, Tensor]] = []
-    for token_nAL, label_n in parts:
-        for piece in zip(token_nAL.split(rows), label_n.split(rows), strict=True):
+    held: list[Rows] = []
+    for part in parts:
+        for piece in zip(*(value.split(rows) for value in part), strict=True):
             held.append(piece)
-            if sum(len(label) for _, label in held) >= rows:
+            if sum(len(label) for _, label, *_ in held) >= rows:
                 yield _joined(held)
                 held = []
     if held:
         yield _joined(held)
 
 
-def _joined(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([token for token, _ in pieces]), torch.cat([label for _, label in pieces])
+def _joined(pieces: list[Rows]) -> Rows:
+    return tuple(torch.cat(values) for values in zip(*pieces, strict=True))
 
 
-def read_tokens(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """(token_nAL, label_n) of some rows after the others, checked against the file's header.
+def read_tokens(path: Path) -> Iterator[Rows]:
+    """Some rows after the others, checked against the file's header.
 
     Raises:
         InputError: the file is missing, is no token dataset, is empty, or holds a token or label
@@ -151,13 +169,13 @@ def read_tokens(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     header = read_header(path)
     rows = max(1, ROW_GROUP_TOKENS // header.width)
     with _reading(path), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=rows, columns=["token", "label"]):
+        for batch in file.iter_batches(batch_size=rows, columns=_columns(header)):
             yield _checked(path, header, batch)
 
 
-def _checked(path: Path, header: TokenHeader, batch: pa.RecordBatch) -> tuple[Tensor, Tensor]:
+def _checked(path: Path, header: TokenHeader, batch: pa.RecordBatch) -> Rows:
     column, label = batch.column("token"), batch.column("label")
-    if column.null_count or column.flatten().null_count or label.null_count:
+    if column.flatten().null_count or any(each.null_count for each in batch.columns):
         raise InputError(f"{path}: rows without a token or a label; encode the images again")
     token = column.flatten().to_numpy()
     _require_range(path, "tokens", token, header.spec.vocab_size)
@@ -165,7 +183,8 @@ def _checked(path: Path, header: TokenHeader, batch: pa.RecordBatch) -> tuple[Te
     token_nAL = torch.from_numpy(token.astype(NUMPY[header.dtype])).view(
         len(label), header.variants, header.spec.length
     )
-    return token_nAL, torch.from_numpy(label.to_numpy().astype(np.int64))
+    numbers = (column.to_numpy().astype(np.int64) for column in batch.columns[1:])
+    return token_nAL, *map(torch.from_numpy, numbers)
 
 
 def _require_range(path: Path, what: str, values: np.ndarray, limit: int) -> None:
@@ -188,17 +207,26 @@ def load_tokens(path: Path) -> TokenDataset:
     size = rows * (header.width * header.dtype.itemsize + 8)
     require_memory(size, f"{path}: the token dataset", "use fewer images or variants")
     token_NAL = torch.empty(rows, header.variants, header.spec.length, dtype=header.dtype)
-    label_N = torch.empty(rows, dtype=torch.long)
+    whole = token_NAL, *(torch.empty(rows, dtype=torch.long) for _ in _columns(header)[1:])
     first = 0
-    for token_nAL, label_n in read_tokens(path):
-        stop = first + len(label_n)
+    for part in read_tokens(path):
+        stop = first + len(part[0])
         if stop > rows:
             break
-        token_NAL[first:stop], label_N[first:stop] = token_nAL, label_n
+        for values, value_n in zip(whole, part, strict=True):
+            values[first:stop] = value_n
         first = stop
     if first != rows:
         raise InputError(f"{path}: has other rows than the {rows} that it counts; make it again")
-    return TokenDataset(token_NAL, label_N, header.spec, header.classes, header.tokenizer)
+    of = dict(zip(_columns(header), whole, strict=True))
+    return TokenDataset(
+        token_NAL,
+        of["label"],
+        header.spec,
+        header.classes,
+        header.tokenizer,
+        of.get("seed"),
+    )
 
 
 def read_labels(path: Path) -> Tensor:
@@ -248,6 +276,11 @@ def read_header(path: Path) -> TokenHeader:
         )
     if not pa.types.is_integer(label):
         raise InputError(f"{path}: label is {label}, expected a whole number; make it again")
+    if header.seeds and ("seed" not in schema.names or schema.field("seed").type != pa.int64()):
+        raise InputError(
+            f"{path}: by its header every row has a seed, but there is no column seed of whole "
+            "numbers; make it again with `varkd generate`"
+        )
     return header
 
 

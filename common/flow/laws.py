@@ -23,6 +23,10 @@ class FlowCodes:
         self.code_VD = code_VD.detach()
         self.half_norm_V = self.code_VD.square().sum(-1) / 2
 
+    def to(self, device: torch.device) -> "FlowCodes":
+        """These codes there; the same object where they are."""
+        return self if self.code_VD.device == device else FlowCodes(self.code_VD.to(device))
+
     @cached_property
     def least_distance(self) -> float:
         """Between two codes that are not the same; in float64."""

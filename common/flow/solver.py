@@ -5,7 +5,7 @@ Shape letters: N slots, K codes of a slot, D code width.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import SerializeAsAny
@@ -30,6 +30,9 @@ class Carried:
 
 class SolverConfig(PluginConfig, ABC):
     """How the ordinary differential equation of DD1 (arXiv 2412.17153, eq. 3) is integrated."""
+
+    is_exact: ClassVar[bool] = False
+    """Whether what is reached has the law's own distribution, to the rounding of its default."""
 
     @abstractmethod
     def solve(self, law: CodeLaw, noise_ND: Tensor) -> Carried:

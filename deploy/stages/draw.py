@@ -7,6 +7,7 @@ from torch import Tensor
 from common.artifacts.model_file import ModelFile
 from common.device import place
 from common.exchange.condition import Conditions
+from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
 from common.spec import require_same_spec
 from common.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -37,6 +38,7 @@ def draw_batches(
         batch_size=batch_size,
         seed=seed,
         conditions=conditions,
+        codes=None if sampling.flow is None else FlowCodes(tokenizer.codebook_VD.float()),
     )
     return (tokenizer.decode(token_BL, size).cpu() for token_BL in drawn)
 

@@ -29,8 +29,10 @@ from common.device import place, precision
 from common.errors import InputError
 from common.exchange.condition import ConditionsConfig
 from common.files.made_from import difference
+from common.flow.laws import FlowCodes
 from common.randomness import Draws, derive_seed
 from common.spec import require_same_spec
+from common.tokenization.codes import flow_codes
 from deploy.backend.actor_pool import ActorPool
 from deploy.backend.partitions import PartitionJob, Watch, join, parts_folder
 from deploy.config import RunConfig
@@ -68,12 +70,15 @@ class TeacherSampler:
         device: str,
         dtype: str,
         conditions: ConditionsConfig,
+        codes: FlowCodes | None = None,
     ) -> None:
+        """`codes` are the tokenizer's, where sampling.flow carries noise to them."""
         teacher = file.load(precision(dtype)).to(place(device))
         self._teacher = teacher.requires_grad_(False)
         self._sampling = sampling
         self._batch_size = batch_size
         self._conditions = conditions.table(file.spec.num_classes)
+        self._codes = codes
 
     def make(self, part: SamplesPart, watch: Watch = lambda done: None) -> None:
         """Write `part.path`; `watch` hears how many of its sequences are done."""
@@ -83,11 +88,19 @@ class TeacherSampler:
             rows = slice(first, first + self._batch_size)
             label_B, seeds = part.label_n[rows], part.seeds[rows]
             drawn = sample(
-                self._teacher, label_B, seeds, self._sampling, conditions=self._conditions
+                self._teacher,
+                label_B,
+                seeds,
+                self._sampling,
+                conditions=self._conditions,
+                codes=self._codes,
             )
             cells.append(drawn.cell_BL.cpu())
-        header = TokenHeader(self._teacher.spec, (), "none")
-        write_tokens(part.path, header, [(torch.cat(cells)[:, None], part.label_n)])
+        header = TokenHeader(self._teacher.spec, (), "none", seeds=self._codes is not None)
+        rows = torch.cat(cells)[:, None], part.label_n
+        if header.seeds:
+            rows = (*rows, torch.tensor(part.seeds))
+        write_tokens(part.path, header, [rows])
 
 
 def generate(
@@ -113,11 +126,13 @@ def generate(
     require_same_spec(train.spec, file.spec, us="the token dataset", them=str(file.path))
     settled = settled_precision(config, target)
     facts = _facts(settled, workspace, source, file)
-    header = TokenHeader(train.spec, train.classes, train.tokenizer, 1, facts)
+    seeds = source.sampling.flow is not None
+    header = TokenHeader(train.spec, train.classes, train.tokenizer, 1, facts, seeds)
     fresh = not _holds(path, header, target)
     if fresh:
         parts = _plan(settled, workspace, facts)
-        _job(settled, file, source.sampling, local).finish(parts, target)
+        codes = flow_codes(workspace.existing_tokenizer()) if seeds else None
+        _job(settled, file, source.sampling, local, codes).finish(parts, target)
         join(path, header, parts)
         shutil.rmtree(parts_folder(path), ignore_errors=True)
     workspace.keep_config(config)
@@ -186,13 +201,19 @@ def _facts(
     label_N = read_labels(workspace.existing_tokens())
     return {
         "teacher": file.digest(),
-        "sampling": source.sampling.model_dump(mode="json"),
+        "sampling": _described_sampling(source.sampling),
         "sequences": source.sequences or len(label_N),
         "labels": hashlib.blake2b(label_N.numpy().tobytes(), digest_size=8).hexdigest(),
         "seed": config.seed,
         "dtype": config.generating.dtype,
         **config.made_from_conditions,
     }
+
+
+def _described_sampling(sampling: SamplingConfig) -> dict[str, Any]:
+    """Datasets that were drawn do not say so: there was nothing else when the first were made."""
+    found = sampling.model_dump(mode="json")
+    return {name: value for name, value in found.items() if (name, value) != ("flow", None)}
 
 
 def _plan(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> list[SamplesPart]:
@@ -211,7 +232,13 @@ def _plan(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> lis
     return parts
 
 
-def _job(config: RunConfig, file: ModelFile, sampling: SamplingConfig, local: bool) -> PartitionJob:
+def _job(
+    config: RunConfig,
+    file: ModelFile,
+    sampling: SamplingConfig,
+    local: bool,
+    codes: FlowCodes | None,
+) -> PartitionJob:
     own = config.generating
     return PartitionJob(
         config,
@@ -223,6 +250,7 @@ def _job(config: RunConfig, file: ModelFile, sampling: SamplingConfig, local: bo
             own.device,
             own.dtype,
             config.conditions,
+            codes,
         ),
         ActorPool("generate", own.cpus, own.gpus, most=own.workers),
         section="generate",

@@ -23,6 +23,7 @@ from common.errors import InputError
 from common.exchange.condition import Conditions
 from common.files.pickled import read_pickle
 from common.finite import is_finite
+from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
 from common.randomness import derive_seed
 from rollout.evaluation.features import Classifier, ClassifierConfig, as_rgb, load_classifier
@@ -94,15 +95,18 @@ def sample_batches(
     batch_size: int,
     seed: int,
     conditions: Conditions | None = None,
+    codes: FlowCodes | None = None,
 ) -> Iterator[Tensor]:
     """token_BL by grid position, `batch_size` images at a time.
 
-    Image i of N depends on (weights, label, seed, i) alone.
+    Image i of N depends on (weights, label, seed, i) alone. `codes` are the tokenizer's, where
+    sampling.flow carries noise to them.
     """
     for first in range(0, len(label_N), batch_size):
         label_B = label_N[first : first + batch_size]
         seeds = [derive_seed(seed, "sample", first + i) for i in range(len(label_B))]
-        yield sample(backbone, label_B, seeds, sampling, conditions=conditions).cell_BL
+        drawn = sample(backbone, label_B, seeds, sampling, conditions=conditions, codes=codes)
+        yield drawn.cell_BL
 
 
 def balanced_labels(samples: int, class_K: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ ROOMS = {
     "common.flow": {"common.config"},
     "common.tokenization": {
         *("common.errors", "common.files", "common.config", "common.memory", "common.spec"),
-        *("common.models", "common.outline"),
+        *("common.models", "common.outline", "common.flow"),
     },
     "common.artifacts": {
         *("common.errors", "common.files", "common.config", "common.spec", "common.models"),
