@@ -1,11 +1,15 @@
 """Features of the real images: computed once for all evaluations of the same images."""
 
 import shutil
+from pathlib import Path
 
 import pytest
+from building.runs import TINY
 from safetensors.torch import load_file
 
 from common.files.tensors import load_tensors, save_tensors, tensors_digest
+from deploy.run_folder.opening import open_run
+from deploy.run_folder.workspace import Workspace
 from deploy.stages.judge import Judge
 from deploy.stages.quality import assess
 from rollout.evaluation.features import load_classifier
@@ -19,10 +23,22 @@ def embedded(run, quiet) -> tuple[dict[str, float], int]:
     return judge.compare(real_NCHW, lambda: seen.append(1)), len(seen)
 
 
-@pytest.fixture
-def evaluated(run_in, quiet):
-    run = run_in("evaluate.samples=40", "evaluate.reference_images=60")
+@pytest.fixture(scope="module")
+def evaluated_once(prepared, tmp_path_factory, quiet):
+    root = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(prepared, root, dirs_exist_ok=True)
+    (root / "config.toml").unlink(missing_ok=True)
+    numbers = ("evaluate.samples=40", "evaluate.reference_images=60")
+    run = open_run(Path("smoke"), [*TINY, *numbers], root)
     return run, assess(*run, quiet).metrics["teacher"]
+
+
+@pytest.fixture
+def evaluated(evaluated_once, tmp_path):
+    """((config, workspace), metrics of its teacher); the folder is a copy for one test."""
+    (config, workspace), metrics = evaluated_once
+    shutil.copytree(workspace.root, tmp_path / "evaluated")
+    return (config, Workspace(tmp_path / "evaluated")), metrics
 
 
 def test_another_evaluation_embeds_samples_alone_and_finds_the_same(evaluated, quiet):
@@ -46,7 +62,7 @@ def test_the_kept_features_are_those_of_the_chosen_images(evaluated):
 
 
 @pytest.mark.parametrize("change", ["seed", "images", "numbers", "cut", "foreign names", "layout"])
-def test_features_of_another_make_are_computed_anew(evaluated, run_in, quiet, change):
+def test_features_of_another_make_are_computed_anew(evaluated, quiet, change):
     run, _ = evaluated
     path = run[1].reference_features
     if change == "seed":
@@ -79,7 +95,6 @@ def test_features_of_another_make_are_computed_anew(evaluated, run_in, quiet, ch
 
 def test_a_run_that_borrows_files_borrows_the_features(evaluated, tmp_path, quiet):
     from deploy.run_folder.borrowing import borrowed, link
-    from deploy.run_folder.workspace import Workspace
 
     (config, lender), _ = evaluated
     workspace = Workspace(tmp_path / "other")
