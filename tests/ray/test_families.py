@@ -20,6 +20,11 @@ from deploy.stages.tokenize import tokenize
 from rollout.sampler import SamplingConfig
 
 CONFIGS = {"llamagen": "smoke", "var": "smoke_var", "arpg": "smoke_arpg"}
+ALL_SOURCES = [
+    "contexts.sources.teacher={min_prefix=0.25,max_prefix=0.75,sampling={guidance=1.5}}",
+    "contexts.sources.student.align=row",
+]
+"""Data, student and teacher, who samples in the workers as well."""
 
 
 def test_every_family_has_a_smoke_run():
@@ -31,6 +36,8 @@ def finished(request, tmp_path_factory, tiny_overrides, quiet):
     """A tiny run of the family, distilled in one process with ordered leases."""
     root = tmp_path_factory.mktemp(request.param)
     overrides = [*tiny_overrides, "learner.ordered=true", "teacher.guidance=1.5"]
+    if request.param == "llamagen":
+        overrides += ALL_SOURCES
     config, workspace = open_run(Path(CONFIGS[request.param]), overrides, root)
     tokenize(config, workspace, quiet, local=True)
     pretrain_model(config, workspace, "teacher", quiet)
