@@ -57,7 +57,7 @@ def command(run_in, tiny_overrides):
     """(words of a long distillation, its workspace)."""
     _, workspace = run_in()
     words = ["distill", "smoke", "--out", workspace.root, *tiny_overrides]
-    return [*words, "learner.ordered=true"], workspace
+    return [*words, "learner.ordered=true", "rollout.workers=1"], workspace
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from functools import cache
 
 import common
 import deploy
@@ -13,6 +14,7 @@ from common.config.schema import Config
 PACKAGES = (common, rollout, teacher_server, learner, deploy)
 
 
+@cache
 def all_configs():
     """Every Config class in the packages: plug-ins, sections, the study's."""
     for package in PACKAGES:
