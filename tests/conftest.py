@@ -53,8 +53,11 @@ FACTS = {
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Inputs that a test draws from torch's own generator are the same in every run."""
-    torch.manual_seed(0)
+    """Inputs that a test draws from torch's own generator are the same in every run. For devices
+    that are not in use, `torch.manual_seed` would write down the stack, for each of them."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(scope="session")
