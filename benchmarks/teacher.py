@@ -3,10 +3,11 @@
     python -m benchmarks.teacher --out teacher.json
     python -m benchmarks.teacher --device cuda --preset L --side 24 --batch 64 --vocab 16384
 
-Random weights. `features`: the forward pass alone; `scored`: with the signal and the entropy of
-every token, as records carry them; `no entropy`: the signal alone. `guided` has both branches of
-classifier-free guidance. Operations are counted by torch, those of the head for the entropy among
-them.
+Random weights. `features`: the forward pass alone; `with entropies`: with the signal and the
+entropy of every token, as a gate reads them; `without entropies`: as plain distillation has it.
+`guided` has both branches of classifier-free guidance; `together` and `apart` are the two ways to
+compute them, whatever a teacher would choose for so many tokens. Operations are counted by torch,
+those of the head for the entropy among them.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from common.exchange.signals import guided_hidden
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import llamagen
 from common.models.guidance import Guidance
+from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 from teacher_server.teacher import TeacherConfig, guided_features, signal_columns
 
@@ -83,15 +85,23 @@ def cases_of(options, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     guided = config.model_copy(update={"guidance": guidance})
     features = torch.no_grad()(guided_features)
 
-    def no_entropy() -> None:
-        signal.encode(features(model, batch, None).float(), head)
+    order_BL, null_B = batch.plan.order_BL, torch.full_like(batch.label_B, model.spec.null_class)
+    twice = DecodePlan(order_BL.repeat(2, 1), batch.plan.step_sizes)
+    both_B, input_BL = torch.cat([batch.label_B, null_B]), batch.input_BL.repeat(2, 1)
+
+    @torch.no_grad()
+    def apart() -> None:
+        for label_B in (batch.label_B, null_B):
+            model.features(label_B, batch.input_BL, batch.plan)
 
     return {
         "features": partial(features, model, batch, None),
-        "no entropy": no_entropy,
-        "scored": partial(signal_columns, config, model, head, batch),
+        "without entropies": partial(signal_columns, config, model, head, batch, entropy=False),
+        "with entropies": partial(signal_columns, config, model, head, batch),
         "features, guided": partial(features, model, batch, guidance),
-        "scored, guided": partial(signal_columns, guided, model, head, batch),
+        "with entropies, guided": partial(signal_columns, guided, model, head, batch),
+        "branches together": partial(torch.no_grad()(model.features), both_B, input_BL, twice),
+        "branches apart": apart,
     }
 
 
