@@ -15,7 +15,8 @@ from torch import Tensor
 from common.data.crops import VIEWS, Crops, cut_views
 from common.data.token_rows import PixelEncoder, TokenRows, Watch
 from common.images.contents import Reading
-from common.images.opening import ImageSource
+from common.images.decoded import DecodedImages
+from common.images.source import EncodedImages, ImageSource
 
 BATCH = 64
 """Images that are decoded together."""
@@ -32,6 +33,11 @@ class ImageRows(TokenRows):
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def use(self, decoded: DecodedImages) -> None:
+        """Take pixels from there, where they are those that these settings give."""
+        if isinstance(self._source, EncodedImages) and self._source.decoding == decoded.settings:
+            self._source.decoded = decoded
 
     def subset(self, rows: range) -> Self:
         part = copy.copy(self)

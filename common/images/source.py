@@ -20,6 +20,7 @@ from common.errors import InputError
 from common.images.classes import assign
 from common.images.config import ImagesConfig, Split
 from common.images.contents import Reading, content_hash, rows_digest
+from common.images.decoded import DecodedImages
 from common.images.listing import Findings
 from common.images.pixels import decode_image
 
@@ -146,6 +147,9 @@ class Digits(ImageSource):
 class EncodedImages(ImageSource, ABC):
     """Images that are decoded and cropped while they are read."""
 
+    decoded: DecodedImages | None = None
+    """Those whose pixels are known."""
+
     @abstractmethod
     def _encoded(self, reading: Reading) -> Iterator[tuple[str, bytes]]:
         """(where an image comes from, its file's content), in order; files that are opened are
@@ -155,10 +159,20 @@ class EncodedImages(ImageSource, ABC):
         reading = Reading() if reading is None else reading
         images = self._encoded(reading)
         while some := list(islice(images, size)):
-            reading.hashes += [content_hash(data) for _, data in some]
+            hashes = [content_hash(data) for _, data in some]
+            reading.hashes += hashes
             yield torch.stack(
-                [decode_image(data, self._config, where, reading.notes) for where, data in some]
+                [
+                    self._pixels(data, where, content, reading)
+                    for (where, data), content in zip(some, hashes, strict=True)
+                ]
             )
+
+    def _pixels(self, data: bytes, where: str, content: str, reading: Reading) -> Tensor:
+        known = None if self.decoded is None else self.decoded.find(content)
+        if known is not None:
+            return known
+        return decode_image(data, self._config, where, reading.notes)
 
     def contents(self) -> Iterator[tuple[str, str]]:
         for where, data in self._encoded(Reading()):

@@ -14,15 +14,16 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from common.data.image_rows import BATCH
+from common.data.image_rows import BATCH, ImageRows
 from common.data.token_rows import TokenRows
 from common.data.token_source import TokenSourceConfig
 from common.data.tokens import TokenHeader
 from common.errors import InputError
 from common.files.atomic import drop_leftovers
 from common.files.tensors import state_digest
+from common.images.decoded import DecodedImages
 from common.images.opening import open_images
-from common.images.source import decoding
+from common.images.source import EncodedImages, decoding
 from common.randomness import derive_seed
 from common.spec import SequenceSpec
 from common.tokenization.tokenizer import (
@@ -69,7 +70,8 @@ def tokenize(
     _say_what_was_read(target, train, test)
     target.print(f"tokenizer: {config.tokenizer.kind}, for {len(train)} training images")
     trained = isinstance(config.tokenizer, TrainableTokenizerConfig)
-    tokenizer = load_trained(config, workspace) if trained else _fit(config, target)
+    make = load_trained if trained else partial(_fit, train, target)
+    tokenizer = make(config, workspace)
     splits = [_plan(config, "train", workspace.train_tokens, train, tokenizer)]
     if test is not None:
         splits.append(_plan(config, "test", workspace.test_tokens, test, tokenizer))
@@ -157,11 +159,25 @@ def _require_same_classes(train: TokenRows, test: TokenRows | None) -> None:
         )
 
 
-def _fit(config: RunConfig, target: Console) -> Tokenizer:
+def _decoded(config: RunConfig, workspace: Workspace) -> DecodedImages:
+    """What a tokenizer that is fitted to the images decodes, to encode it afterwards."""
     images = config.images
+    folder = parts_folder(workspace.train_tokens) / "decoded"
+    return DecodedImages(folder, (images.channels, images.size, images.size), decoding(images))
+
+
+def _fit(train: TokenRows, target: Console, config: RunConfig, workspace: Workspace) -> Tokenizer:
+    """On the training images; `train` takes pixels from there."""
+    images, decoded = config.images, _decoded(config, workspace)
+    if isinstance(train, ImageRows):
+        train.use(decoded)
 
     def batches() -> Iterator[Tensor]:  # opened only if the tokenizer looks at images
-        yield from open_images(images, "train").batches(BATCH)
+        source = open_images(images, "train")
+        if isinstance(source, EncodedImages):
+            yield from decoded.keeping(partial(source.batches, BATCH), len(source))
+        else:
+            yield from source.batches(BATCH)
 
     require_room(config.tokenizer, size=images.size, channels=images.channels)
     with busy(target, f"preparing tokenizer {config.tokenizer.kind}", at_once=False):
