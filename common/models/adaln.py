@@ -93,8 +93,10 @@ class Block(nn.Module):
         condition: Tensor,
         visible_nS: Tensor | None,
         cache: KeyValueCache | None,
+        between_BnC: Tensor | None = None,
     ) -> Tensor:
-        """`condition` is the class embedding (B, C), or (B, 1, 6, C) where it is shared."""
+        """`condition` is the class embedding (B, C), or (B, 1, 6, C) where it is shared;
+        `between_BnC` is added after the attention, before the feed-forward part."""
         if self._shared:
             modulation = self.ada_gss + condition
         else:
@@ -102,6 +104,8 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         attended = self.attn(plain_norm(x_BnC) * (1 + scale1) + shift1, visible_nS, cache)
         x_BnC = x_BnC + self.drop_path(self.dropout(attended) * gate1)
+        if between_BnC is not None:
+            x_BnC = x_BnC + between_BnC
         fed = self.ffn(plain_norm(x_BnC) * (1 + scale2) + shift2)
         return x_BnC + self.drop_path(self.dropout(fed) * gate2)
 

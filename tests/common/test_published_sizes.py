@@ -37,6 +37,37 @@ def test_published_sizes_have_the_published_number_of_parameters(kind, preset, s
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
+DISTILLED = [
+    ("dd1_llamagen", "L", RASTER, (16384, 8), 326_155_272),
+    ("dd1_var", "d16", NEXT_SCALE, (4096, 32), 328_165_664),
+    ("dd1_var", "d20", NEXT_SCALE, (4096, 32), 635_399_088),
+    ("dd1_var", "d24", NEXT_SCALE, (4096, 32), 1_092_478_560),
+]
+"""Published as 326 M, 327 M, 635 M and 1.09 B; the layers of the released code make 328.2 M of the
+second, the others agree."""
+
+
+@pytest.mark.parametrize(("kind", "preset", "spec", "codes", "count"), DISTILLED)
+def test_distilled_students_of_published_sizes_have_the_number_of_the_released_code(
+    kind, preset, spec, codes, count
+):
+    """The teacher's, plus what is new, counted by hand."""
+    config = load_plugin("common.models.generators", kind).Config.model_validate(
+        {"backbone": {"preset": preset}}
+    )
+    with torch.device("meta"):
+        student = config.build(spec, torch.empty(codes))
+    assert sum(parameter.numel() for parameter in student.parameters()) == count
+    teacher = next(n for family, size, _, n in PUBLISHED if (family, size) == (kind[4:], preset))
+    width, depth, code_width = config.backbone.width, config.backbone.depth, codes[1]
+    new = 2 * width + 2 * width + width * code_width + code_width  # types, table, linear
+    if kind == "dd1_llamagen":
+        new += code_width * width + width - 16384 * width  # reads vectors, not tokens
+    else:
+        new += (depth + 1) * (width + 1) * width + 2 * width  # blocks and heads; two rows
+    assert count == teacher + new
+
+
 def test_fresh_next_scale_models_start_as_published():
     """Truncated normal of std sqrt(1 / 3C), near-zero gates, small head (docs/backbones.md, "VAR
     layers")."""

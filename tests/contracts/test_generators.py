@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from common.config.plugins import kinds, load_plugin
+from common.errors import InputError
 from common.models.generator import gaussian
 from common.spec import SequenceSpec
 
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
+SCALES_SPEC = SequenceSpec(24, 14, (3, 3), num_classes=3, scales=(1, 2, 3))
 D = 5
 SEEDS = [11, 12, 2**62, 0, 13]
 LABEL_B = torch.tensor([0, 1, 2, 3, 0])  # 3 is the null class
@@ -19,12 +21,22 @@ def config(request):
 
 
 @pytest.fixture
-def build(config):
+def spec(config):
+    """One raster, or several scales for those that need them."""
+    try:
+        config.build(SPEC, torch.zeros(24, D))
+    except InputError:
+        return SCALES_SPEC
+    return SPEC
+
+
+@pytest.fixture
+def build(config, spec):
     codebook_VD = torch.randn(24, D, generator=torch.Generator().manual_seed(3))
 
     def make(seed=0):
         torch.manual_seed(seed)
-        return config.build(SPEC, codebook_VD).eval()
+        return config.build(spec, codebook_VD).eval()
 
     return make
 
@@ -33,12 +45,12 @@ def test_kind_is_the_file_name(config):
     assert type(config).__module__ == f"common.models.generators.{config.kind}"
 
 
-def test_shapes_and_types_are_those_of_the_tokens(build):
+def test_shapes_and_types_are_those_of_the_tokens(build, spec):
     made = build().generate(LABEL_B, SEEDS)
-    assert made.token_BL.shape == (5, 6)
+    assert made.token_BL.shape == (5, spec.length)
     assert made.token_BL.dtype == torch.int64
-    assert made.vector_BLD.shape == (5, 6, D)
-    assert made.logit_BLV.shape == (5, 6, 24)
+    assert made.vector_BLD.shape == (5, spec.length, D)
+    assert made.logit_BLV.shape == (5, spec.length, 24)
     assert made.logit_BLV.dtype == torch.float32
     assert torch.equal(made.token_BL, made.logit_BLV.argmax(-1))
     for value in (made.vector_BLD, made.logit_BLV):
@@ -78,16 +90,16 @@ def test_gradients_reach_every_parameter_from_vectors_and_logits_together(build)
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_gradients_reach_the_noise(build):
+def test_gradients_reach_the_noise(build, spec):
     """Each slot's vector depends on its own noise."""
-    noise_BLD = gaussian(SEEDS, 6, D).requires_grad_()
+    noise_BLD = gaussian(SEEDS, spec.length, D).requires_grad_()
     build()(LABEL_B, noise_BLD).vector_BLD.sum().backward()
     assert (noise_BLD.grad.abs().sum(-1) > 0).all()
 
 
-def test_a_file_of_it_stands_alone(config, build):
+def test_a_file_of_it_stands_alone(config, build, spec):
     one = build(seed=0)
-    other = config.build(SPEC, torch.zeros(24, D)).eval()
+    other = config.build(spec, torch.zeros(24, D)).eval()
     other.load_state_dict(one.state_dict())
     wanted, found = (model.generate(LABEL_B, SEEDS) for model in (one, other))
     assert torch.equal(found.logit_BLV, wanted.logit_BLV)

@@ -1,0 +1,249 @@
+"""What the students of Distilled Decoding 1 have in common (arXiv 2412.17153, appendix B;
+docs/one_step.md, "Students").
+
+A transformer of the teacher's make reads, after the class, one vector for each slot: of a code
+where the slot is data, of noise where it is not yet, with an embedding that says which. Two heads
+say what the slot will be: the teacher's own (logits over codes) and a new one (a code vector).
+Names of parameters are those of the released checkpoints.
+
+Shape letters: B sequences, L slots, n some of them, C width, D code width, V codes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar, Self, cast
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.config.quantities import Tokens, TokensOrNone
+from common.errors import InputError
+from common.models.adaln import plain_norm
+from common.models.backbone import Backbone, Official
+from common.models.few_steps import few_steps, nearest
+from common.models.generator import Generated, Generator, GeneratorConfig
+from common.spec import SequenceSpec, require_same_spec
+
+NOISE, DATA = 0, 1
+"""Rows of the type embedding; the class is data."""
+
+
+class DistilledDecoderConfig(GeneratorConfig):
+    """How a student is used; its sizes are the family's."""
+
+    split: TokensOrNone = 0
+    """The first slots take the code of the largest logit, the others what the embedding head says
+    (published: 130 for LlamaGen-L and 80 for LlamaGen-B; 55, five scales, for VAR-d16 and 30, four
+    scales, for d20 and d24)."""
+    positions: tuple[Tokens, ...] = (1,)
+    """Points of the trajectory that are trained, counted from 1 as in the paper: how many tokens
+    (LlamaGen) or scales (VAR) come before the first noise, plus 1 (published: 1, 81 and 1, 6)."""
+
+    @model_validator(mode="after")
+    def _positions_rise_from_1(self) -> Self:
+        rising = all(before < after for before, after in pairwise(self.positions))
+        if self.positions[:1] != (1,) or not rising:
+            raise ValueError(f"positions {_shown(self.positions)} do not rise from 1")
+        return self
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether released weights of these shapes are a student of this family."""
+
+
+class EmbeddingHead(nn.Module):
+    """Layer norm, scaled and shifted by a learned table plus the class, then a linear map."""
+
+    def __init__(self, width: int, code_width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, code_width)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+
+    def forward(self, x_BnC: Tensor, class_BC: Tensor) -> Tensor:
+        shift, scale = (self.scale_shift_table + class_BC[:, None]).chunk(2, dim=1)
+        return self.linear(plain_norm(x_BnC) * (1 + scale) + shift)
+
+
+class DistilledDecoder(Generator):
+    """`trunk` reads; `head(normed(...))` and `embed` say what the slots will be."""
+
+    official: ClassVar[Official]
+    """Layout of the released files, as a backbone's."""
+    new: ClassVar[frozenset[str]] = frozenset({"codebook_VD", "n_d_embed", "final_layer_conti"})
+    """Submodules and tensors that no teacher has."""
+    codebook_VD: Tensor
+
+    def __init__(
+        self, config: DistilledDecoderConfig, spec: SequenceSpec, codebook_VD: Tensor
+    ) -> None:
+        super().__init__()
+        if len(codebook_VD) != spec.vocab_size:
+            raise InputError(
+                f"the tokens have {spec.vocab_size} codes, but there are {len(codebook_VD)} code "
+                "vectors; take both from one tokenizer"
+            )
+        self.spec, self.code_width = spec, codebook_VD.shape[1]
+        self.split, self.positions = config.split, config.positions
+        self.register_buffer("codebook_VD", codebook_VD.detach().clone().float())
+        if config.split > spec.length:
+            raise InputError(f"split is {config.split}, but a sequence has {spec.length} tokens")
+        if self.slots_before(config.positions[-1]) >= spec.length:
+            raise InputError(
+                f"positions {_shown(config.positions)} end behind the sequence of {spec.length} "
+                "tokens, where no noise is left; lower the last one"
+            )
+
+    @property
+    def head(self) -> nn.Linear:
+        """Maps what `read` returns to logits."""
+        return cast(nn.Linear, self._modules[self.official.head])
+
+    @abstractmethod
+    def slots_before(self, position: int) -> int:
+        """How many leading slots are data at this point of the trajectory, counted from 1."""
+
+    @abstractmethod
+    def trunk(self, label_B: Tensor, vector_BLD: Tensor, is_data_BL: Tensor) -> Tensor:
+        """deep_BLC, not normalised: of every slot, from its own vector and those that it sees.
+
+        `vector_BLD` are codes' vectors where `is_data_BL`, else raw noise.
+        """
+
+    @abstractmethod
+    def normed(self, deep_BnC: Tensor, label_B: Tensor) -> Tensor:
+        """hidden_BnC of what `trunk` returns, under the teacher's last norm."""
+
+    @abstractmethod
+    def embed(self, deep_BnC: Tensor, label_B: Tensor) -> Tensor:
+        """vector_BnD, float32, of what `trunk` returns: the embedding head has a norm of its own
+        and reads, as released, what is not under the teacher's."""
+
+    @abstractmethod
+    def inherited(self, teacher: Backbone) -> dict[str, Tensor]:
+        """All that a student takes over, by its own names and in its own shapes.
+
+        Raises:
+            InputError: the teacher is of another family, or has other codes.
+        """
+
+    def official_buffers(self) -> dict[str, Tensor]:
+        """Entries of a released file that are no parameters."""
+        return {}
+
+    def read(self, label_B: Tensor, vector_BLD: Tensor, is_data_BL: Tensor) -> Tensor:
+        """hidden_BLC of all slots: what `head` reads. Where both heads are asked, call `trunk` once
+        and `normed` and `embed` on what it returns."""
+        return self.normed(self.trunk(label_B, vector_BLD, is_data_BL), label_B)
+
+    def jump(self, label_B: Tensor, vector_BLD: Tensor, known: int) -> Generated:
+        """F of the paper: the first `known` slots are data and stay as they are, their logits 0 at
+        the nearest code and -inf elsewhere; the others are predicted, all at once."""
+        vector_BLD = vector_BLD.float()
+        given_BnD, rest = vector_BLD[:, :known], slice(known, None)
+        token_Bn = nearest(given_BnD, self.codebook_VD)
+        logit_BnV = given_BnD.new_full((*token_Bn.shape, self.spec.vocab_size), -torch.inf)
+        given = Generated(token_Bn, given_BnD, logit_BnV.scatter(2, token_Bn[..., None], 0.0))
+        if known == self.spec.length:
+            return given
+        is_data_L = torch.arange(self.spec.length, device=label_B.device) < known
+        deep_BLC = self.trunk(label_B, vector_BLD, is_data_L.expand(len(label_B), -1))
+        return _joined(given, self._said(deep_BLC[:, rest], label_B, max(self.split - known, 0)))
+
+    def _said(self, deep_BnC: Tensor, label_B: Tensor, early: int) -> Generated:
+        """Of both heads; the first `early` slots take the likeliest code."""
+        logit_BnV = self.head(self.normed(deep_BnC, label_B)).float()
+        vector_BnD = self.embed(deep_BnC, label_B)
+        token_Bn = logit_BnV.detach().argmax(-1)
+        code_BnD = F.embedding(token_Bn[:, :early], self.codebook_VD)
+        return Generated(token_Bn, torch.cat([code_BnD, vector_BnD[:, early:]], 1), logit_BnV)
+
+    def forward(self, label_B: Tensor, noise_BLD: Tensor) -> Generated:
+        """One jump, from noise."""
+        return self.jump(label_B, noise_BLD, 0)
+
+    def steps(self, label_B: Tensor, noise_BLD: Tensor, positions: Sequence[int]) -> Generated:
+        """Algorithm 3 over trained positions, counted as in the config.
+
+        Raises:
+            InputError: one was not trained, or they do not rise from 1.
+        """
+        known = [self.slots_before(position) for position in self.trained(positions)]
+        return few_steps(partial(self.jump, label_B), noise_BLD.float(), known)
+
+    def trained(self, positions: Sequence[int]) -> Sequence[int]:
+        """`positions` themselves.
+
+        Raises:
+            InputError: as `steps`.
+        """
+        chosen = sorted(set(positions) & set(self.positions))
+        if chosen != list(positions) or chosen[:1] != [1]:
+            raise InputError(
+                f"steps at positions {_shown(positions)} are asked for, but the student was "
+                f"trained at {_shown(self.positions)}; choose some of these, rising from 1"
+            )
+        return positions
+
+    @torch.no_grad()
+    def start_from(self, teacher: Backbone) -> None:
+        """Take over all that a teacher has of this network; what is new stays as it was drawn.
+
+        Raises:
+            InputError: another family, other tokens, sizes or codes.
+        """
+        require_same_spec(self.spec, teacher.spec, us="the student", them="the teacher")
+        ours, taken = self.state_dict(), self.inherited(teacher)
+        wanted = {n: v for n, v in ours.items() if n.partition(".")[0] not in self.new}
+        for name in sorted(wanted.keys() | taken.keys()):
+            mine, its = (_shape(values.get(name)) for values in (wanted, taken))
+            if mine != its:
+                raise InputError(
+                    f"{name} has shape {its} in the teacher and {mine} in the student; give the "
+                    "student the teacher's sizes"
+                )
+        for name, value in taken.items():
+            wanted[name].copy_(value)
+
+
+def require_codes(ours_VD: Tensor, theirs_VD: Tensor) -> None:
+    """Refuse a teacher that paints with other codes than those the noise was carried to.
+
+    Raises:
+        InputError: they differ.
+    """
+    if ours_VD.shape != theirs_VD.shape or not torch.equal(ours_VD.cpu(), theirs_VD.cpu().float()):
+        raise InputError(
+            f"the student's codebook ({len(ours_VD)} codes of width {ours_VD.shape[1]}) is not the "
+            f"teacher's ({len(theirs_VD)} of width {theirs_VD.shape[1]}); take the tokenizer that "
+            "the teacher was trained on"
+        )
+
+
+def draw_new(modules: Sequence[nn.Module], std: float) -> None:
+    """Normal weights of linear maps and embeddings, biases of 0."""
+    for module in (part for whole in modules for part in whole.modules()):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(cast(Tensor, module.weight), std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _joined(first: Generated, second: Generated) -> Generated:
+    return Generated(
+        torch.cat([first.token_BL, second.token_BL], 1),
+        torch.cat([first.vector_BLD, second.vector_BLD], 1),
+        torch.cat([first.logit_BLV, second.logit_BLV], 1),
+    )
+
+
+def _shape(value: Tensor | None) -> str:
+    return "none" if value is None else str(list(value.shape))
+
+
+def _shown(positions: Sequence[int]) -> str:
+    return ", ".join(map(str, positions)) or "none"
