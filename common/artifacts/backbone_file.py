@@ -83,7 +83,7 @@ def load_head(path: Path) -> tuple[nn.Linear, SequenceSpec, BackboneConfig]:
 def _skeleton(path: Path) -> tuple[Backbone, BackboneConfig, SequenceSpec]:
     """A stored backbone on the meta device, from its header alone."""
     header = _header(path)
-    if "spec" not in header:
+    if not {"spec", "config"} <= header.keys():
         raise InputError(f"{path}: holds no backbone; expected a file such as student.safetensors")
     with reading_header(path), outlines():
         spec = SequenceSpec.from_dict(json.loads(header["spec"]))

@@ -160,8 +160,9 @@ def _data_file(path: Path) -> Path:
 def _find_state(loaded: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
     if isinstance(loaded, dict):
         trainer = loaded.get("trainer")
-        if isinstance(trainer, dict) and _is_state(trainer.get("var_wo_ddp")) and not ema:
-            return trainer["var_wo_ddp"]  # VAR's own trainer
+        own = "ema_parameters" if ema else "var_wo_ddp"
+        if isinstance(trainer, dict) and _is_state(trainer.get(own)):
+            return trainer[own]  # VAR's own trainer; the average is Distilled Decoding's
         for key in ("ema",) if ema else TOP_LEVELS:
             if _is_state(loaded.get(key)):
                 return loaded[key]
