@@ -59,6 +59,11 @@ class ContextConfig(PluginConfig, ABC):
         """Whether sequences are read from the teacher's token file instead of the data's."""
         return False
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its rows are tokens that Gaussian noise was carried to."""
+        return False
+
     @abstractmethod
     def prefix(self, index: int, draws: Draws, *, spec: SequenceSpec, step: int) -> int:
         """Number of ground-truth slots of condition `index`; `spec.length` means all of them."""
@@ -178,6 +183,9 @@ class RolloutRequest:
     prefix_B: Tensor
     cell_BL: Tensor
     """Codes that are read, by grid position (not yet in plan order)."""
+    seed_B: Tensor | None = None
+    """Noise seeds of rows that are read with theirs, -1 of the others; None where no source has
+    pairs of noise and tokens."""
 
     def rows_of(self, sampler: SamplerName) -> Tensor:
         """Numbers of the rows that `sampler` continues."""
@@ -195,6 +203,7 @@ class RolloutRequest:
             tuple(self.sampler[n] for n in numbers),
             self.prefix_B[chosen],
             self.cell_BL[chosen],
+            None if self.seed_B is None else self.seed_B[chosen],
         )
 
 
@@ -220,15 +229,7 @@ def assign(
         source.prefix(condition, draws, spec=data.spec, step=index // schedule.global_batch_size)
         for source, condition, index in zip(sources, conditions, indices, strict=True)
     ]
-    is_generated_B = torch.tensor([source.is_generated for source in sources])
-    if is_generated_B.any():
-        if generated is None:
-            raise ValueError("a source reads the teacher's sequences, but there are none")
-        own = replace(draws, images=len(generated))
-        labels, cells = generated.pick(conditions, own, class_dropout, null)
-        label_B = torch.where(is_generated_B, labels, label_B)
-        cell_BL = torch.where(is_generated_B[:, None], cells, cell_BL)
-    return RolloutRequest(
+    work = RolloutRequest(
         torch.tensor(indices),
         label_B,
         context,
@@ -237,4 +238,48 @@ def assign(
         sampler=tuple(source.sampler for source in sources),
         prefix_B=torch.tensor(prefixes),
         cell_BL=cell_BL,
+        seed_B=_pair_seeds(contexts, sources, indices, draws),
     )
+    if not any(source.is_generated for source in sources):
+        return work
+    if generated is None:
+        raise ValueError("a source reads the teacher's sequences, but there are none")
+    own = replace(draws, images=len(generated))
+    read_B = torch.tensor([source.is_generated for source in sources])
+    return _with_generated(work, read_B, generated, conditions, own, class_dropout, null)
+
+
+def _with_generated(
+    work: RolloutRequest,
+    read_B: Tensor,
+    generated: TokenDataset,
+    conditions: Sequence[int],
+    draws: Draws,
+    class_dropout: float,
+    null: int | None,
+) -> RolloutRequest:
+    """With the teacher's labels, tokens and seeds in the rows that are read."""
+    label_B, cell_BL = generated.pick(conditions, draws, class_dropout, null)
+    seed_B = work.seed_B
+    if seed_B is not None and generated.seed_N is not None:
+        seed_B = torch.where(read_B, generated.pick_seeds(conditions, draws), seed_B)
+    return replace(
+        work,
+        label_B=torch.where(read_B, label_B, work.label_B),
+        cell_BL=torch.where(read_B[:, None], cell_BL, work.cell_BL),
+        seed_B=seed_B,
+    )
+
+
+def _pair_seeds(
+    contexts: ContextsConfig,
+    sources: Sequence[ContextConfig],
+    indices: Sequence[int],
+    draws: Draws,
+) -> Tensor | None:
+    """`RolloutRequest.seed_B` where rows are sampled now; what is read has seeds of its own."""
+    if not any(source.has_pairs for source in contexts.used):
+        return None
+    seeds = [draws.noise_seed(index) for index in indices]
+    pairs_B = torch.tensor([source.has_pairs for source in sources])
+    return torch.where(pairs_B, torch.tensor(seeds), -1)

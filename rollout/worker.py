@@ -173,14 +173,7 @@ class RolloutWorker:
         order_seeds = [self._draws.noise_seed(condition) for condition in conditions]
         plan = self._student.plan(order_seeds, self._config.sampling.decoding)
         token_BL, logprob_BL = self._complete(work, seeds, order_seeds, plan)
-        facts = {
-            "lease": str(lease.number),
-            "generation": str(lease.generation),
-            "worker": self._name,
-            "rollout_seconds": f"{time.perf_counter() - started:.6f}",
-        }
-        if (conditions := len(self._conditions.shared)) != self._data.spec.num_classes + 1:
-            facts["conditions"] = str(conditions)
+        facts = self._facts(lease, time.perf_counter() - started)
         batch = TrajectoryBatch(
             spec=self._data.spec,
             id_B=work.id_B,
@@ -194,10 +187,22 @@ class RolloutWorker:
             plan=plan,
             token_BL=token_BL,
             logprob_BL=logprob_BL,
+            seed_B=work.seed_B,
             noise_BL=noise(seeds, self._data.spec.length) if self._config.keep_noise else None,
             facts=facts,
         )
         return to_arrow(self._grouped(batch, lease))
+
+    def _facts(self, lease: Lease, seconds: float) -> dict[str, str]:
+        facts = {
+            "lease": str(lease.number),
+            "generation": str(lease.generation),
+            "worker": self._name,
+            "rollout_seconds": f"{seconds:.6f}",
+        }
+        if (conditions := len(self._conditions.shared)) != self._data.spec.num_classes + 1:
+            facts["conditions"] = str(conditions)
+        return facts
 
     def _grouped(self, batch: TrajectoryBatch, lease: Lease) -> TrajectoryBatch:
         """With the columns that say which rows are of one condition, where there are several."""

@@ -75,6 +75,11 @@ class TokenDataset:
         label_B = torch.where(torch.tensor(kept), self.label_N[row_B], null)
         return label_B, self.token_NAL[row_B, self._variant(indices, draws)].long()
 
+    def pick_seeds(self, indices: Sequence[int], draws: Draws) -> Tensor:
+        """seed_B of the rows that `pick` gives for these indices; only where there are any."""
+        assert self.seed_N is not None
+        return self.seed_N[torch.tensor([draws.row(index) for index in indices])]
+
     def __getstate__(self) -> dict[str, Any]:
         """As numpy arrays, which other processes on the node can read where they lie."""
         arrays = {name: value.numpy() for name, value in self._arrays().items()}
@@ -219,14 +224,8 @@ def load_tokens(path: Path) -> TokenDataset:
     if first != rows:
         raise InputError(f"{path}: has other rows than the {rows} that it counts; make it again")
     of = dict(zip(_columns(header), whole, strict=True))
-    return TokenDataset(
-        token_NAL,
-        of["label"],
-        header.spec,
-        header.classes,
-        header.tokenizer,
-        of.get("seed"),
-    )
+    facts = header.spec, header.classes, header.tokenizer
+    return TokenDataset(token_NAL, of["label"], *facts, of.get("seed"))
 
 
 def read_labels(path: Path) -> Tensor:

@@ -17,6 +17,8 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 3):
                                      hold the grid's cells, and the vocabulary
     logprob       float32[L]         behaviour log-probability; 0 on slots that were given
     noise         float64[L]         the uniforms that drew the row (optional)
+    seed          int64              what gives the Gaussian noise that was carried to the row's
+                                     tokens, or -1 (absent: no row was made so; docs/one_step.md)
     input_token   uint16/32[L]       what student and teacher read in every slot, where that differs
                                      from `token`, which both are asked for (absent: the same)
     group,        int64              which rows are samples of one condition, and which of them a
@@ -62,7 +64,7 @@ READABLE = ("2", "3")
 TEXT = ("context", "policy", "law")
 """Columns of words."""
 INTEGERS = ("id", "version", "label", "prefix", "order", "token")
-OF_ROWS = ("group", "member", "teacher_condition")
+OF_ROWS = ("group", "member", "teacher_condition", "seed")
 OPTIONAL_INTEGERS = ("input_token", *OF_ROWS)
 INTEGER_TYPES = (np.int32, np.int64, np.uint16, np.uint32)
 
@@ -102,6 +104,7 @@ def _optional(batch: TrajectoryBatch) -> dict[str, Tensor]:
         "group": batch.group_B,
         "member": batch.member_B,
         "teacher_condition": batch.teacher_condition_B,
+        "seed": batch.seed_B,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -157,6 +160,7 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         group_B=column.get("group"),
         member_B=column.get("member"),
         teacher_condition_B=column.get("teacher_condition"),
+        seed_B=column.get("seed"),
         signal=_named(column, "signal."),
         sequence=_named(column, "sequence."),
         facts=facts,
@@ -183,17 +187,6 @@ def _require_schema(version: str | None) -> None:
 def id_type(count: int) -> torch.dtype:
     """The narrowest of the record's types for numbers below `count`."""
     return torch.uint16 if count <= 2**16 else torch.uint32
-
-
-def bytes_per_image(
-    spec: SequenceSpec, signal_bytes: int, *, noise: bool, groups: bool = False
-) -> int:
-    """Wire size of one scored row: fixed columns, order and token, logprob; `signal_bytes` are
-    those of what scorers say of it."""
-    numbers = 8 * (4 + 2 * groups)
-    words = 3 * (4 + 7)  # an offset each, and about as many letters
-    slot = id_type(spec.length).itemsize + id_type(spec.vocab_size).itemsize + 4 + 8 * noise
-    return numbers + words + spec.length * slot + signal_bytes
 
 
 def _check(batch: TrajectoryBatch) -> None:

@@ -45,6 +45,8 @@ class TrajectoryBatch:
     """Which of its group's samples a row is, from 0. None: the only one."""
     teacher_condition_B: Tensor | None = None
     """Id of what only the teacher knows of a row. None: it knows what the student knows."""
+    seed_B: Tensor | None = None
+    """What gives the Gaussian noise that was carried to a row's tokens; -1 where none was."""
     signal: dict[str, Tensor] = field(default_factory=dict)
     """Teacher columns by name, each (B, L, ...); `entropy` among them where anything reads it."""
     sequence: dict[str, Tensor] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 
 from common.device import precision
 from common.errors import InputError
-from common.exchange.trajectory import bytes_per_image
+from common.exchange.record_size import bytes_per_image
 from common.models.backbone import Backbone
 from common.models.packed_linear import packed_bytes
 from common.spec import SequenceSpec
@@ -113,6 +113,7 @@ class Sizing:
             length * per_token + per_row,
             noise=config.rollout.keep_noise,
             groups=config.schedule().group_size > 1,
+            seeds=any(source.has_pairs for source in config.contexts.used),
         )
 
     @property

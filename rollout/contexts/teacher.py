@@ -53,3 +53,7 @@ class Config(PrefixDistribution):
     @property
     def is_generated(self) -> bool:
         return self.source == "dataset"
+
+    @property
+    def has_pairs(self) -> bool:
+        return self.sampling.flow is not None

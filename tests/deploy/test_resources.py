@@ -132,6 +132,10 @@ SHAPES = {
             *(f"scorers.{kind}.kind={kind}" for kind in ("teacher", "token_logprob")),
         ],
     ),
+    "pairs of noise and tokens": (
+        SequenceSpec(64, 16, (4, 4), 10),
+        ["contexts.sources.teacher.sampling.flow.kind=dpmpp_3m"],
+    ),
     "whole distributions": (SequenceSpec(64, 16, (4, 4), 10), ["teacher.signal.kind=full"]),
     "entropies that nobody reads": (SequenceSpec(64, 16, (4, 4), 10), ["objective.kind=kd"]),
 }
@@ -145,6 +149,8 @@ def test_an_image_takes_the_bytes_on_the_wire_that_the_plan_says(shape):
     batch = blank_batch(config.models.student.build(spec), (STUDENT,) * 8, config.rollout.sampling)
     if config.rollout.keep_noise:
         batch = replace(batch, noise_BL=batch.token_BL.double())
+    if any(source.has_pairs for source in config.contexts.used):
+        batch = replace(batch, seed_B=batch.id_B)
     if (size := config.rollout.group.size) > 1:
         row_B = batch.id_B
         batch = replace(

@@ -10,16 +10,22 @@ import torch
 
 from common.data.tokens import load_tokens
 from common.errors import InputError
+from common.exchange.packed_weights import pack
+from common.exchange.schedule import Lease
+from common.exchange.trajectory import from_arrow
+from common.exchange.weights import Weights
 from common.flow.laws import FlowCodes
 from common.flow.solver import carry
 from common.flow.solvers import dpmpp_3m, rk4_rho
 from common.models.generator import gaussian
+from common.randomness import Draws
 from common.spec import SequenceSpec
 from common.tokenization.codes import flow_codes
-from deploy.stages.generate import generate
+from deploy.stages.generate import generate, load_generated
 from rollout.config import RolloutConfig
 from rollout.flow_draw import FlowDraw
 from rollout.sampler import SamplingConfig, filtered_logprob, sample
+from rollout.worker import RolloutWorker
 
 ROWS = 200_000
 BATCH = 20_000
@@ -222,3 +228,56 @@ def test_a_dataset_of_pairs_has_the_seed_of_every_row(own_tokens, quiet):
     again = sample(teacher, made.label_N, seeds, sampling, codes=codes)
     assert torch.equal(again.cell_BL, made.token_NAL[:, 0].long())
     assert workspace.teacher_tokens.stat().st_size < 200 * (8 + 8 + 16) + 8000
+
+
+@pytest.mark.parametrize("source", ["dataset", "online"])
+def test_a_worker_hands_on_the_seed_of_every_pair(own_tokens, quiet, source):
+    """The tokens of a row are those that the teacher's sampler makes of its label and seed."""
+    teachers = f"{{source='{source}',ratio=1.0,sampling={{flow={{kind='dpmpp_3m'}}}}}}"
+    config, workspace = own_tokens(
+        f"contexts.sources.teacher={teachers}",
+        "contexts.mix_per=sample",
+        "rollout.class_dropout=0.0",
+        "contexts.sources.student.ratio=0",
+    )
+    if source == "dataset":
+        generate(config, workspace, quiet, local=True)
+    file = workspace.model(config, "teacher")
+    data = load_tokens(workspace.train_tokens)
+    worker = RolloutWorker(
+        config.rollout,
+        config.contexts,
+        config.models.student,
+        name="worker",
+        schedule=config.schedule(),
+        draws=Draws(3, len(data)),
+        data=data,
+        scorers=None,
+        weights=FirstWeights(config.models.student.build(data.spec)),
+        ledger=None,
+        teacher_file=file,
+        generated=load_generated(config, workspace),
+    )
+    batch = from_arrow(worker.sample(Lease(0, 0, 16, 0, None, 0)))
+    paired_B = torch.tensor([name == "teacher" for name in batch.context])
+    assert batch.seed_B is not None
+    assert 0 < int(paired_B.sum()) < 16
+    assert torch.equal(batch.seed_B < 0, ~paired_B)
+    seeds = batch.seed_B[paired_B].tolist()
+    sampling = config.contexts.sources["teacher"].sampling
+    codes = flow_codes(workspace.tokenizer)
+    wanted = sample(file.load(), batch.label_B[paired_B], seeds, sampling, codes=codes)
+    assert torch.equal(batch.token_BL[paired_B], wanted.token_BL)
+
+
+class FirstWeights:
+    """A weight store with one version."""
+
+    def __init__(self, student):
+        self.held = Weights.of(0, pack(student, torch.float32))
+
+    def newest(self, timeout):
+        return 0
+
+    def get(self, version, timeout):
+        return self.held

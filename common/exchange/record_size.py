@@ -1,0 +1,23 @@
+"""How large a record is before there is one.
+
+Shape letters: L slots.
+"""
+
+from common.exchange.trajectory import id_type
+from common.spec import SequenceSpec
+
+
+def bytes_per_image(
+    spec: SequenceSpec,
+    signal_bytes: int,
+    *,
+    noise: bool,
+    groups: bool = False,
+    seeds: bool = False,
+) -> int:
+    """Wire size of one scored row: fixed columns, order and token, logprob; `signal_bytes` are
+    those of what scorers say of it."""
+    numbers = 8 * (4 + 2 * groups + seeds)
+    words = 3 * (4 + 7)  # an offset each, and about as many letters
+    slot = id_type(spec.length).itemsize + id_type(spec.vocab_size).itemsize + 4 + 8 * noise
+    return numbers + words + spec.length * slot + signal_bytes
