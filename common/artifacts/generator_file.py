@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.artifacts.model_file import identify
+from common.artifacts.model_file import ONE_PASS, identify
 from common.config.plugins import make
 from common.errors import InputError
+from common.files.atomic import write_atomically
 from common.files.loading import ignoring, load
-from common.files.official import Checkpoint
+from common.files.official import TRAINER, TRAINER_AVERAGE, Checkpoint
 from common.files.tensors import _header, reading_header, save_tensors
 from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
 from common.models.generator import Generator, GeneratorConfig
@@ -86,11 +87,26 @@ def released_state(model: DistilledDecoder) -> dict[str, Tensor]:
     return state | model.official_buffers()
 
 
+def save_released(path: Path, model: DistilledDecoder, averaged: DistilledDecoder) -> None:
+    """A file that the released samplers read, with and without their `--ema`."""
+    states = released_state(model), released_state(averaged)
+    content: dict[str, Any] = dict(zip(("model", "ema"), states, strict=True))
+    if model.official.top_level is None:  # VAR's trainer has a place of its own
+        names = TRAINER, TRAINER_AVERAGE
+        content = {"trainer": dict(zip(names, states, strict=True))}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:  # torch.save of a path has C++'s words for a full disk
+            torch.save(content, handle)
+
+    write_atomically(path, write)
+
+
 def _require_student(path: Path, checkpoint: Checkpoint, config: DistilledDecoderConfig) -> None:
     if config.fits(checkpoint.shapes):
         return
     found = identify(checkpoint.shapes)
-    if found is not None and "n_d_embed.weight" not in checkpoint.shapes:
+    if found is not None and ONE_PASS not in checkpoint.shapes:
         raise InputError(
             f"{path} holds plain autoregressive weights ({found[0]}), expected a distilled "
             f"student ({config.kind}); build one and let it start_from these"

@@ -23,6 +23,9 @@ from common.outline import outlines
 from common.spec import SequenceSpec, require_same_spec
 from common.tokenization.tokenizer import load_tokenizer
 
+ONE_PASS = "n_d_embed.weight"
+"""What only a student of Distilled Decoding has: the embedding that says noise or data."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
@@ -133,6 +136,11 @@ def require_family(
         InputError: another family, or other sizes; the message names both.
     """
     found = identify(shapes)
+    if ONE_PASS in shapes:
+        raise InputError(
+            f"{path} holds a student of one pass (Distilled Decoding), but {role} is a {kind} that "
+            "decodes step by step; choose a file of the teacher's kind"
+        )
     if found is None:
         some = ", ".join(sorted(shapes)[:3])
         known = ", ".join(kinds("common.models.backbones"))

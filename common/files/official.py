@@ -22,6 +22,8 @@ from common.finite import is_finite
 
 TOP_LEVELS = ("model", "module", "state_dict")
 """Where the official samplers look, in this order, when a file is no bare state dict."""
+TRAINER, TRAINER_AVERAGE = "var_wo_ddp", "ema_parameters"
+"""Where VAR's own trainer has weights, under `trainer`; the average is Distilled Decoding's."""
 GROUP_SHARE = 0.05
 """Part of a file that is resident beside the copies that are kept."""
 GROUP_BYTES = 2**24
@@ -160,9 +162,9 @@ def _data_file(path: Path) -> Path:
 def _find_state(loaded: Any, path: Path, *, ema: bool) -> dict[str, Tensor]:
     if isinstance(loaded, dict):
         trainer = loaded.get("trainer")
-        own = "ema_parameters" if ema else "var_wo_ddp"
+        own = TRAINER_AVERAGE if ema else TRAINER
         if isinstance(trainer, dict) and _is_state(trainer.get(own)):
-            return trainer[own]  # VAR's own trainer; the average is Distilled Decoding's
+            return trainer[own]
         for key in ("ema",) if ema else TOP_LEVELS:
             if _is_state(loaded.get(key)):
                 return loaded[key]

@@ -142,6 +142,19 @@ def test_slots_before_the_split_take_the_code_of_the_largest_logit(kind, make):
 
 
 @torch.no_grad()
+def test_the_split_counts_from_the_first_slot_whatever_is_known(kind, make):
+    split, known = (5, 1) if kind == "dd1_var" else (4, 2)
+    student = make(split=split)
+    vector_BLD = noise_for(student)
+    made, said = student.jump(LABEL_B, vector_BLD, known), both_heads(student, vector_BLD, known)
+    code_BLD = student.codebook_VD[said[..., :24].argmax(-1)]
+    early, late = slice(known, split), slice(split, None)
+    assert torch.equal(made.vector_BLD[:, early], code_BLD[:, early])
+    torch.testing.assert_close(made.vector_BLD[:, late], said[:, late, 24:])
+    assert not torch.isclose(code_BLD[:, late], said[:, late, 24:]).all(-1).any()
+
+
+@torch.no_grad()
 def test_a_llamagen_student_that_reads_data_is_its_teacher_a_place_later(tiny):
     """With one-hot codes the new input map can hold the teacher's table, which leaves only the
     place at which a token is read: the one where the teacher predicts the next."""
@@ -370,3 +383,22 @@ def test_the_nearest_code_is_the_one_of_least_distance():
     wanted = torch.cdist(vector_BnD.double(), codebook_VD.double()).argmin(-1)
     assert torch.equal(nearest(vector_BnD, codebook_VD), wanted)
     assert torch.equal(nearest(codebook_VD[None], codebook_VD)[0], torch.arange(50))
+
+
+@torch.no_grad()
+def test_what_is_added_in_a_block_is_read_by_its_feed_forward_part_only(tiny):
+    """With the gate of either part closed the block is the other one, before or behind it."""
+    block = tiny("var").blocks[0]
+    x_BnC, added_BnC, class_BC = torch.randn(3, 5, 16), torch.randn(3, 5, 16), torch.randn(3, 16)
+    gates = block.ada_lin[1].weight.view(6, 16, 16), block.ada_lin[1].bias.view(6, 16)
+    stored = [value.clone() for value in gates]
+    for part, wanted in (
+        (0, lambda: block(x_BnC + added_BnC, class_BC, None, None)),
+        (1, lambda: block(x_BnC, class_BC, None, None) + added_BnC),
+    ):
+        for value, full in zip(gates, stored, strict=True):
+            value.copy_(full)
+            value[part] = 0
+        found = block(x_BnC, class_BC, None, None, added_BnC)
+        torch.testing.assert_close(found, wanted(), atol=1e-5, rtol=1e-5)
+        assert (found - block(x_BnC, class_BC, None, None)).abs().max() > 0.1

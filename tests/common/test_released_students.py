@@ -10,8 +10,9 @@ from common.artifacts.generator_file import (
     load_released,
     released_state,
     save_generator,
+    save_released,
 )
-from common.artifacts.model_file import official_state
+from common.artifacts.model_file import ModelFile, official_state
 from common.errors import InputError
 from common.models.generator import gaussian
 
@@ -87,6 +88,24 @@ def test_every_released_layout_is_read(kind, teacher, made, tmp_path, layout, bu
     assert same(student, found)
 
 
+def test_what_is_written_has_both_sets_of_weights_where_the_released_samplers_look(
+    kind, teacher, made, tmp_path
+):
+    config, student = made
+    averaged = student_of(kind, teacher, seed=2)[1]
+    assert not same(student, averaged)
+    path = tmp_path / "written.pth"
+    save_released(path, student, averaged)
+    content = torch.load(path, weights_only=True)
+    raw, mean = ("model", "ema") if kind == "dd1_llamagen" else ("var_wo_ddp", "ema_parameters")
+    content = content if kind == "dd1_llamagen" else content["trainer"]
+    assert content.keys() == {raw, mean}
+    assert content[mean].keys() == released_state(averaged).keys()
+    codes_VD = codes_of(teacher)
+    assert same(student, load_released(path, config, teacher.spec, codes_VD))
+    assert same(averaged, load_released(path, config, teacher.spec, codes_VD, ema=True))
+
+
 RELEASED = {
     "dd1_llamagen": {
         *("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "tok_embeddings.bias"),
@@ -156,6 +175,10 @@ def test_plain_autoregressive_weights_are_refused(kind, teacher, made, tmp_path)
     save_generator(tmp_path / "student.safetensors", student, config)
     with pytest.raises(InputError, match="holds no backbone"):
         load_backbone(tmp_path / "student.safetensors")
+    save_released(official, student, student)
+    file = ModelFile(official, "models.teacher", config.backbone, teacher.spec, tmp_path / "none")
+    with pytest.raises(InputError, match=f"a student of one pass .* models.teacher is a {family}"):
+        file.check()
 
 
 def test_another_familys_student_and_other_sizes_are_refused(kind, teacher, made, tiny, tmp_path):
