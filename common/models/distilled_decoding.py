@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from pydantic import model_validator
@@ -208,6 +208,14 @@ class DistilledDecoder(Generator):
                 )
         for name, value in taken.items():
             wanted[name].copy_(value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """The codes follow to another device, but never to another precision."""
+        code_VD = self.codebook_VD
+        super()._apply(fn, recurse)
+        if not code_VD.is_meta:
+            self.codebook_VD = code_VD.to(self.codebook_VD.device)
+        return self
 
 
 def require_codes(ours_VD: Tensor, theirs_VD: Tensor) -> None:

@@ -65,6 +65,8 @@ def teacher_inserted(
 
 
 def nearest(vector_BnD: Tensor, codebook_VD: Tensor) -> Tensor:
-    """token_Bn with the smallest Euclidean distance; |vector|^2 is the same for all codes."""
+    """token_Bn with the smallest Euclidean distance, in the precision of the codes also under
+    autocast; |vector|^2 is the same for all codes."""
     half_norm_V = codebook_VD.square().sum(-1) / 2
-    return (vector_BnD.to(codebook_VD) @ codebook_VD.T - half_norm_V).argmax(-1)
+    with torch.autocast(codebook_VD.device.type, enabled=False):
+        return (vector_BnD.to(codebook_VD) @ codebook_VD.T - half_norm_V).argmax(-1)

@@ -382,6 +382,8 @@ def test_the_nearest_code_is_the_one_of_least_distance():
     vector_BnD = torch.randn(3, 200, 4)
     wanted = torch.cdist(vector_BnD.double(), codebook_VD.double()).argmin(-1)
     assert torch.equal(nearest(vector_BnD, codebook_VD), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest(vector_BnD, codebook_VD), wanted)
     assert torch.equal(nearest(codebook_VD[None], codebook_VD)[0], torch.arange(50))
 
 
@@ -402,3 +404,15 @@ def test_what_is_added_in_a_block_is_read_by_its_feed_forward_part_only(tiny):
         found = block(x_BnC, class_BC, None, None, added_BnC)
         torch.testing.assert_close(found, wanted(), atol=1e-5, rtol=1e-5)
         assert (found - block(x_BnC, class_BC, None, None)).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_codes_stay_as_they_are_in_a_student_of_another_precision(make):
+    student = make(split=1)
+    code_VD = student.codebook_VD.clone()
+    half = student.to(torch.bfloat16)
+    assert half.head.weight.dtype == torch.bfloat16
+    assert torch.equal(half.codebook_VD, code_VD)
+    made = half(LABEL_B, noise_for(half))
+    assert torch.equal(made.vector_BLD[:, 0], code_VD[made.token_BL[:, 0]])
+    assert made.vector_BLD.dtype == made.logit_BLV.dtype == torch.float32
