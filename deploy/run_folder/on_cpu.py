@@ -62,7 +62,7 @@ def _wanted(name: str, key: str, value: Any) -> Any:
         return "cpu"
     if name == "gpus":
         return 0.0
-    if name == "dtype" and value == "bfloat16":
+    if name == "dtype" and value in ("auto", "bfloat16"):
         return "float32"
     if name == "cpus":
         return min(value, FEW_CPUS)
