@@ -17,16 +17,18 @@ def beside(name: str, function: Callable[..., Any], *arguments: Any) -> Iterator
     """
     import ray  # not above: the driver sets Ray's environment before it first imports it
 
-    task = ray.remote(num_cpus=0, max_retries=0)(_with_one_thread)
-    begun = task.options(name=name).remote(function, *arguments)
+    # No task: Ray ends this process where one is cancelled in the moment in which it is done.
+    worker: Any = ray.remote(num_cpus=0)(_Worker).remote()
+    begun = worker.run.options(name=name).remote(function, *arguments)
     try:
         yield
         ray.wait([begun])
     finally:
         if ray.is_initialized():
-            ray.cancel(begun, force=True)  # nothing, if it is done
+            ray.kill(worker)
 
 
-def _with_one_thread(function: Callable[..., Any], *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    function(*arguments)
+class _Worker:
+    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        torch.set_num_threads(1)
+        function(*arguments)
