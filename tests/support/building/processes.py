@@ -1,17 +1,25 @@
 """How the whole suite is shared between two processes; pytest calls these by name."""
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+MARKED = re.compile(r"@pytest\.mark\.ray\b.*?\ndef (test_\w+)", re.DOTALL)
+
+
+def may_start_ray(path: Path, test: str) -> bool:
+    """Whether a test is marked so; of the folder `ray` all are, whose files share runs."""
+    return path.parent.name == "ray" or test in _marked(path)
+
 
 @cache
-def may_start_ray(path: Path) -> bool:
-    """Whether some test of the file is marked so, or starts commands that do."""
-    return path.parent.name == "ray" or "mark.ray" in path.read_text()
+def _marked(path: Path) -> frozenset[str]:
+    """The functions of a file that are."""
+    return frozenset(MARKED.findall(path.read_text()))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -22,17 +30,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may start Ray comes first: it is the longest work of one process."""
-    items.sort(key=lambda item: not may_start_ray(item.path))
+    items.sort(key=lambda item: not may_start_ray(item.path, item.name.partition("[")[0]))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file is the work of one process, so that what its tests share is made once; all files that
+    """A file is the work of one process, so that what its tests share is made once; all tests that
     may start Ray are the work of one process as well: one cluster at a time, never two."""
     from xdist.scheduler import LoadFileScheduling
 
     class RayAndFiles(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "ray" if may_start_ray(config.rootpath / file) else file
+            file, _, test = nodeid.partition("::")
+            is_ray = may_start_ray(config.rootpath / file, test.partition("[")[0])
+            return "ray" if is_ray else file
 
     return RayAndFiles(config, log)
