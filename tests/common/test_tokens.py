@@ -1,7 +1,9 @@
 """Token data: views of an image, and datasets with variants in files and in memory."""
 
 import json
+import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -172,3 +174,23 @@ def test_variants_are_drawn_evenly_and_as_a_function_of_seed_and_index():
     assert not torch.equal(cells % variants, other % variants)
     of_row_0 = {int(cell) for cell in cells if cell < variants}
     assert len(of_row_0) == variants, "200 epochs see every variant of an image"
+
+
+def test_seeds_come_back_and_belong_to_the_digest(data, tmp_path):
+    path, seed_N = tmp_path / "t.parquet", torch.arange(len(data)) + 2**62
+    seeded = replace(data, seed_N=seed_N)
+    save_tokens(path, seeded)
+    back = load_tokens(path)
+    assert back.seed_N is not None
+    assert torch.equal(back.seed_N, seed_N)
+    assert back.digest() == seeded.digest() != data.digest()
+    again = pickle.loads(pickle.dumps(back))
+    assert torch.equal(again.seed_N, seed_N)
+
+
+def test_a_file_that_lost_its_seeds_is_refused(data, tmp_path):
+    path = tmp_path / "t.parquet"
+    save_tokens(path, replace(data, seed_N=torch.arange(len(data))))
+    pq.write_table(pq.read_table(path).drop_columns("seed"), path)
+    with pytest.raises(InputError, match=r"no column seed .* varkd generate"):
+        load_tokens(path)
