@@ -178,6 +178,7 @@ def test_variants_are_drawn_evenly_and_as_a_function_of_seed_and_index():
 
 def test_seeds_come_back_and_belong_to_the_digest(data, tmp_path):
     path, seed_N = tmp_path / "t.parquet", torch.arange(len(data)) + 2**62
+    data = replace(data, token_NAL=data.token_NAL.short())  # as files have them
     seeded = replace(data, seed_N=seed_N)
     save_tokens(path, seeded)
     back = load_tokens(path)
@@ -192,5 +193,5 @@ def test_a_file_that_lost_its_seeds_is_refused(data, tmp_path):
     path = tmp_path / "t.parquet"
     save_tokens(path, replace(data, seed_N=torch.arange(len(data))))
     pq.write_table(pq.read_table(path).drop_columns("seed"), path)
-    with pytest.raises(InputError, match=r"no column seed .* varkd generate"):
+    with pytest.raises(InputError, match=r"no column seed .*varkd generate"):
         load_tokens(path)
