@@ -41,6 +41,9 @@ def package(tmp_path_factory):
     yield folder
     use_plugins([], [])
     sys.path.remove(str(folder.parent.resolve()))
+    # One process may make the package twice: for what starts Ray, and for the rest of this file.
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
