@@ -54,7 +54,7 @@ class FlowCodes:
         return CodeLaw(self, logprob_NK, index_NK)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CodeLaw:
     """p_j of N slots; rows are independent of each other."""
 
@@ -65,6 +65,17 @@ class CodeLaw:
 
     def __len__(self) -> int:
         return len(self.logprob_NK)
+
+    @property
+    def numbers(self) -> int:
+        """That a slot takes while it is carried: of its codes, where they are its own."""
+        width = 1 if self.index_NK is None else self.codes.code_VD.shape[1]
+        return self.logprob_NK.shape[1] * width
+
+    @cached_property
+    def _own_NKD(self) -> Tensor:
+        """The codes of every slot, gathered once for all evaluations."""
+        return self.codes.code_VD[self.index_NK]
 
     def rows(self, rows: slice) -> "CodeLaw":
         """Some slots."""
@@ -81,13 +92,13 @@ class CodeLaw:
         """x . c_j of every column."""
         if self.index_NK is None:
             return x_ND @ self.codes.code_VD.T
-        return torch.einsum("nd,nkd->nk", x_ND, self.codes.code_VD[self.index_NK])
+        return torch.einsum("nd,nkd->nk", x_ND, self._own_NKD)
 
     def expectation(self, weight_NK: Tensor) -> Tensor:
         """sum_j w_j c_j."""
         if self.index_NK is None:
             return weight_NK @ self.codes.code_VD
-        return torch.einsum("nk,nkd->nd", weight_NK, self.codes.code_VD[self.index_NK])
+        return torch.einsum("nk,nkd->nd", weight_NK, self._own_NKD)
 
     def token(self, column_N: Tensor) -> Tensor:
         """Code numbers of columns."""

@@ -15,7 +15,7 @@ from common.config.plugins import PluginConfig, from_package
 from common.flow.laws import CodeLaw
 
 NUMBERS = 2**24
-"""Of (slots, codes) that a solver works on at once; more would leave the cache and the memory."""
+"""That a solver works on at once, see `CodeLaw.numbers`; more would leave cache and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ AnySolver = Annotated[
 def carry(solver: SolverConfig, law: CodeLaw, noise_ND: Tensor) -> Carried:
     """`solve`, in chunks of slots that fit the cache."""
     noise_ND = noise_ND.to(law.logprob_NK)
-    rows = max(1, NUMBERS // law.logprob_NK.shape[1])
+    rows = max(1, NUMBERS // law.numbers)
     parts = [
         solver.solve(law.rows(slice(first, first + rows)), noise_ND[first : first + rows])
         for first in range(0, len(law), rows)

@@ -180,6 +180,12 @@ def test_codes_that_are_impossible_may_be_left_out(codes, truncated):
     assert (logprob_NV.gather(1, token_N[:, None]) > -torch.inf).all()
 
 
+def test_a_slots_own_codes_count_with_their_width(codes, truncated):
+    gathered = codes.law(truncated[0])
+    assert gathered.numbers == 20 * 4
+    assert CodeLaw(codes, truncated[0], None).numbers == 64
+
+
 def test_the_names_of_codes_do_not_matter(codes, truncated):
     logprob_NV, noise_ND, token_N = truncated
     order_V = torch.randperm(64, generator=seeded(16))
