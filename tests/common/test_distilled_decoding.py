@@ -7,35 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from building.students import KINDS, TEACHERS, scale_of, student_of
+from building.students import TEACHERS, scale_of, student_of
 
 from common.errors import InputError
 from common.models.generator import gaussian
 
 LABEL_B = torch.tensor([0, 2, 1])
 SEEDS = [5, 6, 7]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def teacher(kind, tiny):
-    return tiny(TEACHERS[kind])
-
-
-@pytest.fixture
-def make(kind, teacher):
-    """A student that began as the teacher; fields of its config by name."""
-
-    def build(**fields):
-        student = student_of(kind, teacher, **fields)[1]
-        student.start_from(teacher)
-        return student
-
-    return build
 
 
 def noise_for(student):

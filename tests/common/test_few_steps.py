@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from building.students import KINDS, TEACHERS, codes_of, student_of
+from building.students import codes_of, student_of
 from pydantic import ValidationError
 
 from common.errors import InputError
@@ -22,28 +22,6 @@ from rollout.sampler import SamplingConfig, decode, noise
 
 LABEL_B = torch.tensor([0, 2, 1])
 SEEDS = [5, 6, 7]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def teacher(kind, tiny):
-    return tiny(TEACHERS[kind])
-
-
-@pytest.fixture
-def make(kind, teacher):
-    """A student that began as the teacher; fields of its config by name."""
-
-    def build(**fields):
-        student = student_of(kind, teacher, **fields)[1]
-        student.start_from(teacher)
-        return student
-
-    return build
 
 
 def noise_for(student):

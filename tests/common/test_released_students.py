@@ -19,16 +19,6 @@ from common.models.generator import gaussian
 LABEL_B = torch.tensor([0, 2, 1])
 
 
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def teacher(kind, tiny):
-    return tiny(TEACHERS[kind])
-
-
 @pytest.fixture
 def made(kind, teacher):
     return student_of(kind, teacher)
