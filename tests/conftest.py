@@ -38,19 +38,15 @@ from learner.process_group import SingleProcess
 from rollout.sampler import SamplingConfig, decode, noise
 
 torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
-os.environ.update(ENVIRONMENT)
+QUICK = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "2"}
+os.environ.update(ENVIRONMENT | QUICK)  # a node that died is missed after a second, not fifteen
 secure_environment()
 
 SHARED = Path(__file__).parents[2] / "shared"
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
 SCALES_SPEC = SequenceSpec(24, 14, (3, 3), num_classes=3, scales=(1, 2, 3))
-FACTS = {
-    "lease": "0",
-    "generation": "1",
-    "worker": "w",
-    "rollout_seconds": "0",
-    "teacher_seconds": "0",
-}
+FACTS = {"lease": "0", "generation": "1", "worker": "w"}
+FACTS |= {"rollout_seconds": "0", "teacher_seconds": "0"}
 
 
 @pytest.fixture(autouse=True)
