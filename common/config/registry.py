@@ -14,18 +14,23 @@ from pydantic import BaseModel, BeforeValidator, create_model
 from common.config.plugin_path import plugin_packages
 from common.errors import InputError
 
+Packages = str | tuple[str, ...]
+"""A package of plug-ins, or several whose kinds are one choice."""
 
-def modules(package: str) -> dict[str, str]:
+
+def modules(package: Packages) -> dict[str, str]:
     """Modules by kind, of `package` and of the folders of its name in the plug-in path.
 
     Raises:
         InputError: two of them have the same name.
     """
-    folder = package.rpartition(".")[2]
-    places = [package]
-    for name in plugin_packages():
-        if importlib.util.find_spec(place := f"{name}.{folder}") is not None:
-            places.append(place)
+    places: list[str] = []
+    for each in (package,) if isinstance(package, str) else package:
+        folder = each.rpartition(".")[2]
+        places.append(each)
+        for name in plugin_packages():
+            if importlib.util.find_spec(place := f"{name}.{folder}") is not None:
+                places.append(place)
     return dict(_listed(tuple((place, _as_it_is(place)) for place in places)))
 
 
@@ -50,12 +55,12 @@ def _listed(places: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]) -> dict
     return found
 
 
-def kinds(package: str) -> list[str]:
+def kinds(package: Packages) -> list[str]:
     """Names of all plug-ins in `package` and the plug-in path, found by listing their files."""
     return sorted(modules(package))
 
 
-def load_plugin(package: str, kind: str) -> ModuleType:
+def load_plugin(package: Packages, kind: str) -> ModuleType:
     """Import the one file that implements `kind`.
 
     Raises:
@@ -64,11 +69,12 @@ def load_plugin(package: str, kind: str) -> ModuleType:
     found = modules(package)
     if kind not in found:
         known = ", ".join(sorted(found))
-        raise InputError(f"no {package} plug-in called {kind!r}; choose one of: {known}")
+        where = package if isinstance(package, str) else " or ".join(package)
+        raise InputError(f"no {where} plug-in called {kind!r}; choose one of: {known}")
     return importlib.import_module(found[kind])
 
 
-def make(package: str, fields: dict[str, Any]) -> Any:
+def make(package: Packages, fields: dict[str, Any]) -> Any:
     """Turn `{kind = ..., ...}` into that plug-in's own Config."""
     rest = {name: value for name, value in fields.items() if name != "kind"}
     return load_plugin(package, str(fields["kind"])).Config.model_validate(rest)
@@ -90,7 +96,7 @@ def _declared(package: str, name: str, packages: tuple[str, ...]) -> dict[str, A
 class FromPackage:
     """Applies `make` to a table that names its kind, or else is of the default one."""
 
-    def __init__(self, package: str, default: str | None = None) -> None:
+    def __init__(self, package: Packages, default: str | None = None) -> None:
         self.package = package
         self.default = default
 
@@ -152,7 +158,7 @@ def fields_of_all(package: str, name: str, root: type[BaseModel]) -> BeforeValid
     return BeforeValidator(FieldsOfAll(package, name, root))
 
 
-def from_package(package: str, default: str | None = None) -> BeforeValidator:
+def from_package(package: Packages, default: str | None = None) -> BeforeValidator:
     """Pydantic validator of a section whose fields are those of its kind."""
     return BeforeValidator(FromPackage(package, default))
 

@@ -7,7 +7,14 @@ from typing import Any, Self, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from common.config.registry import FieldsOfAll, FromPackage, NamedByKind, kinds, load_plugin
+from common.config.registry import (
+    FieldsOfAll,
+    FromPackage,
+    NamedByKind,
+    Packages,
+    kinds,
+    load_plugin,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class Section:
 
     models: tuple[type[BaseModel], ...] = ()
     """Classes whose fields may stand here; several where the kind is open."""
-    package: str | None = None
+    package: Packages | None = None
     """Whose plug-ins the table chooses from by its `kind`."""
     default: str | None = None
     """The kind of a table that names none."""
