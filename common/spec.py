@@ -26,6 +26,12 @@ class SequenceSpec:
         """The label that stands for "no condition" in classifier-free guidance."""
         return self.num_classes
 
+    def slots_before(self, position: int) -> int:
+        """Slots before a trajectory position, which counts slots from 1, or scales where there are
+        several (Distilled Decoding, docs/one_step.md)."""
+        known = position - 1
+        return sum(side**2 for side in self.scales[:known]) if self.scales else known
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

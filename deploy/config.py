@@ -1,20 +1,11 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from common.config.plugins import from_package
 from common.config.quantities import (
-    Batch,
-    Count,
-    CountOrNone,
-    Cpus,
-    Gigabytes,
-    Gpus,
-    Megabytes,
-    Processes,
-    Seconds,
     Seed,
 )
 from common.config.schema import Config, UserPath
@@ -25,20 +16,30 @@ from common.exchange.conditions import classes
 from common.exchange.schedule import Schedule
 from common.images.opening import ImagesConfig
 from common.models.backbone import BackboneConfig
+from common.models.distilled_decoding import DistilledDecoderConfig
+from common.models.generator import GeneratorConfig
 from common.tokenization.tokenizer import TokenizerConfig
+from deploy.sections import (
+    BufferConfig,
+    ClusterConfig,
+    GenerateConfig,
+    PretrainsConfig,
+    SampleConfig,
+)
 from learner.config import AnyObjective, LearnerConfig
-from learner.pretrain import PretrainConfig
-from learner.tokenizer_training import TokenizerTrainingConfig
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig
 from rollout.evaluation.metrics import EvaluateConfig
 from rollout.prefix import PrefixDistribution
-from rollout.sampler import SamplingConfig
 from teacher_server.scorer import ScorerConfig
 from teacher_server.scorers import teacher as teacher_scorer
 from teacher_server.teacher import TeacherConfig
 
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], from_package("common.models.backbones")]
+AnyStudent = Annotated[
+    SerializeAsAny[BackboneConfig | GeneratorConfig],
+    from_package(("common.models.backbones", "common.models.generators")),
+]
 AnyTokenizer = Annotated[
     SerializeAsAny[TokenizerConfig], from_package("common.tokenization.tokenizers")
 ]
@@ -56,77 +57,14 @@ class ModelsConfig(Config):
 
     teacher: AnyBackbone
     """The large model."""
-    student: AnyBackbone
-    """The small one."""
+    student: AnyStudent
+    """The small one, or one of the teacher's size that needs one pass for an image."""
 
-
-class PretrainsConfig(Config):
-    tokenizer: TokenizerTrainingConfig = TokenizerTrainingConfig()
-    """Reconstruction, for kinds of tokenizers that are trained."""
-    teacher: PretrainConfig = PretrainConfig()
-    """Maximum likelihood of the teacher."""
-    student: PretrainConfig = PretrainConfig()
-    """Maximum likelihood of the student, before distillation."""
-
-
-class BufferConfig(Config):
-    max_mb: Megabytes = 2048.0
-    """Scored records held before rollout has to wait."""
-
-
-class SampleConfig(Config):
-    per_class: CountOrNone = 8
-    """Images per class."""
-    batch_size: Batch | None = None
-    """Images drawn together; by default evaluate.batch_size."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where they are drawn."""
-    sampling: SamplingConfig | None = None
-    """How they are drawn; by default as `varkd evaluate` does, by evaluate.sampling."""
-
-
-class GenerateConfig(Config):
-    """What is left out is as in [rollout]: there the student samples, here the teacher."""
-
-    workers: Processes | None = None
-    """Actors of `varkd generate`; by default rollout.workers."""
-    batch_size: Batch | None = None
-    """Sequences sampled together; by default rollout.batch_size."""
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    """Where the teacher samples; by default rollout.device."""
-    dtype: Literal["auto", "float32", "bfloat16"] | None = None
-    """Precision of sampling; by default rollout.dtype."""
-    cpus: Cpus | None = None
-    """Logical CPUs reserved per actor, and threads that it computes with; by default
-    rollout.cpus."""
-    gpus: Gpus | None = None
-    """GPUs (or a fraction) reserved per actor; by default rollout.gpus."""
-
-
-class ClusterConfig(Config):
-    nodes: Processes = 1
-    """Nodes, all alike; the driver is on the first one."""
-    cpus: Processes | None = None
-    """CPUs of a node; by default this machine's, and on one node as many as the actors want."""
-    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
-    """GPUs of a node; by default this machine's."""
-    gpu_memory_gb: Gigabytes | None = None
-    """Memory of a GPU; runs that need more are refused."""
-    memory_gb: Gigabytes | None = None
-    """Host memory of a node; by default what is free on this machine. Runs that need more are
-    refused."""
-    data_images: Count | None = None
-    """Training images, for a dry run where the data is not at hand."""
-    wait_seconds: Seconds = 600.0
-    """How long a command waits until a cluster that it joined has room for its actors; on one that
-    it starts itself at most a minute."""
-    object_store_mb: Megabytes = 512.0
-    """Shared memory of a Ray cluster that the command starts itself."""
-
-    @property
-    def is_declared(self) -> bool:
-        """Whether this describes another machine than the one that the command runs on."""
-        return self.nodes > 1 or bool(self.cpus or self.gpu_memory_gb) or self.gpus is not None
+    @model_validator(mode="after")
+    def _one_pass_students_are_as_large_as_the_teacher(self) -> Self:
+        if not isinstance(self.student, DistilledDecoderConfig):
+            return self
+        return self.model_copy(update={"student": self.student.sized_as(self.teacher)})
 
 
 class RunConfig(Config):
@@ -178,9 +116,19 @@ class RunConfig(Config):
         return self.rollout.model_copy(update=self.generate.model_dump(exclude_none=True))
 
     @property
+    def scoring(self) -> dict[str, AnyScorer]:
+        """The scorers that records pass: none, where the teacher is alone and nobody asks it."""
+        return self.scorers if self.objective.is_scored or len(self.scorers) > 1 else {}
+
+    @property
+    def samples_student(self) -> bool:
+        """Whether workers hold the student; one of one pass learns from what they read."""
+        return isinstance(self.models.student, BackboneConfig)
+
+    @property
     def reads_entropy(self) -> bool:
         """Whether anything reads the entropy of the teacher's distributions."""
-        scorers = any(scorer.reads_entropy for scorer in self.scorers.values())
+        scorers = any(scorer.reads_entropy for scorer in self.scoring.values())
         return scorers or self.objective.reads_entropy()
 
     @property
@@ -252,7 +200,46 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _contexts_suit_the_objective(self) -> Self:
+        self.objective.check_student(self.models.student)
         self.objective.check(self.contexts.policies())
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> Self:
+        if not self.objective.needs_pairs:
+            return self
+        why = f"objective.kind={self.objective.kind} learns from pairs of noise and tokens"
+        for kind, source in self.contexts.sources.items():
+            if source.ratio and not source.has_pairs:
+                raise ValueError(
+                    f"{why}, but contexts.sources.{kind}.sampling has no flow to make them; set "
+                    "sampling.flow"
+                )
+        if self.rollout.class_dropout:
+            raise ValueError(
+                f"{why}, which belong to their class, but rollout.class_dropout is "
+                f"{self.rollout.class_dropout:g}; set it to 0"
+            )
+        if self.conditions.kind != "classes":
+            raise ValueError(
+                f"{why} of classes, but conditions.kind is {self.conditions.kind}; set it to "
+                "classes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_pass_students_fit(self) -> Self:
+        student = self.models.student
+        if not isinstance(student, DistilledDecoderConfig):
+            return self
+        student.check(self.tokenizer.describe(self.images.size))
+        known = len(student.positions)
+        for key, steps in (("evaluate", self.evaluate.steps), ("sample", self.sample.steps or 1)):
+            if steps > known:
+                raise ValueError(
+                    f"{key}.steps is {steps}, but models.student.positions has {known}: a student "
+                    "takes as many steps as it was trained at; lower it, or train with more"
+                )
         return self
 
     @model_validator(mode="after")
@@ -260,10 +247,11 @@ class RunConfig(Config):
         for kind, source in self.contexts.sources.items():
             if not isinstance(source, PrefixDistribution) or source.align == "none":
                 continue
-            if not self.models.student.has_rows:
+            student = self.models.student
+            if not (isinstance(student, BackboneConfig) and student.has_rows):
                 raise ValueError(
-                    f"contexts.sources.{kind}.align is {source.align}, but a "
-                    f"{self.models.student.kind} does not decode row by row; set it to none"
+                    f"contexts.sources.{kind}.align is {source.align}, but a {student.kind} does "
+                    "not decode row by row; set it to none"
                 )
             source.lengths(self.tokenizer.describe(self.images.size))
         return self

@@ -24,6 +24,7 @@ from common.exchange.condition import ConditionTables
 from common.exchange.ledger import Ledger
 from common.exchange.metrics import MetricsHub
 from common.exchange.weights import WeightStore
+from common.models.backbone import BackboneConfig
 from common.randomness import Draws, derive_seed
 from deploy.backend.actors import ActorOptions
 from deploy.backend.bundles import scorer_bundles
@@ -101,7 +102,7 @@ def _chain(
         return Delivery(buffer)
 
     onward: Callable[[], Onward] = end
-    for name, scorer in reversed(config.scorers.items()):
+    for name, scorer in reversed(config.scoring.items()):
         bundles = scorer_bundles(config, name)
         role = name if name == "teacher" else f"scorer-{name}"
         links = [
@@ -139,7 +140,7 @@ def _worker_factory(
             RolloutWorker,
             config.rollout,
             config.contexts,
-            config.models.student,
+            student if isinstance(student := config.models.student, BackboneConfig) else None,
             name=name,
             schedule=config.schedule(),
             draws=Draws(derive_seed(config.seed, "distill"), len(data)),

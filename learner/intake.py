@@ -37,7 +37,9 @@ class Taken:
         """
         batches = [from_arrow(record) for record in share.records]
         numbers = {
-            f"seconds/{role}": sum(float(batch.facts[f"{role}_seconds"]) for batch in batches)
+            f"seconds/{role}": sum(
+                float(batch.facts.get(f"{role}_seconds", 0)) for batch in batches
+            )
             for role in ("rollout", "teacher")
         }
         for name in ("busy", "waiting"):

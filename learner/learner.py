@@ -18,13 +18,12 @@ from common.exchange.packed_weights import pack
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from common.finite import NAMES, largest, require_finite
-from common.models.backbone import Backbone
 from common.randomness import derive_seed
 from learner.chunked import chunked_loss
 from learner.config import LearnerConfig
 from learner.diagnostics import StepStatistics, observe
 from learner.gathered_tokens import GatheredTokens, select
-from learner.objective import Objective, SequenceRows
+from learner.objective import Objective, Reading, SequenceRows, Student
 from learner.optimizer import Average, build_adamw
 from learner.process_group import ProcessGroup, SingleProcess, sum_gradients
 from learner.profile import Profile
@@ -41,7 +40,7 @@ class Learner:
         self,
         config: LearnerConfig,
         objective: Objective,
-        student: Backbone,
+        student: Student,
         *,
         seed: int,
         contexts: tuple[str, ...],
@@ -138,10 +137,12 @@ class Learner:
         return Coefficients(of_tokens, sequence_coefficients(weight_B, sums))
 
     def _sequence_loss(
-        self, batch: TrajectoryBatch, token_weights: TokenWeights, hidden_BLC: Tensor
+        self, batch: TrajectoryBatch, token_weights: TokenWeights, read: Reading
     ) -> Tensor:
         columns = token_weights.column, token_weights.sequence_column
-        rows = SequenceRows(batch, hidden_BLC, self._student.head, *columns)
+        hidden_BLC = read.hidden_BLC.float()
+        beside = {name: value.float() for name, value in read.beside.items()}
+        rows = SequenceRows(batch, hidden_BLC, self._student, *columns, beside)
         loss_B = self._objective.sequence_loss(rows)
         if loss_B.shape != (len(batch),):
             raise ValueError(
@@ -161,14 +162,14 @@ class Learner:
         batch = batch.to(self._device)
         with autocast(self._device, precision(self._config.dtype)):
             class_B = self._conditions.resolve(batch.label_B)
-            hidden_BLC = self._student.features(class_B, batch.input_BL, batch.plan)
+            read = self._objective.read(self._student, class_B, batch)
             losses = []
             for source in dict.fromkeys(batch.sources):
                 chosen = select(source, batch, token_weights, factors.token_BL)
-                losses.append(self._loss(chosen, chosen.take(hidden_BLC), statistics))
+                losses.append(self._loss(chosen, chosen.take(read.hidden_BLC), statistics))
             total = torch.stack(losses).sum()
         if factors.sequence_B is not None:
-            loss_B = self._sequence_loss(batch, token_weights, hidden_BLC.float())
+            loss_B = self._sequence_loss(batch, token_weights, read)
             statistics.add_sequences(batch.context, loss_B, factors.sequence_B != 0)
             total = total + (factors.sequence_B * loss_B).sum()
         total.backward()

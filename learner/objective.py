@@ -19,86 +19,25 @@ Shape letters: B sequences, L slots, N tokens of a chunk, C width, V codes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.config.plugins import PluginConfig
+from common.config.plugins import PluginConfig, kinds, load_plugin
 from common.errors import InputError
 from common.exchange.provenance import TEACHER, Policy, is_on_policy
 from common.exchange.trajectory import TrajectoryBatch
+from common.models.backbone import Backbone, BackboneConfig
 from learner.divergence import Divergence, filled
 from learner.process_group import ProcessGroup
+from learner.reading import Reading as Reading
+from learner.reading import SequenceRows as SequenceRows
+from learner.reading import Student as Student
+from learner.reading import TokenChunk as TokenChunk
 from learner.resources import Resources
 from learner.teacher_targets import Quantity
 from learner.token_weights import ObjectiveState, TokenWeights
-
-
-@dataclass(frozen=True, slots=True)
-class TokenChunk:
-    """Tokens of one policy: codes, log-probabilities of student (with gradient) and teacher."""
-
-    policy: Policy
-    """Who sampled them; objectives never see the name of a context."""
-    token_N: Tensor
-    student_NV: Tensor
-    teacher_NV: Tensor | None
-    column: Mapping[str, Tensor] = field(default_factory=dict)
-    """The objective's own numbers per token, from `TokenWeights.column`."""
-    groups: tuple[int, ...] = ()
-    """Sizes of the groups in this chunk, in order, where the objective asked for groups."""
-
-    def only(self, index_n: Tensor) -> "TokenChunk":
-        """Some of the tokens; groups don't survive that."""
-        teacher_nV = None if self.teacher_NV is None else self.teacher_NV[index_n]
-        column = {name: value[index_n] for name, value in self.column.items()}
-        student_nV, token_n = self.student_NV[index_n], self.token_N[index_n]
-        return TokenChunk(self.policy, token_n, student_nV, teacher_nV, column)
-
-    @property
-    def is_on_policy(self) -> bool:
-        """Whether the student sampled them."""
-        return is_on_policy(self.policy)
-
-    @property
-    def required_teacher_NV(self) -> Tensor:
-        if self.teacher_NV is None:
-            raise ValueError("this objective needs scored records; send them to the teacher first")
-        return self.teacher_NV
-
-    @property
-    def student_token_N(self) -> Tensor:
-        """log q of the sequence's own codes, with gradient."""
-        return self.student_NV.gather(-1, self.token_N[:, None])[:, 0]
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceRows:
-    """Whole sequences of a micro-batch, as the student reads them; float32, without autocast."""
-
-    batch: TrajectoryBatch
-    """Conditions, ids, tokens in plan order, plan, the teacher's columns."""
-    hidden_BLC: Tensor
-    """The student's hidden vectors in plan order, with gradient: `head` makes logits of them."""
-    head: nn.Linear
-    """The student's output layer, with gradient."""
-    column: Mapping[str, Tensor]
-    """The objective's own numbers per token (B, L), from `TokenWeights.column`."""
-    sequence_column: Mapping[str, Tensor]
-    """Its numbers per sequence (B, ...), from `TokenWeights.sequence_column`."""
-
-    @property
-    def student_BLV(self) -> Tensor:
-        """log q of all slots, with gradient: B * L * V numbers at once."""
-        return self.head(self.hidden_BLC).log_softmax(-1)
-
-    def in_grid_order(self, value_BL: Tensor) -> Tensor:
-        """Anything (B, L, ...) by slot to the tokenizer's order of tokens, differentiable."""
-        slot_BL = self.batch.plan.order_BL.to(value_BL.device).argsort(1)
-        shape = *slot_BL.shape, *[1] * (value_BL.ndim - 2)
-        return value_BL.gather(1, slot_BL.view(shape).expand_as(value_BL))
 
 
 class ObjectiveConfig(PluginConfig, ABC):
@@ -109,6 +48,12 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Whether sequences of data and of the teacher have a loss."""
     uses_rollouts: ClassVar[bool] = True
     """Whether the student's samples have a loss."""
+    is_scored: ClassVar[bool] = True
+    """Whether records pass the teacher on their way; what it says is for diagnostics as well."""
+    needs_pairs: ClassVar[bool] = False
+    """Whether rows must be tokens that known noise was carried to (sampling.flow)."""
+    students: ClassVar[type[PluginConfig]] = BackboneConfig
+    """Configs of the students that it trains."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Names in `TokenChunk.column`."""
     diagnosed: ClassVar[tuple[str, ...]] = ()
@@ -167,6 +112,21 @@ class ObjectiveConfig(PluginConfig, ABC):
                 "drop that source, or choose another objective"
             )
 
+    def check_student(self, student: PluginConfig) -> None:
+        """Refuse a student that the objective does not train.
+
+        Raises:
+            InputError: it decodes in one pass and should not, or the other way round.
+        """
+        if not isinstance(student, self.students):
+            packages = "common.models.backbones", "common.models.generators"
+            known = {kind: load_plugin(packages, kind).Config for kind in kinds(packages)}
+            fitting = [kind for kind, its in known.items() if issubclass(its, self.students)]
+            raise InputError(
+                f"objective.kind={self.kind} trains a student of kind {', '.join(fitting)}, but "
+                f"models.student.kind is {student.kind}; choose another one of the two"
+            )
+
     def uses(self, policy: Policy) -> bool:
         """Whether rows that `policy` sampled have a loss."""
         return self.uses_rollouts if is_on_policy(policy) else self.uses_data
@@ -202,6 +162,16 @@ class Objective(ABC):
         """Slots with a loss: all of a data row, the suffix of any other."""
         used_B = batch.rows_where(self.config.uses)
         return (batch.suffix_BL | batch.data_B[:, None]) & used_B[:, None]
+
+    def read(self, student: Student, condition_B: Tensor, batch: TrajectoryBatch) -> Reading:
+        """One pass of the student over a micro-batch; `condition_B` is what it is given for the
+        labels. By default a backbone's teacher-forced pass over the tokens."""
+        if not isinstance(student, Backbone):
+            raise ValueError(
+                f"objective.kind={self.config.kind} trains students that decode token by token, "
+                f"not a {type(student).__name__}"
+            )
+        return Reading(student.features(condition_B, batch.input_BL, batch.plan))
 
     @abstractmethod
     def token_loss(self, chunk: TokenChunk) -> Tensor:

@@ -38,6 +38,7 @@ class Loaders(TypedDict, total=False):
     teacher_head: Callable[[], nn.Linear]
     render: Callable[[torch.device], Render]
     perceptual: Callable[[torch.device], Perceptual]
+    positions: Callable[[], tuple[int, ...]]
 
 
 NAMES = frozenset(Loaders.__annotations__)
@@ -81,6 +82,12 @@ class Resources:
             InputError: it is none that gradients can pass, or was not made yet.
         """
         return self._loader("perceptual")(self._device)
+
+    @cached_property
+    def positions(self) -> tuple[int, ...]:
+        """Points of the trajectory that a one-pass student is trained at, as its config has them
+        (`DistilledDecoderConfig.positions`)."""
+        return self._loader("positions")()
 
     def clusters(self, relaxation: RelaxationConfig) -> ClusterMap | None:
         """The run's codebook clusters as `relaxation` wants them; None for factor 1.

@@ -65,7 +65,7 @@ class Trainer:
         snapshots: Snapshots,
         found: tuple[dict[str, Any], dict[str, Any]] | None = None,
         ranks: ProcessGroup,
-        weights_dtype: str,
+        weights_dtype: str | None,
         checkpoint_every: int,
         stall_seconds: float,
         while_waiting: Callable[[], object] | None = None,
@@ -73,7 +73,8 @@ class Trainer:
         after_step: Callable[[Learner], object] | None = None,
     ) -> None:
         """`found` is the snapshot to go on from. `take_over` is called by rank 0 after the first
-        step and before anything of it is stored: until then the run may still be refused."""
+        step and before anything of it is stored: until then the run may still be refused. Without
+        a `weights_dtype` versions are numbers alone, for nobody samples the student."""
         self._learner = learner
         self._schedule = schedule
         self._buffer = buffer
@@ -172,7 +173,10 @@ class Trainer:
         return f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
 
     def _publish(self) -> None:
-        weights = self._learner.published(self._weights_dtype)
+        if self._weights_dtype is None:
+            weights = Weights.of(self._learner.steps_done, b"")
+        else:
+            weights = self._learner.published(self._weights_dtype)
         self._weights.publish(weights)
         self._version = weights.version
         self._published += 1

@@ -26,7 +26,7 @@ from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import WeightSource
 from common.models.backbone import BackboneConfig
-from common.models.plan import DecodePlan
+from common.models.plan import DecodePlan, natural_plan
 from common.randomness import Draws
 from common.tokenization.codes import flow_codes
 from rollout.config import RolloutConfig
@@ -70,7 +70,7 @@ class RolloutWorker:
         self,
         config: RolloutConfig,
         contexts: ContextsConfig,
-        student: BackboneConfig,
+        student: BackboneConfig | None,
         *,
         name: str,
         schedule: Schedule,
@@ -83,12 +83,16 @@ class RolloutWorker:
         generated: TokenDataset | None = None,
         conditions: ConditionTables | None = None,
     ) -> None:
-        """`teacher_file` and `generated` are for contexts that sample or read the teacher's;
-        `conditions` are those of the student's side, by default the classes."""
+        """`student` is None where no context samples one that decodes: rows are in the tokenizer's
+        order then, and no weights are fetched. `teacher_file` and `generated` are for contexts that
+        sample or read the teacher's; `conditions` are those of the student's side, by default the
+        classes."""
         self._config = config
         self._contexts = contexts
         self._device, dtype = place(config.device), precision(config.dtype)
-        self._student = student.build(data.spec).to(self._device, dtype).eval()
+        self._student = None
+        if student is not None:
+            self._student = student.build(data.spec).to(self._device, dtype).eval()
         self._name = name
         self._schedule = schedule
         self._draws = draws
@@ -106,15 +110,18 @@ class RolloutWorker:
         self, teacher_file: ModelFile | None, dtype: torch.dtype
     ) -> dict[SamplerName, PrefixSampler]:
         table = self._conditions.shared
-        student = PrefixSampler(self._student, self._config.sampling, table)
+        found: dict[SamplerName, PrefixSampler] = {}
+        if self._student is not None:
+            found["student"] = PrefixSampler(self._student, self._config.sampling, table)
         sampling = self._contexts.teacher_sampling
         if sampling is None:
-            return {"student": student}
+            return found
         if teacher_file is None:
             raise ValueError("contexts sample from the teacher, but no file of it was given")
         teacher = teacher_file.load(dtype).to(self._device).requires_grad_(False)
         codes = None if sampling.flow is None else flow_codes(teacher_file.tokenizer)
-        return {"student": student, "teacher": PrefixSampler(teacher, sampling, table, codes)}
+        found["teacher"] = PrefixSampler(teacher, sampling, table, codes)
+        return found
 
     def run(self) -> int:
         """Sample while earlier leases are being scored; returns the number of leases done.
@@ -171,7 +178,7 @@ class RolloutWorker:
         # A group shares its order, so that one prefix is the same cells for all of it.
         conditions = [self._schedule.condition(index) for index in lease.indices]
         order_seeds = [self._draws.noise_seed(condition) for condition in conditions]
-        plan = self._student.plan(order_seeds, self._config.sampling.decoding)
+        plan = self._plan(order_seeds)
         token_BL, logprob_BL = self._complete(work, seeds, order_seeds, plan)
         facts = self._facts(lease, time.perf_counter() - started)
         batch = TrajectoryBatch(
@@ -192,6 +199,11 @@ class RolloutWorker:
             facts=facts,
         )
         return to_arrow(self._grouped(batch, lease))
+
+    def _plan(self, order_seeds: list[int]) -> DecodePlan:
+        if self._student is None:
+            return natural_plan(len(order_seeds), self._data.spec)
+        return self._student.plan(order_seeds, self._config.sampling.decoding)
 
     def _facts(self, lease: Lease, seconds: float) -> dict[str, str]:
         facts = {
@@ -264,6 +276,7 @@ class RolloutWorker:
             wanted = self._weights.newest(WEIGHTS_SECONDS)
         if (lease.generation, wanted) == self._loaded:
             return
-        weights = self._weights.get(wanted, WEIGHTS_SECONDS)
-        self._student.load_state_dict(unpack(weights.verified()))
+        if self._student is not None:
+            weights = self._weights.get(wanted, WEIGHTS_SECONDS)
+            self._student.load_state_dict(unpack(weights.verified()))
         self._loaded = (lease.generation, wanted)

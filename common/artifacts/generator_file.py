@@ -1,6 +1,7 @@
 """One-pass students on disk: files of ours, and the released checkpoints of Distilled Decoding."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.files.atomic import write_atomically
 from common.files.loading import ignoring, load
 from common.files.official import TRAINER, TRAINER_AVERAGE, Checkpoint
 from common.files.tensors import _header, reading_header, save_tensors
+from common.models.backbone import Official
 from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
 from common.models.generator import Generator, GeneratorConfig
 from common.outline import outlines
@@ -25,14 +27,23 @@ MASK = "attn_bias_for_masking"
 
 def save_generator(path: Path, model: Generator, config: GeneratorConfig, **extra: Any) -> None:
     """Weights and codes with the config and spec that rebuild the module."""
-    metadata = {"generator": config.model_dump(mode="json"), "spec": model.spec.as_dict(), **extra}
-    save_tensors(path, model.state_dict(), metadata)
+    save_generator_state(path, model.state_dict(), config, model.spec, **extra)
 
 
-def load_generator(path: Path, dtype: torch.dtype | None = None) -> tuple[Generator, Any]:
-    """The module that `save_generator` stored, on the CPU and in eval mode, and its config.
+def save_generator_state(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: GeneratorConfig,
+    spec: SequenceSpec,
+    **extra: Any,
+) -> None:
+    """What `save_generator` writes, where there is no module around the tensors."""
+    metadata = {"generator": config.model_dump(mode="json"), "spec": spec.as_dict(), **extra}
+    save_tensors(path, state, metadata)
 
-    Parameters are cast to `dtype` while they are read; codes stay float32.
+
+def describe_generator(path: Path) -> tuple[SequenceSpec, Any]:
+    """What a file of ours holds, from its header alone: spec and config.
 
     Raises:
         InputError: no such file, or it holds something else.
@@ -44,10 +55,25 @@ def load_generator(path: Path, dtype: torch.dtype | None = None) -> tuple[Genera
             f"{path} holds {what}, expected a one-pass student; a backbone's weights are where "
             "one starts (start_from), not what one is"
         )
-    checkpoint = Checkpoint(path)
-    with reading_header(path), outlines():
+    with reading_header(path):
         spec = SequenceSpec.from_dict(json.loads(header["spec"]))
-        config: GeneratorConfig = make(PACKAGE, json.loads(header["generator"]))
+        return spec, make(PACKAGE, json.loads(header["generator"]))
+
+
+def load_generator(
+    path: Path, dtype: torch.dtype | None = None, *, used_as: GeneratorConfig | None = None
+) -> tuple[Generator, Any]:
+    """The module that `save_generator` stored, on the CPU and in eval mode, and its config.
+
+    `used_as` is built instead of the stored config: the same network, split elsewhere. Parameters
+    are cast to `dtype` while they are read; codes stay float32.
+
+    Raises:
+        InputError: no such file, or it holds something else.
+    """
+    spec, stored = describe_generator(path)
+    config, checkpoint = used_as or stored, Checkpoint(path)
+    with reading_header(path), outlines():
         model = config.build(spec, torch.empty(checkpoint.shapes["codebook_VD"]))
     load(model, checkpoint, lambda name: name, dtype=dtype)
     return model.eval(), config
@@ -70,7 +96,7 @@ def load_released(
             another mask, or names or shapes differ.
     """
     checkpoint = Checkpoint(path, ema=ema)
-    _require_student(path, checkpoint, config)
+    require_released(checkpoint, config)
     with outlines():
         model = config.build(spec, codebook_VD.detach().cpu())
     assert isinstance(model, DistilledDecoder)
@@ -87,13 +113,18 @@ def released_state(model: DistilledDecoder) -> dict[str, Tensor]:
     return state | model.official_buffers()
 
 
+def released_content(
+    official: Official, state: dict[str, Tensor], averaged: dict[str, Tensor]
+) -> dict[str, Any]:
+    """What a released file holds: weights and their average, where its sampler looks for them."""
+    if official.top_level is None:  # VAR's trainer has a place of its own
+        return {"trainer": {TRAINER: state, TRAINER_AVERAGE: averaged}}
+    return {"model": state, "ema": averaged}
+
+
 def save_released(path: Path, model: DistilledDecoder, averaged: DistilledDecoder) -> None:
     """A file that the released samplers read, with and without their `--ema`."""
-    states = released_state(model), released_state(averaged)
-    content: dict[str, Any] = dict(zip(("model", "ema"), states, strict=True))
-    if model.official.top_level is None:  # VAR's trainer has a place of its own
-        names = TRAINER, TRAINER_AVERAGE
-        content = {"trainer": dict(zip(names, states, strict=True))}
+    content = released_content(model.official, released_state(model), released_state(averaged))
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:  # torch.save of a path has C++'s words for a full disk
@@ -102,7 +133,13 @@ def save_released(path: Path, model: DistilledDecoder, averaged: DistilledDecode
     write_atomically(path, write)
 
 
-def _require_student(path: Path, checkpoint: Checkpoint, config: DistilledDecoderConfig) -> None:
+def require_released(checkpoint: Checkpoint, config: DistilledDecoderConfig) -> None:
+    """Refuse a file that is no student of the released layout, by its shapes.
+
+    Raises:
+        InputError: plain autoregressive weights, or another family's student.
+    """
+    path = checkpoint.path
     if config.fits(checkpoint.shapes):
         return
     found = identify(checkpoint.shapes)

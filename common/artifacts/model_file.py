@@ -83,13 +83,8 @@ class ModelFile:
         return model.head.requires_grad_(False)
 
     def digest(self) -> str:
-        """Sixteen hex digits of every tensor in the file; its other contents do not count."""
-        checkpoint = Checkpoint(self.path, ema=self.ema)
-        hasher = hashlib.blake2b(digest_size=8)
-        for name, value in checkpoint.tensors(sorted(checkpoint.entries), finite=False):
-            hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            hasher.update(value.flatten().view(torch.uint8).numpy().data)
-        return hasher.hexdigest()
+        """Of every tensor in the file; its other contents do not count."""
+        return contents_digest(Checkpoint(self.path, ema=self.ema))
 
     def _open(self) -> Checkpoint:
         checkpoint = Checkpoint(self.path, ema=self.ema)
@@ -104,10 +99,7 @@ class ModelFile:
     def _check_ours(self, spec: SequenceSpec, config: BackboneConfig) -> None:
         if self.ema:
             section = "teacher" if self.role == "models.teacher" else "learner"
-            raise InputError(
-                f"{section}.weights_ema asks for averaged weights, but {self.path} is a file of "
-                "varkd and holds one set; drop it, or choose a student_ema.safetensors"
-            )
+            raise holds_one_set(section, self.path)
         require_same_spec(self.spec, spec, us="the token dataset", them=str(self.path))
         if not config.same_network(self.architecture):
             ours, theirs = self.architecture.model_dump(), config.model_dump()
@@ -121,6 +113,23 @@ class ModelFile:
                 f"{self.path} holds a model with {found}, but {self.role} has {expected}; make "
                 "them equal or train again"
             )
+
+
+def holds_one_set(section: str, path: Path) -> InputError:
+    """For averaged weights that are asked of a file of ours."""
+    return InputError(
+        f"{section}.weights_ema asks for averaged weights, but {path} is a file of varkd and holds "
+        "one set; drop it, or choose a student_ema.safetensors"
+    )
+
+
+def contents_digest(checkpoint: Checkpoint) -> str:
+    """Sixteen hex digits of all tensors."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for name, value in checkpoint.tensors(sorted(checkpoint.entries), finite=False):
+        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(value.flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def require_family(

@@ -10,50 +10,25 @@ Shape letters: B sequences, L slots, n some of them, C width, D code width, V co
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.config.quantities import Tokens, TokensOrNone
 from common.errors import InputError
 from common.models.adaln import plain_norm
 from common.models.backbone import Backbone, Official
+from common.models.distilled_config import DistilledDecoderConfig as DistilledDecoderConfig
+from common.models.distilled_config import shown
 from common.models.few_steps import few_steps, nearest
-from common.models.generator import Generated, Generator, GeneratorConfig
+from common.models.generator import Generated, Generator
 from common.spec import SequenceSpec, require_same_spec
 
 NOISE, DATA = 0, 1
 """Rows of the type embedding; the class is data."""
-
-
-class DistilledDecoderConfig(GeneratorConfig):
-    """How a student is used; its sizes are the family's."""
-
-    split: TokensOrNone = 0
-    """The first slots take the code of the largest logit, the others what the embedding head says
-    (published: 130 for LlamaGen-L and 80 for LlamaGen-B; 55, five scales, for VAR-d16 and 30, four
-    scales, for d20 and d24)."""
-    positions: tuple[Tokens, ...] = (1,)
-    """Points of the trajectory that are trained, counted from 1 as in the paper: how many tokens
-    (LlamaGen) or scales (VAR) come before the first noise, plus 1 (published: 1, 81 and 1, 6)."""
-
-    @model_validator(mode="after")
-    def _positions_rise_from_1(self) -> Self:
-        rising = all(before < after for before, after in pairwise(self.positions))
-        if self.positions[:1] != (1,) or not rising:
-            raise ValueError(f"positions {_shown(self.positions)} do not rise from 1")
-        return self
-
-    @classmethod
-    @abstractmethod
-    def fits(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether released weights of these shapes are a student of this family."""
 
 
 class EmbeddingHead(nn.Module):
@@ -82,6 +57,7 @@ class DistilledDecoder(Generator):
         self, config: DistilledDecoderConfig, spec: SequenceSpec, codebook_VD: Tensor
     ) -> None:
         super().__init__()
+        config.check(spec)
         if len(codebook_VD) != spec.vocab_size:
             raise InputError(
                 f"the tokens have {spec.vocab_size} codes, but there are {len(codebook_VD)} code "
@@ -90,22 +66,15 @@ class DistilledDecoder(Generator):
         self.spec, self.code_width = spec, codebook_VD.shape[1]
         self.split, self.positions = config.split, config.positions
         self.register_buffer("codebook_VD", codebook_VD.detach().clone().float())
-        if config.split > spec.length:
-            raise InputError(f"split is {config.split}, but a sequence has {spec.length} tokens")
-        if self.slots_before(config.positions[-1]) >= spec.length:
-            raise InputError(
-                f"positions {_shown(config.positions)} end behind the sequence of {spec.length} "
-                "tokens, where no noise is left; lower the last one"
-            )
 
     @property
     def head(self) -> nn.Linear:
         """Maps what `read` returns to logits."""
         return cast(nn.Linear, self._modules[self.official.head])
 
-    @abstractmethod
     def slots_before(self, position: int) -> int:
         """How many leading slots are data at this point of the trajectory, counted from 1."""
+        return self.spec.slots_before(position)
 
     @abstractmethod
     def trunk(self, label_B: Tensor, vector_BLD: Tensor, is_data_BL: Tensor) -> Tensor:
@@ -184,8 +153,8 @@ class DistilledDecoder(Generator):
         chosen = sorted(set(positions) & set(self.positions))
         if chosen != list(positions) or chosen[:1] != [1]:
             raise InputError(
-                f"steps at positions {_shown(positions)} are asked for, but the student was "
-                f"trained at {_shown(self.positions)}; choose some of these, rising from 1"
+                f"steps at positions {shown(positions)} are asked for, but the student was "
+                f"trained at {shown(self.positions)}; choose some of these, rising from 1"
             )
         return positions
 
@@ -218,17 +187,17 @@ class DistilledDecoder(Generator):
         return self
 
 
-def require_codes(ours_VD: Tensor, theirs_VD: Tensor) -> None:
-    """Refuse a teacher that paints with other codes than those the noise was carried to.
+def require_codes(ours_VD: Tensor, theirs_VD: Tensor, *, of: str = "the teacher") -> None:
+    """Refuse a teacher (or tokenizer) with other codes than those that noise was carried to.
 
     Raises:
         InputError: they differ.
     """
     if ours_VD.shape != theirs_VD.shape or not torch.equal(ours_VD.cpu(), theirs_VD.cpu().float()):
         raise InputError(
-            f"the student's codebook ({len(ours_VD)} codes of width {ours_VD.shape[1]}) is not the "
-            f"teacher's ({len(theirs_VD)} of width {theirs_VD.shape[1]}); take the tokenizer that "
-            "the teacher was trained on"
+            f"the student's codebook ({len(ours_VD)} codes of width {ours_VD.shape[1]}) is not "
+            f"that of {of} ({len(theirs_VD)} of width {theirs_VD.shape[1]}); take the tokenizer "
+            "that teacher and student were trained on"
         )
 
 
@@ -251,7 +220,3 @@ def _joined(first: Generated, second: Generated) -> Generated:
 
 def _shape(value: Tensor | None) -> str:
     return "none" if value is None else str(list(value.shape))
-
-
-def _shown(positions: Sequence[int]) -> str:
-    return ", ".join(map(str, positions)) or "none"

@@ -16,6 +16,7 @@ from common.config.quantities import Tokens
 from common.config.schema import Config
 from common.errors import InputError
 from common.randomness import derive_seed
+from common.spec import SequenceSpec
 
 RANDOM_ORDER_STEPS = 64
 """ARPG's published number of steps for 256 tokens (docs/backbones.md, "ARPG decoding")."""
@@ -144,6 +145,11 @@ def next_scale_plan(batch: int, scales: Sequence[int]) -> DecodePlan:
     """One token map per step, coarse to fine (VAR)."""
     sizes = tuple(side * side for side in scales)
     return DecodePlan(torch.arange(sum(sizes)).expand(batch, -1), sizes)
+
+
+def natural_plan(batch: int, spec: SequenceSpec) -> DecodePlan:
+    """The tokenizer's own order: scale by scale, where there are several."""
+    return next_scale_plan(batch, spec.scales) if spec.scales else raster_plan(batch, spec.length)
 
 
 def random_order_plan(seeds: Sequence[int], step_sizes: tuple[int, ...]) -> DecodePlan:

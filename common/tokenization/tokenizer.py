@@ -5,7 +5,7 @@ n = B * L latent vectors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,8 +59,8 @@ class Tokenizer(nn.Module, ABC):
             InputError: this kind cannot.
         """
         raise InputError(
-            f"a tokenizer of class {type(self).__name__} draws images of codes only, but the "
-            "objective wants them of vectors; choose another tokenizer.kind or objective"
+            f"a tokenizer of class {type(self).__name__} draws images of codes only, but "
+            "images of vectors are wanted; choose another tokenizer.kind or objective"
         )
 
     def to_pixels(self, image_BCHW: Tensor) -> Tensor:
@@ -74,9 +74,23 @@ class Tokenizer(nn.Module, ABC):
         Images are resized before they are clamped and rounded, bicubic without antialias, as
         LlamaGen's sampler brings 384 pixels to 256 (docs/backbones.md, "LlamaGen sampling").
         """
+        return self._pixels(self.image, token_BL, side)
+
+    @torch.no_grad()
+    def decode_vectors(self, vector_BLD: Tensor, side: int | None = None) -> Tensor:
+        """The same of code vectors, which need not be codes.
+
+        Raises:
+            InputError: as `image_of`.
+        """
+        return self._pixels(self.image_of, vector_BLD, side)
+
+    def _pixels(
+        self, draw: Callable[[Tensor], Tensor], content: Tensor, side: int | None
+    ) -> Tensor:
         parts = []
-        for part_BL in token_BL.split(self.images_at_once):
-            image_BCHW = self.image(part_BL)
+        for part in content.split(self.images_at_once):
+            image_BCHW = draw(part)
             if side is not None and side != image_BCHW.shape[-1]:
                 image_BCHW = F.interpolate(image_BCHW, size=(side, side), mode="bicubic")
             parts.append(self.to_pixels(image_BCHW))

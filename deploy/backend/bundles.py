@@ -52,7 +52,7 @@ def run_bundles(config: RunConfig) -> list[Bundles]:
     workers = (rollout.workers, rollout.cpus, rollout.gpus, "rollout worker", "workers", "alone")
     ranks = (learner.world_size, learner.cpus, learner.gpus, "learner", "world_size")
     return [
-        *(scorer_bundles(config, name) for name in config.scorers),
+        *(scorer_bundles(config, name) for name in config.scoring),
         Bundles("rollout", *workers),
         Bundles("learner", *ranks, "by Ray Train"),
     ]

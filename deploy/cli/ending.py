@@ -40,7 +40,8 @@ def after_models(config: "RunConfig", workspace: "Workspace") -> str:
     root = quoted(workspace.root)
     if config.teacher.weights is None and not workspace.teacher.exists():
         return f"varkd pretrain {root} --model teacher"
-    if config.learner.weights is None and not workspace.student_before.exists():
+    needs_base = workspace.has_model(config, "student_before") and config.learner.weights is None
+    if needs_base and not workspace.student_before.exists():
         return f"varkd pretrain {root} --model student"
     if dataset_source(config) is not None:
         return f"varkd generate {root}"

@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model",
         choices=("tokenizer", "teacher", "student", "both"),
         default="both",
-        help="which one (default: both teacher and student)",
+        help="which one (default: both teacher and student; of a one-pass student the teacher)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the snapshot of a stopped training"
@@ -41,12 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.cli.ending import after_models, end, quoted
     from deploy.console.progress import console
     from deploy.console.stopping import EXIT_CODES
-    from deploy.stages.pretrain import pretrain
+    from deploy.stages.pretrain import pretrain, trained_models
 
     target = console()
     how = {"resume": arguments.resume, "restart": arguments.restart}
     files = {"teacher": workspace.teacher, "student": workspace.student_before}
-    wanted = ("teacher", "student") if arguments.model == "both" else (arguments.model,)
+    wanted = trained_models(config) if arguments.model == "both" else (arguments.model,)
     for which in wanted:
         facts = pretrain(config, workspace, which, target, **how)
         root = quoted(workspace.root)

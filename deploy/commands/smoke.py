@@ -5,6 +5,7 @@ Tokenizer, teacher, student, distillation on Ray, evaluation, report; see deploy
 For example:
   varkd smoke
   varkd smoke --family var seed=1 --out runs/var
+  varkd smoke --method dd1
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.backend.early_imports import begin_imports
 from deploy.cli.arguments import add_overrides, open_from
-from deploy.run_folder.shipped import smoke_configs
+from deploy.run_folder.shipped import smoke_config, smoke_configs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,19 +26,25 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
-    families = tuple(smoke_configs())
+    methods, families = map(dict.fromkeys, zip(*smoke_configs(), strict=True))
     parser.add_argument(
         "--family",
-        choices=families,
-        default=families[0],
-        help=f"of both models (default: {families[0]})",
+        choices=tuple(families),
+        default=(first := next(iter(families))),
+        help=f"of both models (default: {first})",
+    )
+    parser.add_argument(
+        "--method",
+        choices=tuple(methods),
+        default=(usual := next(iter(methods))),
+        help=f"the objective; dd1 has students of one pass (default: {usual})",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     begin_imports(arguments.held)
-    arguments.config = Path(smoke_configs()[arguments.family])
+    arguments.config = Path(smoke_config(arguments.method, arguments.family))
     config, workspace = open_from(arguments)
     arguments.held.enter_context(workspace.locked(arguments.command))
     import torch
@@ -53,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     wall = time.monotonic() - started
     fid = write_report(config, workspace, target, wall_seconds=wall)["fid"]
     total = time.monotonic() - started
+    before = f"{fid['student_before']:.3f} -> " if "student_before" in fid else ""
     end(
-        f"FID teacher {fid['teacher']:.3f}, student {fid['student_before']:.3f} -> "
-        f"{fid['student_after']:.3f} after {facts['steps']} steps; {total:.0f} s in all",
+        f"FID teacher {fid['teacher']:.3f}, student {before}{fid['student_after']:.3f} after "
+        f"{facts['steps']} steps; {total:.0f} s in all",
         files=[workspace.root / name for name in ("samples.png", "report.md")],
         following=f"varkd sample {quoted(workspace.root)}  # for your images: varkd init FOLDER",
     )
@@ -68,7 +76,8 @@ def _distilled(config: "RunConfig", workspace: "Workspace", target: "Console") -
     from deploy.backend.beside import beside
     from deploy.backend.session import cluster, warm_up
     from deploy.stages.distill import distill
-    from deploy.stages.pretrain import pretrain_model
+    from deploy.stages.generate import dataset_source, generate
+    from deploy.stages.pretrain import pretrain_model, trained_models
     from deploy.stages.quality import prepare_features
     from deploy.stages.tokenize import tokenize
     from deploy.stages.training import require_finished
@@ -77,9 +86,11 @@ def _distilled(config: "RunConfig", workspace: "Workspace", target: "Console") -
         warm_up(config)
         tokenize(config, workspace, target, local=True)
         with beside("features", prepare_features, config, workspace):
-            for which in ("teacher", "student"):
+            for which in trained_models(config):
                 facts = pretrain_model(config, workspace, which, target, restart=True)
                 require_finished(facts, target)
+        if dataset_source(config) is not None:
+            generate(config, workspace, target, local=True)
         target.print("placing ledger, buffer, weights, teacher, workers and learner")
         return distill(config, workspace, target, local=False, restart=True)
 

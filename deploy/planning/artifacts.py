@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.artifacts.model_file import ModelFile
+from common.artifacts.student_file import StudentFile
 from common.data.tokens import count_images, read_header
 from common.images.opening import open_images
+from common.models.backbone import BackboneConfig
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
@@ -47,8 +49,11 @@ def check_files(config: RunConfig, workspace: Workspace, spec: SequenceSpec) -> 
         path, architecture = section.weights or made, getattr(config.models, role)
         if path.exists() and spec.num_classes:
             ema = section.weights_ema and path == section.weights
-            tokenizer = workspace.tokenizer
-            ModelFile(path, f"models.{role}", architecture, spec, tokenizer, ema).check()
+            rest = f"models.{role}", architecture, spec, workspace.tokenizer, ema
+            if isinstance(architecture, BackboneConfig):
+                ModelFile(path, *rest).check()
+            elif path == section.weights:
+                StudentFile(path, *rest).check()
 
 
 def missing(config: RunConfig, workspace: Workspace) -> list[str]:
@@ -59,7 +64,7 @@ def missing(config: RunConfig, workspace: Workspace) -> list[str]:
     ]
     if config.teacher.weights is None:
         wanted.append(("the teacher", workspace.teacher, "pretrain --model teacher"))
-    if config.learner.weights is None:
+    if workspace.has_model(config, "student_before") and config.learner.weights is None:
         wanted.append(("the student", workspace.student_before, "pretrain --model student"))
     if not workspace.train_tokens.exists():
         wanted.append(("the tokens", workspace.train_tokens, "tokenize"))

@@ -20,14 +20,21 @@ from common.device import precision
 from common.exchange.provenance import STUDENT, Policy
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
+from common.models.plan import natural_plan
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
-from deploy.planning.skeletons import BlankModelFile, classifier_like, skeleton, tokenizer_like
-from deploy.stages.learner_rank import perceptual
+from deploy.planning.skeletons import (
+    BlankModelFile,
+    blank_student,
+    classifier_like,
+    tokenizer_like,
+)
+from deploy.stages.learner_rank import perceptual, trained_positions
 from learner.config import LearnerConfig
 from learner.learner import Learner
+from learner.objective import Student
 from learner.process_group import SingleProcess
 from learner.relaxation import ClusterMap, RelaxationConfig, number_by_first_code
 from learner.resources import Resources
@@ -161,7 +168,7 @@ def chain_bytes(
 def scored_lease(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> TrajectoryBatch:
     """A lease as the teacher sends it on, of the first code and a signal of zeros."""
     images, sampling = config.rollout.batch_size, config.rollout.sampling
-    batch = blank_batch(skeleton(config.models.student, spec), (STUDENT,) * images, sampling)
+    batch = blank_batch(blank_student(config, spec), (STUDENT,) * images, sampling)
     columns: dict[str, Tensor] = {}
     peak_bytes(lambda: columns.update(_scored(config, batch, head).signal))
     columns = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in columns.items()}
@@ -175,7 +182,7 @@ class _Rank(SingleProcess):
         self.world = world
 
 
-def learning_bytes(config: RunConfig, student: Backbone, head: nn.Linear) -> int:
+def learning_bytes(config: RunConfig, student: Student, head: nn.Linear) -> int:
     """What a learner holds beside its student's weights and its teacher's head: average, moments,
     gradients, activations and logits, in a step after its first update.
 
@@ -197,7 +204,7 @@ def policies_of(config: RunConfig) -> list[Policy]:
     return [name for name, share in config.contexts.policies().items() if share]
 
 
-def planned_learner(config: RunConfig, student: Backbone, head: nn.Linear) -> Learner:
+def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Learner:
     """One of the run's ranks where the models are; `head` is the teacher's, digest ""."""
     return Learner(
         config.learner.model_copy(update={"device": "cpu"}),  # a blank student stays blank
@@ -237,6 +244,7 @@ def resources_like(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Re
         teacher_head=lambda: head,
         render=lambda _: tokenizer_like(config, device).image_of,
         perceptual=lambda _: perceptual(classifier_like(config, spec, device)),
+        positions=lambda: trained_positions(config),
     )
     return found.only(config.objective.resources())
 
@@ -251,18 +259,22 @@ def _scored(config: RunConfig, batch: TrajectoryBatch, head: nn.Linear) -> Traje
     if config.reads_entropy:
         signal["entropy"] = torch.zeros(batch.token_BL.shape)
     sequence = dict(batch.sequence)
-    for scorer in config.scorers.values():
+    for scorer in config.scoring.values():
         signal |= {name: torch.zeros(batch.token_BL.shape) for name in scorer.token_columns}
         sequence |= {name: torch.zeros(len(batch.id_B)) for name in scorer.sequence_columns}
     return replace(batch.scored(signal, {"head": ""}), sequence=sequence)
 
 
 def blank_batch(
-    model: Backbone, policies: Sequence[Policy], sampling: SamplingConfig, *, prefix: int = 0
+    model: Student, policies: Sequence[Policy], sampling: SamplingConfig, *, prefix: int = 0
 ) -> TrajectoryBatch:
-    """Sequences of the first code, in the order in which they are decoded."""
-    images = len(policies)
-    plan = model.plan(range(images), sampling.decoding)
+    """Sequences of the first code, in the order in which they are decoded; those of a one-pass
+    student with seeds of noise."""
+    images, seed_B = len(policies), None
+    if isinstance(model, Backbone):
+        plan = model.plan(range(images), sampling.decoding)
+    else:
+        plan, seed_B = natural_plan(images, model.spec), torch.arange(images)
     token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long)
     zero_B = torch.zeros(images, dtype=torch.long)
     return TrajectoryBatch(
@@ -277,4 +289,5 @@ def blank_batch(
         plan=plan,
         token_BL=token_BL,
         logprob_BL=token_BL.float(),
+        seed_B=seed_B,
     )

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from common.device import precision
 from common.errors import InputError
 from common.exchange.record_size import bytes_per_image
-from common.models.backbone import Backbone
+from common.models.backbone import Backbone, BackboneConfig
 from common.models.packed_linear import packed_bytes
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
@@ -25,7 +25,8 @@ from deploy.planning.memory import (
     scoring_bytes,
     scoring_images,
 )
-from deploy.planning.skeletons import parameters, skeleton, state_bytes
+from deploy.planning.skeletons import blank_student, parameters, skeleton, state_bytes
+from learner.objective import Student
 
 LOWER = {
     "teacher": "teacher.batching.max_tokens or rollout.batch_size",
@@ -94,18 +95,19 @@ class Sizing:
         return skeleton(self.config.models.teacher, self.spec)
 
     @cached_property
-    def student(self) -> Backbone:
-        return skeleton(self.config.models.student, self.spec)
+    def student(self) -> Student:
+        return blank_student(self.config, self.spec)
 
     @property
     def row_bytes(self) -> int:
         """One scored image on the wire."""
         config, length = self.config, self.spec.length
         width = self.teacher.head.in_features
-        per_token = config.teacher.signal.bytes_per_token(width, self.spec.vocab_size)
-        per_token += 4 * config.reads_entropy
-        per_row = 0
-        for scorer in config.scorers.values():
+        per_token = per_row = 0
+        if config.scoring:
+            per_token = config.teacher.signal.bytes_per_token(width, self.spec.vocab_size)
+            per_token += 4 * config.reads_entropy
+        for scorer in config.scoring.values():
             per_token += 4 * len(scorer.token_columns)
             per_row += 4 * len(scorer.sequence_columns)
         return bytes_per_image(
@@ -119,6 +121,8 @@ class Sizing:
     @property
     def version_bytes(self) -> int:
         """One published version of the student."""
+        if not self.config.samples_student:
+            return 0
         return state_bytes(self.student, precision(self.config.rollout.dtype))
 
     @property
@@ -197,24 +201,26 @@ class Sizing:
         return _process_mb(gpu, computing=computing, starting=holding, beside=records)
 
     def _worker_mb(self, gpu: bool) -> tuple[float, float]:
-        dtype = precision(self.config.rollout.dtype)
-        student = skeleton(self.config.models.student, self.spec).to(dtype).eval()
-        weights = state_bytes(student)
-        # Built in float32, then cast; later every version arrives as bytes and as tensors.
-        starting = max(state_bytes(self.student) + weights, 3 * weights)
-        decoding, held = decoding_bytes(self.config, student), 0
+        dtype, student = precision(self.config.rollout.dtype), self.config.models.student
+        weights = starting = decoding = held = packed = 0
+        if isinstance(student, BackboneConfig):
+            sampler = skeleton(student, self.spec).to(dtype).eval()
+            weights, packed = state_bytes(sampler), packed_bytes(sampler)
+            # Built in float32, then cast; later every version arrives as bytes and as tensors.
+            starting = max(state_bytes(self.student) + weights, 3 * weights)
+            decoding = decoding_bytes(self.config, sampler)
         if self.config.contexts.teacher_sampling is not None:
             teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).eval()
             held = state_bytes(teacher)
             decoding = max(decoding, decoding_bytes(self.config, teacher, "teacher"))
         if not gpu:
-            decoding += packed_bytes(student)
+            decoding += packed
         starting = max(starting, held) if gpu else starting + held
         return _process_mb(gpu, computing=weights + held + decoding, starting=starting)
 
     def _learner_mb(self, gpu: bool) -> tuple[float, float]:
         settings = self.config.learner
-        student = skeleton(self.config.models.student, self.spec).train()
+        student = blank_student(self.config, self.spec).train()
         head = skeleton(self.config.models.teacher, self.spec).head.requires_grad_(False)
         weights, gradients = state_bytes(student), parameters(student) * 4
         held = 2 * weights + 2 * gradients  # with average and AdamW's moments

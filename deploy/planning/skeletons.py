@@ -7,16 +7,33 @@ from torch import nn
 
 from common.artifacts.model_file import ModelFile
 from common.models.backbone import Backbone, BackboneConfig
+from common.models.distilled_decoding import DistilledDecoder
 from common.outline import META, outlines
 from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
+from learner.objective import Student
 from rollout.evaluation.features import Classifier
 
 
 def skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
     with outlines():
         return config.build(spec)
+
+
+def blank_student(config: RunConfig, spec: SequenceSpec, device: torch.device = META) -> Student:
+    """The run's student on the meta device, or drawn on another."""
+    student = config.models.student
+    if isinstance(student, BackboneConfig):
+        if device == META:
+            return skeleton(student, spec)
+        with device:
+            return student.build(spec)
+    code_VD = tokenizer_like(config, device).codebook_VD
+    with outlines() if device == META else device:
+        built = student.build(spec, code_VD)
+    assert isinstance(built, DistilledDecoder)
+    return built
 
 
 def tokenizer_like(config: RunConfig, device: torch.device) -> Tokenizer:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
+from deploy.config import RunConfig
 from deploy.planning.blank_tensors import META, flops
 from deploy.planning.hardware import Hardware
 from deploy.planning.memory import (
@@ -22,7 +23,8 @@ from deploy.planning.memory import (
     scorer_files,
 )
 from deploy.planning.resources import Sizing
-from deploy.planning.skeletons import parameters, skeleton
+from deploy.planning.skeletons import blank_student, parameters, skeleton
+from learner.objective import Student
 from rollout.sampler import decode, noise
 from teacher_server.scorer import Scorer, ScorerConfig, ScorerFiles
 from teacher_server.teacher import signal_columns
@@ -45,30 +47,41 @@ def image_flops(sizing: Sizing) -> float:
     """Of one image through all roles: scoring and learning by their own code on models without
     content, decoding as one forward pass of 2 flops per parameter and token."""
     config, spec = sizing.config, sizing.spec
-    student, teacher = skeleton(config.models.student, spec), sizing.teacher
+    student, teacher = blank_student(config, spec), sizing.teacher
     policies, share = policies_of(config), _teacher_share(sizing)
     batch = blank_batch(student, policies, config.rollout.sampling)
     head = skeleton(config.models.teacher, spec).head.requires_grad_(False)
 
     def score_and_learn() -> None:
-        reads = config.reads_entropy
-        signal = signal_columns(config.teacher, teacher, head, batch, entropy=reads)
-        if reads:
-            signal["entropy"] = torch.zeros(batch.token_BL.shape)
-        planned_learner(config, student, head).step(batch.scored(signal, {"head": ""}))
+        scored = _scored(config, teacher, head, batch)
+        planned_learner(config, student, head).step(scored)
 
     passes = flops(score_and_learn) / len(policies)
     guided = config.contexts.teacher_sampling
     by_teacher = share * (2 if guided and guided.guidance else 1) * parameters(teacher)
-    sampling = 2 * (by_teacher + (1 - share) * parameters(student)) * spec.length
+    by_student = (1 - share) * parameters(student) if config.samples_student else 0.0
+    sampling = 2 * (by_teacher + by_student) * spec.length
     return passes + sampling + _chain_flops(sizing, head)
+
+
+def _scored(
+    config: RunConfig, teacher: Backbone, head: nn.Linear, batch: TrajectoryBatch
+) -> TrajectoryBatch:
+    """As the teacher sends it, if records pass it; it is sure of itself, so that no gate closes."""
+    if not config.scoring:
+        return batch
+    reads = config.reads_entropy
+    signal = signal_columns(config.teacher, teacher, head, batch, entropy=reads)
+    if reads:
+        signal["entropy"] = torch.zeros(batch.token_BL.shape)
+    return batch.scored(signal, {"head": ""})
 
 
 def _chain_flops(sizing: Sizing, head: nn.Linear) -> float:
     """The same of the scorers beside the teacher, but those that read files of their own."""
     config, spec, total = sizing.config, sizing.spec, 0.0
     files = scorer_files(config, spec, META)
-    for scorer in config.scorers.values():
+    for scorer in config.scoring.values():
         if scorer.kind != "teacher":
             lease = scored_lease(config, spec, head)
             with suppress(InputError):
@@ -91,10 +104,8 @@ def _probe(sizing: Sizing) -> float:
     """Sample, score and learn one lease with fresh models; the faster of two times."""
     torch.set_num_threads(1)
     config, spec = sizing.config, sizing.spec
-    sampler, student, teacher = (
-        model.build(spec).eval()
-        for model in (config.models.student, config.models.student, config.models.teacher)
-    )
+    here, teacher = torch.device("cpu"), config.models.teacher.build(spec).eval()
+    student, sampler = blank_student(config, spec, here), blank_student(config, spec, here)
     images, policies = config.rollout.batch_size, policies_of(config)
     batch = blank_batch(
         student, [policies[row % len(policies)] for row in range(images)], config.rollout.sampling
@@ -104,12 +115,8 @@ def _probe(sizing: Sizing) -> float:
     best = math.inf
     for _ in range(2):
         started = time.perf_counter()
-        token_BL, seconds = _sampled(sizing, sampler, teacher, batch.label_B)
-        found = replace(batch, token_BL=token_BL)
-        signal = signal_columns(config.teacher, teacher, head, found, entropy=config.reads_entropy)
-        if config.reads_entropy:
-            signal["entropy"].zero_()  # no gate closes for a teacher that learned nothing
-        scored = found.scored(signal, {"head": ""})
+        token_BL, seconds = _sampled(sizing, sampler.eval(), teacher, batch.label_B)
+        scored = _scored(config, teacher, head, replace(batch, token_BL=token_BL))
         record = to_arrow(scored)
         for scorer in chain:
             record = scorer.score(record)
@@ -119,7 +126,7 @@ def _probe(sizing: Sizing) -> float:
 
 
 def _sampled(
-    sizing: Sizing, student: Backbone, teacher: Backbone, class_B: Tensor
+    sizing: Sizing, student: Student, teacher: Backbone, class_B: Tensor
 ) -> tuple[Tensor, float]:
     """Tokens of a lease, and seconds that were too much: where both sample, each took its time for
     all images, of which it has a share."""
@@ -130,7 +137,7 @@ def _sampled(
         (teacher, by_teacher, share),
         (student, sizing.config.rollout.sampling, 1 - share),
     ):
-        if sampling is not None:
+        if sampling is not None and isinstance(model, Backbone):
             started = time.perf_counter()
             plan = model.plan(seeds, sampling.decoding)
             decoded = decode(model, class_B, sampling=sampling, noise_BL=noise_BL, plan=plan)
@@ -142,7 +149,7 @@ def _sampled(
 def _chain(sizing: Sizing) -> list[Scorer]:
     """The scorers beside the teacher, but those that read files of their own."""
     files, found = scorer_files(sizing.config, sizing.spec, torch.device("cpu")), []
-    for scorer in sizing.config.scorers.values():
+    for scorer in sizing.config.scoring.values():
         if scorer.kind != "teacher":
             with suppress(InputError):
                 found.append(scorer.build(files))

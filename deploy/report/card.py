@@ -14,6 +14,7 @@ from common.data.tokens import read_header
 from common.errors import InputError
 from common.files.tensors import state_digest
 from common.models.backbone import Backbone
+from common.models.distilled_decoding import DistilledDecoder
 from deploy.config import RunConfig
 from deploy.console.versions import versions
 from deploy.report.page import one_line
@@ -38,7 +39,7 @@ def is_card(path: Path) -> bool:
 def model_card(
     config: RunConfig,
     workspace: Workspace,
-    model: Backbone,
+    model: Backbone | DistilledDecoder,
     name: ModelName,
     *,
     title: str,
@@ -77,7 +78,9 @@ def model_card(
     return "\n".join([*lines, "", *_metrics(workspace, name, weights)]) + "\n"
 
 
-def _front_matter(config: RunConfig, model: Backbone, name: ModelName) -> list[str]:
+def _front_matter(
+    config: RunConfig, model: Backbone | DistilledDecoder, name: ModelName
+) -> list[str]:
     """YAML; what is not known, such as the license, is left out. JSON strings are YAML strings."""
     kind = (config.models.teacher if name == "teacher" else config.models.student).kind
     tags = ["image-generation", "class-conditional", "autoregressive", kind]

@@ -98,12 +98,14 @@ def identify(
     Raises:
         InputError: a file is missing or cannot be read.
     """
-    teacher, student = (workspace.model(config, name) for name in ("teacher", "student_before"))
+    teacher = workspace.model(config, "teacher")
     files = {
         "the teacher": (teacher.path, teacher.digest()),
-        "the base student": (student.path, student.digest()),
         "the token dataset": (workspace.train_tokens, data.digest()),
     }
+    if workspace.has_model(config, "student_before"):
+        student = workspace.model(config, "student_before")
+        files["the base student"] = (student.path, student.digest())
     if generated is not None:
         dataset = (workspace.teacher_tokens, generated.digest())
         files["the teacher's token dataset"] = dataset

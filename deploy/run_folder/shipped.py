@@ -15,12 +15,29 @@ def shipped_names() -> list[str]:
     return sorted((path.stem for path in CONFIGS.glob("*.toml")), key=lambda n: (_rank(n), n))
 
 
-def smoke_configs() -> dict[str, str]:
-    """Names of the configs of `varkd smoke` by the family of their student."""
+def smoke_configs() -> dict[tuple[str, str], str]:
+    """Names of the configs of `varkd smoke` by method (the objective) and family of the teacher;
+    the first one comes first."""
     found = {}
     for path in sorted(CONFIGS.glob("smoke*.toml")):
-        found[tomllib.loads(path.read_text())["models"]["student"]["kind"]] = path.stem
+        tree = tomllib.loads(path.read_text())
+        found[tree["objective"]["kind"], tree["models"]["teacher"]["kind"]] = path.stem
     return found
+
+
+def smoke_config(method: str, family: str) -> str:
+    """The name of one.
+
+    Raises:
+        InputError: there is none of this method and family.
+    """
+    found = smoke_configs()
+    if (method, family) not in found:
+        families = ", ".join(other for known, other in found if known == method)
+        raise InputError(
+            f"--family {family}: no smoke run of method {method} has it; choose one of {families}"
+        )
+    return found[method, family]
 
 
 def shipped(name: str) -> Path:

@@ -3,16 +3,20 @@
 import hashlib
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from common.artifacts.backbone_file import is_ours, load_head
+from common.artifacts.generator_file import describe_generator
 from common.artifacts.model_file import ModelFile
+from common.artifacts.student_file import StudentFile
 from common.config.schema import dump_toml
 from common.data.tokens import read_header
 from common.errors import InputError
 from common.files.atomic import write_text
 from common.files.paths import read_text
-from common.spec import SequenceSpec
+from common.models.backbone import BackboneConfig
+from common.models.distilled_decoding import DistilledDecoderConfig
+from common.models.generator import GeneratorConfig
 from deploy.run_folder.lock import locked
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ CONFIG_NAMES = ("config.toml", "config.resolved.toml")
 HEADER = "# Written by varkd: every field of this run, as its last command resolved it."
 MADE_FROM = "# Beside the config.toml that was found here, of digest "
 ModelName = Literal["teacher", "student_before", "student", "student_ema"]
+AnyModelFile = ModelFile | StudentFile
 
 
 class Workspace:
@@ -84,7 +89,13 @@ class Workspace:
         """Hold the folder for one command, see `deploy.run_folder.lock.locked`."""
         return locked(self.root, command)
 
-    def model(self, config: "RunConfig", name: ModelName) -> ModelFile:
+    @overload
+    def model(self, config: "RunConfig", name: Literal["teacher"]) -> ModelFile: ...
+
+    @overload
+    def model(self, config: "RunConfig", name: ModelName) -> AnyModelFile: ...
+
+    def model(self, config: "RunConfig", name: ModelName) -> AnyModelFile:
         """The file of one of the run's models, and what the run expects to find in it."""
         given = {"teacher": config.teacher.weights, "student_before": config.learner.weights}
         maker = {
@@ -101,15 +112,37 @@ class Workspace:
         role = "teacher" if name == "teacher" else "student"
         section = config.teacher if name == "teacher" else config.learner
         ema = section.weights_ema and chosen is not None
-        spec = self._spec(path)
         architecture = getattr(config.models, role)
-        return ModelFile(path, f"models.{role}", architecture, spec, self.tokenizer, ema)
+        return self.file_of(path, f"models.{role}", architecture, ema=ema)
 
-    def _spec(self, path: Path) -> SequenceSpec:
-        """What the run's tokens are; a run folder without them trusts the model's own header."""
-        if not self.train_tokens.exists() and is_ours(path):
-            return load_head(path)[1]
-        return read_header(self.existing_tokens()).spec
+    def file_of(
+        self,
+        path: Path,
+        role: str,
+        architecture: BackboneConfig | GeneratorConfig,
+        *,
+        ema: bool = False,
+    ) -> AnyModelFile:
+        """A file of this run's tokens; a folder without them trusts the model's own header."""
+        is_one_pass = not isinstance(architecture, BackboneConfig)
+        if self.train_tokens.exists() or not is_ours(path):
+            spec = read_header(self.existing_tokens()).spec
+        else:
+            spec = describe_generator(path)[0] if is_one_pass else load_head(path)[1]
+        if isinstance(architecture, BackboneConfig):
+            return ModelFile(path, role, architecture, spec, self.tokenizer, ema)
+        assert isinstance(architecture, DistilledDecoderConfig), "no objective trains another"
+        return StudentFile(path, role, architecture, spec, self.tokenizer, ema)
+
+    def made_student(self, config: "RunConfig", path: Path) -> AnyModelFile:
+        """A student that a run wrote."""
+        return self.file_of(path, "models.student", config.models.student)
+
+    def has_model(self, config: "RunConfig", name: ModelName) -> bool:
+        """Whether the run is to have such a file: a one-pass student without weights of its own
+        starts from the teacher, in the learner."""
+        starts = name == "student_before" and config.learner.weights is None
+        return not (starts and isinstance(config.models.student, DistilledDecoderConfig))
 
     def existing_tokens(self) -> Path:
         return self._existing(self.train_tokens, "tokenize")

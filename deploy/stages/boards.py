@@ -7,7 +7,7 @@ during the run, which they would hold up.
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from PIL.Image import Image
 from rich.console import Console
 
-from common.artifacts.model_file import ModelFile
 from common.errors import InputError
 from common.exchange.metrics import protos
 from common.files.atomic import write_atomically
@@ -23,7 +22,7 @@ from common.randomness import derive_seed
 from deploy.config import RunConfig
 from deploy.console.progress import Bar
 from deploy.report.grids import by_class, class_sheet, spread
-from deploy.run_folder.workspace import Workspace
+from deploy.run_folder.workspace import AnyModelFile, Workspace
 from deploy.stages.draw import draw_batches, load_for_sampling
 
 FOLDER = "samples"
@@ -58,16 +57,17 @@ def draw_grids(
     with Bar(target, "grids for TensorBoard", len(models)) as bar:
         for done, ((tag, step), file) in enumerate(models.items(), 1):
             try:
-                backbone, tokenizer = load_for_sampling(file, workspace, config.evaluate.device)
+                model, tokenizer = load_for_sampling(file, workspace, config.evaluate.device)
                 batches = draw_batches(
-                    backbone,
+                    model,
                     tokenizer,
                     label_N,
                     sampling=config.evaluate.sampling,
                     batch_size=config.evaluate.batch_size,
                     seed=derive_seed(config.seed, "grids"),
                     size=config.evaluate.size,
-                    conditions=config.conditions.table(backbone.spec.num_classes),
+                    conditions=config.conditions.table(model.spec.num_classes),
+                    steps=config.evaluate.steps,
                 )
                 pixel_NCHW = torch.cat(list(batches))
             except InputError as error:
@@ -83,15 +83,17 @@ def draw_grids(
 
 def _models(
     config: RunConfig, workspace: Workspace, steps: int
-) -> dict[tuple[str, int], ModelFile]:
+) -> dict[tuple[str, int], AnyModelFile]:
     """Files by (tag, step), in the order of steps."""
-    before = workspace.model(config, "student_before")
-    found = {("teacher", 0): workspace.model(config, "teacher"), ("student", 0): before}
+    found: dict[tuple[str, int], AnyModelFile] = {}
+    found["teacher", 0] = workspace.model(config, "teacher")
+    if workspace.has_model(config, "student_before"):
+        found["student", 0] = workspace.model(config, "student_before")
     for name in ("student", "student_ema"):
         for path in sorted(workspace.milestones.glob(f"{name}-*.safetensors")):
             number = path.stem.removeprefix(f"{name}-")
             if number.isdecimal() and int(number) <= steps:
-                found[name, int(number)] = replace(before, path=path, ema=False)
+                found[name, int(number)] = workspace.made_student(config, path)
         if workspace.student.exists():
             found[name, steps] = workspace.model(config, name)
     return found

@@ -33,6 +33,7 @@ from deploy.run_folder.start import Begin, Start, plan, run_snapshots
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn, store_student
+from deploy.stages.quality import own_classifier
 from deploy.stages.watch import Watch
 from learner.learner import SingleProcess
 from learner.train import Outcome
@@ -66,7 +67,8 @@ def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
     tokens = workspace.existing_tokens()
     data = load_tokens(tokens)
     for name in ("student_before", "teacher"):
-        workspace.model(config, name).check()
+        if workspace.has_model(config, name):
+            workspace.model(config, name).check()
     return data
 
 
@@ -147,6 +149,8 @@ def _train(
     local: bool,
     launch: Callable[[], Any] | None,
 ) -> tuple[Outcome, dict[str, Any]]:
+    if "perceptual" in run.config.objective.resources():
+        own_classifier(run.config, run.workspace, target)
     log = MetricsLog(run.workspace.root)
     try:
         with Bar(target, "distill", run.config.learner.steps) as bar:

@@ -1,23 +1,27 @@
-"""Images drawn from a stored backbone, decoded by the run's tokenizer."""
+"""Images drawn from a stored model, decoded by the run's tokenizer."""
 
 from collections.abc import Iterator
 
 from torch import Tensor
 
-from common.artifacts.model_file import ModelFile
 from common.device import place
 from common.exchange.condition import Conditions
 from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
+from common.models.distilled_decoding import DistilledDecoder
 from common.spec import require_same_spec
 from common.tokenization.tokenizer import Tokenizer, load_tokenizer
-from deploy.run_folder.workspace import Workspace
-from rollout.evaluation.metrics import sample_batches
+from deploy.run_folder.workspace import AnyModelFile, Workspace
+from rollout.evaluation.metrics import image_seeds, sample_batches
+from rollout.evaluation.one_pass import vector_batches
 from rollout.sampler import SamplingConfig
+
+Drawn = Backbone | DistilledDecoder
+"""What images can be drawn from."""
 
 
 def draw_batches(
-    backbone: Backbone,
+    model: Drawn,
     tokenizer: Tokenizer,
     label_N: Tensor,
     *,
@@ -26,13 +30,20 @@ def draw_batches(
     seed: int,
     size: int | None = None,
     conditions: Conditions | None = None,
+    steps: int = 1,
 ) -> Iterator[Tensor]:
     """Sample and decode, at the side `size` if given: uint8 pixel_BCHW on the CPU, in order.
 
-    Labels are ids of `conditions`, by default the classes.
+    Labels are ids of `conditions`, by default the classes. `sampling` is for backbones, `steps` for
+    students of one pass or a few: what guides and filters their tokens is in their weights.
     """
+    if isinstance(model, DistilledDecoder):
+        seeds = image_seeds(seed, len(label_N))
+        how = {"steps": steps, "batch_size": batch_size, "conditions": conditions}
+        vectors = vector_batches(model, label_N, seeds, **how)
+        return (tokenizer.decode_vectors(vector_BLD, size).cpu() for vector_BLD in vectors)
     drawn = sample_batches(
-        backbone,
+        model,
         label_N,
         sampling=sampling,
         batch_size=batch_size,
@@ -44,9 +55,9 @@ def draw_batches(
 
 
 def load_for_sampling(
-    file: ModelFile, workspace: Workspace, device: str
-) -> tuple[Backbone, Tokenizer]:
-    """A stored backbone with the tokenizer that it was trained on.
+    file: AnyModelFile, workspace: Workspace, device: str
+) -> tuple[Drawn, Tokenizer]:
+    """A stored model with the tokenizer that it was trained on.
 
     Raises:
         InputError: a file is missing, or they speak different tokens.

@@ -6,14 +6,18 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from common.artifacts.model_file import ModelFile, official_state
+from common.artifacts.generator_file import released_content, released_state
+from common.artifacts.model_file import official_state
 from common.errors import InputError
 from common.files.atomic import write_atomically, write_text
 from common.models.backbone import Backbone
+from common.models.distilled_decoding import DistilledDecoder
 from deploy.config import RunConfig
 from deploy.report.card import is_card, model_card, sha256
-from deploy.run_folder.workspace import ModelName, Workspace
+from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
+from deploy.stages.draw import Drawn
 
 Layout = Literal["official", "safetensors"]
 
@@ -43,7 +47,8 @@ def export(
     file = workspace.model(config, name)
     if output is not None:
         _require_ours(output)
-    model = file.load()
+    models = _loaded(config, workspace, name)
+    model = models[0]
     suffix = model.official.suffix if layout == "official" else ".safetensors"
     path = output or workspace.root / "export" / f"{_title(config, name)}{suffix}"
     if (path.suffix == ".safetensors") != (layout == "safetensors"):
@@ -54,7 +59,7 @@ def export(
 
     def write(temporary: Path) -> None:
         # The card comes first: a file without one would be taken for somebody else's.
-        _write(temporary, model, file, layout)
+        _write(temporary, models, file, layout)
         sha = sha256(temporary)
         card = model_card(config, workspace, model, name, title=path.name, sha=sha)
         write_text(card_of(path), card)
@@ -78,8 +83,17 @@ def _require_ours(path: Path) -> None:
         )
 
 
-def _write(temporary: Path, model: Backbone, file: ModelFile, layout: Layout) -> None:
-    state = official_state(model)
+def _loaded(config: RunConfig, workspace: Workspace, name: ModelName) -> list[Drawn]:
+    """The model; with a distilled one-pass student its average, for their files hold both."""
+    model = workspace.model(config, name).load()
+    if isinstance(model, Backbone) or name not in ("student", "student_ema"):
+        return [model]
+    return [model, workspace.model(config, "student_ema").load()]
+
+
+def _write(temporary: Path, models: list[Drawn], file: AnyModelFile, layout: Layout) -> None:
+    model = models[0]
+    state = official_state(model) if isinstance(model, Backbone) else released_state(model)
     if layout == "safetensors":
         facts = {"format": "pt", "family": file.architecture.kind}
         facts |= {
@@ -88,10 +102,17 @@ def _write(temporary: Path, model: Backbone, file: ModelFile, layout: Layout) ->
         }
         save_file(state, temporary, facts)
         return
-    top = model.official.top_level
-    content: Any = state if top is None else {top: state}
+    content: Any = _content(models, state)
     with temporary.open("wb") as handle:  # torch.save of a path reports a full disk in C++'s words
         torch.save(content, handle)
+
+
+def _content(models: list[Drawn], state: dict[str, Tensor]) -> dict[str, Any]:
+    model, averaged = models[0], models[-1]
+    if isinstance(averaged, DistilledDecoder):
+        return released_content(model.official, state, released_state(averaged))
+    top = model.official.top_level
+    return state if top is None else {top: state}
 
 
 def _title(config: RunConfig, name: ModelName) -> str:

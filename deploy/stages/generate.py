@@ -170,6 +170,11 @@ def load_generated(config: RunConfig, workspace: Workspace) -> TokenDataset | No
                 f"{path}: was made with {name} {found.get(name)}, but the run has {name} "
                 f"{wanted[name]}; make it again with `varkd generate`, or change that back"
             )
+    if source.has_pairs and not header.seeds:
+        raise InputError(
+            f"{path}: has no column seed, so the noise that its tokens come from is not known; "
+            "make it again with `varkd generate`"
+        )
     return load_tokens(path)
 
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from common.images.contents import Reading
 from common.images.opening import ImagesConfig, open_images
 from common.memory import require_memory
-from common.models.backbone import Backbone
 from common.randomness import derive_seed
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
 from deploy.console.progress import Bar
 from deploy.report.grids import spread
 from deploy.run_folder.workspace import Workspace
-from deploy.stages.draw import draw_batches
+from deploy.stages.draw import Drawn, draw_batches
 from deploy.stages.reference_features import ReferenceFeatures, extractor_facts
 from rollout.evaluation.metrics import balanced_labels, left_out, measure
 from rollout.sampler import SamplingConfig
@@ -98,7 +97,7 @@ class Judge:
 
     def draw(
         self,
-        backbone: Backbone,
+        model: Drawn,
         tokenizer: Tokenizer,
         sampling: SamplingConfig,
         seen: Callable[[int], None] = lambda images: None,
@@ -107,14 +106,15 @@ class Judge:
         pixel_NCHW: Tensor | None = None
         done = 0
         for pixel_BCHW in draw_batches(
-            backbone,
+            model,
             tokenizer,
             self.label_N,
             sampling=sampling,
             batch_size=self.settings.batch_size,
             seed=self._seed,
             size=self.settings.size,
-            conditions=self._conditions.table(backbone.spec.num_classes),
+            conditions=self._conditions.table(model.spec.num_classes),
+            steps=self.settings.steps,
         ):
             if pixel_NCHW is None:  # at once: a list of batches would take the room twice
                 pixel_NCHW = pixel_BCHW.new_empty(len(self.label_N), *pixel_BCHW.shape[1:])

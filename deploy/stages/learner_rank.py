@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from common.artifacts.backbone_file import save_backbone_state
+from common.artifacts.generator_file import save_generator_state
 from common.config.schema import digest
+from common.data.tokens import read_header
 from common.device import place
 from common.errors import InputError
 from common.files.tensors import state_digest
+from common.models.backbone import BackboneConfig
+from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
 from common.randomness import derive_seed
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.config import RunConfig
@@ -19,6 +23,7 @@ from deploy.pipeline import Services
 from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
 from learner.learner import Learner
+from learner.objective import Student
 from learner.process_group import ProcessGroup
 from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
 from learner.resources import Perceptual, Render, Resources
@@ -54,7 +59,7 @@ def learn(
         snapshots=snapshots,
         found=snapshots.load(step) if step else None,
         ranks=ranks,
-        weights_dtype=config.rollout.dtype,
+        weights_dtype=config.rollout.dtype if config.samples_student else None,
         checkpoint_every=config.learner.checkpoint_every,
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
@@ -75,16 +80,19 @@ def store_student(
     config: RunConfig, workspace: Workspace, path: Path, state: dict[str, Tensor], steps: int
 ) -> None:
     """Write a student after `steps` as a file that can be sampled."""
-    spec = workspace.model(config, "student_before").spec
+    spec, student = read_header(workspace.existing_tokens()).spec, config.models.student
     facts = {"steps": steps, "config_digest": digest(config)}
-    save_backbone_state(path, state, config.models.student, spec, **facts)
+    if isinstance(student, BackboneConfig):
+        save_backbone_state(path, state, student, spec, **facts)
+    else:
+        save_generator_state(path, state, student, spec, **facts)
 
 
 def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Learner:
     """Student, objective with its resources and the teacher's head, all checked against each
     other."""
     seed = derive_seed(config.seed, "learner")
-    student = workspace.model(config, "student_before").load(torch.float32)
+    student = starting_student(config, workspace)
     head = workspace.model(config, "teacher").head()
     return Learner(
         config.learner,
@@ -98,6 +106,26 @@ def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) 
     )
 
 
+def starting_student(config: RunConfig, workspace: Workspace) -> Student:
+    """Before the first step: the base student's file, or a one-pass student that takes over what
+    the teacher has, with the rest drawn from the run's seed.
+
+    Raises:
+        InputError: a file is missing or holds something else, or teacher and codes do not fit.
+    """
+    if workspace.has_model(config, "student_before"):
+        return workspace.model(config, "student_before").load(torch.float32)
+    architecture, teacher = config.models.student, workspace.model(config, "teacher")
+    assert isinstance(architecture, DistilledDecoderConfig)
+    code_VD = load_tokenizer(workspace.existing_tokenizer()).codebook_VD
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "start-student"))
+        student = architecture.build(teacher.spec, code_VD)
+    assert isinstance(student, DistilledDecoder)
+    student.start_from(teacher.load(torch.float32))
+    return student
+
+
 def run_resources(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Resources:
     """What the objective declares, from the files of the run, on the learner's device."""
     found = Resources(
@@ -107,8 +135,14 @@ def run_resources(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) 
         teacher_head=lambda: workspace.model(config, "teacher").head(),
         render=partial(tokenizer_render, workspace),
         perceptual=partial(classifier_features, config, workspace),
+        positions=lambda: trained_positions(config),
     )
     return found.only(config.objective.resources())
+
+
+def trained_positions(config: RunConfig) -> tuple[int, ...]:
+    """Of a one-pass student, see `Resources.positions`; 1, where it is none."""
+    return getattr(config.models.student, "positions", (1,))
 
 
 def tokenizer_render(workspace: Workspace, device: torch.device) -> Render:
@@ -120,16 +154,16 @@ def tokenizer_render(workspace: Workspace, device: torch.device) -> Render:
 def classifier_features(
     config: RunConfig, workspace: Workspace, device: torch.device
 ) -> Perceptual:
-    """The run's own classifier, which `varkd evaluate` trains, as a perceptual net.
+    """The run's own classifier as a perceptual net; official extractors read integers, which carry
+    no gradient.
 
     Raises:
-        InputError: there is none; official extractors read integers, which carry no gradient.
+        InputError: there is none; `varkd distill` trains it before it starts anything.
     """
-    if config.evaluate.features != "classifier" or not workspace.classifier.exists():
+    if not workspace.classifier.exists():
         raise InputError(
             f"objective.kind={config.objective.kind} compares images by the run's own classifier, "
-            f"but {workspace.classifier} is not there or evaluate.features is "
-            f"{config.evaluate.features}; set it to classifier and run `varkd evaluate` first"
+            f"but {workspace.classifier} is not there; begin again with `varkd distill`"
         )
     return perceptual(load_classifier(workspace.classifier)[0].to(device).requires_grad_(False))
 

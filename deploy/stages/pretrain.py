@@ -35,10 +35,21 @@ def pretrain(
     restart: bool = False,
 ) -> dict[str, Any]:
     """Train one part of the run, as `pretrain_tokenizer` or `pretrain_model`."""
+    if which != "tokenizer" and which not in trained_models(config):
+        raise InputError(
+            f"--model {which}: a {config.models.student.kind} is not trained by maximum likelihood "
+            "but starts from the teacher in `varkd distill`; give --model teacher"
+        )
     how = {"resume": resume, "restart": restart}
     if which == "tokenizer":
         return pretrain_tokenizer(config, workspace, target, **how)
     return pretrain_model(config, workspace, which, target, **how)
+
+
+def trained_models(config: RunConfig) -> tuple[Model, ...]:
+    """Those that maximum likelihood trains: a one-pass student starts from the teacher itself."""
+    is_backbone = isinstance(config.models.student, BackboneConfig)
+    return ("teacher", "student") if is_backbone else ("teacher",)
 
 
 def pretrain_model(

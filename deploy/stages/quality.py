@@ -6,14 +6,13 @@ from typing import Any
 
 from rich.console import Console
 
-from common.artifacts.model_file import ModelFile
 from common.errors import Diverged
 from common.files.tensors import state_digest
 from deploy.config import RunConfig
 from deploy.console.progress import Bar
 from deploy.report.grids import by_class, real_by_class, spread
 from deploy.report.quality import REAL, Quality
-from deploy.run_folder.workspace import ModelName, Workspace
+from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
 from deploy.stages.classifier import classifier_facts
 from deploy.stages.draw import load_for_sampling
 from deploy.stages.judge import Judge, Progress, compared_images
@@ -72,13 +71,14 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
         "classes": f"{len(judge.label_N.unique())} of {len(reference.classes)}",
         "samples": settings.samples,
         "sampling": settings.sampling.model_dump(mode="json"),
+        "steps": settings.steps,
     }
     names = {label: reference.classes[label] for label in shown}
     return Quality(metrics, judge.left_out, facts, weights, names, sheet)
 
 
 @contextmanager
-def _named(file: ModelFile) -> Iterator[None]:
+def _named(file: AnyModelFile) -> Iterator[None]:
     """Say which model it is whose numbers are not finite."""
     try:
         yield
@@ -86,20 +86,29 @@ def _named(file: ModelFile) -> Iterator[None]:
         raise Diverged(f"{file.path}: {error}") from None
 
 
-def _models(config: RunConfig, workspace: Workspace) -> dict[str, ModelFile]:
-    """Files to compare; a run that was not distilled yet has only the first two."""
+def _models(config: RunConfig, workspace: Workspace) -> dict[str, AnyModelFile]:
+    """Files to compare; a run that was not distilled yet has at most the first two."""
     names: tuple[ModelName, ...] = ("teacher", "student_before")
     if workspace.student.exists():
         names = ("teacher", "student_before", "student", "student_ema")
-    return {SHOWN.get(name, name): workspace.model(config, name) for name in names}
+    return {
+        SHOWN.get(name, name): workspace.model(config, name)
+        for name in names
+        if workspace.has_model(config, name)
+    }
 
 
 def feature_facts(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:
     """Facts on the feature extractor; trains and stores the classifier unless it is there."""
-    config = config.model_copy(update={"images": compared_images(config)})
     if config.evaluate.features == "inception":
         weights = config.evaluate.inception_weights
         return {"weights": str(weights) if weights else "torch-fidelity's download"}
+    return own_classifier(config, workspace, target)
+
+
+def own_classifier(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:
+    """Facts on the run's classifier of the images that are compared, trained if it is not there."""
+    config = config.model_copy(update={"images": compared_images(config)})
     return classifier_facts(config, workspace, target)
 
 

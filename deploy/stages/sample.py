@@ -12,7 +12,6 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from common.artifacts.model_file import ModelFile
 from common.data.tokens import read_header
 from common.errors import InputError
 from common.images.opening import open_images
@@ -21,7 +20,7 @@ from common.randomness import derive_seed
 from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
 from deploy.report.grids import by_class, class_sheet, real_by_class, save_png, spread
-from deploy.run_folder.workspace import ModelName, Workspace
+from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
 from deploy.stages.draw import draw_batches, load_for_sampling
 from deploy.stages.samples_file import counted, require_room, save_npz, shuffled
 from rollout.sampler import SamplingConfig
@@ -41,7 +40,7 @@ class Order:
 
     output: Path
     model: str
-    file: ModelFile
+    file: AnyModelFile
     names: dict[int, str]
     """Rows of a sheet: names by label."""
     per_class: int
@@ -148,17 +147,18 @@ def fill(order: Order, config: RunConfig, workspace: Workspace, target: Console)
     Raises:
         InputError: a file is missing, they speak different tokens, or the disk has no room.
     """
-    backbone, tokenizer = load_for_sampling(order.file, workspace, config.sample.device)
+    model, tokenizer = load_for_sampling(order.file, workspace, config.sample.device)
     side = None if order.is_sheet else config.evaluate.size
     batches = draw_batches(
-        backbone,
+        model,
         tokenizer,
         order.label_N,
         sampling=how_to_draw(config),
         batch_size=config.sample.batch_size or config.evaluate.batch_size,
         seed=order.seed,
         size=side,
-        conditions=config.conditions.table(backbone.spec.num_classes),
+        conditions=config.conditions.table(model.spec.num_classes),
+        steps=config.sample.steps or config.evaluate.steps,
     )
     with Bar(target, "sample", len(order.label_N)) as bar:
         batches = counted(batches, bar)

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from common.artifacts.model_file import ModelFile
 from common.device import place
 from common.errors import InputError
 from common.exchange.metrics import read_rows
@@ -32,7 +31,7 @@ from deploy.console.versions import commit
 from deploy.layout import check_layout
 from deploy.report.grids import by_class, class_sheet, save_png, spread
 from deploy.run_folder.borrowing import link
-from deploy.run_folder.workspace import Workspace
+from deploy.run_folder.workspace import AnyModelFile, Workspace
 from deploy.stages.distill import distill
 from deploy.stages.draw import load_for_sampling
 from deploy.stages.judge import Judge
@@ -176,9 +175,8 @@ def at_scale(sampling: SamplingConfig, scale: float) -> SamplingConfig:
     return sampling.model_copy(update={"guidance": guidance})
 
 
-def _milestone(job: Job, workspace: Workspace, step: int) -> ModelFile:
-    file = workspace.model(job.config, "student_before")
-    return replace(file, path=workspace.milestone(job.weights, step), ema=False)
+def _milestone(job: Job, workspace: Workspace, step: int) -> AnyModelFile:
+    return workspace.made_student(job.config, workspace.milestone(job.weights, step))
 
 
 def _step_seconds(row: dict[str, Any]) -> float:

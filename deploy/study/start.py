@@ -132,10 +132,12 @@ def contents(study: Study, workspace: Workspace) -> dict[str, str | None]:
     generated = None
     if study.generating is not None:
         generated = load_tokens(workspace.teacher_tokens).digest()
+    has_base = workspace.has_model(config, "student_before")
+    student = workspace.model(config, "student_before") if has_base else None
     return {
         "tokens": load_tokens(workspace.train_tokens).digest(),
         "teacher": workspace.model(config, "teacher").digest(),
-        "base student": workspace.model(config, "student_before").digest(),
+        "base student": student.digest() if student else None,
         "teacher's token dataset": generated,
         "images": json.dumps(_images(config)),
     }

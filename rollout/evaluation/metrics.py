@@ -71,6 +71,8 @@ class EvaluateConfig(Config):
     """Where samples are drawn and decoded, and where the classifier is trained."""
     sampling: SamplingConfig = SamplingConfig()
     """How evaluation samples are drawn."""
+    steps: Count = 1
+    """Passes of a one-pass student, from the first of the positions that it was trained at on."""
     size: Side | None = None
     """Side at which images are compared and stored as .npz; samples are resized to it before they
     are rounded (bicubic, no antialias), as LlamaGen's 384 px models are judged at 256. By default
@@ -104,9 +106,14 @@ def sample_batches(
     """
     for first in range(0, len(label_N), batch_size):
         label_B = label_N[first : first + batch_size]
-        seeds = [derive_seed(seed, "sample", first + i) for i in range(len(label_B))]
+        seeds = image_seeds(seed, len(label_B), first)
         drawn = sample(backbone, label_B, seeds, sampling, conditions=conditions, codes=codes)
         yield drawn.cell_BL
+
+
+def image_seeds(seed: int, images: int, first: int = 0) -> list[int]:
+    """Of the images from number `first` on."""
+    return [derive_seed(seed, "sample", first + i) for i in range(images)]
 
 
 def balanced_labels(samples: int, class_K: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def test_another_teacher_is_refused(kind, teacher, tiny):
     if kind == "dd1_llamagen":
         other, sentence = tiny("arpg"), "starts from a LlamaGen, not from a ARPG"
     else:
-        other, sentence = tiny("var"), r"student's codebook .* is not the teacher's"
+        other, sentence = tiny("var"), r"student's codebook .* is not that of the teacher"
         other.quantizer.code_VD[3] += 1e-3
     with pytest.raises(InputError, match=sentence):
         student.start_from(other)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from building.objectives import built
+from building.objectives import built, resources
 from torch.nn import functional as F
 
 from common.config.plugins import kinds, load_plugin
@@ -28,6 +28,7 @@ from learner.resources import NAMES, Resources
 
 V, C, N = 24, 7, 40
 NOT_ZERO_AT_THE_TEACHER = {
+    ("dd1", "teacher"),  # the teacher's tokens
     ("mle", "data"),  # labels
     ("minillm", "data"),
     ("imitkd", "data"),  # a hard target
@@ -75,7 +76,8 @@ def chunk(student_NV, teacher_NV, context="student", column=None):
 
 
 def contexts_of(objective):
-    return [name for name in ("data", "student") if objective.config.uses(name)]
+    found = [name for name in ("data", "student") if objective.config.uses(name)]
+    return found or ["teacher"]
 
 
 def test_kind_is_the_file_name(objective):
@@ -89,7 +91,7 @@ def test_what_is_declared_is_all_that_is_asked_for(objective, clusters):
     """And what it keeps in snapshots has a digest to compare."""
     declared = objective.config.resources()
     assert declared <= NAMES
-    given = Resources(clusters=lambda relaxation: clusters)
+    given = resources(clusters)
     again = objective.config.build(given.only(declared))
     assert again.owned().keys() == objective.owned().keys()
     assert all(owned["digest"] for owned in again.owned().values())

@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_made_costs_only_time(kept, listed, tmp_path):
 def test_a_change_of_the_code_is_seen(kept, copied):
     before, imported = options(kept[0], copied, "buffer")
     assert imported == "", "it is kept"
-    config = copied / "deploy" / "config.py"
+    config = copied / "deploy" / "sections.py"
     text, times = config.read_text(), config.stat()
     config.write_text(text.replace("rollout has to wait.", "rollout must wait."))
     try:

@@ -13,6 +13,11 @@ FITTING = {
     ("models.student", "var"): ["tokenizer.kind=multiscale_kmeans"],
     ("models.teacher", "arpg"): ["models.teacher.depth=4"],
     ("models.teacher", "var"): ["tokenizer.kind=multiscale_kmeans"],
+    ("objective", "dd1"): [
+        "models.student={kind='dd1_llamagen'}",
+        "contexts.sources={teacher={sampling={flow={}}},data={ratio=0},student={ratio=0}}",
+        "rollout.class_dropout=0",
+    ],
     ("objective", "sampled_rkl"): ["contexts.sources.student.ratio=1"],
 }
 """What else has to change with a kind."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from building.objectives import OF_BACKBONES
 
 from common.artifacts.backbone_file import save_backbone
-from common.config.plugins import kinds
 from common.errors import InputError
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles
@@ -53,8 +53,10 @@ def no_cluster(monkeypatch, tmp_path):
 def test_every_shipped_config_is_planned_without_files_and_gpus(capsys, name):
     code, out, err = dry_run(capsys, name)
     assert (code, err) == (0, "")
-    for role in ("teacher server", "rollout worker", "learner"):
+    for role in ("rollout worker", "learner"):
         assert role in out
+    asks_teacher = open_run(Path(name), [])[0].objective.is_scored
+    assert ("teacher server" in out) == asks_teacher
     if name in PAIRS:
         teacher, student = PAIRS[name]
         assert f"teacher: {teacher:,} parameters" in out
@@ -270,7 +272,7 @@ def test_unknown_classes_and_small_shared_memory_are_said(capsys):
     assert "cluster.object_store_mb is 512" in out
 
 
-@pytest.mark.parametrize("kind", kinds("learner.objectives"))
+@pytest.mark.parametrize("kind", OF_BACKBONES)
 def test_every_objective_can_be_sized(run_in, kind):
     config, workspace = run_in(f"objective.kind={kind}", "contexts.sources.student.ratio=1")
     plan = plan_run(config, workspace, timed=True)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from building.launchers import Replacing
+from building.objectives import OF_BACKBONES
 
 from common.artifacts.backbone_file import load_backbone, save_backbone
-from common.config.plugins import kinds
 from common.errors import InputError, RunFailed
 from common.exchange.buffer import Buffer
 from common.exchange.ledger import Ledger
@@ -34,7 +34,7 @@ def distill_here(run, quiet, *, resume=False):
     return facts, rows_of(workspace)
 
 
-@pytest.mark.parametrize("kind", kinds("learner.objectives"))
+@pytest.mark.parametrize("kind", OF_BACKBONES)
 def test_every_objective_runs_within_the_staleness_bound(run_in, quiet, kind):
     bound = ("learner.steps=3", "learner.max_staleness=1", "learner.publish_every=1")
     config, workspace = run_in(f"objective.kind={kind}", *bound)

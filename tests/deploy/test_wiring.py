@@ -80,7 +80,7 @@ def test_an_objective_is_given_a_decoder_and_features_that_gradients_pass(run_in
     vector_BLD = tokenizer.codebook_VD[token_BL].requires_grad_()
     image = render(vector_BLD)
     assert torch.equal(tokenizer.to_pixels(image), tokenizer.decode(token_BL))
-    with pytest.raises(InputError, match="run `varkd evaluate` first"):
+    with pytest.raises(InputError, match="begin again with `varkd distill`"):
         classifier_features(run, workspace, torch.device("cpu"))
     save_classifier(workspace.classifier, Classifier(4, 10), {})
     perceptual = classifier_features(run, workspace, torch.device("cpu"))

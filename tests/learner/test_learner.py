@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from building.objectives import built
+from building.objectives import OF_BACKBONES, built
 
-from common.config.plugins import kinds, load_plugin
+from common.config.plugins import load_plugin
 from common.errors import InputError
 from common.exchange.signal import entropies
 from common.exchange.signals import full, guided_hidden
@@ -73,7 +73,7 @@ def gradients(learner, batch):
     return metrics, {n: p.grad.clone() for n, p in learner._student.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", kinds("learner.objectives"))
+@pytest.mark.parametrize("kind", OF_BACKBONES)
 def test_chunks_and_micro_batches_change_nothing(
     pair, sampled, clusters, kind, assert_same_gradients
 ):

@@ -207,7 +207,7 @@ def test_a_loss_that_is_no_number_per_row_is_refused(scored, step):
 def test_rows_come_back_in_the_order_of_the_grid(scored, pair):
     plan = random_order_plan(range(4), (1,) * L)
     batch = replace(scored, plan=plan)
-    rows = SequenceRows(batch, torch.zeros(4, L, 2), pair[0].head, {}, {})
+    rows = SequenceRows(batch, torch.zeros(4, L, 2), pair[0], {}, {})
     cell_BL = rows.in_grid_order(batch.token_BL)
     value_BL2 = torch.stack([batch.token_BL, -batch.token_BL], dim=-1)
     for b in range(4):

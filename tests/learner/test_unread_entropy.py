@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from building.objectives import built
+from building.objectives import OF_BACKBONES, built
 
 from common.config.plugins import kinds, load_plugin
 from common.exchange.signals import guided_hidden
@@ -28,7 +28,7 @@ GATES = [
     GateConfig(mode="none", weight="none"),
 ]
 OBJECTIVES = [
-    *(load_plugin("learner.objectives", kind).Config() for kind in kinds("learner.objectives")),
+    *(load_plugin("learner.objectives", kind).Config() for kind in OF_BACKBONES),
     *(varkd.Config(gate=gate) for gate in GATES),
 ]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from building.objectives import built
+from building.objectives import OF_BACKBONES, built
 from building.samplers import Unchanging, tokens_of
 
 from common.artifacts.backbone_file import save_backbone
@@ -185,7 +185,7 @@ def test_only_the_students_rows_go_stale_and_count_as_rollouts(sample):
     assert to_arrow(others).schema.metadata[b"oldest"] == b"-1"
 
 
-@pytest.mark.parametrize("kind", kinds("learner.objectives"))
+@pytest.mark.parametrize("kind", OF_BACKBONES)
 def test_every_objective_takes_teacher_rows_as_data_or_refuses_them(sample, kind):
     """A loss on what the teacher sampled and nowhere else, or a sentence."""
     third = {"ratio": 1, "min_prefix": 0.25, "max_prefix": 0.75}

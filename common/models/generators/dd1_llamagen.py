@@ -33,9 +33,13 @@ STD = 0.02
 
 class Config(DistilledDecoderConfig):
     backbone: Annotated[
-        llamagen.Config, from_package("common.models.backbones", default="llamagen")
-    ] = llamagen.Config()
-    """The teacher's sizes. Dropout acts here as there; the released students have none."""
+        llamagen.Config | None, from_package("common.models.backbones", default="llamagen")
+    ] = None
+    """The teacher's sizes; by default those of models.teacher, without dropout, as released."""
+
+    @property
+    def sizes(self) -> llamagen.Config:
+        return self.backbone or llamagen.Config()
 
     def build(self, spec: SequenceSpec, codebook_VD: Tensor) -> Generator:
         return DD1LlamaGen(self, spec, codebook_VD)
@@ -63,8 +67,8 @@ class DD1LlamaGen(DistilledDecoder):
 
     def __init__(self, config: Config, spec: SequenceSpec, codebook_VD: Tensor) -> None:
         super().__init__(config, spec, codebook_VD)
-        width = config.backbone.width
-        network = llamagen.LlamaGen(config.backbone, spec)
+        width = config.sizes.width
+        network = llamagen.LlamaGen(config.sizes, spec)
         self.cls_embedding = network.cls_embedding
         self.tok_embeddings = nn.Linear(self.code_width, width)
         self.n_d_embed = nn.Embedding(2, width)
@@ -73,12 +77,9 @@ class DD1LlamaGen(DistilledDecoder):
         self.norm = network.norm
         self._modules["output"] = network.head
         self.final_layer_conti = EmbeddingHead(width, self.code_width)
-        self._rotary = RotaryTable(spec.grid, width // config.backbone.heads)
+        self._rotary = RotaryTable(spec.grid, width // config.sizes.heads)
         # The head as well: at the published zeros, nothing before it would learn from logits.
         draw_new((self.tok_embeddings, self.n_d_embed, self.final_layer_conti, self.head), STD)
-
-    def slots_before(self, position: int) -> int:
-        return position - 1
 
     def trunk(self, label_B: Tensor, vector_BLD: Tensor, is_data_BL: Tensor) -> Tensor:
         class_B1C = self.cls_embedding(label_B)[:, None]

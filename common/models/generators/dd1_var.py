@@ -12,7 +12,7 @@ and the class before them.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +38,37 @@ WIDENED = {"pos_1LC": 1, "lvl_embed.weight": 0}
 
 
 class Config(DistilledDecoderConfig):
-    backbone: Annotated[var.Config, from_package("common.models.backbones", default="var")] = (
-        var.Config()
-    )
-    """The teacher's sizes; `code_width` and `phis` are not read, for the codes are given."""
+    backbone: Annotated[
+        var.Config | None, from_package("common.models.backbones", default="var")
+    ] = None
+    """The teacher's sizes, of which `code_width` and `phis` are not read, for the codes are given;
+    by default those of models.teacher, without dropout, as released."""
     mask: Literal["released", "paper"] = "released"
     """What a slot sees of its own scale: only itself, as in the released code (no code depends on
     its neighbours' noise), or the whole scale, as the paper says."""
 
+    unread: ClassVar[frozenset[str]] = frozenset({"code_width", "phis"})
+
+    @property
+    def sizes(self) -> var.Config:
+        return self.backbone or var.Config()
+
     def build(self, spec: SequenceSpec, codebook_VD: Tensor) -> Generator:
         return DD1VAR(self, spec, codebook_VD)
+
+    def check(self, spec: SequenceSpec) -> None:
+        if spec.scales[:1] != (1,):
+            raise InputError(
+                f"dd1_var needs tokens of several scales from side 1 on, not {list(spec.scales)}; "
+                "choose another tokenizer or dd1_llamagen"
+            )
+        super().check(spec)
+        ends = [spec.slots_before(k + 1) for k in range(len(spec.scales) + 1)]
+        if self.split not in ends:
+            raise InputError(
+                f"split is {self.split}, but it counts the tokens of whole scales; choose one of "
+                f"{', '.join(map(str, ends))}"
+            )
 
     @classmethod
     def tiny(cls) -> Self:
@@ -71,17 +92,11 @@ class DD1VAR(DistilledDecoder):
     new = DistilledDecoder.new | {"layerwise_n_d_embed"}
 
     def __init__(self, config: Config, spec: SequenceSpec, codebook_VD: Tensor) -> None:
-        if spec.scales[:1] != (1,):
-            raise InputError(
-                f"dd1_var needs tokens of several scales from side 1 on, not {list(spec.scales)}; "
-                "choose another tokenizer or generator.kind dd1_llamagen"
-            )
         super().__init__(config, spec, codebook_VD)
-        self._require_whole_scales(config.split)
-        width, depth = config.backbone.width, config.backbone.depth
+        width, depth = config.sizes.width, config.sizes.depth
         with_class = replace(spec, scales=(1, *spec.scales), length=spec.length + 1)
-        network = var.VAR(config.backbone, with_class)
-        self._shared, self._mask = config.backbone.shared_aln, config.mask
+        network = var.VAR(config.sizes, with_class)
+        self._shared, self._mask = config.sizes.shared_aln, config.mask
         # A plain list: real even if the module is built on the meta device.
         self._scale_S = [k for k, side in enumerate(with_class.scales) for _ in range(side**2)]
         self.word_embed = nn.Linear(self.code_width, width)
@@ -96,17 +111,6 @@ class DD1VAR(DistilledDecoder):
         self.final_layer_conti = EmbeddingHead(width, self.code_width)
         new = (self.word_embed, self.n_d_embed, self.layerwise_n_d_embed, self.final_layer_conti)
         draw_new(new, (1 / (3 * width)) ** 0.5)
-
-    def _require_whole_scales(self, split: int) -> None:
-        ends = [self.slots_before(k + 1) for k in range(len(self.spec.scales) + 1)]
-        if split not in ends:
-            raise InputError(
-                f"split is {split}, but it counts the tokens of whole scales; choose one of "
-                f"{', '.join(map(str, ends))}"
-            )
-
-    def slots_before(self, position: int) -> int:
-        return sum(side**2 for side in self.spec.scales[: position - 1])
 
     def visible(self, device: torch.device | None = None) -> Tensor:
         """visible_SS: whether a place (row) sees another."""

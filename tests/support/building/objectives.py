@@ -1,12 +1,34 @@
 """Objectives built for a test, and learners that see a part of a step each."""
 
+import torch
+
+from common.config.plugins import kinds, load_plugin
+from common.models.backbone import BackboneConfig
 from learner.process_group import SingleProcess
 from learner.resources import Resources
+
+OF_BACKBONES = tuple(
+    kind
+    for kind in kinds("learner.objectives")
+    if load_plugin("learner.objectives", kind).Config.students is BackboneConfig
+)
+"""Kinds that train students which decode token by token."""
 
 
 def built(config, clusters=None):
     """The objective of a config, on the given cluster map."""
-    return config.build(Resources(clusters=lambda relaxation: clusters))
+    return config.build(resources(clusters))
+
+
+def resources(clusters=None):
+    """All that there is but a teacher's head: codes of two numbers, images of one row."""
+    return Resources(
+        clusters=lambda relaxation: clusters,
+        codebook=lambda: torch.randn(24, 2, generator=torch.Generator().manual_seed(0)),
+        render=lambda device: lambda vector_BLD: vector_BLD[:, None],
+        perceptual=lambda device: lambda image_BCHW: image_BCHW.flatten(1),
+        positions=lambda: (1, 3),
+    )
 
 
 class Company(SingleProcess):

@@ -1,0 +1,186 @@
+"""Distilled Decoding 1 through the pipeline, on real digits: a dataset of pairs, a run in one
+process and on Ray, what reads the student afterwards, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from building.one_pass import distilled, open_pairs
+from building.runs import go, rows_of
+from PIL import Image
+
+from common.artifacts.backbone_file import load_backbone
+from common.artifacts.generator_file import load_generator, load_released
+from common.data.tokens import read_header
+from common.files.snapshots import Snapshots
+from common.models.generator import gaussian
+from common.tokenization.tokenizer import load_tokenizer
+from deploy.planning.plan import plan_run
+from deploy.stages.boards import draw_grids
+from deploy.stages.distill import distill
+from deploy.stages.draw import draw_batches, load_for_sampling
+from deploy.stages.evaluate import write_report
+from deploy.stages.export import export
+from deploy.stages.learner_rank import starting_student
+from deploy.stages.sample import fill, take_order
+from rollout.evaluation.metrics import image_seeds
+
+
+def losses(workspace):
+    return [row["loss"] for row in rows_of(workspace)]
+
+
+def state_of(path):
+    return load_generator(path)[0].state_dict()
+
+
+def test_a_run_trains_the_student_that_it_started_from_the_teacher(one_pass_run):
+    config, workspace = one_pass_run
+    before, after = starting_student(config, workspace), state_of(workspace.student)
+    teacher, _ = load_backbone(workspace.teacher)
+    assert torch.equal(before.layers[0].attention.wqkv.weight, _qkv(teacher))
+    assert all(torch.isfinite(value).all() for value in after.values())
+    moved = [n for n, v in before.state_dict().items() if not torch.equal(v, after[n])]
+    assert set(before.state_dict()) - set(moved) == {"codebook_VD"}
+    rows = rows_of(workspace)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all({"sequence_loss/teacher", "divergence/teacher"} <= row.keys() for row in rows)
+    assert not any(key.startswith("lag") for row in rows for key in row)
+    facts = json.loads(workspace.facts.read_text())
+    assert (facts["steps"], facts["cause"]) == (4, None)
+    assert not workspace.student_before.exists()
+
+
+def _qkv(teacher):
+    return teacher.layers[0].attention.wqkv.weight
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(one_pass_run, one_pass_copy):
+    config, workspace = one_pass_copy
+    snapshots = Snapshots(workspace.snapshots)
+    assert snapshots.steps() == [2, 4]
+    facts, said = go((config, workspace), resume_from=2)
+    assert (facts["resumed"], facts["steps"]) == (True, 4)
+    assert "steps 3 to 4 are thrown away" in said
+    assert losses(workspace) == losses(one_pass_run[1])
+    found, wanted = state_of(workspace.student), state_of(one_pass_run[1].student)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.ray
+def test_ray_and_one_process_learn_the_same_to_the_bit(
+    ray_cluster, one_pass_run, one_pass_copy, quiet
+):
+    facts = distill(*one_pass_copy, quiet, local=False, restart=True)
+    assert (facts["steps"], facts["cause"], facts["deaths"]) == (4, None, {})
+    assert losses(one_pass_copy[1]) == losses(one_pass_run[1])
+
+
+def test_pairs_can_be_made_while_the_learner_trains(prepared, tmp_path, one_pass_run):
+    """The teacher is in the workers then, and nothing is read."""
+    online = ("contexts.sources.teacher.source=online", "learner.steps=2")
+    run = open_pairs(prepared, tmp_path / "run", *online)
+    facts, _ = go(run)
+    assert facts["steps"] == 2
+    assert losses(run[1]) != losses(one_pass_run[1])[:2]
+
+
+def test_the_images_of_a_row_are_compared_by_the_runs_classifier(prepared, tmp_path, one_pass_run):
+    """Which is trained where there is none yet."""
+    run = distilled(prepared, tmp_path / "run", "objective.distance=features", "learner.steps=2")
+    assert run[1].classifier.exists()
+    assert losses(run[1]) != losses(one_pass_run[1])[:2]
+
+
+def test_the_report_has_the_student_in_as_many_steps_as_are_asked_for(one_pass_copy, quiet):
+    config, workspace = one_pass_copy
+    once = write_report(config, workspace, quiet)
+    assert set(once["fid"]) == {"teacher", "student_after", "student_ema"}
+    again = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"steps": 2})})
+    twice = write_report(again, workspace, quiet)
+    assert once["fid"]["teacher"] == twice["fid"]["teacher"]
+    assert once["fid"]["student_ema"] != twice["fid"]["student_ema"]
+    assert (once["features"]["steps"], twice["features"]["steps"]) == (1, 2)
+    assert "student_after" in (workspace.root / "report.md").read_text()
+    assert Image.open(workspace.root / "samples.png").size[0] > 0
+
+
+def test_images_are_the_decoders_of_the_students_vectors(one_pass_run):
+    """Of the noise of the image's seed, with any batch."""
+    config, workspace = one_pass_run
+    model, tokenizer = load_for_sampling(workspace.model(config, "student"), workspace, "cpu")
+    label_N = torch.tensor([0, 3, 7])
+    noise_BLD = gaussian(image_seeds(5, 3), 16, 4)
+    with torch.no_grad():
+        vector_BLD = model.steps(label_N, noise_BLD, (1, 5)).vector_BLD
+        image_BCHW = tokenizer.image_of(vector_BLD)
+    wanted = ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte()
+    for size in (1, 2, 3):
+        drawn = draw_batches(
+            model,
+            tokenizer,
+            label_N,
+            sampling=config.evaluate.sampling,
+            batch_size=size,
+            seed=5,
+            steps=2,
+        )
+        assert torch.equal(torch.cat(list(drawn)), wanted)
+
+
+def test_sheets_and_grids_are_drawn(one_pass_copy, quiet, tmp_path):
+    config, workspace = one_pass_copy
+    order = take_order(
+        config,
+        workspace,
+        "student_ema",
+        output=tmp_path / "grid.png",
+        classes="1,4",
+        per_class=3,
+        seed=None,
+    )
+    fill(order, config, workspace, quiet)
+    assert Image.open(tmp_path / "grid.png").size[0] > 0
+    classes = dict(enumerate("0123456789"))
+    grids = draw_grids(config, workspace, classes, 4, quiet)
+    assert [(grid.tag, grid.step) for grid in grids] == [
+        ("samples/teacher", 0),
+        ("samples/student", 4),
+        ("samples/student_ema", 4),
+    ]
+
+
+def test_the_exported_file_is_the_released_ones_with_both_sets_of_weights(one_pass_copy, tmp_path):
+    config, workspace = one_pass_copy
+    path = export(config, workspace, name="student", layout="official", output=tmp_path / "dd.pt")
+    code_VD = load_tokenizer(workspace.tokenizer).codebook_VD
+    spec = read_header(workspace.train_tokens).spec
+    for name, ema in (("student", False), ("student_ema", True)):
+        released = load_released(path, config.models.student, spec, code_VD, ema=ema)
+        wanted = state_of(getattr(workspace, name))
+        assert all(torch.equal(v, wanted[n]) for n, v in released.state_dict().items())
+    assert "dd1_llamagen" in (tmp_path / "dd.pt.md").read_text()
+    flat = export(config, workspace, name="student", layout="safetensors", output=None)
+    released = load_released(flat, config.models.student, spec, code_VD)
+    assert torch.equal(released.head.weight, state_of(workspace.student)["output.weight"])
+
+
+def test_a_run_can_start_from_a_released_file(one_pass_copy, tmp_path):
+    """Whose average is the base student then, and is measured as such."""
+    config, workspace = one_pass_copy
+    path = export(config, workspace, name="student", layout="official", output=tmp_path / "dd.pt")
+    weights = {"weights": path, "weights_ema": True, "steps": 1, "checkpoint_every": 0}
+    changed = config.model_copy(update={"learner": config.learner.model_copy(update=weights)})
+    student = starting_student(changed, workspace)
+    wanted = state_of(workspace.student_ema)
+    assert all(torch.equal(v, wanted[n]) for n, v in student.state_dict().items())
+    assert go((changed, workspace), restart=True)[0]["steps"] == 1
+
+
+def test_a_plan_has_no_teacher_server_and_no_weights_to_send(one_pass_run):
+    plan = plan_run(*one_pass_run, timed=True)
+    assert [need.role for need in plan.needs][:2] == ["rollout worker", "learner"]
+    assert plan.facts["weights"].startswith("0.00 MB per version")
+    worker, learner = plan.needs[:2]
+    assert 0 < worker.host_mb < learner.host_mb
+    assert "missing" not in " ".join(plan.warnings)
