@@ -31,24 +31,22 @@ from deploy.backend.session import ENVIRONMENT, cluster, secure_environment
 from deploy.config import RunConfig
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.workspace import Workspace
+from deploy.stages.learner_rank import run_resources
 from deploy.stages.pretrain import pretrain_model
 from deploy.stages.tokenize import tokenize
+from learner.process_group import SingleProcess
 from rollout.sampler import SamplingConfig, decode, noise
 
 torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
-os.environ.update(ENVIRONMENT)
+QUICK = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "2"}
+os.environ.update(ENVIRONMENT | QUICK)  # a node that died is missed after a second, not fifteen
 secure_environment()
 
 SHARED = Path(__file__).parents[2] / "shared"
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
 SCALES_SPEC = SequenceSpec(24, 14, (3, 3), num_classes=3, scales=(1, 2, 3))
-FACTS = {
-    "lease": "0",
-    "generation": "1",
-    "worker": "w",
-    "rollout_seconds": "0",
-    "teacher_seconds": "0",
-}
+FACTS = {"lease": "0", "generation": "1", "worker": "w"}
+FACTS |= {"rollout_seconds": "0", "teacher_seconds": "0"}
 
 
 @pytest.fixture(autouse=True)
@@ -161,13 +159,14 @@ def data(spec: SequenceSpec) -> TokenDataset:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with tokens, teacher and student of real digits, made once."""
+    """A run folder with tokens, teacher, student and clusters of real digits, made once."""
     root = tmp_path_factory.mktemp("prepared")
     config, workspace = open_run(Path("smoke"), TINY, root)
     quiet = Console(quiet=True)
     tokenize(config, workspace, quiet, local=True)
     pretrain_model(config, workspace, "teacher", quiet)
     pretrain_model(config, workspace, "student", quiet)
+    config.objective.build(run_resources(config, workspace, SingleProcess()))  # keeps clusters
     return root
 
 
@@ -253,7 +252,7 @@ def again(tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """One private local cluster for the whole session, started as commands start theirs."""
+    """One private cluster for the whole session, started as commands start theirs."""
     with cluster(open_run(Path("smoke"), ["cluster.object_store_mb=256"])[0], cpus=16):
         import ray
 

@@ -38,7 +38,7 @@ class PrivateHead(Node):
         """Nothing: there is no dashboard."""
 
     def start_raylet(self, *places: Any, **settings: Any) -> None:
-        with _run_by(self._interpreter):
+        with run_by(self._interpreter):
             super().start_raylet(*places, **settings)
 
     def end(self) -> None:
@@ -47,7 +47,7 @@ class PrivateHead(Node):
 
 
 @contextmanager
-def _run_by(interpreter: Path | None) -> Iterator[None]:
+def run_by(interpreter: Path | None) -> Iterator[None]:
     """Ray makes the command of its workers of `sys.executable`."""
     before = sys.executable
     if interpreter is not None:

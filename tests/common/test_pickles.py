@@ -48,7 +48,7 @@ MALICE = {
     "os.system": (lambda: Calls(os.system, f"touch {MARK}"), "posix.system"),
     "eval": (lambda: Calls(builtins.eval, f"open('{MARK}', 'w')"), "builtins.eval"),
     "exec": (lambda: Calls(builtins.exec, f"open('{MARK}', 'w')"), "builtins.exec"),
-    "nested": (lambda: Calls(print, Calls(os.system, f"touch {MARK}")), "builtins.print"),
+    "nested": (lambda: Calls(len, Calls(os.system, f"touch {MARK}")), "builtins.len"),
     "subprocess": (lambda: Calls(subprocess.Popen, ["touch", MARK]), "subprocess.Popen"),
     "chain": (chain, "functools.partial, builtins.getattr, importlib.import_module"),
     "numpy scalar": (lambda: np.float64(1.5), "scalar"),

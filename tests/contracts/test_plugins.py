@@ -1,17 +1,22 @@
 """One plug-in of each kind in a package of the user's own, by a config's `plugins` alone."""
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tomli_w
 import torch
-from building.plugin_package import FILES, OWN, PACKAGE
+from building.plugin_package import (
+    FILES,
+    PACKAGE,
+    SMALL,
+    forget,
+    prepare,
+    write_config,
+    write_package,
+)
 
-from common.config.plugin_path import FOLDERS, VARIABLE, use_plugins
+from common.config.plugin_path import FOLDERS
 from common.config.plugins import kinds, load_plugin
 from common.config.toml_tree import read_toml
 from common.errors import InputError
@@ -22,54 +27,35 @@ from common.models.plan import raster_plan
 from deploy.cli.config_reference import describe
 from deploy.main import main
 from deploy.run_folder.opening import open_run
-from deploy.run_folder.shipped import CONFIGS
 from deploy.run_folder.workspace import Workspace
 from rollout.sampler import SamplingConfig, filtered_logprob
 
-ROOT = Path(__file__).parents[2]
 DRAWN = [f"rollout.sampling.decoding.{name}" for name in ("own_order", "steps", "zipar.window")]
-SHORT = ["learner.steps=2", "rollout.batch_size=8", "learner.global_batch_size=16"]
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mine") / PACKAGE
-    for name, text in FILES.items():
-        path = folder / f"{name}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'"""A plug-in."""\n{text}')
+    folder = write_package(tmp_path_factory.mktemp("mine"))
     yield folder
-    use_plugins([], [])
-    sys.path.remove(str(folder.parent.resolve()))
-    # One process may make the package twice: for what starts Ray, and for the rest of this file.
-    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-        del sys.modules[name]
+    forget(folder)
 
 
 @pytest.fixture(scope="module")
 def config(package):
-    """A config file beside the package."""
-    tree = {**read_toml(CONFIGS / "smoke.toml"), **OWN}
-    path = package.with_name("mine.toml")
-    path.write_text(tomli_w.dumps(tree))
-    return path
+    return write_config(package)
 
 
 @pytest.fixture(scope="module")
 def prepared_plugins(config, tmp_path_factory):
-    """A run folder with tokens and models of plug-ins, made by the commands."""
     root = tmp_path_factory.mktemp("run")
-    for command in (["tokenize", "--local"], ["pretrain"]):
-        with pytest.raises(SystemExit) as ended:
-            main([*command, str(config), *SHORT, "tokenizer.vocab_size=32", "--out", str(root)])
-        assert not ended.value.code
+    prepare(config, root)
     return root
 
 
 def test_a_local_distillation_runs_on_plug_ins_alone(prepared_plugins, config, tmp_path):
     out = ["--from", str(prepared_plugins), "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
-        main(["distill", str(config), "--local", *SHORT, "tokenizer.vocab_size=32", *out])
+        main(["distill", str(config), "--local", "learner.steps=2", *SMALL, *out])
     assert not ended.value.code
     made = Workspace(tmp_path / "run")
     assert read_metadata(made.student)["config"]["kind"] == "own_family"
@@ -77,25 +63,6 @@ def test_a_local_distillation_runs_on_plug_ins_alone(prepared_plugins, config, t
     model = made.model(open_run(made.root, [])[0], "student")
     assert type(model.load()).__module__ == "common.models.backbones.llamagen"
     assert "sequence_loss/own_context" in made.metrics.read_text()
-
-
-@pytest.mark.ray
-def test_ray_actors_and_ranks_find_the_plug_ins(prepared_plugins, config, tmp_path):
-    """In a process and from a folder of their own: only the config says where the package is."""
-    out = ["--from", str(prepared_plugins), "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "deploy.main", "distill", str(config)]
-    clean = {k: v for k, v in os.environ.items() if k != VARIABLE and not k.startswith("RAY_")}
-    ran = subprocess.run(
-        [*command, *SHORT, "tokenizer.vocab_size=32", *out],
-        cwd=tmp_path,
-        env=clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert read_metadata(tmp_path / "run" / "student.safetensors")["config"]["kind"] == "own_family"
 
 
 def test_kinds_lists_ours_and_theirs_and_options_tells_of_both(config):

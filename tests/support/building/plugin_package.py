@@ -1,5 +1,16 @@
 """A package of a user's own: one plug-in of each kind, and the config that chooses them all."""
 
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from common.config.plugin_path import use_plugins
+from common.config.toml_tree import read_toml
+from deploy.main import main
+from deploy.run_folder.shipped import CONFIGS
+
 PACKAGE = "plugins_of_a_test"
 FILES = {
     "backbones/own_family": """
@@ -129,3 +140,38 @@ OWN = {
     "contexts": {"mix_per": "sample", "sources": {"own_context": {}, "student": {}}},
     "pretrain": {"teacher": {"steps": 2}, "student": {"steps": 2}},
 }
+SMALL = ("rollout.batch_size=8", "learner.global_batch_size=16", "tokenizer.vocab_size=32")
+"""Overrides that make a run with these models a matter of seconds."""
+
+
+def write_package(parent: Path) -> Path:
+    """The package, in `parent`."""
+    folder = parent / PACKAGE
+    for name, text in FILES.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'"""A plug-in."""\n{text}')
+    return folder
+
+
+def write_config(package: Path) -> Path:
+    """A config file beside the package."""
+    path = package.with_name("mine.toml")
+    path.write_text(tomli_w.dumps({**read_toml(CONFIGS / "smoke.toml"), **OWN}))
+    return path
+
+
+def prepare(config: Path, root: Path) -> None:
+    """Make tokens and models of plug-ins in `root`, by the commands."""
+    for command in (["tokenize", "--local"], ["pretrain"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(config), *SMALL, "--out", str(root)])
+        assert not ended.value.code
+
+
+def forget(package: Path) -> None:
+    """Let this process know nothing of it: another test may make it anew."""
+    use_plugins([], [])
+    sys.path.remove(str(package.parent.resolve()))
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]

@@ -1,0 +1,122 @@
+"""What only a second node shows: it dies, and with it the records that lie there."""
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from building.records import START
+from building.waiting import until
+
+from common.exchange.buffer import Buffer
+from common.exchange.ledger import Ledger
+from common.exchange.schedule import Schedule
+from common.exchange.weights import Weights, WeightStore
+from deploy.backend.actors import ActorOptions
+from teacher_server.scorer import Delivery
+
+pytestmark = pytest.mark.ray
+CPUS = 20
+"""More than the tests' cluster has, so that an actor that wants them lives on the other node."""
+
+
+@pytest.fixture
+def placed(ray_cluster):
+    from deploy.backend.proxies import RayLauncher
+
+    place = RayLauncher()
+    yield place
+    place.shutdown()
+
+
+@contextmanager
+def other_node(ray):
+    """A second node of the tests' cluster for the block, at whose end it dies."""
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    from deploy.backend.private_head import run_by
+
+    head = ray._private.worker._global_node
+    wanted = RayParams(
+        gcs_address=head.gcs_address,
+        num_cpus=CPUS,
+        object_store_memory=80 * 2**20,
+        min_worker_port=0,
+        max_worker_port=0,
+        node_manager_port=0,
+        include_log_monitor=False,
+    )
+    with run_by(Path(head.get_temp_dir_path()) / "python"):
+        node = Node(wanted, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    yield
+    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+
+
+@pytest.fixture
+def sending():
+    """A class of senders; it travels to actors, which cannot import this file."""
+
+    class Sender:
+        def __init__(self, onward):
+            self.onward = onward
+
+        def send(self, lease):
+            facts = {"lease": lease.number, "generation": lease.generation, "oldest": -1}
+            body = {"id": list(lease.indices), "body": [b"x" * 2**20] * lease.size}
+            record = pa.RecordBatch.from_pydict(body)
+            metadata = {name: str(value) for name, value in facts.items()}
+            return self.onward.score(record.replace_schema_metadata(metadata))
+
+        def node(self):
+            import ray
+
+            return ray.get_runtime_context().get_node_id()
+
+    return Sender
+
+
+def test_a_record_whose_node_died_is_sampled_again(placed, sending, ray_cluster):
+    schedule = Schedule(10, 4, 2, max_staleness=4, publish_every=1)
+    ledger = placed(Ledger, schedule, site=ActorOptions("ledger"))
+    buffer = placed(Buffer, schedule, max_bytes=2**30, ledger=ledger, site=ActorOptions("buffer"))
+    staying = placed(sending, Delivery(buffer), site=ActorOptions("staying"))
+    placed.wait_ready()
+    with other_node(ray_cluster):
+        going = placed(sending, Delivery(buffer), site=ActorOptions("going", cpus=CPUS))
+        placed.wait_ready()
+        assert going.node() != staying.node()
+        ledger.restore(START)
+        assert going.send(ledger.lease("w", 0))
+        assert staying.send(ledger.lease("w", 0))
+    deadline = time.monotonic() + 60
+    while ledger.gauges()["ledger/stored"] == 2:
+        assert time.monotonic() < deadline
+        assert buffer.take(0, shard=0, shards=1, timeout=0.5) is None, "with half of its records"
+    again = ledger.lease("w", 0)
+    assert (again.number, ledger.lease("w", 0).number) == (0, 2)
+    assert staying.send(again)
+    share = buffer.take(0, shard=0, shards=1, timeout=20)
+    assert [part.column("id").to_pylist() for part in share.records] == [[0, 1], [2, 3]]
+    ledger.commit(1, share.leases)
+    assert ledger.state() == {"step": 1, "frontier": 2, "beyond": []}
+
+
+def test_rays_own_tools_show_actors_and_tasks_by_their_roles(placed, ray_cluster):
+    """What `ray list` and the dashboard show is read from the same tables as here."""
+    from ray._private.state import actors
+
+    store = placed(WeightStore, 2, site=ActorOptions("weights"))
+    store.publish(Weights.of(0, b"bytes"))
+    assert store.get(0, 1.0) == Weights.of(0, b"bytes")
+    mine = [actor for actor in actors().values() if actor["State"] != "DEAD"]
+    assert [(actor["Name"], actor["ActorClassName"]) for actor in mine] == [
+        ("weights", "WeightStore")
+    ]
+    until(lambda: {"task::weights.publish", "task::weights.get"} <= kinds_of(ray_cluster), 60)
+
+
+def kinds_of(ray):
+    """Of the tasks that ran so far; they are told every second."""
+    return {event["cat"] for event in ray.timeline()}
