@@ -79,9 +79,20 @@ def assert_methods_share_their_start(folder):
     assert not torch.equal(*students), "seeds differ in data order"
 
 
+@pytest.fixture
+def crowded(ray_cluster):
+    """All but two of the cluster's 16 CPUs belong to somebody else, so that cells take turns."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    theirs = placement_group([{"CPU": 14}])
+    assert theirs.wait(20)
+    yield
+    remove_placement_group(theirs)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-def test_cells_run_in_ray_actors(study_file, started, quiet, ray_cluster):
+def test_cells_run_in_ray_actors(study_file, started, quiet, crowded):
     """One method by wall-clock: its steps come from its own speed, and the cells say so."""
     overrides = ["seeds=[0]", "budget={seconds=0.5, probe_steps=2}", "curve=1", "guidance.sweep=[]"]
     study = open_study(study_file, overrides)
