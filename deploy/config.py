@@ -121,6 +121,11 @@ class RunConfig(Config):
         return self.scorers if self.objective.is_scored or len(self.scorers) > 1 else {}
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether all rows come from the teacher's dataset."""
+        return all(source.is_generated for source in self.contexts.used)
+
+    @property
     def samples_student(self) -> bool:
         """Whether workers hold the student; one of one pass learns from what they read."""
         return isinstance(self.models.student, BackboneConfig)

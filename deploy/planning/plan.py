@@ -83,7 +83,7 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
         "objective": f"{config.objective.kind}: {config.objective.model_dump(mode='json')}",
         "contexts": _describe_contexts(config),
         "schedule": _describe_schedule(config),
-        "budget": _describe_budget(config, spec, images),
+        "budget": _describe_budget(config, spec, generated if config.reads_pairs else images),
         **_describe_wire(config, sizing, rate),
     }
     warnings = missing(config, workspace) + _warnings(config, spec)
@@ -176,8 +176,9 @@ def _describe_budget(config: RunConfig, spec: SequenceSpec, images: int | None) 
     epochs = f" ({conditions / images:.2f} epochs)" if images else ""
     several = f" of {conditions:,} conditions" if conditions < total else ""
     by_teacher = round(total * sampled["teacher"])
+    what = "scored" if config.scoring else "read"
     return (
-        f"{total:,} images{several}{epochs}, {total * spec.length:,} tokens scored, about "
+        f"{total:,} images{several}{epochs}, {total * spec.length:,} tokens {what}, about "
         f"{round(total * sampled['student']):,} of them sampled by the student"
         + (f" and {by_teacher:,} by the teacher" if by_teacher else "")
     )
@@ -189,11 +190,17 @@ def _describe_wire(config: RunConfig, sizing: Sizing, rate: tuple[float, str]) -
     if not math.isnan(images):
         speed = f"{row * images / 1e6:.2f} MB/s at {images:.0f} images/s ({source})"
     step = row * config.learner.global_batch_size / 1e6
+    weights = "none are sent, for nobody samples the student"
+    if config.samples_student:
+        weights = (
+            f"{sizing.version_bytes / 1e6:.2f} MB per version and node, every "
+            f"{config.learner.publish_every} steps, at most {sizing.versions} versions kept"
+        )
+    signal = config.teacher.signal.kind if config.scoring else "not scored"
     return {
-        "wire": f"{row:,} bytes per image ({config.teacher.signal.kind}), {step:.1f} MB per step",
+        "wire": f"{row:,} bytes per image ({signal}), {step:.1f} MB per step",
         "wire rate": speed,
-        "weights": f"{sizing.version_bytes / 1e6:.2f} MB per version and node, every "
-        f"{config.learner.publish_every} steps, at most {sizing.versions} versions kept",
+        "weights": weights,
     }
 
 

@@ -83,7 +83,8 @@ def _front_matter(
 ) -> list[str]:
     """YAML; what is not known, such as the license, is left out. JSON strings are YAML strings."""
     kind = (config.models.teacher if name == "teacher" else config.models.student).kind
-    tags = ["image-generation", "class-conditional", "autoregressive", kind]
+    decoding = "autoregressive" if isinstance(model, Backbone) else "one-step"
+    tags = ["image-generation", "class-conditional", decoding, kind]
     tags += ["knowledge-distillation", config.objective.kind] if "student" in name else []
     weights = config.teacher.weights if name == "teacher" else config.learner.weights
     published = model.official.published

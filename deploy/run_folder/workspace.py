@@ -96,7 +96,16 @@ class Workspace:
     def model(self, config: "RunConfig", name: ModelName) -> AnyModelFile: ...
 
     def model(self, config: "RunConfig", name: ModelName) -> AnyModelFile:
-        """The file of one of the run's models, and what the run expects to find in it."""
+        """The file of one of the run's models, and what the run expects to find in it.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not self.has_model(config, name):
+            raise InputError(
+                f"{self.root}: no {name} is there, for a {config.models.student.kind} starts from "
+                "the teacher; choose another model"
+            )
         given = {"teacher": config.teacher.weights, "student_before": config.learner.weights}
         maker = {
             "teacher": "pretrain --model teacher",

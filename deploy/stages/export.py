@@ -13,7 +13,7 @@ from common.artifacts.model_file import official_state
 from common.errors import InputError
 from common.files.atomic import write_atomically, write_text
 from common.models.backbone import Backbone
-from common.models.distilled_decoding import DistilledDecoder
+from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
 from deploy.config import RunConfig
 from deploy.report.card import is_card, model_card, sha256
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
@@ -117,5 +117,7 @@ def _content(models: list[Drawn], state: dict[str, Tensor]) -> dict[str, Any]:
 
 def _title(config: RunConfig, name: ModelName) -> str:
     architecture = config.models.teacher if name == "teacher" else config.models.student
-    preset = getattr(architecture, "preset", None) or "custom"
+    is_one_pass = isinstance(architecture, DistilledDecoderConfig)
+    sizes = architecture.sizes if is_one_pass else architecture
+    preset = getattr(sizes, "preset", None) or "custom"
     return f"{architecture.kind}_{preset}_{name}".lower()

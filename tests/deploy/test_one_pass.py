@@ -2,6 +2,7 @@
 process and on Ray, what reads the student afterwards, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from common.files.snapshots import Snapshots
 from common.models.generator import gaussian
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.planning.plan import plan_run
+from deploy.run_folder.opening import open_run
 from deploy.stages.boards import draw_grids
 from deploy.stages.distill import distill
 from deploy.stages.draw import draw_batches, load_for_sampling
@@ -180,7 +182,28 @@ def test_a_run_can_start_from_a_released_file(one_pass_copy, tmp_path):
 def test_a_plan_has_no_teacher_server_and_no_weights_to_send(one_pass_run):
     plan = plan_run(*one_pass_run, timed=True)
     assert [need.role for need in plan.needs][:2] == ["rollout worker", "learner"]
-    assert plan.facts["weights"].startswith("0.00 MB per version")
+    assert plan.facts["weights"].startswith("none are sent")
+    assert "(not scored)" in plan.facts["wire"]
+    assert plan.facts["budget"].startswith("64 images (1.33 epochs), 1,024 tokens read")
     worker, learner = plan.needs[:2]
     assert 0 < worker.host_mb < learner.host_mb
     assert "missing" not in " ".join(plan.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "rate", "positions", "split"),
+    [
+        ("dd1_llamagen_l", 164_062, 1e-4, (1, 81), 130),
+        ("dd1_var_d16", 281_250, 2e-4, (1, 6), 55),
+    ],
+)
+def test_the_shipped_configs_have_the_papers_settings(name, steps, rate, positions, split):
+    """Epochs of 1.2 million pairs by 512: 70 and 120."""
+    config, _ = open_run(Path(name), [])
+    learner, student = config.learner, config.models.student
+    assert (learner.steps, learner.global_batch_size) == (steps, 512)
+    assert (learner.optimizer.learning_rate, learner.optimizer.ema) == (rate, 0.9999)
+    assert (student.positions, student.split) == (positions, split)
+    assert (config.objective.cross_entropy, config.rollout.class_dropout) == (0.1, 0)
+    sampling = config.contexts.sources["teacher"].sampling
+    assert (sampling.guidance.scale, sampling.flow.kind) == (2.0, "dpmpp_3m")

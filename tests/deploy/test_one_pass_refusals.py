@@ -118,6 +118,12 @@ def test_nothing_is_pretrained_in_the_place_of_the_teacher(one_pass_run, quiet):
         pretrain(*one_pass_run, "student", quiet)
 
 
+def test_there_is_no_base_student_to_draw_from(one_pass_run):
+    config, workspace = one_pass_run
+    with pytest.raises(InputError, match="no student_before is there, for a dd1_llamagen starts"):
+        workspace.model(config, "student_before")
+
+
 def test_a_base_of_plain_weights_is_refused(one_pass_run):
     config, workspace = one_pass_run
     learner = config.learner.model_copy(update={"weights": workspace.teacher})

@@ -28,6 +28,11 @@ PAIRS = {
     "var_d30_to_d16": (2_010_020_356, 310_283_520),
 }
 """Published parameter counts of teacher and student (docs/backbones.md, "LlamaGen sizes")."""
+ONE_PASS = {
+    "dd1_llamagen_l": (342_910_976, 326_155_272, 70),
+    "dd1_var_d16": (310_283_520, 328_165_664, 120),
+}
+"""Of teacher and student, and the paper's epochs (docs/one_step.md, "Students")."""
 
 
 def dry_run(capsys, *arguments):
@@ -66,6 +71,12 @@ def test_every_shipped_config_is_planned_without_files_and_gpus(capsys, name):
         for missing in ("teacher.weights", "learner.weights", "tokenizer.weights", "images.train"):
             assert f"missing: {missing}" in out
         assert "shared memory" not in out, "cluster.object_store_mb is too small"
+    if name in ONE_PASS:
+        teacher, student, epochs = ONE_PASS[name]
+        assert f"teacher: {teacher:,} parameters" in out
+        assert f"student: {student:,} parameters" in out
+        assert f"({epochs}.00 epochs)" in out
+        assert "GPUs 0-7: learner x1" in out
     assert not list(Path.cwd().iterdir()), "a dry run writes nothing"
 
 
