@@ -3,6 +3,7 @@ S5 of docs/one_step.md, through the learner itself."""
 
 import itertools
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -22,17 +23,17 @@ from learner.learner import Learner
 from learner.objectives import dd1
 from learner.resources import Resources
 
-SPEC = SequenceSpec(8, 3, (1, 3), num_classes=2)
-EVERY = torch.tensor(list(itertools.product(range(8), repeat=3)))
-CODES = FlowCodes(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
-TABLE = 2.5 * torch.randn(2, 9, 9, 8, generator=torch.Generator().manual_seed(1))
-"""Logits of a code after the class and the two codes before it; 8 where there is none."""
-ROWS = 256
-DRAWN = 20_000
+V = 5
+SPEC = SequenceSpec(V, 3, (1, 3), num_classes=2)
+EVERY = torch.tensor(list(itertools.product(range(V), repeat=3)))
+CODES = FlowCodes(torch.randn(V, 2, generator=torch.Generator().manual_seed(0)))
+TABLE = 2.5 * torch.randn(2, V + 1, V + 1, V, generator=torch.Generator().manual_seed(1))
+"""Logits of a code after the class and the two codes before it; V where there is none."""
+ROWS, PAIRS, DRAWN = 256, 8192, 5_000
 
 
 def logprob(label_B, token_BL, slot):
-    nothing = torch.full_like(label_B, 8)
+    nothing = torch.full_like(label_B, V)
     before = token_BL[:, slot - 1] if slot > 0 else nothing
     second = token_BL[:, slot - 2] if slot > 1 else nothing
     return TABLE[label_B, second, before].log_softmax(-1)
@@ -54,22 +55,29 @@ def joint(label):
 
 
 def total_variation(token_BL, p_N):
-    place_B = (token_BL * torch.tensor([64, 8, 1])).sum(1)
-    return float((torch.bincount(place_B, minlength=512) / len(token_BL) - p_N).abs().sum() / 2)
+    place_B = (token_BL * torch.tensor([V * V, V, 1])).sum(1)
+    return float((torch.bincount(place_B, minlength=V**3) / len(token_BL) - p_N).abs().sum() / 2)
 
 
 def independent(p_N):
     """Of the product of the true marginals: the best that slots alone can do."""
-    marginals = [torch.zeros(8).double().index_add_(0, EVERY[:, k], p_N) for k in range(3)]
+    marginals = [torch.zeros(V).double().index_add_(0, EVERY[:, k], p_N) for k in range(3)]
     product_N = torch.stack([m[EVERY[:, k]] for k, m in enumerate(marginals)]).prod(0)
     return float((product_N - p_N).abs().sum() / 2)
+
+
+@cache
+def made():
+    """The finite set: labels and tokens of the seeds 0, 1, 2, ..."""
+    label_N = torch.arange(PAIRS) % 2
+    return label_N, tokens_of(label_N, gaussian(range(PAIRS), 3, 2))
 
 
 def pairs(first, *, shifted=0):
     """A batch of images `first` and on; `shifted` gives each row another row's noise."""
     id_B = torch.arange(first, first + ROWS)
-    label_B = id_B % 2
-    token_BL = tokens_of(label_B, gaussian(id_B.tolist(), 3, 2))
+    row_B = id_B % PAIRS
+    label_B, token_BL = (of_N[row_B] for of_N in made())
     return TrajectoryBatch(
         spec=SPEC,
         id_B=id_B,
@@ -82,7 +90,7 @@ def pairs(first, *, shifted=0):
         plan=raster_plan(ROWS, 3),
         token_BL=token_BL,
         logprob_BL=torch.zeros(ROWS, 3),
-        seed_B=id_B.roll(shifted),
+        seed_B=row_B.roll(shifted),
     )
 
 
@@ -107,7 +115,7 @@ def resources_at(positions, weight=None):
 def learner(steps, config=None, *, positions=(1, 3), weight=None, **settings):
     sizes = llamagen.Config(width=64, depth=2, heads=4, multiple_of=16, dropout=0.0)
     student = dd1_llamagen.Config(backbone=sizes, positions=(1, 3), split=3)
-    optimizer = {"learning_rate": 4e-3, "warmup": 20, "schedule": "cosine", "ema": 0.99}
+    optimizer = {"learning_rate": 8e-3, "warmup": 20, "schedule": "cosine", "ema": 0.99}
     settings = {"micro_batch": ROWS, **settings, "steps": steps, "global_batch_size": ROWS}
     objective = config or dd1.Config(distance="vectors")
     with torch.random.fork_rng():
@@ -145,27 +153,30 @@ def distances(student, positions):
     return found
 
 
-@pytest.mark.slow
-def test_one_step_has_the_teachers_joint_distribution():
-    student, metrics = trained(700)
+def bounds():
+    """By class: total variation of the best that slots alone can do."""
+    return [independent(joint(label)) for label in (0, 1)]
+
+
+def test_one_step_learns_how_the_teachers_codes_depend_on_each_other():
+    """And two steps more of it; docs/one_step.md has what longer training gives."""
+    student, metrics = trained(200)
     once, twice = distances(student, (1,)), distances(student, (1, 3))
-    bounds = [independent(joint(label)) for label in (0, 1)]
-    assert max(once) <= 0.10
-    assert sum(twice) <= sum(once)
-    assert all(found < bound / 3 for found, bound in zip(once, bounds, strict=True))
-    label_B, noise_BLD = torch.ones(2000).long(), gaussian(range(2000), 3, 2)
+    assert all(found < bound / 2 for found, bound in zip(once, bounds(), strict=True))
+    assert sum(twice) < sum(once)
+    label_B, noise_BLD = torch.ones(1000).long(), gaussian(range(PAIRS, PAIRS + 1000), 3, 2)
     with torch.no_grad():
         right_BL = student(label_B, noise_BLD).token_BL == tokens_of(label_B, noise_BLD)
-    assert (right_BL.double().mean(0) >= torch.tensor([0.97, 0.92, 0.82])).all()
-    assert metrics["sequence_loss/teacher"] < 0.2
+    first, _, last = right_BL.double().mean(0).tolist()
+    assert first > 0.95
+    assert 0.7 < last < first
+    assert metrics["sequence_loss/teacher"] < 0.35
 
 
-@pytest.mark.slow
 def test_with_another_rows_noise_nothing_is_learned():
     """The negative control: two rows on, the class is the same, the noise is not."""
-    student, _ = trained(80, shifted=2)
-    found = distances(student, (1,))
-    assert sum(found) / 2 >= 0.8 * sum(independent(joint(label)) for label in (0, 1)) / 2
+    student, _ = trained(60, shifted=2)
+    assert sum(distances(student, (1,))) >= 0.8 * sum(bounds())
 
 
 def test_the_loss_is_the_papers():
