@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from deploy.backend.forking.fork_server import ForkServer
 from deploy.backend.joined_cluster import joined_address
@@ -45,7 +46,9 @@ def forking_interpreter(folder: Path, stack: ExitStack) -> Path | None:
 
 
 def _fork_server(stack: ExitStack) -> ForkServer | None:
-    if sys.platform != "linux" or joined_address() is not None:
+    ray: Any = sys.modules.get("ray")
+    is_connected = ray is not None and ray.is_initialized()  # and starts no other cluster
+    if sys.platform != "linux" or is_connected or joined_address() is not None:
         return None
     try:
         server = ForkServer({**ENVIRONMENT, **os.environ, **OF_WORKERS})

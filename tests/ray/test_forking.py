@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
+
+from deploy.backend.early_imports import begin_imports
 
 ROOT = Path(__file__).parents[2]
 UNSET = {"RAY_ADDRESS", "PS1"}
@@ -40,6 +43,10 @@ def in_a_thread():
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: ray.NodeID.from_random().hex()).result()
+
+def places():
+    import os, sys
+    return {"path": sys.path, "parent": os.getppid()}
 
 def imported():
     import sys
@@ -80,7 +87,7 @@ found = {
     "imported": [ask(imported), ask(imported, runtime_env=OWN)],
     "forked": ask(about),
     "own": ask(about, runtime_env=OWN),
-    "elsewhere": [ask(about, runtime_env={"env_vars": names}) for names in (ELSEWHERE, BOTH)],
+    "elsewhere": [ask(places, runtime_env={"env_vars": names}) for names in (ELSEWHERE, BOTH)],
 }
 Holder = ray.remote(num_cpus=0)(type("Holder", (), {"about": lambda self: about()}))
 holders = [Holder.remote(), Holder.remote()]
@@ -135,6 +142,14 @@ print([before, forks_draw_apart()])
 """
     done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[True, False]\n", done.stderr
+
+
+@pytest.mark.ray
+def test_a_process_that_is_connected_imports_for_no_other_cluster(ray_cluster):
+    before = psutil.Process().children()
+    with ExitStack() as stack:
+        begin_imports(stack)
+        assert psutil.Process().children() == before
 
 
 @pytest.mark.ray
