@@ -1,0 +1,290 @@
+"""Fixtures shared by all tests; plain functions that several tests import lie beside them."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+from building.runs import BASE, TINY, go
+from building.studies import STUDY
+from fuzzing.trial import Server
+from rich.console import Console
+from torch import Tensor
+
+from common.config.plugins import load_plugin
+from common.config.schema import apply_override
+from common.data.tokens import TokenDataset
+from common.errors import InputError
+from common.exchange.trajectory import TrajectoryBatch
+from common.files.snapshots import Snapshots
+from common.models.backbone import Backbone, build_seeded
+from common.spec import SequenceSpec
+from deploy.backend.session import cluster, secure_environment
+from deploy.config import RunConfig
+from deploy.run_folder.opening import open_run
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.learner_rank import run_resources
+from deploy.stages.pretrain import pretrain_model
+from deploy.stages.tokenize import tokenize
+from learner.process_group import SingleProcess
+from rollout.sampler import SamplingConfig, decode, noise
+
+torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
+secure_environment()
+
+SHARED = Path(__file__).parents[4] / "shared"
+SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
+SCALES_SPEC = SequenceSpec(24, 14, (3, 3), num_classes=3, scales=(1, 2, 3))
+FACTS = {"lease": "0", "generation": "1", "worker": "w"}
+FACTS |= {"rollout_seconds": "0", "teacher_seconds": "0"}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Inputs that a test draws from torch's own generator are the same in every run. For devices
+    that are not in use, `torch.manual_seed` would write down the stack, for each of them."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture(scope="session")
+def assert_same_gradients() -> Callable[..., None]:
+    """By name, to a share of each tensor's largest entry: entries that cancel are only rounding."""
+
+    def check(found: dict[str, Tensor], wanted: dict[str, Tensor], share: float = 2e-4) -> None:
+        assert found.keys() == wanted.keys()
+        largest = max(float(grad.abs().max()) for grad in wanted.values())
+        for name, grad in wanted.items():
+            bound = share * max(float(grad.abs().max()), 1e-3 * largest)
+            torch.testing.assert_close(
+                found[name], grad, atol=bound, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+    return check
+
+
+@pytest.fixture
+def spec() -> SequenceSpec:
+    return SPEC
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Backbone]:
+    """A tiny backbone whose logits are informative (the published head starts at zero)."""
+
+    def build(kind: str, seed: int = 0, spec: SequenceSpec | None = None) -> Backbone:
+        config = load_plugin("common.models.backbones", kind).Config.tiny()
+        try:
+            model = build_seeded(config, spec or SPEC, seed)
+        except InputError:  # a family that reads tokens of several scales
+            model = build_seeded(config, spec or SCALES_SPEC, seed)
+        generator = torch.Generator().manual_seed(seed)
+        quantizer = getattr(model, "quantizer", None)
+        if quantizer is not None:
+            shape = quantizer.code_VD.shape
+            quantizer.code_VD.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(7)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    noise_ = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.3 * noise_)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def sampled() -> Callable[..., TrajectoryBatch]:
+    """An unscored mixed batch: two data rows, then student rows with prefixes 0, 2 and 4."""
+
+    def build(student: Backbone, seed: int = 0) -> TrajectoryBatch:
+        spec = student.spec
+        context = ("data", "data", "student", "student", "student")
+        prefix_B = torch.tensor([spec.length, spec.length, 0, 2, 4])
+        generator = torch.Generator().manual_seed(seed)
+        given_BL = torch.randint(spec.vocab_size, (5, spec.length), generator=generator)
+        label_B = torch.tensor([0, 1, 2, 3, 0])  # 3 is the null class
+        plan = student.plan(range(seed, seed + 5))
+        noise_BL = noise(range(seed, seed + 5), spec.length)
+        decoded = decode(
+            student,
+            label_B,
+            sampling=SamplingConfig(),
+            noise_BL=noise_BL,
+            plan=plan,
+            given_BL=given_BL,
+            prefix_B=prefix_B,
+        )
+        return TrajectoryBatch(
+            spec=spec,
+            id_B=torch.arange(5),
+            version_B=torch.full((5,), 3),
+            label_B=label_B,
+            context=context,
+            policy=context,
+            law=("exact",) * 5,
+            prefix_B=prefix_B,
+            plan=plan,
+            token_BL=decoded.token_BL,
+            logprob_BL=decoded.logprob_BL,
+            noise_BL=noise_BL,
+            facts=FACTS,
+        )
+
+    return build
+
+
+@pytest.fixture
+def data(spec: SequenceSpec) -> TokenDataset:
+    generator = torch.Generator().manual_seed(1)
+    return TokenDataset(
+        torch.randint(spec.vocab_size, (40, 1, spec.length), generator=generator),
+        torch.randint(spec.num_classes, (40,), generator=generator),
+        spec,
+        ("a", "b", "c"),
+        "none",
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with tokens, teacher, student and clusters of real digits, made once."""
+    root = tmp_path_factory.mktemp("prepared")
+    config, workspace = open_run(Path("smoke"), TINY, root)
+    quiet = Console(quiet=True)
+    tokenize(config, workspace, quiet, local=True)
+    pretrain_model(config, workspace, "teacher", quiet)
+    pretrain_model(config, workspace, "student", quiet)
+    config.objective.build(run_resources(config, workspace, SingleProcess()))  # keeps clusters
+    return root
+
+
+@pytest.fixture
+def run_in(prepared: Path, tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """A fresh run folder that borrows the prepared files; overrides as on the command line."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        root = tmp_path / name
+        root.mkdir(exist_ok=True)
+        for entry in prepared.iterdir():
+            if not (root / entry.name).exists():
+                (root / entry.name).symlink_to(entry)
+        (root / "config.toml").unlink(missing_ok=True)
+        return open_run(Path("smoke"), [*TINY, *overrides], root)
+
+    return build
+
+
+@pytest.fixture
+def own_tokens(
+    run_in: Callable[..., tuple[RunConfig, Workspace]],
+) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """A run whose tokens folder is its own, so that the prepared one stays as it is."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        config, workspace = run_in(*overrides, name=name)
+        folder = workspace.root / "tokens"
+        if folder.is_symlink():
+            target = folder.resolve()
+            folder.unlink()
+            folder.mkdir()
+            for entry in target.iterdir():
+                (folder / entry.name).symlink_to(entry)
+        return config, workspace
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def halves(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """Runs of 4 steps with snapshots of step 2 and 4, each made once; nothing is borrowed."""
+
+    @cache
+    def build(*overrides: str) -> tuple[RunConfig, Workspace]:
+        root = tmp_path_factory.mktemp("half")
+        shutil.copytree(prepared, root, dirs_exist_ok=True)
+        (root / "config.toml").unlink(missing_ok=True)
+        run = open_run(Path("smoke"), [*TINY, *BASE, "learner.steps=4", *overrides], root)
+        assert go(run)[0]["steps"] == 4
+        assert Snapshots(run[1].snapshots).steps() == [2, 4]
+        return run
+
+    return build
+
+
+@pytest.fixture
+def half(
+    halves: Callable[..., tuple[RunConfig, Workspace]], tmp_path: Path
+) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """A copy of such a run, for one test."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        config, made = halves(*overrides)
+        shutil.copytree(made.root, tmp_path / name, symlinks=True)
+        return config, Workspace(tmp_path / name)
+
+    return build
+
+
+@pytest.fixture
+def again(tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
+    """The command as it is given once more in the folder of a run, with other overrides."""
+
+    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
+        root = tmp_path / name
+        return open_run(Path("smoke"), [*TINY, *BASE, *overrides], root)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """One private cluster for the whole session, started as commands start theirs."""
+    with cluster(open_run(Path("smoke"), ["cluster.object_store_mb=256"])[0], cpus=16):
+        import ray
+
+        yield ray
+
+
+@pytest.fixture(scope="session")
+def server() -> Server:
+    """Runs commands in processes of their own, forked where everything is imported already."""
+    return Server()
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> list[str]:
+    """What makes any smoke config a matter of seconds."""
+    return TINY
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    """A tiny study on the digits; its runs are those of the other tests."""
+    changed: dict[str, Any] = {}
+    for override in [*TINY, "evaluate.samples=40"]:
+        apply_override(changed, override)
+    path = tmp_path / "study.toml"
+    path.write_text(tomli_w.dumps(STUDY | {"set": changed}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Data beside the checkout; tests that need it skip where it is absent."""
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is absent: CIFAR-10 is not part of the repository")
+    return SHARED
