@@ -1,22 +1,28 @@
 """Where tensors live and how precise they are, from a config's words."""
 
+import importlib.util
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.errors import InputError
 
 
 def place(name: str) -> torch.device:
-    """`auto` prefers CUDA where there is one.
+    """`auto` prefers CUDA where there is one, where float32 then means float32: by default cuDNN
+    rounds what it convolves to ten bits.
 
     Raises:
         InputError: CUDA was asked for and is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch sees no CUDA device; set device=auto or cpu")
+    if name == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 
@@ -39,6 +45,22 @@ def fastest_precision(device: torch.device) -> tuple[str, str]:
     if torch.cpu._is_avx512_bf16_supported():
         return "bfloat16", "this CPU accelerates it (AVX-512)"
     return "float32", "this CPU does not accelerate bfloat16"
+
+
+@cache
+def has_triton() -> bool:
+    """Whether kernels of our own can be compiled for a GPU; torch's builds for CUDA bring it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def steady_attention(device: torch.device) -> AbstractContextManager[object]:
+    """For sequences that grow: without cuDNN's attention, which plans anew for every length, tens
+    of milliseconds each."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from common.config.quantities import CodesOrAll, SomeProbability, Temperature
 from common.config.schema import Config
+from common.device import has_triton, steady_attention
 from common.errors import Diverged, InputError
 from common.exchange.condition import Conditions
 from common.finite import is_finite
 from common.flow.laws import FlowCodes
 from common.flow.solver import AnySolver, SolverConfig
 from common.models.backbone import Backbone
+from common.models.cuda.captured_steps import captured
 from common.models.decoding import AnyDecoding, DecodingConfig
 from common.models.guidance import Guidance
 from common.models.packed_linear import packed
@@ -194,7 +196,10 @@ def decode(
     row_B, slot_BL = row_B.to(device), slot_BL.to(device)
     noise_BL, given_BL = (_in_slots(of[row_B], slot_BL) for of in (noise_BL, given_BL))
     lineup = Lineup(label_B[row_B], drawing, noise_BL, given_BL, is_given_BL, entry_B)
-    with packed(backbone, lineup.steps(), lineup.rows_a_step() * (1 + bool(sampling.guidance))):
+    copies = 1 + bool(sampling.guidance)
+    fast = packed(backbone, lineup.steps(), copies * lineup.rows_a_step())
+    steps = captured(backbone, lineup.steps(), copies * len(row_B))
+    with fast, steps, steady_attention(device):
         token_BL, logprob_BL = _fill(backbone, lineup, sampling, conditions, draws or draw)
     _require_finite(logprob_BL)
     back_B, back_BL = row_B.argsort(), slot_BL.argsort(1)
@@ -273,6 +278,10 @@ def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
 
 def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
     """Inverse-CDF sampling in float64: one uniform per slot, exact for large vocabularies."""
+    if logprob_BnV.is_cuda and has_triton():
+        from rollout.draw_kernel import draw_rows
+
+        return draw_rows(logprob_BnV, noise_Bn)
     cdf_BnV = logprob_BnV.to(torch.float64, copy=True).exp_().cumsum_(-1)
     target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
     index_Bn = torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]

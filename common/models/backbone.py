@@ -69,6 +69,12 @@ class Backbone(nn.Module, ABC):
     """Whether sequences may join others that are being decoded (`join`). Where not, a batch begins
     at its shortest prefix, and what is given beyond that is decoded as well, to no end."""
 
+    has_token_step: ClassVar[bool] = False
+    """Whether there is a `step_token`."""
+    captured: Any = None
+    """The captured steps that single tokens are decoded with, while somebody lends them
+    (common/models/cuda/captured_steps.py)."""
+
     spec: SequenceSpec
 
     @property
@@ -139,6 +145,14 @@ class Backbone(nn.Module, ABC):
         """Write the tokens of the current step and move to the next."""
         state.token_BL[:, state.slots] = token_Bn
         state.step += 1
+
+    def step_token(
+        self, token_R: Tensor, slot_1: Tensor, caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """logit_RV after feeding one token a row at this slot of the caches, key and value
+        (R, H, S, D) of every layer, where its own are written. All that changes between calls is
+        in tensors, so that a CUDA graph can replay it."""
+        raise NotImplementedError
 
     def join(self, state: DecodeState, other: DecodeState) -> DecodeState:
         """One state for the sequences of both, in this order; `predict` was just called for both,

@@ -91,21 +91,26 @@ class RotaryTable:
         self._table: Tensor | None = None
 
     def on(self, device: torch.device) -> Tensor:
-        """The table (1 + rows * cols, head_width / 2), complex: cos + i sin."""
+        """`rotary_2d` there."""
         if self._table is None or self._table.device != device:
-            table = rotary_2d(*self._grid, self._head_width)
-            self._table = torch.view_as_complex(table).to(device)
+            self._table = rotary_2d(*self._grid, self._head_width).to(device)
         return self._table
 
 
 def rotate(x_BnHD: Tensor, table_nP: Tensor) -> Tensor:
-    """Turn adjacent channel pairs by the table's angles, in float32, and cast back: pairs are
-    complex numbers, so that it is one product (a decoding step is bound by the number of calls).
+    """Turn adjacent channel pairs by the table's angles (n, P, 2), in float32, and cast back:
+    pairs are complex numbers, so that it is one product (a decoding step is bound by the number of
+    calls). A compiler, which joins calls, knows no complex numbers.
 
     The table may have a leading batch axis, where sequences have orders of their own.
     """
-    pair = torch.view_as_complex(x_BnHD.float().unflatten(-1, (-1, 2)))
-    turned = torch.view_as_real(pair * table_nP[..., None, :])
+    pair = x_BnHD.float().unflatten(-1, (-1, 2))
+    angle = table_nP.unsqueeze(-3)
+    if torch.compiler.is_compiling():
+        (even, odd), (cos, sin) = pair.unbind(-1), angle.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pair) * torch.view_as_complex(angle))
     return turned.flatten(-2).to(x_BnHD.dtype)
 
 

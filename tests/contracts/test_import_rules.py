@@ -29,7 +29,9 @@ ROOMS = {
     "common.files": {"common.errors", "common.finite"},
     "common.config": {"common.errors", "common.files"},
     "common.spec": {"common.errors", "common.config"},
-    "common.models": {"common.errors", "common.config", "common.randomness", "common.spec"},
+    "common.models": {
+        *("common.device", "common.errors", "common.config", "common.randomness", "common.spec"),
+    },
     "common.exchange": {
         *("common.errors", "common.files", "common.config", "common.randomness", "common.spec"),
         *("common.finite", "common.models"),

@@ -14,6 +14,7 @@ from golden import Golden
 from golden_tokenizers import check_adm_crop, check_llamagen_vq, check_var_vqvae
 from golden_transformers import check_arpg, check_llamagen, check_var
 
+from common.device import place
 from common.models.plan import DecodePlan
 
 ROOT = Path(os.environ.get("VARKD_GOLDEN") or Path(__file__).parent)
@@ -81,7 +82,7 @@ def test_bfloat16_stays_close(folder, tmp_path):
 @pytest.mark.parametrize("folder", TRANSFORMERS, ids=lambda path: path.name)
 def test_fused_attention_on_a_gpu_agrees(folder, tmp_path, dtype):
     def on_gpu(model):
-        model = model.to("cuda", dtype)
+        model = model.to(place("cuda"), dtype)
         return lambda label, token, plan: model(label.cuda(), token.cuda(), plan)
 
     found, wanted = logits_of(folder, tmp_path, on_gpu)

@@ -7,7 +7,7 @@ Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotar
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.config.quantities import Depth, Fraction, Width
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
+from common.models.cuda.captured_steps import StaticCaches, fuses
 from common.models.decoding import DecodingConfig, own_choice
 from common.models.layers import (
     CausalAttention,
@@ -158,6 +159,7 @@ class LlamaGen(Backbone):
     """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
 
     joins = True
+    has_token_step = True
     official = Official(
         "model",
         ("freqs_cis", "layers.*.attention.kv_cache.*"),
@@ -203,9 +205,12 @@ class LlamaGen(Backbone):
         self, class_B: Tensor, plan: DecodePlan, *, given_BL: Tensor | None = None, step: int = 0
     ) -> DecodeState:
         state = super().begin(class_B, plan, given_BL=given_BL, step=step)
-        caches = [KeyValueCache(self.spec.length) for _ in self.layers]
+        by_rows = isinstance(plan, ZipARPlan)
+        # Captured steps have room of their own for all that follows the first pass.
+        capacity = self.spec.length if self.captured is None or by_rows else step + 1
+        caches = [KeyValueCache(capacity) for _ in self.layers]
         state.cache = caches
-        if isinstance(plan, ZipARPlan):
+        if by_rows:
             state.cache = ZipARCache(step, feeds(plan, step, class_B.device), caches)
         return state
 
@@ -214,12 +219,40 @@ class LlamaGen(Backbone):
         step decoded."""
         if isinstance(state.cache, ZipARCache):
             return self._predict_rows(state, state.cache)
-        filled, slot = state.cache[0].filled, state.slots.start
+        slot = state.slots.start
+        if (logit_BnV := self._replayed(state, slot)) is not None:
+            return logit_BnV
+        filled = state.cache[0].filled
         x_BnC = self.tok_embeddings(state.token_BL[:, max(filled - 1, 0) : slot])
         if filled == 0:
             x_BnC = torch.cat([self.cls_embedding(state.class_B)[:, None], x_BnC], dim=1)
         rotary_nP = self._rotary.on(x_BnC.device)[filled:]
         return self.head(self._run(x_BnC, rotary_nP, caches=state.cache)[:, -1:])
+
+    def _replayed(self, state: DecodeState, slot: int) -> Tensor | None:
+        """By a captured step, where one is lent and there is one token a row to feed."""
+        if self.captured is None:
+            return None
+        if not isinstance(state.cache, StaticCaches):
+            if state.cache[0].filled == 0:
+                return None
+            state.cache = self.captured.adopt(state.cache)
+        state.cache.filled += 1
+        return self.captured(self, state.token_BL[:, slot - 1], slot)[:, None]
+
+    def step_token(
+        self, token_R: Tensor, slot_1: Tensor, caches: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        from common.models.cuda.fused_layers import token_hidden  # Triton, on a GPU alone
+
+        x_RC, turn_SP2 = self.tok_embeddings(token_R), self._rotary.on(token_R.device)
+        return self.head(token_hidden(x_RC, self.layers, self.norm, turn_SP2, slot_1, caches))
+
+    def _join_caches(self, cache: Any, other: Any) -> Any:
+        if not isinstance(cache, StaticCaches):
+            return super()._join_caches(cache, other)
+        cache.admit(other)
+        return cache
 
     def _predict_rows(self, state: DecodeState, cache: ZipARCache) -> Tensor:
         """One token of every open row, each from its left neighbour or from a stand-in."""
@@ -244,6 +277,10 @@ class LlamaGen(Backbone):
     ) -> Tensor:
         x_BnC = self.dropout(x_BnC)
         rotary_nP = rotary_nP[: x_BnC.shape[1]]  # of the grid's cells, all but the last is fed
+        if placement is None and fuses(self, x_BnC):
+            from common.models.cuda.fused_layers import sequence_hidden
+
+            return sequence_hidden(x_BnC, self.layers, self.norm, rotary_nP, caches)
         for depth, block in enumerate(self.layers):
             x_BnC = block(x_BnC, rotary_nP, caches[depth] if caches else None, placement)
         return self.norm(x_BnC)

@@ -1,0 +1,1 @@
+"""Decoding as CUDA graphs, one token of every sequence a step."""
