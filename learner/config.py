@@ -73,6 +73,9 @@ class LearnerConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of the forward pass; weights and loss stay float32, whatever type the
     student's file has."""
+    compile: bool = False
+    """Compile the student's layers by torch.compile: some seconds at the start, faster steps on a
+    GPU. Dropout then draws other numbers."""
     cpus: Cpus = 1
     """Logical CPUs reserved per rank on the cluster, and threads that it computes with."""
     gpus: Gpus = 0

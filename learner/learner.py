@@ -20,6 +20,7 @@ from common.exchange.weights import Weights
 from common.finite import NAMES, largest, require_finite
 from common.randomness import derive_seed
 from learner.chunked import chunked_loss
+from learner.compiled import compile_layers
 from learner.config import LearnerConfig
 from learner.diagnostics import StepStatistics, observe
 from learner.gathered_tokens import GatheredTokens, select
@@ -57,6 +58,8 @@ class Learner:
         self._objective = objective
         self._device = place(config.device)
         self._student = student.to(self._device, torch.float32).train()
+        if config.compile:
+            compile_layers(self._student)
         self._optimizer = build_adamw(config.optimizer, self._student)
         self._average = Average(self._student, config.optimizer.ema)
         self._seed = seed
