@@ -10,7 +10,8 @@ it; `wait` is how long the learner waited in a step, `rollout` and `teacher` wha
 step took there, in seconds. `ratio` is VarKD's rate over KD's: the paper has 0.057 (0.20 to 3.5).
 
 small: 64 tokens, V=512, 2.7 M -> 0.4 M, 64 images a step. large: 256 tokens, V=4096, 17 M -> 3.4 M,
-16 images a step.
+16 images a step. llamagen: 256 tokens, V=16384, L (343 M) -> B (111 M), bfloat16, 256 images a
+step, all roles on one GPU.
 """
 
 import json
@@ -67,6 +68,34 @@ SIZES = {
         "rollout.batch_size": "8",
         "learner.global_batch_size": "16",
         "learner.micro_batch": "16",
+    },
+    "llamagen": {
+        "images.size": "64",
+        "tokenizer.patch": "4",
+        "tokenizer.vocab_size": "16384",
+        "models.teacher.width": "1024",
+        "models.teacher.depth": "24",
+        "models.teacher.heads": "16",
+        "models.teacher.multiple_of": "256",
+        "models.student.width": "768",
+        "models.student.depth": "12",
+        "models.student.heads": "12",
+        "models.student.multiple_of": "256",
+        "pretrain.teacher.batch_size": "16",
+        "pretrain.student.batch_size": "16",
+        "teacher.dtype": "bfloat16",
+        "teacher.gpus": "0.3",
+        "rollout.dtype": "bfloat16",
+        "rollout.workers": "1",
+        "rollout.gpus": "0.3",
+        "rollout.batch_size": "256",
+        "learner.global_batch_size": "256",
+        "learner.micro_batch": "64",
+        "learner.chunk_tokens": "8192",
+        "learner.dtype": "bfloat16",
+        "learner.gpus": "0.4",
+        "cluster.gpus": "1",
+        "cluster.object_store_mb": "4096",
     },
 }
 KINDS = {

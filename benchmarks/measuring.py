@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-MATMUL = 1024
-"""Side of the matrices that the machine's rate is measured with."""
-STREAM_MB = 256
+MATMUL = {"cpu": 1024, "cuda": 8192}
+"""Side of the matrices that a device's rate is measured with."""
+STREAM_MB = {"cpu": 256, "cuda": 4096}
 """What is read and copied for the memory's rate: larger than caches."""
 
 
@@ -194,14 +194,14 @@ def _cell(value: object) -> str:
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """GFLOP/s of the best of a few products of square matrices."""
-    one = torch.randn(MATMUL, MATMUL, device=device).to(dtype)
-    other = torch.randn(MATMUL, MATMUL, device=device).to(dtype)
-    return 2 * MATMUL**3 / _best(lambda: one @ other) / 1e9
+    side = MATMUL[device.type]
+    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _best(lambda: one @ other) / 1e9
 
 
 def _memory_rate(device: torch.device, *, copies: bool) -> float:
     """GB/s of reading memory, or of copying it (read and written bytes both count)."""
-    value = torch.ones(STREAM_MB * 2**18, device=device)
+    value = torch.ones(STREAM_MB[device.type] * 2**18, device=device)
     target = torch.empty_like(value)
     seconds = _best((lambda: target.copy_(value)) if copies else value.sum)
     return (2 if copies else 1) * value.nbytes / seconds / 1e9

@@ -7,11 +7,15 @@
 Random weights (speed is that of trained ones). `of_matmul` is the share of the machine's rate of
 multiplying large matrices in that type, `of_read` the share of its rate of reading memory, counted
 as what the products and attentions take in and give out; a model that fits a cache can read faster.
+On a GPU, `--layered` adds the sampler as it is without captured steps.
 `of_limit` is what time the slower of the two would need for every single product, over the time it
 took: 1 is a sampler that waits for nothing else.
 """
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,6 +28,7 @@ from common.device import precision
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import arpg, llamagen, var
 from common.models.guidance import Guidance
+from common.models.layers import CausalAttention
 from common.models.residual_quantizer import ResidualQuantizer
 from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig, decode, noise
@@ -59,9 +64,24 @@ class Work(TorchDispatchMode):
         if flops:
             first = out[0] if isinstance(out, tuple) else out
             moved = sum(value.nbytes for value in (*args, first) if isinstance(value, Tensor))
+        self._add(flops, moved)
+        return out
+
+    def add_token_steps(self, model: Backbone, rows: int) -> None:
+        """Decoding of a whole sequence, one token a row at a time, by what it multiplies by."""
+        weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+        depth = sum(isinstance(layer, CausalAttention) for layer in model.modules())
+        size, width = weights[0].element_size(), model.head.in_features
+        for slot in range(model.spec.length):
+            for weight in weights:
+                passed = size * rows * sum(weight.shape)
+                self._add(2 * rows * weight.numel(), weight.nbytes + passed)
+            cached = 2 * rows * (slot + 1) * width
+            self._add(2 * depth * cached, depth * size * (cached + 2 * rows * width))
+
+    def _add(self, flops: int, moved: int) -> None:
         self.total.update(flops=flops, bytes=moved)
         self.seconds += max(flops / self._rates[0], moved / self._rates[1])
-        return out
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
@@ -82,43 +102,74 @@ def main() -> None:
     found.add_argument("--guidance", type=float, help="by default none")
     found.add_argument("--side", type=int, default=16, choices=[4, 8, 16, 24])
     found.add_argument("--vocab", type=int, default=4096)
+    found.add_argument("--layered", action="store_true", help="also without captured steps")
     options = found.parse_args()
     on = machine(options)
     rows = []
     for name in options.models:
-        models = {
-            dtype: random_model(MODELS[name], options.side, options.vocab)
-            .to(options.device, precision(dtype))
-            .eval()
-            for dtype in options.dtypes
-        }
-        cases = {
-            (dtype, batch): lambda model=models[dtype], batch=batch: tokens(
-                model, batch, options.guidance
-            )
-            for batch in options.batches
-            for dtype in options.dtypes
-        }
-        times = interleaved({f"{d} {b}": case for (d, b), case in cases.items()}, options.rounds)
-        for (dtype, batch), case in cases.items():
-            timing = times[f"{dtype} {batch}"]
-            seconds = timing.cpu if options.device == "cpu" else timing.wall
-            row = {"model": name, "dtype": dtype, "batch": batch}
-            rows.append(row | _figures(case, batch * models[dtype].spec.length, seconds, dtype, on))
+        rows += rows_of(name, options, on)
     report("sampling", options, on, rows)
 
 
-def _figures(case: Any, count: int, seconds: float, dtype: str, on: Machine) -> dict[str, float]:
-    flops_per_s, bytes_per_s = on.matmul_gflops[dtype] * 1e9, on.read_gb_per_s * 1e9
-    with Work(flops_per_s, bytes_per_s) as work:
-        case()
-    return {
-        "tokens_per_s": count / seconds,
-        "ms_per_token": 1e3 * seconds / count,
-        "of_matmul": work.total["flops"] / flops_per_s / seconds,
-        "of_read": work.total["bytes"] / bytes_per_s / seconds,
-        "of_limit": work.seconds / seconds,
+def rows_of(name: str, options: Any, on: Machine) -> list[dict[str, Any]]:
+    """Every type, batch and way of one model."""
+    models = {
+        dtype: random_model(MODELS[name], options.side, options.vocab)
+        .to(options.device, precision(dtype))
+        .eval()
+        for dtype in options.dtypes
     }
+    found = list(product(options.batches, options.dtypes, [False, True][: 1 + options.layered]))
+    cases = {}
+    for batch, dtype, by_layers in found:
+        decoded = partial(tokens, models[dtype], batch, options.guidance)
+        cases[batch, dtype, by_layers] = (
+            partial(layered, models[dtype], decoded) if by_layers else decoded
+        )
+    times = interleaved({str(key): case for key, case in cases.items()}, options.rounds)
+    works: dict[tuple[int, str], Work] = {}
+    rows = []
+    for key in cases:
+        batch, dtype, by_layers = key
+        timing = times[str(key)]
+        seconds = timing.cpu if options.device == "cpu" else timing.wall
+        if (batch, dtype) not in works:
+            works[batch, dtype] = _work(models[dtype], batch, options.guidance, dtype, on)
+        work, count = works[batch, dtype], batch * models[dtype].spec.length
+        rows.append(
+            {
+                "model": name,
+                "dtype": dtype,
+                "batch": batch,
+                **({"layered": by_layers} if options.layered else {}),
+                "tokens_per_s": count / seconds,
+                "ms_per_token": 1e3 * seconds / count,
+                "of_matmul": work.total["flops"] / (on.matmul_gflops[dtype] * 1e9) / seconds,
+                "of_read": work.total["bytes"] / (on.read_gb_per_s * 1e9) / seconds,
+                "of_limit": work.seconds / seconds,
+            }
+        )
+    return rows
+
+
+def layered(model: Backbone, case: Callable[[], object]) -> None:
+    """The case layer by layer: without captured steps."""
+    model.has_token_step, kept = False, model.has_token_step  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        case()
+    finally:
+        model.has_token_step = kept  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _work(model: Backbone, batch: int, scale: float | None, dtype: str, on: Machine) -> Work:
+    """Of one decoded batch."""
+    work = Work(on.matmul_gflops[dtype] * 1e9, on.read_gb_per_s * 1e9)
+    if on.device == "cuda" and model.has_token_step:  # in a graph no call is seen
+        work.add_token_steps(model, batch * (1 if scale is None else 2))
+        return work
+    with work:
+        tokens(model, batch, scale)
+    return work
 
 
 def random_model(config: Any, side: int, vocab: int, classes: int = 1000) -> Backbone:
