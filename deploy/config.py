@@ -239,7 +239,8 @@ class RunConfig(Config):
             return self
         student.check(self.tokenizer.describe(self.images.size))
         known = len(student.positions)
-        for key, steps in (("evaluate", self.evaluate.steps), ("sample", self.sample.steps or 1)):
+        wanted = max(self.evaluate.steps)
+        for key, steps in (("evaluate", wanted), ("sample", self.sample.steps or 1)):
             if steps > known:
                 raise ValueError(
                     f"{key}.steps is {steps}, but models.student.positions has {known}: a student "

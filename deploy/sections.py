@@ -45,7 +45,7 @@ class SampleConfig(Config):
     sampling: SamplingConfig | None = None
     """How they are drawn; by default as `varkd evaluate` does, by evaluate.sampling."""
     steps: Count | None = None
-    """Passes of a one-pass student; by default evaluate.steps."""
+    """Passes of a one-pass student; by default the first of evaluate.steps."""
 
 
 class GenerateConfig(Config):

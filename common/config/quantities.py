@@ -5,7 +5,7 @@ a sentence and not a day of swapping. What is plausible on its own and still too
 refused by `--dry-run` and before anything is allocated (common/memory.py).
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -61,3 +61,8 @@ Milliseconds = Annotated[float, Field(ge=0, le=10**6)]
 Megabytes = Annotated[float, Field(gt=0, le=10**9)]
 Gigabytes = Annotated[float, Field(gt=0, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def several(value: Any) -> Any:
+    """One number in the place of a list of them, before validation."""
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value

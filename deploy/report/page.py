@@ -24,17 +24,20 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Distillation report",
         "",
-        "| model | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
+        "| model | " + " | ".join(names) + " | ms per image |",
+        "|---|" + "---|" * (len(names) + 1),
     ]
     for model, found in report["metrics"].items():
-        lines.append(f"| {model} | " + " | ".join(_number(found[n], ".3f") for n in names) + " |")
+        cells = [_number(found[n], ".3f") for n in names]
+        cells.append(_number(report["milliseconds_per_image"][model], ".3g"))
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
     absent = [f"{name} is left out: it {why}." for name, why in report["left_out"].items()]
     features, shown = report["features"], report["classes_shown"]
     lines += [
         "",
         f"{features['samples']} samples per model, of {features['classes']} classes, against "
-        f"{one_line(features['reference'])}. {features['note']}",
+        f"{one_line(features['reference'])}. {features['note']} Milliseconds are wall clock, "
+        f"sampling and decoding, {features['batch_size']} images at a time.",
         *(["", *absent] if absent else []),
         "",
         "![samples](samples.png)",

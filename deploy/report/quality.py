@@ -23,3 +23,5 @@ class Quality:
     """Rows of the sheet: names by label."""
     images: dict[str, list[Tensor]]
     """By model, and of real images: a pixel_PCHW per row."""
+    drawing_ms: dict[str, float]
+    """By model: milliseconds of wall clock for an image, sampled and decoded in batches."""

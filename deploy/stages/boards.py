@@ -67,7 +67,7 @@ def draw_grids(
                     seed=derive_seed(config.seed, "grids"),
                     size=config.evaluate.size,
                     conditions=config.conditions.table(model.spec.num_classes),
-                    steps=config.evaluate.steps,
+                    steps=config.evaluate.steps[0],
                 )
                 pixel_NCHW = torch.cat(list(batches))
             except InputError as error:

@@ -64,7 +64,12 @@ def _threshold(config: RunConfig, rows: list[dict[str, Any]]) -> float | None:
 
 def _sample_sheet(quality: Quality) -> Image:
     """Real images beside those of the models, a row per class."""
+    titles = TITLES | {
+        name: name.replace("_after_", " ").replace("_", " ")
+        for name in quality.images
+        if name.startswith("student_after_")
+    }
     panels = {
-        title: quality.images[name] for name, title in TITLES.items() if name in quality.images
+        title: quality.images[name] for name, title in titles.items() if name in quality.images
     }
     return class_sheet(list(quality.classes.values()), panels, most_pixels=MOST_PIXELS)

@@ -101,8 +101,11 @@ class Judge:
         tokenizer: Tokenizer,
         sampling: SamplingConfig,
         seen: Callable[[int], None] = lambda images: None,
+        *,
+        steps: int | None = None,
     ) -> Tensor:
-        """Samples as uint8 pixel_NCHW at the side of the real images."""
+        """Samples as uint8 pixel_NCHW at the side of the real images; a one-pass student's take
+        `steps`, by default the first of evaluate.steps."""
         pixel_NCHW: Tensor | None = None
         done = 0
         for pixel_BCHW in draw_batches(
@@ -114,7 +117,7 @@ class Judge:
             seed=self._seed,
             size=self.settings.size,
             conditions=self._conditions.table(model.spec.num_classes),
-            steps=self.settings.steps,
+            steps=steps or self.settings.steps[0],
         ):
             if pixel_NCHW is None:  # at once: a list of batches would take the room twice
                 pixel_NCHW = pixel_BCHW.new_empty(len(self.label_N), *pixel_BCHW.shape[1:])

@@ -1,11 +1,13 @@
 """Measures teacher and student, before and after, on the same labels, seeds and features."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
+from common.artifacts.student_file import StudentFile
 from common.errors import Diverged
 from common.files.tensors import state_digest
 from deploy.config import RunConfig
@@ -54,12 +56,15 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     sheet = {REAL: real_by_class(reference, shown, REAL_PER_CLASS)}
     metrics: dict[str, dict[str, float]] = {}
     weights: dict[str, dict[str, str]] = {}
-    for name, file in present.items():
+    drawing_ms: dict[str, float] = {}
+    for name, (file, steps) in present.items():
         total = judge.steps(first=not metrics)
         with Bar(target, f"evaluate {name}", total) as bar, _named(file):
             progress = Progress(bar, total)
             backbone, tokenizer = load_for_sampling(file, workspace, settings.device)
-            pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress)
+            began = time.perf_counter()
+            pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress, steps=steps)
+            drawing_ms[name] = 1000 * (time.perf_counter() - began) / len(pixel_NCHW)
             metrics[name] = judge.compare(pixel_NCHW, progress)
             bar.show(total, {"FID": metrics[name]["fid"]})
         weights[name] = {"file": file.path.name, "digest": state_digest(backbone)}
@@ -71,10 +76,11 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
         "classes": f"{len(judge.label_N.unique())} of {len(reference.classes)}",
         "samples": settings.samples,
         "sampling": settings.sampling.model_dump(mode="json"),
-        "steps": settings.steps,
+        "steps": list(settings.steps),
+        "batch_size": settings.batch_size,
     }
     names = {label: reference.classes[label] for label in shown}
-    return Quality(metrics, judge.left_out, facts, weights, names, sheet)
+    return Quality(metrics, judge.left_out, facts, weights, names, sheet, drawing_ms)
 
 
 @contextmanager
@@ -86,16 +92,21 @@ def _named(file: AnyModelFile) -> Iterator[None]:
         raise Diverged(f"{file.path}: {error}") from None
 
 
-def _models(config: RunConfig, workspace: Workspace) -> dict[str, AnyModelFile]:
-    """Files to compare; a run that was not distilled yet has at most the first two."""
+def _models(config: RunConfig, workspace: Workspace) -> dict[str, tuple[AnyModelFile, int]]:
+    """Files to compare, and in how many steps; a run that was not distilled yet has at most the
+    first two."""
     names: tuple[ModelName, ...] = ("teacher", "student_before")
     if workspace.student.exists():
         names = ("teacher", "student_before", "student", "student_ema")
-    return {
-        SHOWN.get(name, name): workspace.model(config, name)
-        for name in names
-        if workspace.has_model(config, name)
-    }
+    found: dict[str, tuple[AnyModelFile, int]] = {}
+    for name in names:
+        if workspace.has_model(config, name):
+            file, shown = workspace.model(config, name), SHOWN.get(name, name)
+            first, *others = config.evaluate.steps
+            found[shown] = file, first
+            if isinstance(file, StudentFile):
+                found |= {f"{shown}_{steps}_steps": (file, steps) for steps in others}
+    return found
 
 
 def feature_facts(config: RunConfig, workspace: Workspace, target: Console) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def fill(order: Order, config: RunConfig, workspace: Workspace, target: Console)
         seed=order.seed,
         size=side,
         conditions=config.conditions.table(model.spec.num_classes),
-        steps=config.sample.steps or config.evaluate.steps,
+        steps=config.sample.steps or config.evaluate.steps[0],
     )
     with Bar(target, "sample", len(order.label_N)) as bar:
         batches = counted(batches, bar)

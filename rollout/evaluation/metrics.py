@@ -10,14 +10,15 @@ Shape letters: N images, L slots.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.error import URLError
 
 import torch
 from numpy.linalg import LinAlgError
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from common.config.quantities import Batch, Count, CountOrNone, Side
+from common.config.quantities import Batch, Count, CountOrNone, Side, several
 from common.config.schema import Config, UserPath
 from common.errors import InputError
 from common.exchange.condition import Conditions
@@ -71,8 +72,9 @@ class EvaluateConfig(Config):
     """Where samples are drawn and decoded, and where the classifier is trained."""
     sampling: SamplingConfig = SamplingConfig()
     """How evaluation samples are drawn."""
-    steps: Count = 1
-    """Passes of a one-pass student, from the first of the positions that it was trained at on."""
+    steps: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(several)] = (1,)
+    """Passes of a one-pass student, from the first of its positions on; of several numbers, such as
+    [1, 2], it is measured with each, and grids and sheets have the first."""
     size: Side | None = None
     """Side at which images are compared and stored as .npz; samples are resized to it before they
     are rounded (bicubic, no antialias), as LlamaGen's 384 px models are judged at 256. By default

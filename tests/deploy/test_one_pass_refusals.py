@@ -29,7 +29,7 @@ from rollout.evaluation.one_pass import vector_batches
         (["models.student.positions=[1,17]"], "end behind the sequence of 16 tokens"),
         (["models.student.positions=[2,5]"], "positions 2, 5 do not rise from 1"),
         (["models.student.split=17"], "split is 17, but a sequence has 16 tokens"),
-        (["evaluate.steps=3"], "evaluate.steps is 3, but models.student.positions has 2"),
+        (["evaluate.steps=[1,3]"], "evaluate.steps is 3, but models.student.positions has 2"),
         (["sample.steps=3"], "sample.steps is 3, but models.student.positions has 2"),
         (["rollout.class_dropout=0.1"], "belong to their class, but rollout.class_dropout is 0.1"),
         (["contexts.sources.data.ratio=1"], "contexts.sources has data; have contexts.sources.te"),
