@@ -69,7 +69,15 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
             bar.show(total, {"FID": metrics[name]["fid"]})
         weights[name] = {"file": file.path.name, "digest": state_digest(backbone)}
         sheet[name] = by_class(pixel_NCHW, judge.label_N, shown, SHOWN_PER_CLASS)
-    facts |= {
+    facts |= _how(judge)
+    names = {label: reference.classes[label] for label in shown}
+    return Quality(metrics, judge.left_out, facts, weights, names, sheet, drawing_ms)
+
+
+def _how(judge: Judge) -> dict[str, Any]:
+    """What was compared with what."""
+    settings, reference = judge.settings, judge.reference
+    return {
         "kind": settings.features,
         "note": NOTES[settings.features],
         "reference": f"{judge.reals} images of {reference.name}",
@@ -79,8 +87,6 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
         "steps": list(settings.steps),
         "batch_size": settings.batch_size,
     }
-    names = {label: reference.classes[label] for label in shown}
-    return Quality(metrics, judge.left_out, facts, weights, names, sheet, drawing_ms)
 
 
 @contextmanager
