@@ -38,6 +38,7 @@ from deploy.backend.partitions import PartitionJob, Watch, join, parts_folder
 from deploy.config import RunConfig
 from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.workspace import Workspace
+from deploy.stages.pairs import require_pairs
 from rollout.contexts import teacher
 from rollout.sampler import SamplingConfig, sample
 
@@ -170,12 +171,12 @@ def load_generated(config: RunConfig, workspace: Workspace) -> TokenDataset | No
                 f"{path}: was made with {name} {found.get(name)}, but the run has {name} "
                 f"{wanted[name]}; make it again with `varkd generate`, or change that back"
             )
-    if source.has_pairs and not header.seeds:
-        raise InputError(
-            f"{path}: has no column seed, so the noise that its tokens come from is not known; "
-            "make it again with `varkd generate`"
-        )
-    return load_tokens(path)
+    found = load_tokens(path)
+    if config.objective.needs_pairs:
+        table = config.conditions.table(train.spec.num_classes)
+        teacher_file = workspace.model(config, "teacher")
+        require_pairs(path, found, teacher_file, source.sampling, table)
+    return found
 
 
 def _holds(path: Path, header: TokenHeader, target: Console) -> bool:

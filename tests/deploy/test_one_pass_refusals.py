@@ -85,6 +85,25 @@ def test_pairs_without_their_seeds_are_refused(one_pass_copy):
     assert tree(workspace.root) == before
 
 
+def test_rows_that_cannot_be_made_again_are_refused(one_pass_copy):
+    """Each has its neighbour's seed; as long as one row is right, rounding may explain the rest."""
+    _, workspace = one_pass_copy
+    path = workspace.teacher_tokens
+    header, found = read_header(path), load_tokens(path)
+    rows = found.token_NAL, found.label_N
+    path.unlink()
+    write_tokens(path, header, [(*rows, found.seed_N.roll(1))])
+    before = tree(workspace.root)
+    with pytest.raises(InputError, match=r"seeds of rows 0, .* give other tokens than are stored"):
+        go(one_pass_copy, restart=True)
+    assert tree(workspace.root) == before
+    seed_N = found.seed_N.roll(1)
+    seed_N[0] = found.seed_N[0]
+    path.unlink()
+    write_tokens(path, header, [(*rows, seed_N)])
+    assert go(one_pass_copy, restart=True)[0]["steps"] == 4
+
+
 def test_other_files_in_the_place_of_the_student_are_refused(one_pass_copy, quiet):
     """Plain weights, positions that were not trained, other codes."""
     config, workspace = one_pass_copy
