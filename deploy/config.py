@@ -246,6 +246,14 @@ class RunConfig(Config):
                     f"{key}.steps is {steps}, but models.student.positions has {known}: a student "
                     "takes as many steps as it was trained at; lower it, or train with more"
                 )
+        for key in ("evaluate", "sample"):
+            inserted = getattr(self, key).inserted
+            if inserted and not (inserted[0] < inserted[1] and inserted[1] in student.positions):
+                raise ValueError(
+                    f"{key}.inserted is {list(inserted)}, but models.student.positions is "
+                    f"{list(student.positions)}; the teacher draws from the first of the two up to "
+                    "a position that is trained"
+                )
         return self
 
     @model_validator(mode="after")

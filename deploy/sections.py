@@ -46,6 +46,8 @@ class SampleConfig(Config):
     """How they are drawn; by default as `varkd evaluate` does, by evaluate.sampling."""
     steps: Count | None = None
     """Passes of a one-pass student; by default the first of evaluate.steps."""
+    inserted: tuple[Count, Count] | None = None
+    """Instead of `steps`: two passes with the teacher between, as in evaluate.inserted."""
 
 
 class GenerateConfig(Config):

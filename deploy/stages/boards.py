@@ -24,6 +24,7 @@ from deploy.console.progress import Bar
 from deploy.report.grids import by_class, class_sheet, spread
 from deploy.run_folder.workspace import AnyModelFile, Workspace
 from deploy.stages.draw import draw_batches, load_for_sampling
+from rollout.evaluation.one_pass import Passes
 
 FOLDER = "samples"
 """Below TensorBoard's folder of the run: a run of its own there, which no training run clears."""
@@ -67,7 +68,7 @@ def draw_grids(
                     seed=derive_seed(config.seed, "grids"),
                     size=config.evaluate.size,
                     conditions=config.conditions.table(model.spec.num_classes),
-                    steps=config.evaluate.steps[0],
+                    passes=Passes(config.evaluate.steps[0]),
                 )
                 pixel_NCHW = torch.cat(list(batches))
             except InputError as error:

@@ -11,9 +11,10 @@ from common.models.backbone import Backbone
 from common.models.distilled_decoding import DistilledDecoder
 from common.spec import require_same_spec
 from common.tokenization.tokenizer import Tokenizer, load_tokenizer
+from deploy.config import RunConfig
 from deploy.run_folder.workspace import AnyModelFile, Workspace
 from rollout.evaluation.metrics import image_seeds, sample_batches
-from rollout.evaluation.one_pass import vector_batches
+from rollout.evaluation.one_pass import Between, Passes, vector_batches
 from rollout.sampler import SamplingConfig
 
 Drawn = Backbone | DistilledDecoder
@@ -30,17 +31,23 @@ def draw_batches(
     seed: int,
     size: int | None = None,
     conditions: Conditions | None = None,
-    steps: int = 1,
+    passes: Passes | None = None,
 ) -> Iterator[Tensor]:
     """Sample and decode, at the side `size` if given: uint8 pixel_BCHW on the CPU, in order.
 
-    Labels are ids of `conditions`, by default the classes. `sampling` is for backbones, `steps` for
-    students of one pass or a few: what guides and filters their tokens is in their weights.
+    Labels are ids of `conditions`, by default the classes. `sampling` is for backbones, `passes`
+    (by default one) for one-pass students: what guides and filters is in their weights.
     """
     if isinstance(model, DistilledDecoder):
         seeds = image_seeds(seed, len(label_N))
-        how = {"steps": steps, "batch_size": batch_size, "conditions": conditions}
-        vectors = vector_batches(model, label_N, seeds, **how)
+        vectors = vector_batches(
+            model,
+            label_N,
+            seeds,
+            passes=passes or Passes(),
+            batch_size=batch_size,
+            conditions=conditions,
+        )
         return (tokenizer.decode_vectors(vector_BLD, size).cpu() for vector_BLD in vectors)
     drawn = sample_batches(
         model,
@@ -52,6 +59,14 @@ def draw_batches(
         codes=None if sampling.flow is None else FlowCodes(tokenizer.codebook_VD.float()),
     )
     return (tokenizer.decode(token_BL, size).cpu() for token_BL in drawn)
+
+
+def teacher_between(
+    config: RunConfig, workspace: Workspace, positions: tuple[int, int], device: str
+) -> Passes:
+    """Two passes with the run's teacher between, which draws by evaluate.sampling."""
+    teacher = workspace.model(config, "teacher").load().to(place(device))
+    return Passes(between=Between(teacher, config.evaluate.sampling, positions))
 
 
 def load_for_sampling(

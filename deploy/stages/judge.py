@@ -21,6 +21,7 @@ from deploy.run_folder.workspace import Workspace
 from deploy.stages.draw import Drawn, draw_batches
 from deploy.stages.reference_features import ReferenceFeatures, extractor_facts
 from rollout.evaluation.metrics import balanced_labels, left_out, measure
+from rollout.evaluation.one_pass import Passes
 from rollout.sampler import SamplingConfig
 
 READ_TOGETHER = 256
@@ -102,10 +103,10 @@ class Judge:
         sampling: SamplingConfig,
         seen: Callable[[int], None] = lambda images: None,
         *,
-        steps: int | None = None,
+        passes: Passes | None = None,
     ) -> Tensor:
-        """Samples as uint8 pixel_NCHW at the side of the real images; a one-pass student's take
-        `steps`, by default the first of evaluate.steps."""
+        """Samples as uint8 pixel_NCHW at the side of the real images; those of a one-pass student
+        by `passes`, by default as many as the first of evaluate.steps."""
         pixel_NCHW: Tensor | None = None
         done = 0
         for pixel_BCHW in draw_batches(
@@ -117,7 +118,7 @@ class Judge:
             seed=self._seed,
             size=self.settings.size,
             conditions=self._conditions.table(model.spec.num_classes),
-            steps=steps or self.settings.steps[0],
+            passes=passes or Passes(self.settings.steps[0]),
         ):
             if pixel_NCHW is None:  # at once: a list of batches would take the room twice
                 pixel_NCHW = pixel_BCHW.new_empty(len(self.label_N), *pixel_BCHW.shape[1:])

@@ -16,8 +16,9 @@ from deploy.report.grids import by_class, real_by_class, spread
 from deploy.report.quality import REAL, Quality
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
 from deploy.stages.classifier import classifier_facts
-from deploy.stages.draw import load_for_sampling
+from deploy.stages.draw import load_for_sampling, teacher_between
 from deploy.stages.judge import Judge, Progress, compared_images
+from rollout.evaluation.one_pass import Passes
 
 NOTES = {
     "classifier": (
@@ -57,13 +58,13 @@ def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
     metrics: dict[str, dict[str, float]] = {}
     weights: dict[str, dict[str, str]] = {}
     drawing_ms: dict[str, float] = {}
-    for name, (file, steps) in present.items():
+    for name, (file, passes) in present.items():
         total = judge.steps(first=not metrics)
         with Bar(target, f"evaluate {name}", total) as bar, _named(file):
             progress = Progress(bar, total)
             backbone, tokenizer = load_for_sampling(file, workspace, settings.device)
             began = time.perf_counter()
-            pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress, steps=steps)
+            pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress, passes=passes)
             drawing_ms[name] = 1000 * (time.perf_counter() - began) / len(pixel_NCHW)
             metrics[name] = judge.compare(pixel_NCHW, progress)
             bar.show(total, {"FID": metrics[name]["fid"]})
@@ -85,6 +86,7 @@ def _how(judge: Judge) -> dict[str, Any]:
         "samples": settings.samples,
         "sampling": settings.sampling.model_dump(mode="json"),
         "steps": list(settings.steps),
+        "inserted": settings.inserted,
         "batch_size": settings.batch_size,
     }
 
@@ -98,20 +100,23 @@ def _named(file: AnyModelFile) -> Iterator[None]:
         raise Diverged(f"{file.path}: {error}") from None
 
 
-def _models(config: RunConfig, workspace: Workspace) -> dict[str, tuple[AnyModelFile, int]]:
-    """Files to compare, and in how many steps; a run that was not distilled yet has at most the
+def _models(config: RunConfig, workspace: Workspace) -> dict[str, tuple[AnyModelFile, Passes]]:
+    """Files to compare, and in which passes; a run that was not distilled yet has at most the
     first two."""
     names: tuple[ModelName, ...] = ("teacher", "student_before")
     if workspace.student.exists():
         names = ("teacher", "student_before", "student", "student_ema")
-    found: dict[str, tuple[AnyModelFile, int]] = {}
+    found: dict[str, tuple[AnyModelFile, Passes]] = {}
+    inserted, first, *others = config.evaluate.inserted, *config.evaluate.steps
     for name in names:
         if workspace.has_model(config, name):
             file, shown = workspace.model(config, name), SHOWN.get(name, name)
-            first, *others = config.evaluate.steps
-            found[shown] = file, first
+            found[shown] = file, Passes(first)
             if isinstance(file, StudentFile):
-                found |= {f"{shown}_{steps}_steps": (file, steps) for steps in others}
+                found |= {f"{shown}_{steps}_steps": (file, Passes(steps)) for steps in others}
+            if isinstance(file, StudentFile) and inserted is not None:
+                between = teacher_between(config, workspace, inserted, config.evaluate.device)
+                found[f"{shown}_inserted"] = file, between
     return found
 
 

@@ -21,8 +21,9 @@ from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
 from deploy.report.grids import by_class, class_sheet, real_by_class, save_png, spread
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
-from deploy.stages.draw import draw_batches, load_for_sampling
+from deploy.stages.draw import draw_batches, load_for_sampling, teacher_between
 from deploy.stages.samples_file import counted, require_room, save_npz, shuffled
+from rollout.evaluation.one_pass import Passes
 from rollout.sampler import SamplingConfig
 
 SHEET_CLASSES = 20
@@ -158,7 +159,7 @@ def fill(order: Order, config: RunConfig, workspace: Workspace, target: Console)
         seed=order.seed,
         size=side,
         conditions=config.conditions.table(model.spec.num_classes),
-        steps=config.sample.steps or config.evaluate.steps[0],
+        passes=_passes(config, workspace),
     )
     with Bar(target, "sample", len(order.label_N)) as bar:
         batches = counted(batches, bar)
@@ -167,6 +168,13 @@ def fill(order: Order, config: RunConfig, workspace: Workspace, target: Console)
             return
         pixel_NCHW = torch.cat(list(batches))
     save_png(order.output, _sheet(order, pixel_NCHW, config, target))
+
+
+def _passes(config: RunConfig, workspace: Workspace) -> Passes:
+    """Of a one-pass student; what `sample` leaves out is the first of evaluate.steps."""
+    if config.sample.inserted is not None:
+        return teacher_between(config, workspace, config.sample.inserted, config.sample.device)
+    return Passes(config.sample.steps or config.evaluate.steps[0])
 
 
 def _sheet(order: Order, pixel_NCHW: Tensor, config: RunConfig, target: Console) -> Image.Image:

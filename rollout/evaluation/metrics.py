@@ -10,16 +10,13 @@ Shape letters: N images, L slots.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from numpy.linalg import LinAlgError
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from common.config.quantities import Batch, Count, CountOrNone, Side, several
-from common.config.schema import Config, UserPath
 from common.errors import InputError
 from common.exchange.condition import Conditions
 from common.files.pickled import read_pickle
@@ -27,7 +24,8 @@ from common.finite import is_finite
 from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
 from common.randomness import derive_seed
-from rollout.evaluation.features import Classifier, ClassifierConfig, as_rgb, load_classifier
+from rollout.evaluation.config import EvaluateConfig as EvaluateConfig
+from rollout.evaluation.features import Classifier, as_rgb, load_classifier
 from rollout.evaluation.torchvision_compat import ensure_torchvision
 from rollout.sampler import SamplingConfig, sample
 
@@ -61,34 +59,6 @@ REMEDIES = {
     "inception": "evaluate.inception_weights must be torch-fidelity's own file, whole",
 }
 """What to do where features are not numbers."""
-
-
-class EvaluateConfig(Config):
-    samples: Count = 2000
-    """Images sampled per model; classes with real images in equal shares."""
-    batch_size: Batch = 250
-    """Images decoded together."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where samples are drawn and decoded, and where the classifier is trained."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How evaluation samples are drawn."""
-    steps: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(several)] = (1,)
-    """Passes of a one-pass student, from the first of its positions on; of several numbers, such as
-    [1, 2], it is measured with each, and grids and sheets have the first."""
-    size: Side | None = None
-    """Side at which images are compared and stored as .npz; samples are resized to it before they
-    are rounded (bicubic, no antialias), as LlamaGen's 384 px models are judged at 256. By default
-    images.size."""
-    features: Literal["classifier", "inception"] = "classifier"
-    """classifier: trained on the training images; inception: torch-fidelity's own."""
-    classifier: ClassifierConfig = ClassifierConfig()
-    """The classifier behind `features = "classifier"`."""
-    inception_weights: UserPath | None = None
-    """torch-fidelity's Inception weights; without a path it downloads them itself."""
-    reference: Literal["train", "test"] = "train"
-    """Split of real images to compare with (the ImageNet convention is train)."""
-    reference_images: CountOrNone = 10000
-    """At most this many reference images; 0 uses all."""
 
 
 def sample_batches(

@@ -4,6 +4,8 @@ Shape letters: B images of a batch, N images, L slots, D code width.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +13,31 @@ from torch import Tensor
 from common.errors import Diverged, InputError
 from common.exchange.condition import ClassConditions, Conditions
 from common.finite import is_finite
+from common.models.backbone import Backbone
 from common.models.distilled_decoding import DistilledDecoder
+from common.models.few_steps import teacher_inserted
 from common.models.generator import gaussian
+from rollout.inserted import inserted
+from rollout.sampler import SamplingConfig
+
+
+@dataclass(frozen=True)
+class Between:
+    """A part of the teacher's own sampling between two passes (algorithm 4)."""
+
+    teacher: Backbone
+    sampling: SamplingConfig
+    positions: tuple[int, int]
+    """From the first on, before the second, counted as the student's."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a student draws: in so many passes from the first of its positions on (algorithm 3), or
+    in two with the teacher between."""
+
+    steps: int = 1
+    between: Between | None = None
 
 
 def vector_batches(
@@ -20,31 +45,49 @@ def vector_batches(
     label_N: Tensor,
     seeds: Sequence[int],
     *,
-    steps: int,
+    passes: Passes,
     batch_size: int,
     conditions: Conditions | None = None,
 ) -> Iterator[Tensor]:
     """vector_BLD in the tokenizer's order, on the student's device, `batch_size` images at a time.
 
-    Image i is a function of weights, label and seed alone. `steps` passes begin at the first of
-    the positions that the student was trained at (Distilled Decoding 1, algorithm 3).
+    Image i is a function of weights, label and seed alone.
 
     Raises:
-        InputError: it was trained at fewer positions.
+        InputError: the student was not trained at those positions.
         Diverged: what it says is not finite.
     """
-    positions = first_positions(student, steps)
-    table = conditions or ClassConditions(student.spec.num_classes)
-    device = student.codebook_VD.device
     for first in range(0, len(label_N), batch_size):
         rows = slice(first, first + batch_size)
-        condition_B = table.resolve(label_N[rows].to(device))
-        noise_BLD = gaussian(seeds[rows], student.spec.length, student.code_width)
-        with torch.no_grad():
-            vector_BLD = student.steps(condition_B, noise_BLD.to(device), positions).vector_BLD
+        vector_BLD = drawn(student, label_N[rows], seeds[rows], passes, conditions)
         if not is_finite(vector_BLD):
             raise Diverged("the student's code vectors are not finite; train it again")
         yield vector_BLD
+
+
+@torch.no_grad()
+def drawn(
+    student: DistilledDecoder,
+    label_B: Tensor,
+    seeds: Sequence[int],
+    passes: Passes,
+    conditions: Conditions | None = None,
+) -> Tensor:
+    """vector_BLD of one batch, see `vector_batches`."""
+    device = student.codebook_VD.device
+    label_B, table = label_B.to(device), conditions or ClassConditions(student.spec.num_classes)
+    condition_B = table.resolve(label_B)
+    noise_BLD = gaussian(seeds, student.spec.length, student.code_width).to(device)
+    if passes.between is None:
+        positions = first_positions(student, passes.steps)
+        return student.steps(condition_B, noise_BLD, positions).vector_BLD
+    between = passes.between
+    student.trained((1, between.positions[1]))
+    start, stop = map(student.slots_before, between.positions)
+    draws = inserted(between.teacher, label_B, seeds, between.sampling, conditions=conditions)
+    jump = partial(student.jump, condition_B)
+    codes = student.codebook_VD
+    return teacher_inserted(jump, draws, noise_BLD, codes, start=start, stop=stop).vector_BLD
 
 
 def first_positions(student: DistilledDecoder, steps: int) -> tuple[int, ...]:

@@ -9,23 +9,28 @@ import torch
 from building.one_pass import distilled, open_pairs
 from building.runs import go, rows_of
 from PIL import Image
+from torch.nn import functional as F
 
 from common.artifacts.backbone_file import load_backbone
 from common.artifacts.generator_file import load_generator, load_released
 from common.data.tokens import read_header
 from common.files.snapshots import Snapshots
+from common.models.few_steps import nearest
 from common.models.generator import gaussian
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.planning.plan import plan_run
 from deploy.run_folder.opening import open_run
 from deploy.stages.boards import draw_grids
 from deploy.stages.distill import distill
-from deploy.stages.draw import draw_batches, load_for_sampling
+from deploy.stages.draw import draw_batches, load_for_sampling, teacher_between
 from deploy.stages.evaluate import write_report
 from deploy.stages.export import export
 from deploy.stages.learner_rank import starting_student
+from deploy.stages.quality import _models
 from deploy.stages.sample import fill, take_order
 from rollout.evaluation.metrics import image_seeds
+from rollout.evaluation.one_pass import Passes, drawn
+from rollout.sampler import sample
 
 
 def losses(workspace):
@@ -110,6 +115,35 @@ def test_the_report_has_the_student_in_all_steps_that_are_asked_for(one_pass_cop
     assert Image.open(workspace.root / "samples.png").size[0] > 0
 
 
+def test_the_teacher_draws_between_two_passes(one_pass_copy):
+    """Slots before and after it are the student's of the same noise."""
+    config, workspace = one_pass_copy
+    student, tokenizer = load_for_sampling(workspace.model(config, "student"), workspace, "cpu")
+    passes = teacher_between(config, workspace, (3, 5), "cpu")
+    label_B, seeds = torch.tensor([2, 8]), (4, 9)
+    vector_BLD = drawn(student, label_B, seeds, passes)
+    noise_BLD, codes = gaussian(seeds, 16, 4), tokenizer.codebook_VD
+    with torch.no_grad():
+        first = nearest(student.jump(label_B, noise_BLD, 0).vector_BLD[:, :2], codes)
+        given_BL = F.pad(first, (0, 14))
+        teacher = workspace.model(config, "teacher").load()
+        wanted = sample(
+            teacher,
+            label_B,
+            seeds,
+            config.evaluate.sampling,
+            cell_BL=given_BL,
+            prefix_B=torch.tensor([2, 2]),
+        )
+        code_BnD = codes[wanted.cell_BL[:, :4]]
+        rest = torch.cat([code_BnD, noise_BLD[:, 4:]], 1)
+        assert torch.equal(vector_BLD, student.jump(label_B, rest, 4).vector_BLD)
+    evaluate = config.evaluate.model_copy(update={"inserted": (3, 5), "steps": (1,)})
+    changed = config.model_copy(update={"evaluate": evaluate})
+    drawn_of = ("after", "after_inserted", "ema", "ema_inserted")
+    assert list(_models(changed, workspace)) == ["teacher", *(f"student_{n}" for n in drawn_of)]
+
+
 def test_images_are_the_decoders_of_the_students_vectors(one_pass_run):
     """Of the noise of the image's seed, with any batch."""
     config, workspace = one_pass_run
@@ -128,7 +162,7 @@ def test_images_are_the_decoders_of_the_students_vectors(one_pass_run):
             sampling=config.evaluate.sampling,
             batch_size=size,
             seed=5,
-            steps=2,
+            passes=Passes(2),
         )
         assert torch.equal(torch.cat(list(drawn)), wanted)
 

@@ -15,7 +15,7 @@ from common.tokenization.tokenizer import load_tokenizer, save_tokenizer
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.shipped import shipped
 from deploy.stages.pretrain import pretrain
-from rollout.evaluation.one_pass import vector_batches
+from rollout.evaluation.one_pass import Passes, vector_batches
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,8 @@ from rollout.evaluation.one_pass import vector_batches
         (["models.student.positions=[2,5]"], "positions 2, 5 do not rise from 1"),
         (["models.student.split=17"], "split is 17, but a sequence has 16 tokens"),
         (["evaluate.steps=[1,3]"], "evaluate.steps is 3, but models.student.positions has 2"),
+        (["evaluate.inserted=[2,4]"], r"evaluate.inserted is \[2, 4\], but models.student.positi"),
+        (["sample.inserted=[5,5]"], r"sample.inserted is \[5, 5\], but models.student.positions"),
         (["sample.steps=3"], "sample.steps is 3, but models.student.positions has 2"),
         (["rollout.class_dropout=0.1"], "belong to their class, but rollout.class_dropout is 0.1"),
         (["contexts.sources.data.ratio=1"], "contexts.sources has data; have contexts.sources.te"),
@@ -127,7 +129,7 @@ def test_other_files_in_the_place_of_the_student_are_refused(one_pass_copy, quie
 def test_steps_that_were_not_trained_are_refused(one_pass_run):
     config, workspace = one_pass_run
     student = workspace.model(config, "student").load()
-    vectors = vector_batches(student, torch.zeros(2).long(), (0, 1), steps=3, batch_size=2)
+    vectors = vector_batches(student, torch.zeros(2).long(), (0, 1), passes=Passes(3), batch_size=2)
     with pytest.raises(InputError, match=r"steps is 3, but the student was trained at 2 positions"):
         next(vectors)
 
