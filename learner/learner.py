@@ -60,6 +60,7 @@ class Learner:
         self._student = student.to(self._device, torch.float32).train()
         if config.compile:
             compile_layers(self._student)
+        self._trained = [p for p in self._student.parameters() if p.requires_grad]
         self._optimizer = build_adamw(config.optimizer, self._student)
         self._average = Average(self._student, config.optimizer.ema)
         self._seed = seed
@@ -102,7 +103,7 @@ class Learner:
         norm, rate = self.update(statistics.loss)
         lag_B = self.steps_done - light.version_B
         self.steps_done += 1
-        self._average.update(self._student, self.steps_done)
+        self._average.update(self.steps_done)
         metrics = statistics.metrics(light, lag_B, self._ranks)
         self.profile.add(statistics, self.steps_done)
         if sampled := statistics.rollout_means():
@@ -205,7 +206,7 @@ class Learner:
         Raises:
             Diverged: loss, norm or weights are not finite.
         """
-        parameters = [p for p in self._student.parameters() if p.requires_grad]
+        parameters = self._trained
         for parameter in parameters:
             if parameter.grad is None:  # e.g. nothing was open on this rank
                 parameter.grad = torch.zeros_like(parameter)
@@ -276,8 +277,14 @@ class Learner:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generators; make them a function of the step."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    """Dropout draws from torch's global generators; make them a function of the step.
+
+    Only this device's: `torch.manual_seed` also notes for all others, with a trace of the stack,
+    that they are to be seeded.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
         yield

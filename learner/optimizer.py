@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.config.quantities import Factor, Fraction, LearningRate, StepsOrNever, Weight
@@ -60,22 +60,23 @@ def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
 
 
 class Average:
-    """Exponential moving average of a module's floating-point state."""
+    """Exponential moving average of a module's floating-point state.
+
+    The module's tensors must stay where they are: they are looked up once.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
-        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        current = module.state_dict()
+        self.state = {name: value.detach().clone() for name, value in current.items()}
+        pairs = [(value, current[name].detach()) for name, value in self.state.items()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averaged, self._latest = ([pair[side] for pair in averaged] for side in (0, 1))
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         decay = min(self._decay, (1 + step) / (10 + step))
-        current = module.state_dict()
-        averaged: list[Tensor] = []
-        latest: list[Tensor] = []
-        for name, value in self.state.items():
-            if value.is_floating_point():
-                averaged.append(value)
-                latest.append(current[name].detach())
-            else:
-                value.copy_(current[name])
-        get_ema_multi_avg_fn(decay)(averaged, latest, step)
+        for value, latest in self._copied:
+            value.copy_(latest)
+        get_ema_multi_avg_fn(decay)(self._averaged, self._latest, step)
