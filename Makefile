@@ -17,7 +17,7 @@ test:
 lint:
 	$(BIN)ruff format --check .
 	$(BIN)ruff check .
-	$(BIN)pyright
+	$(BIN)pyright --pythonpath "$$(command -v $(BIN)python)"
 
 docs:
 	$(BIN)mkdocs build --strict --site-dir build/site
