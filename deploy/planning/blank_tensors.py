@@ -24,13 +24,14 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.outline import META
+from deploy.planning.without_compiler import without_compiler
 
 _ATEN: Any = torch.ops.aten
 
 
 def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32) -> int:
     """Most bytes of tensors that `run` holds at a time, beside those that existed before."""
-    with Kernels(autocast), Meter() as meter:
+    with without_compiler(), Kernels(autocast), Meter() as meter:
         run()
     return meter.peak
 
@@ -38,7 +39,8 @@ def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32)
 def flops(run: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions of `run`; attention's own
     are left out."""
-    with Kernels(torch.float32), Meter(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with without_compiler(), Kernels(torch.float32), Meter(), counter:
         run()
     return counter.get_total_flops()
 

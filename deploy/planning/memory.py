@@ -207,7 +207,8 @@ def policies_of(config: RunConfig) -> list[Policy]:
 def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Learner:
     """One of the run's ranks where the models are; `head` is the teacher's, digest ""."""
     return Learner(
-        config.learner.model_copy(update={"device": "cpu"}),  # a blank student stays blank
+        # A blank student stays blank, and what is compiled for it is of no use.
+        config.learner.model_copy(update={"device": "cpu", "compile": False}),
         config.objective.build(resources_like(config, student.spec, head)),
         student,
         seed=config.seed,
