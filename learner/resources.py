@@ -20,7 +20,8 @@ Render = Callable[[Tensor], Tensor]
 """Code vectors vector_BLD of whole sequences, in the tokenizer's order (not the plan's), to
 image_BCHW, nominally in [-1, 1] but not clamped; differentiable in the vectors."""
 Perceptual = Callable[[Tensor], Tensor]
-"""image_BCHW in [-1, 1] to feature_BF; differentiable in the image, its weights are frozen."""
+"""image_BCHW in [-1, 1] to feature_BF, whose squared distance is that of the images; differentiable
+in the image, its weights are frozen."""
 Moved = TypeVar("Moved", bound="Movable")
 
 

@@ -169,8 +169,8 @@ def classifier_features(
 
 
 def perceptual(model: Classifier) -> Perceptual:
-    """Its features of images in [-1, 1]."""
-    return lambda image_BCHW: model.features((image_BCHW + 1) * 127.5)
+    """Its layers' features of images in [-1, 1]."""
+    return lambda image_BCHW: model.layers((image_BCHW + 1) * 127.5)
 
 
 def cluster_map(

@@ -50,8 +50,8 @@ class Config(ObjectiveConfig):
     cross_entropy: Weight = 0.1
     """Weight of the logits' loss."""
     distance: Literal["features", "vectors"] = "features"
-    """features: between images, after the tokenizer's decoder, in the run's feature classifier.
-    vectors: mean squared difference of code vectors, without images."""
+    """features: between images, after the tokenizer's decoder, as LPIPS but in the layers of the
+    run's feature classifier. vectors: mean squared difference of code vectors, without images."""
     weight: Weight = 1.0
     """Of the distance."""
 
@@ -119,7 +119,7 @@ class DistilledDecoding(Objective):
         found_BF = self._perceptual(self._render(meant_BLD))
         with torch.no_grad():
             wanted_BF = self._perceptual(self._render(code_BLD))
-        return config.weight * (found_BF - wanted_BF).square().mean(1)
+        return config.weight * (found_BF - wanted_BF).square().sum(1)
 
     def _is_data(self, batch: TrajectoryBatch) -> Tensor:
         """is_data_BL: a function of the image's id, whoever asks."""

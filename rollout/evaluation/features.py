@@ -72,6 +72,20 @@ class Classifier(nn.Module):
         pooled = torch.cat([map_BCHW.mean((2, 3)), map_BCHW.amax((2, 3))], dim=1)
         return torch.tanh(self.squeeze(pooled))
 
+    def layers(self, pixel_BCHW: Tensor) -> Tensor:
+        """feature_BF whose squared distance between two images is LPIPS (arXiv 1801.03924, eq. 1)
+        in this network, with all channels of the same weight: maps of every convolution, of norm 1
+        over the channels, meant over the places and added over the layers."""
+        image = as_rgb(pixel_BCHW).float() / 127.5 - 1
+        map_BCHW, found = image.contiguous(memory_format=torch.channels_last), []
+        for module in self.body:
+            map_BCHW = module(map_BCHW)
+            if isinstance(module, nn.ReLU):
+                places = map_BCHW.shape[2] * map_BCHW.shape[3]
+                unit_BCHW = F.normalize(map_BCHW, dim=1, eps=1e-3)
+                found.append(unit_BCHW.flatten(1) / places**0.5)
+        return torch.cat(found, dim=1)
+
     def forward(self, pixel_BCHW: Tensor) -> Tensor:
         return self.output(self.features(pixel_BCHW))
 

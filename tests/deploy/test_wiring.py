@@ -85,8 +85,8 @@ def test_an_objective_is_given_a_decoder_and_features_that_gradients_pass(run_in
     save_classifier(workspace.classifier, Classifier(4, 10), {})
     perceptual = classifier_features(run, workspace, torch.device("cpu"))
     feature_BF = perceptual(image)
-    expected = load_classifier(workspace.classifier)[0].features((image + 1) * 127.5)
+    expected = load_classifier(workspace.classifier)[0].layers((image + 1) * 127.5)
     assert torch.equal(feature_BF, expected)
-    assert feature_BF.shape == (2, 8)
+    assert feature_BF.shape == (2, 8 * 8 * 4 + 4 * 4 * 4 + 2 * 2 * 8), "8x8 pixels, three layers"
     (grad,) = torch.autograd.grad(feature_BF.square().sum(), vector_BLD)
     assert grad.abs().sum() > 0

@@ -219,7 +219,7 @@ def test_images_are_compared_after_the_decoder_which_stays_as_it_is():
     noise_BLD = gaussian(batch.id_B.tolist(), 3, 2)
     deep_BLC = student.trunk(batch.label_B, noise_BLD, torch.zeros(ROWS, 3, dtype=torch.bool))
     vector_BLD = student.embed(deep_BLC, batch.label_B)
-    wanted = (vector_BLD.tanh() - CODES.code_VD[batch.token_BL].tanh()).square().mean()
+    wanted = (vector_BLD.tanh() - CODES.code_VD[batch.token_BL].tanh()).square().sum((1, 2)).mean()
     (grad,) = torch.autograd.grad(wanted, student.final_layer_conti.linear.weight)
     before = student.final_layer_conti.linear.weight.detach().clone()
     metrics = ours.step(batch)

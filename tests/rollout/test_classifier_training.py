@@ -1,5 +1,7 @@
 """How the classifier of evaluations is trained: precision and layout, and what does not change."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -107,3 +109,24 @@ def test_a_classifier_that_is_there_is_not_trained_anew_in_another_precision(run
 def test_another_width_is_another_classifier():
     assert Classifier(4, 10).output.in_features == 8
     assert ClassifierConfig(width=4).made_from != ClassifierConfig(width=8).made_from
+
+
+def test_layers_are_compared_as_lpips_does():
+    """By hand: maps after every ReLU, divided by their norm over the channels."""
+    model, seen = Classifier(4, 3).eval(), []
+    for module in model.body:
+        if isinstance(module, torch.nn.ReLU):
+            module.register_forward_hook(lambda _, __, out: seen.append(out.detach().double()))
+    first, second = torch.rand(2, 2, 1, 8, 8) * 255
+    feature_BF, other_BF = model.layers(first), model.layers(second)
+    wanted_B = torch.zeros(2, dtype=torch.double)
+    for one, two in zip(seen[:3], seen[3:], strict=True):
+        for b, y, x in itertools.product(range(2), range(one.shape[2]), range(one.shape[3])):
+            here = one[b, :, y, x], two[b, :, y, x]
+            unit, its = (value / value.norm().clamp_min(1e-3) for value in here)
+            wanted_B[b] += (unit - its).square().sum() / (one.shape[2] * one.shape[3])
+    found_B = (feature_BF - other_BF).square().sum(1)
+    torch.testing.assert_close(found_B.double(), wanted_B, rtol=1e-4, atol=1e-6)
+    blank = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    model.layers(blank).square().sum().backward()
+    assert torch.isfinite(blank.grad).all()
