@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.errors import InputError
@@ -47,9 +48,14 @@ def fastest_precision(device: torch.device) -> tuple[str, str]:
     return "float32", "this CPU does not accelerate bfloat16"
 
 
+def runs_kernels(value: Tensor) -> bool:
+    """Whether kernels of our own can compute with it: they run on the current GPU, and are compiled
+    by Triton, which torch's builds for CUDA bring."""
+    return value.is_cuda and value.device.index == torch.cuda.current_device() and _has_triton()
+
+
 @cache
-def has_triton() -> bool:
-    """Whether kernels of our own can be compiled for a GPU; torch's builds for CUDA bring it."""
+def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.config.quantities import CodesOrAll, SomeProbability, Temperature
 from common.config.schema import Config
-from common.device import has_triton, steady_attention
+from common.device import runs_kernels, steady_attention
 from common.errors import Diverged, InputError
 from common.exchange.condition import Conditions
 from common.finite import is_finite
@@ -278,7 +278,7 @@ def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
 
 def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
     """Inverse-CDF sampling in float64: one uniform per slot, exact for large vocabularies."""
-    if logprob_BnV.is_cuda and has_triton():
+    if runs_kernels(logprob_BnV):
         from rollout.draw_kernel import draw_rows
 
         return draw_rows(logprob_BnV, noise_Bn)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from common.device import has_triton
+from common.device import runs_kernels
 from common.models.backbone import Backbone
 from common.models.layers import KeyValueCache
 
@@ -154,7 +154,7 @@ def fuses(model: nn.Module, x: Tensor) -> bool:
     """Whether the kernels of this room may compute x, in half precision and without gradients."""
     half = x.dtype in (torch.bfloat16, torch.float16)
     at_rest = not model.training and not torch.is_grad_enabled()
-    return x.is_cuda and half and at_rest and has_triton()
+    return half and at_rest and runs_kernels(x)
 
 
 def _filled(cached: Tensor | None) -> Tensor:
