@@ -94,11 +94,15 @@ def _declared(package: str, name: str, packages: tuple[str, ...]) -> dict[str, A
 
 
 class FromPackage:
-    """Applies `make` to a table that names its kind, or else is of the default one."""
+    """Applies `make` to a table that names its kind, or else is of the default one; `only` that one
+    where the field takes no other."""
 
-    def __init__(self, package: Packages, default: str | None = None) -> None:
+    def __init__(
+        self, package: Packages, default: str | None = None, *, only: bool = False
+    ) -> None:
         self.package = package
         self.default = default
+        self.some = (default,) if only and default is not None else ()
 
     def __call__(self, value: Any) -> Any:
         if not isinstance(value, dict):
@@ -107,6 +111,8 @@ class FromPackage:
             value = {"kind": self.default, **value}
         if "kind" not in value:
             raise InputError(f'needs a kind: kind = "..." with one of {kinds(self.package)}')
+        if self.some and value["kind"] not in self.some:
+            raise InputError(f"kind is {value['kind']}, but here it can only be {self.default}")
         return make(self.package, value)
 
 
@@ -158,9 +164,11 @@ def fields_of_all(package: str, name: str, root: type[BaseModel]) -> BeforeValid
     return BeforeValidator(FieldsOfAll(package, name, root))
 
 
-def from_package(package: Packages, default: str | None = None) -> BeforeValidator:
+def from_package(
+    package: Packages, default: str | None = None, *, only: bool = False
+) -> BeforeValidator:
     """Pydantic validator of a section whose fields are those of its kind."""
-    return BeforeValidator(FromPackage(package, default))
+    return BeforeValidator(FromPackage(package, default, only=only))
 
 
 def named_by_kind(package: str) -> BeforeValidator:

@@ -34,6 +34,8 @@ class Section:
     """Whose plug-ins the table chooses from by its `kind`."""
     default: str | None = None
     """The kind of a table that names none."""
+    some: tuple[str, ...] = ()
+    """The kinds that may stand here, where not all of the package may."""
     named: str | None = None
     """Whose plug-ins the tables in it are called by."""
     each: "Section | None" = None
@@ -48,13 +50,14 @@ class Section:
         found = table.get("kind", otherwise or self.default)
         if self.package is None or not isinstance(found, str):
             return None
-        return found if found in kinds(self.package) else None
+        return found if found in (self.some or kinds(self.package)) else None
 
     def of_kind(self, kind: str | None) -> "Section":
         """The fields of one kind alone."""
         if self.package is None or kind is None:
             return self
-        return Section((load_plugin(self.package, kind).Config,), self.package, self.default)
+        only = (load_plugin(self.package, kind).Config,)
+        return Section(only, self.package, self.default, self.some)
 
     def below(self, name: str) -> "Section":
         """The section under a key of this one; without any keys where it is unknown or a value."""
@@ -74,7 +77,7 @@ class Section:
         """(kind, class) of all plug-ins that may stand here."""
         package = self.package or self.named
         if package is not None:
-            for kind in kinds(package):
+            for kind in self.some or kinds(package):
                 yield kind, load_plugin(package, kind).Config
 
     def knows(self, name: str) -> bool:
@@ -121,8 +124,9 @@ def _marked(metadata: Iterable[Any]) -> Section | None:
     for mark in metadata:
         made = getattr(mark, "func", None)
         if isinstance(made, FromPackage):
-            every = tuple(load_plugin(made.package, kind).Config for kind in kinds(made.package))
-            return Section(every, made.package, made.default)
+            some = made.some or kinds(made.package)
+            every = tuple(load_plugin(made.package, kind).Config for kind in some)
+            return Section(every, made.package, made.default, made.some)
         if isinstance(made, NamedByKind):
             return Section(named=made.package)
         if isinstance(made, FieldsOfAll):

@@ -13,6 +13,7 @@ from common.config.sections import PartOf
 from common.config.toml_tree import read_toml
 from common.errors import InputError
 from common.files.paths import user_path
+from common.models.backbone import BackboneConfig
 from deploy.config import RunConfig
 from deploy.run_folder.on_cpu import on_cpu
 from deploy.run_folder.opening import portable
@@ -161,6 +162,11 @@ class Study:
         """The run folder whose files the start reads in place."""
         self._path = path
         self.start = self._merged(self._shared, "base with [set]")
+        if not isinstance(student := self.start.models.student, BackboneConfig):
+            raise InputError(
+                f"{path}: models.student.kind is {student.kind}, but a study compares every method "
+                "with the student before, and one of one pass has none; choose another base"
+            )
         self._runs = {name: self._validated(name) for name in config.methods}
         self.generating = self._generating()
         for sentence in self._told:

@@ -33,7 +33,8 @@ STD = 0.02
 
 class Config(DistilledDecoderConfig):
     backbone: Annotated[
-        llamagen.Config | None, from_package("common.models.backbones", default="llamagen")
+        llamagen.Config | None,
+        from_package("common.models.backbones", default="llamagen", only=True),
     ] = None
     """The teacher's sizes; by default those of models.teacher, without dropout, as released."""
 

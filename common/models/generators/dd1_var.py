@@ -39,7 +39,7 @@ WIDENED = {"pos_1LC": 1, "lvl_embed.weight": 0}
 
 class Config(DistilledDecoderConfig):
     backbone: Annotated[
-        var.Config | None, from_package("common.models.backbones", default="var")
+        var.Config | None, from_package("common.models.backbones", default="var", only=True)
     ] = None
     """The teacher's sizes, of which `code_width` and `phis` are not read, for the codes are given;
     by default those of models.teacher, without dropout, as released."""
