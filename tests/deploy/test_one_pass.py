@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from building.one_pass import distilled, open_pairs
+from building.one_pass import SMALL, distilled, open_pairs
 from building.runs import go, rows_of
 from PIL import Image
 from torch.nn import functional as F
@@ -17,6 +17,7 @@ from common.data.tokens import read_header
 from common.files.snapshots import Snapshots
 from common.models.few_steps import nearest
 from common.models.generator import gaussian
+from common.models.plan import natural_plan
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.planning.plan import plan_run
 from deploy.run_folder.opening import open_run
@@ -25,9 +26,12 @@ from deploy.stages.distill import distill
 from deploy.stages.draw import draw_batches, load_for_sampling, teacher_between
 from deploy.stages.evaluate import write_report
 from deploy.stages.export import export
+from deploy.stages.generate import generate
 from deploy.stages.learner_rank import starting_student
+from deploy.stages.pretrain import pretrain_model
 from deploy.stages.quality import _models
 from deploy.stages.sample import fill, take_order
+from deploy.stages.tokenize import tokenize
 from rollout.evaluation.metrics import image_seeds
 from rollout.evaluation.one_pass import Passes, drawn
 from rollout.sampler import sample
@@ -244,3 +248,25 @@ def test_the_shipped_configs_have_the_papers_settings(name, steps, rate, positio
     assert (config.objective.cross_entropy, config.rollout.class_dropout) == (0.1, 0)
     sampling = config.contexts.sources["teacher"].sampling
     assert (sampling.guidance.scale, sampling.flow.kind) == (2.0, "dpmpp_3m")
+
+
+def test_a_student_of_var_learns_all_scales(tmp_path, quiet):
+    """The order of its slots is no raster's, and its codes are the teacher's quantiser's."""
+    quick = ("tokenizer.rounds=1", "tokenizer.fit_vectors=2000", "pretrain.teacher.steps=5")
+    overrides = [*SMALL, *quick, "learner.steps=2"]
+    run = open_run(Path("smoke_dd1_var"), overrides, tmp_path / "run")
+    tokenize(*run, quiet, local=True)
+    pretrain_model(*run, "teacher", quiet)
+    generate(*run, quiet, local=True)
+    assert go(run)[0]["steps"] == 2
+    config, workspace = run
+    student, tokenizer = load_for_sampling(workspace.model(config, "student"), workspace, "cpu")
+    teacher = workspace.model(config, "teacher").load()
+    assert natural_plan(2, student.spec).is_same(teacher.plan(range(2)))
+    seeds, label_B = image_seeds(0, 3), torch.tensor([1, 2, 3])
+    twice = drawn(student, label_B, seeds, Passes(2))
+    with torch.no_grad():
+        once = student.steps(label_B, gaussian(seeds, 30, 4), (1,))
+        again = torch.cat([once.vector_BLD[:, :5], gaussian(seeds, 30, 4)[:, 5:]], 1)
+        assert torch.equal(twice, student.jump(label_B, again, 5).vector_BLD)
+    assert tokenizer.decode_vectors(twice).shape == (3, 1, 8, 8)
