@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -176,12 +177,18 @@ def _row_hash(token_AL: np.ndarray, label: int) -> str:
     return content_hash(token_AL.tobytes(), str(label).encode())
 
 
+_HEADERS = Lock()
+"""Of .npy files: numpy parses them as Python, which fails now and then in several threads at a time
+(SystemError: AST constructor recursion depth mismatch, seen with Python 3.11)."""
+
+
 def load_array(file: Path) -> np.ndarray:
     """An array of integers, as int64; never unpickles, and holds no more than the file does."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe may never end
             raise InputError(f"{file}: is no regular file; extract it again")
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        with _HEADERS:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
     except InputError:
         raise
     except (OSError, ValueError, EOFError, OverflowError, TypeError) as error:
