@@ -137,7 +137,7 @@ def distilled(prepared, tmp_path_factory):
 def said(tree, distilled):
     """What one process says that tries the examples in turn: imports take longer than all else."""
     kinds = " or ".join(least_tests())
-    tests = ["-q", "-p", "no:cacheprovider", "-k", kinds, "-rA", *CONTRACTS]
+    tests = ["-q", "-n", "0", "-p", "no:cacheprovider", "-k", kinds, "-rA", *CONTRACTS]
     distillation = ["distill", str(distilled.root), "--local", *chosen()]
     return run(tree, "-c", TRIED, json.dumps([tests, distillation]))
 

@@ -6,15 +6,6 @@ from common.errors import InputError
 from learner.compiled import compile_layers
 
 
-def test_names_of_parameters_stay(tiny):
-    model = tiny("llamagen")
-    before = list(model.state_dict())
-    compile_layers(model)
-    assert list(model.state_dict()) == before
-    assert all(layer._compiled_call_impl is not None for layer in model.layers)
-    assert model._compiled_call_impl is None
-
-
 def test_a_machine_without_a_compiler_is_told(tiny, monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -32,7 +32,9 @@ def test_three_steps_are_those_of_the_cpu(tiny, sampled, kind, compiled):
                 module.p = 0.0
     batch = sampled(students[0])
     wanted = steps(students[0], batch, device="cpu")
+    names = list(students[1].state_dict())
     found = steps(students[1], batch, device="cuda", compile=compiled)
+    assert list(students[1].state_dict()) == names
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine.keys() == theirs.keys()
         assert mine == pytest.approx(theirs, rel=2e-3, abs=2e-4, nan_ok=True)
