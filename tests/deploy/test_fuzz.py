@@ -88,7 +88,7 @@ def damaged(house, place, server, command: str, name: str, damage: Damage) -> No
 
 
 @pytest.mark.slow
-@bounded(20)
+@bounded(30)
 @given(st.sampled_from(READS), DAMAGES)
 def test_a_damaged_file_is_survived_or_named(house, place, server, read, damage):
     command, name = read
@@ -101,7 +101,7 @@ def test_damage_that_once_got_through(house, place, server, command, name, damag
 
 
 @pytest.mark.slow
-@bounded(20)
+@bounded(30)
 @given(OVERRIDES)
 def test_an_odd_value_is_taken_or_named(house, place, server, drawn):
     command, override = drawn
@@ -112,7 +112,7 @@ def test_an_odd_value_is_taken_or_named(house, place, server, drawn):
 
 
 @pytest.mark.slow
-@bounded(14)
+@bounded(20)
 @given(st.lists(ARGUMENTS, max_size=5))
 def test_odd_arguments_are_taken_or_named(house, place, server, argv):
     folder = copy(house, place)
