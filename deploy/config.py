@@ -127,8 +127,10 @@ class RunConfig(Config):
 
     @property
     def samples_student(self) -> bool:
-        """Whether workers hold the student; one of one pass learns from what they read."""
-        return isinstance(self.models.student, BackboneConfig)
+        """Whether workers hold the student; one of one pass may learn from the teacher alone."""
+        if isinstance(self.models.student, BackboneConfig):
+            return True
+        return any(source.sampler == "student" for source in self.contexts.used)
 
     @property
     def reads_entropy(self) -> bool:

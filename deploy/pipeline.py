@@ -24,7 +24,6 @@ from common.exchange.condition import ConditionTables
 from common.exchange.ledger import Ledger
 from common.exchange.metrics import MetricsHub
 from common.exchange.weights import WeightStore
-from common.models.backbone import BackboneConfig
 from common.randomness import Draws, derive_seed
 from deploy.backend.actors import ActorOptions
 from deploy.backend.bundles import scorer_bundles
@@ -140,7 +139,7 @@ def _worker_factory(
             RolloutWorker,
             config.rollout,
             config.contexts,
-            student if isinstance(student := config.models.student, BackboneConfig) else None,
+            config.models.student if config.samples_student else None,
             name=name,
             schedule=config.schedule(),
             draws=Draws(derive_seed(config.seed, "distill"), len(data)),
@@ -151,6 +150,7 @@ def _worker_factory(
             teacher_file=teacher if config.contexts.teacher_sampling else None,
             generated=shared_generated,
             conditions=conditions,
+            tokenizer=teacher.tokenizer,
             site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus, "rollout"),
         )
 

@@ -9,28 +9,32 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Protocol
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
 from common.device import place, precision
-from common.errors import Closed, Diverged
+from common.errors import Closed
 from common.exchange.condition import ClassConditions, ConditionTables
 from common.exchange.packed_weights import unpack
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import WeightSource
-from common.models.backbone import BackboneConfig
+from common.models.backbone import Backbone, BackboneConfig
+from common.models.generator import Generator, GeneratorConfig
 from common.models.plan import DecodePlan, natural_plan
 from common.randomness import Draws
 from common.tokenization.codes import flow_codes
+from common.tokenization.tokenizer import load_tokenizer
+from rollout.completion import AnySampler, complete
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, RolloutRequest, SamplerName, assign
+from rollout.one_pass_sampler import OnePassSampler
 from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import noise
 
@@ -70,7 +74,7 @@ class RolloutWorker:
         self,
         config: RolloutConfig,
         contexts: ContextsConfig,
-        student: BackboneConfig | None,
+        student: BackboneConfig | GeneratorConfig | None,
         *,
         name: str,
         schedule: Schedule,
@@ -82,17 +86,18 @@ class RolloutWorker:
         teacher_file: ModelFile | None = None,
         generated: TokenDataset | None = None,
         conditions: ConditionTables | None = None,
+        tokenizer: Path | None = None,
     ) -> None:
-        """`student` is None where no context samples one that decodes: rows are in the tokenizer's
-        order then, and no weights are fetched. `teacher_file` and `generated` are for contexts that
-        sample or read the teacher's; `conditions` are those of the student's side, by default the
-        classes."""
+        """`student` is None where no context samples it: no weights are fetched then. Rows are in
+        the tokenizer's order unless it decodes. `teacher_file` and `generated` are for contexts
+        that sample or read the teacher's; `conditions` are those of the student's side, by default
+        the classes; `tokenizer` has the codes of a one-pass student."""
         self._config = config
         self._contexts = contexts
         self._device, dtype = place(config.device), precision(config.dtype)
-        self._student = None
-        if student is not None:
-            self._student = student.build(data.spec).to(self._device, dtype).eval()
+        self._student = _built(student, data, tokenizer)
+        if self._student is not None:
+            self._student.to(self._device, dtype).eval()
         self._name = name
         self._schedule = schedule
         self._draws = draws
@@ -108,10 +113,12 @@ class RolloutWorker:
 
     def _build_samplers(
         self, teacher_file: ModelFile | None, dtype: torch.dtype
-    ) -> dict[SamplerName, PrefixSampler]:
+    ) -> dict[SamplerName, AnySampler]:
         table = self._conditions.shared
-        found: dict[SamplerName, PrefixSampler] = {}
-        if self._student is not None:
+        found: dict[SamplerName, AnySampler] = {}
+        if isinstance(self._student, Generator):
+            found["student"] = OnePassSampler(self._student, table)
+        elif self._student is not None:
             found["student"] = PrefixSampler(self._student, self._config.sampling, table)
         sampling = self._contexts.teacher_sampling
         if sampling is None:
@@ -179,7 +186,7 @@ class RolloutWorker:
         conditions = [self._schedule.condition(index) for index in lease.indices]
         order_seeds = [self._draws.noise_seed(condition) for condition in conditions]
         plan = self._plan(order_seeds)
-        token_BL, logprob_BL = self._complete(work, seeds, order_seeds, plan)
+        done = complete(self._samplers, work, seeds, order_seeds, plan, self._diverged)
         facts = self._facts(lease, time.perf_counter() - started)
         batch = TrajectoryBatch(
             spec=self._data.spec,
@@ -192,16 +199,17 @@ class RolloutWorker:
             law=work.law,
             prefix_B=work.prefix_B,
             plan=plan,
-            token_BL=token_BL,
-            logprob_BL=logprob_BL,
-            seed_B=work.seed_B,
+            token_BL=done.token_BL,
+            logprob_BL=done.logprob_BL,
+            seed_B=done.seed_B,
+            vector_BLD=done.vector_BLD,
             noise_BL=noise(seeds, self._data.spec.length) if self._config.keep_noise else None,
             facts=facts,
         )
         return to_arrow(self._grouped(batch, lease))
 
     def _plan(self, order_seeds: list[int]) -> DecodePlan:
-        if self._student is None:
+        if not isinstance(self._student, Backbone):
             return natural_plan(len(order_seeds), self._data.spec)
         return self._student.plan(order_seeds, self._config.sampling.decoding)
 
@@ -226,33 +234,16 @@ class RolloutWorker:
         facts = batch.facts | {"group_size": str(size)}
         return replace(batch, group_B=group_B, member_B=member_B, facts=facts)
 
-    def _complete(
-        self, work: RolloutRequest, seeds: list[int], order_seeds: list[int], plan: DecodePlan
-    ) -> tuple[Tensor, Tensor]:
-        """(token_BL, logprob_BL): what is read, with every sampler's rows put in their places."""
-        token_BL = plan.to_slots(work.cell_BL)
-        logprob_BL = torch.zeros(token_BL.shape)
-        for name, sampler in self._samplers.items():
-            rows = work.rows_of(name)
-            if len(rows):
-                own, orders = ([of[row] for row in rows.tolist()] for of in (seeds, order_seeds))
-                try:
-                    token_BL[rows], logprob_BL[rows] = sampler(
-                        work.rows(rows), own, plan.rows(rows), orders
-                    )
-                except Diverged as error:
-                    raise Diverged(self._diverged(name)) from error
-        return token_BL, logprob_BL
-
     def _diverged(self, name: SamplerName) -> str:
         if name == "teacher":
             return (
                 "the teacher's log-probabilities are not finite while it is sampled; check "
                 "teacher.weights, or set rollout.dtype=float32"
             )
+        numbers = "code vectors" if isinstance(self._student, Generator) else "log-probabilities"
         return (
-            f"step {self._loaded[1]}: the student's log-probabilities are not finite while it is "
-            "sampled; lower learner.optimizer.learning_rate or learner.optimizer.max_grad_norm, or "
+            f"step {self._loaded[1]}: the student's {numbers} are not finite while it is sampled; "
+            "lower learner.optimizer.learning_rate or learner.optimizer.max_grad_norm, or "
             "give it a longer warmup"
         )
 
@@ -280,3 +271,14 @@ class RolloutWorker:
             weights = self._weights.get(wanted, WEIGHTS_SECONDS)
             self._student.load_state_dict(unpack(weights.verified()))
         self._loaded = (lease.generation, wanted)
+
+
+def _built(
+    student: BackboneConfig | GeneratorConfig | None, data: TokenDataset, tokenizer: Path | None
+) -> Backbone | Generator | None:
+    """A student without content, for published weights."""
+    if student is None or isinstance(student, BackboneConfig):
+        return None if student is None else student.build(data.spec)
+    if tokenizer is None:
+        raise ValueError("contexts sample a one-pass student, but no tokenizer was given")
+    return student.build(data.spec, load_tokenizer(tokenizer).codebook_VD)

@@ -25,7 +25,6 @@ from common.files.tensors import state_digest
 from common.finite import is_finite
 from common.models.backbone import Backbone
 from common.models.guidance import Guidance, guide, scale_per_slot
-from common.models.plan import DecodePlan
 from common.spec import require_same_spec
 from teacher_server.batching import Batcher, BatchingConfig
 
@@ -45,6 +44,9 @@ class TeacherConfig(Config):
     """Read the averaged weights of an official trainer's file."""
     guidance: Guidance | None = None
     """Classifier-free guidance of the target distribution; without it, one pass is enough."""
+    prefix: Literal["codes", "vectors"] = "codes"
+    """What is read of rows of a one-pass student, whose code vectors lie between the codes: the
+    nearest codes, or the vectors themselves, where the family can (VAR, through its canvas)."""
     signal: Annotated[SerializeAsAny[SignalConfig], from_package("common.exchange.signals")] = (
         guided_hidden.Config()
     )
@@ -149,7 +151,9 @@ def signal_columns(
     Raises:
         Diverged: hidden vectors are not finite.
     """
-    hidden_BLC = guided_features(backbone, batch, config.guidance, conditions).float()
+    hidden_BLC = guided_features(
+        backbone, batch, config.guidance, conditions, vectors=config.prefix == "vectors"
+    ).float()
     if not is_finite(hidden_BLC):
         raise Diverged(
             f"the teacher's hidden vectors are not finite for images {_range(batch.id_B)}; "
@@ -170,11 +174,14 @@ def guided_features(
     batch: TrajectoryBatch,
     guidance: Guidance | None,
     conditions: ConditionTables | None = None,
+    *,
+    vectors: bool = False,
 ) -> Tensor:
     """Guided post-norm h_BLC: u + s (h_c - h_u), s by step; rows of the null class stay.
 
-    The teacher reads what the student reads, `batch.input_BL`; whoever asks for the probability of
-    a code asks for that of `batch.token_BL`. It resolves what it alone may know, where a row has an
+    The teacher reads what the student reads, `batch.input_BL`, or with `vectors` the code vectors
+    of rows that have some; whoever asks for the probability of a code asks for that of
+    `batch.token_BL`. It resolves what it alone may know, where a row has an
     id of that, and else what the student resolves, by default the class.
     """
     table, id_B = ClassConditions(backbone.spec.num_classes), batch.label_B
@@ -184,16 +191,20 @@ def guided_features(
             table, id_B = conditions.teacher_only, batch.teacher_condition_B
     scales = guidance.scales(batch.plan, backbone.guidance_rule) if guidance else ()
     if all(scale == 1 for scale in scales):
-        return backbone.features(table.resolve(id_B), batch.input_BL, batch.plan)
+        return _features(backbone, table.resolve(id_B), batch, vectors)
     null_B = torch.full_like(id_B, table.null)
-    conditional, unconditional = _both_branches(backbone, batch, table, id_B, null_B)
+    conditional, unconditional = _both_branches(backbone, batch, table, (id_B, null_B), vectors)
     scale_L1 = scale_per_slot(scales, batch.plan)[:, None].to(conditional.device)
     # For a row whose label is the null class both passes agree, so the rule leaves it as it is.
     return guide(conditional, unconditional, scale_L1)
 
 
 def _both_branches(
-    backbone: Backbone, batch: TrajectoryBatch, table: Conditions, id_B: Tensor, null_B: Tensor
+    backbone: Backbone,
+    batch: TrajectoryBatch,
+    table: Conditions,
+    ids: tuple[Tensor, Tensor],
+    vectors: bool,
 ) -> tuple[Tensor, Tensor]:
     """h_BLC of the conditional and of the null branch.
 
@@ -201,12 +212,17 @@ def _both_branches(
     (on the CPU they were equal to the bit at all sizes of `benchmarks.teacher`).
     """
     if batch.input_BL.numel() > JOINED_TOKENS:
-        passes = [
-            backbone.features(table.resolve(which_B), batch.input_BL, batch.plan)
-            for which_B in (id_B, null_B)
-        ]
-        return passes[0], passes[1]
-    plan = DecodePlan(batch.plan.order_BL.repeat(2, 1), batch.plan.step_sizes)
-    condition = table.resolve(torch.cat([id_B, null_B]))
-    hidden = backbone.features(condition, batch.input_BL.repeat(2, 1), plan)
-    return hidden[: len(id_B)], hidden[len(id_B) :]
+        first, second = (_features(backbone, table.resolve(i), batch, vectors) for i in ids)
+        return first, second
+    twice = concatenate([batch, batch])
+    hidden = _features(backbone, table.resolve(torch.cat(ids)), twice, vectors)
+    return hidden[: len(batch)], hidden[len(batch) :]
+
+
+def _features(
+    backbone: Backbone, condition: Tensor, batch: TrajectoryBatch, vectors: bool
+) -> Tensor:
+    """One pass over what is read of the rows, see `guided_features`."""
+    if vectors and batch.vector_BLD is not None:
+        return backbone.features_of(condition, batch.vector_BLD, batch.plan)
+    return backbone.features(condition, batch.input_BL, batch.plan)

@@ -162,9 +162,10 @@ class Buffer:
     def take(self, step: int, *, shard: int, shards: int, timeout: float) -> Share | None:
         """This shard's records for learner step `step` (0-based); None when none came in time.
 
-        All shards of a step see one assembly: of the records not older than `step - max_staleness`
-        those leased first, or in `ordered` mode exactly the leases that belong to the step. A step
-        that one shard has got is handed to the others even after `close`: ranks stop together.
+        All shards of a step see one assembly: of the records that are not too old for it
+        (`Schedule.oldest_version`) those leased first, or in `ordered` mode exactly the leases that
+        belong to the step. A step that one shard has got is handed to the others even after
+        `close`: ranks stop together.
 
         Raises:
             Closed: the run was ended; the message is the cause. Any error that it was ended with
@@ -258,7 +259,7 @@ class Buffer:
         """Leases whose records are too old for `step`."""
         if step in self._assembled or self._cause:
             return []
-        oldest_allowed = step - self._schedule.max_staleness
+        oldest_allowed = self._schedule.oldest_version(step)
         return [
             number
             for number, held in self._records.items()

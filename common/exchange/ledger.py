@@ -164,12 +164,13 @@ class Ledger:
         if not self._open:
             return False
         per_step = self._schedule.leases_per_step
+        ahead = self._schedule.ahead_of(self._trained_steps)
         if self._schedule.ordered:
             number = self._again[0] if self._again else self._next_number()
-            within = number // per_step <= self._trained_steps + self._schedule.ahead
+            within = number // per_step <= self._trained_steps + ahead
             return within and number < self._schedule.total
         outstanding = len(self._leased) + len(self._stored)
-        if outstanding >= (self._schedule.ahead + 1) * per_step:
+        if outstanding >= (ahead + 1) * per_step:
             return False
         return bool(self._again) or self._next_number() < self._schedule.total
 

@@ -2,6 +2,17 @@
 
 from dataclasses import dataclass
 
+MOST_AHEAD = 8
+"""Steps that sampling may run ahead of a learner that leaves the student as it is for longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """From step `first` (0-based) on, every `period`-th step changes the student."""
+
+    first: int
+    period: int
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -16,6 +27,10 @@ class Schedule:
     group_size: int = 1
     """Neighbouring image indices that are samples of one condition; divides `lease_size`, so that
     a group is leased, scored, dropped and trained whole."""
+    phases: tuple[Phase, ...] = ()
+    """Of a learner that changes the student in some steps only, the first from step 0 on: a version
+    is published after each of these (and where a phase begins), and the rows of a step are of the
+    newest one, so `max_staleness` and `publish_every` say nothing. Empty: in every step."""
 
     def condition(self, index: int) -> int:
         """Which condition image `index` is a sample of: data row, label, context, prefix and order
@@ -36,8 +51,17 @@ class Schedule:
 
     @property
     def ahead(self) -> int:
-        """Whole steps that sampling may run ahead: what `max_staleness` leaves after publishing."""
+        """Whole steps that sampling may run ahead at most: what `max_staleness` leaves after
+        publishing, or what a phase leaves before the student changes."""
+        if self.phases:
+            return min(MOST_AHEAD, max(phase.period for phase in self.phases) - 1)
         return self.max_staleness - (self.publish_every - 1)
+
+    def ahead_of(self, step: int) -> int:
+        """The same, when so many steps are done."""
+        if not self.phases:
+            return self.ahead
+        return min(self.ahead, self._next_version(step) - 1 - step)
 
     @property
     def most_outstanding(self) -> int:
@@ -47,14 +71,29 @@ class Schedule:
     @property
     def versions_kept(self) -> int:
         """How many steps back a published version may still be asked for."""
-        return self.max_staleness + self.publish_every
+        return 0 if self.phases else self.max_staleness + self.publish_every
 
     def pinned_version(self, step: int) -> int:
         """The version that `ordered` mode samples `step` with, at most `max_staleness` old."""
+        if self.phases:
+            phase = self._phase(step)
+            return step - (step - phase.first) % phase.period
         return max(0, step - self.ahead) // self.publish_every * self.publish_every
 
+    def oldest_version(self, step: int) -> int:
+        """What the student's rows of `step` must not be older than."""
+        return self.pinned_version(step) if self.phases else step - self.max_staleness
+
     def is_published(self, step: int) -> bool:
-        return step % self.publish_every == 0
+        """Whether a version is published when so many steps are done."""
+        return self.pinned_version(step) == step if self.phases else step % self.publish_every == 0
+
+    def _phase(self, step: int) -> Phase:
+        return [phase for phase in self.phases if phase.first <= step][-1]
+
+    def _next_version(self, step: int) -> int:
+        later = [phase.first for phase in self.phases if phase.first > step]
+        return min([self.pinned_version(step) + self._phase(step).period, *later])
 
 
 @dataclass(frozen=True, slots=True)

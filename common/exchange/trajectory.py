@@ -19,6 +19,8 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 3):
     noise         float64[L]         the uniforms that drew the row (optional)
     seed          int64              what gives the Gaussian noise that was carried to the row's
                                      tokens, or -1 (absent: no row was made so; docs/one_step.md)
+    vector        float32[L, D]      the code vectors that a one-pass student means, of which
+                                     `token` are the nearest codes (absent: the codes' own)
     input_token   uint16/32[L]       what student and teacher read in every slot, where that differs
                                      from `token`, which both are asked for (absent: the same)
     group,        int64              which rows are samples of one condition, and which of them a
@@ -35,7 +37,7 @@ output head). A record holds whole groups.
 Version 2 had int32 where version 3 has uint16 and uint32: it is read alike. Version 1 did not say
 who sampled a row: its readers took the context called "student" for that.
 
-Shape letters: B sequences, L slots.
+Shape letters: B sequences, L slots, D code width.
 """
 
 import json
@@ -105,6 +107,7 @@ def _optional(batch: TrajectoryBatch) -> dict[str, Tensor]:
         "member": batch.member_B,
         "teacher_condition": batch.teacher_condition_B,
         "seed": batch.seed_B,
+        "vector": batch.vector_BLD,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -161,6 +164,7 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         member_B=column.get("member"),
         teacher_condition_B=column.get("teacher_condition"),
         seed_B=column.get("seed"),
+        vector_BLD=column.get("vector"),
         signal=_named(column, "signal."),
         sequence=_named(column, "sequence."),
         facts=facts,
@@ -242,6 +246,8 @@ def _check_shapes(batch: TrajectoryBatch) -> None:
     }
     for name, value in _optional(batch).items():
         columns[name] = (value, row if name in OF_ROWS else whole)
+    if (vector_BLD := batch.vector_BLD) is not None:
+        columns["vector"] = (vector_BLD, (*whole, vector_BLD.shape[-1]))
     columns |= {name: (v, (*row, *v.shape[1:])) for name, v in batch.sequence.items()}
     for name, (value, shape) in columns.items():
         if tuple(value.shape) != shape:

@@ -1,6 +1,6 @@
 """Sequences in memory: what common/exchange/trajectory.py decodes a record to.
 
-Shape letters: B sequences, L slots.
+Shape letters: B sequences, L slots, D code width.
 """
 
 from collections.abc import Callable
@@ -47,6 +47,9 @@ class TrajectoryBatch:
     """Id of what only the teacher knows of a row. None: it knows what the student knows."""
     seed_B: Tensor | None = None
     """What gives the Gaussian noise that was carried to a row's tokens; -1 where none was."""
+    vector_BLD: Tensor | None = None
+    """The code vectors that a one-pass student means by a row, of which `token_BL` are the nearest
+    codes. None: those codes' own."""
     signal: dict[str, Tensor] = field(default_factory=dict)
     """Teacher columns by name, each (B, L, ...); `entropy` among them where anything reads it."""
     sequence: dict[str, Tensor] = field(default_factory=dict)

@@ -5,7 +5,8 @@ vectors at once (`features`) and owns one linear `head`. Step-by-step decoding t
 slowly; override `begin` and `predict` to use a cache. Guidance, filtering and drawing live
 outside (rollout/sampler.py).
 
-Shape letters: B sequences, L slots, n slots in the current step, C width, V vocabulary.
+Shape letters: B sequences, L slots, n slots in the current step, C width, V vocabulary,
+D code width.
 """
 
 from abc import ABC, abstractmethod
@@ -123,6 +124,11 @@ class Backbone(nn.Module, ABC):
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
         """Return post-norm h_BLC; slot i may depend only on slots of earlier steps."""
 
+    def features_of(self, class_B: Tensor, vector_BLD: Tensor, plan: DecodePlan) -> Tensor:
+        """As `features`, of vectors in the place of codes; only where the family's config
+        `reads_vectors`. The vectors of codes give what those codes give."""
+        raise NotImplementedError(f"{type(self).__name__} reads codes")
+
     def forward(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
         """Return logits_BLV of a whole sequence."""
         return self.head(self.features(class_B, token_BL, plan))
@@ -181,6 +187,8 @@ class BackboneConfig(PluginConfig, ABC):
     """Fields that change how a network is trained or written down, not which function it is."""
     has_rows: ClassVar[bool] = True
     """Whether tokens are ordered row by row, so that a prefix can end with a row of the grid."""
+    reads_vectors: ClassVar[bool] = False
+    """Whether vectors between the codes can be read as well (`Backbone.features_of`)."""
 
     def same_network(self, other: "BackboneConfig") -> bool:
         """Whether weights of one fit the other."""

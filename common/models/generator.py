@@ -57,6 +57,8 @@ class Generator(nn.Module, ABC):
     """The tokens that it makes, and how many classes it knows."""
     code_width: int
     """D of noise and vectors: that of the tokenizer's codes."""
+    codebook_VD: Tensor
+    """The codes, float32: a part of the state."""
 
     @abstractmethod
     def forward(self, label_B: Tensor, noise_BLD: Tensor) -> Generated:

@@ -147,12 +147,19 @@ class ResidualQuantizer(nn.Module):
         the canvas of all earlier ones, downsampled to its side."""
         return self.inputs_to(token_BL, len(self.scales) - 1)[0]
 
+    def inputs_of(self, vector_BLD: Tensor) -> Tensor:
+        """As `inputs`, of vectors in the place of codes; differentiable in them."""
+        return self._painted(vector_BLD, len(self.scales) - 1)[0]
+
     def inputs_to(self, token_BL: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """The inputs of scales 1 to `scale`, and the canvas after the scales before it."""
-        canvas = self.blank(len(token_BL))
-        parts = [self.code_VD.new_zeros(len(token_BL), 0, self.code_VD.shape[1])]
+        return self._painted(F.embedding(token_BL, self.code_VD), scale)
+
+    def _painted(self, vector_BLD: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        canvas = self.blank(len(vector_BLD))
+        parts = [canvas.new_zeros(len(vector_BLD), 0, vector_BLD.shape[2])]
         for earlier in range(scale):
-            canvas = canvas + self.contribution(token_BL[:, self.slots(earlier)], earlier)
+            canvas = canvas + self.contribution_of(vector_BLD[:, self.slots(earlier)], earlier)
             parts.append(self.shrink(canvas, earlier + 1).flatten(2).transpose(1, 2))
         return torch.cat(parts, dim=1), canvas
 

@@ -63,6 +63,7 @@ TOP_P_RULES = {"var": drop_from_bottom}
 
 class Config(BackboneConfig):
     has_rows: ClassVar[bool] = False
+    reads_vectors: ClassVar[bool] = True
 
     preset: Literal["d16", "d20", "d24", "d30", "d36-s"] | None = None
     """A published size; sets width, depth, heads, shared_aln and adaln_gamma."""
@@ -190,6 +191,9 @@ class VAR(Backbone):
 
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
         return self._run(class_B, self.quantizer.inputs(token_BL), first=0)
+
+    def features_of(self, class_B: Tensor, vector_BLD: Tensor, plan: DecodePlan) -> Tensor:
+        return self._run(class_B, self.quantizer.inputs_of(vector_BLD), first=0)
 
     def begin(
         self, class_B: Tensor, plan: DecodePlan, *, given_BL: Tensor | None = None, step: int = 0

@@ -30,8 +30,6 @@ class Config(GeneratorConfig):
 class Linear(Generator):
     """vector = map_l noise + shift_l + class; logit_j = -|vector - code_j|^2 / (2 sharpness)."""
 
-    codebook_VD: Tensor
-
     def __init__(self, config: Config, spec: SequenceSpec, codebook_VD: Tensor) -> None:
         super().__init__()
         self.spec = spec

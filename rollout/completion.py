@@ -1,0 +1,79 @@
+"""Who samples in a worker, and the rows of a lease that each of them completes.
+
+Shape letters: B sequences of a lease, L slots, D code width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.errors import Diverged
+from common.models.plan import DecodePlan
+from rollout.context import RolloutRequest, SamplerName
+from rollout.one_pass_sampler import OnePassSampler
+from rollout.prefix_sampler import PrefixSampler
+
+AnySampler = PrefixSampler | OnePassSampler
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The rows of a lease in the slots of its plan."""
+
+    token_BL: Tensor
+    logprob_BL: Tensor
+    seed_B: Tensor | None
+    """Noise seeds of pairs, and of what a one-pass student made; -1 of other rows."""
+    vector_BLD: Tensor | None = None
+    """Where a one-pass student made rows: what it means, and of other rows their codes."""
+
+
+def complete(
+    samplers: Mapping[SamplerName, AnySampler],
+    work: RolloutRequest,
+    seeds: Sequence[int],
+    order_seeds: Sequence[int],
+    plan: DecodePlan,
+    diverged: Callable[[SamplerName], str],
+) -> Completed:
+    """What is read, with every sampler's rows put in their places.
+
+    Raises:
+        Diverged: in the words of `diverged`, where a sampler's numbers are not finite.
+    """
+    token_BL = plan.to_slots(work.cell_BL)
+    done = Completed(token_BL, torch.zeros(token_BL.shape), work.seed_B)
+    for name, sampler in samplers.items():
+        rows = work.rows_of(name)
+        if not len(rows):
+            continue
+        own, orders = ([of[row] for row in rows.tolist()] for of in (seeds, order_seeds))
+        try:
+            if isinstance(sampler, OnePassSampler):
+                done = _with_whole_rows(done, sampler, work, rows, own)
+            else:
+                token_BL[rows], done.logprob_BL[rows] = sampler(
+                    work.rows(rows), own, plan.rows(rows), orders
+                )
+        except Diverged as error:
+            raise Diverged(diverged(name)) from error
+    return done
+
+
+def _with_whole_rows(
+    done: Completed,
+    sampler: OnePassSampler,
+    work: RolloutRequest,
+    rows: Tensor,
+    seeds: Sequence[int],
+) -> Completed:
+    """`done` with the rows that a one-pass student makes; the plan is the tokenizer's order."""
+    done.token_BL[rows], made_nLD = sampler(work.label_B[rows], seeds)
+    vector_BLD = F.embedding(done.token_BL, sampler.generator.codebook_VD.cpu())
+    vector_BLD[rows] = made_nLD
+    seed_B = torch.full_like(work.id_B, -1) if done.seed_B is None else done.seed_B.clone()
+    seed_B[rows] = torch.tensor(seeds)
+    return replace(done, seed_B=seed_B, vector_BLD=vector_BLD)
