@@ -4,18 +4,17 @@ docs/one_step.md, "Students")."""
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
 from common.config.quantities import Tokens, TokensOrNone
 from common.errors import InputError
-from common.models.backbone import BackboneConfig
-from common.models.generator import GeneratorConfig
+from common.models.one_pass import OnePassConfig
 from common.spec import SequenceSpec
 
 
-class DistilledDecoderConfig(GeneratorConfig):
+class DistilledDecoderConfig(OnePassConfig):
     """How a student is used; its sizes are the family's."""
 
     split: TokensOrNone = 0
@@ -26,40 +25,7 @@ class DistilledDecoderConfig(GeneratorConfig):
     """Points of the trajectory that are trained, counted from 1 as in the paper: how many tokens
     (LlamaGen) or scales (VAR) come before the first noise, plus 1 (published: 1, 81 and 1, 6)."""
 
-    unread: ClassVar[frozenset[str]] = frozenset()
-    """Fields of the teacher's sizes that have no meaning here."""
-
-    @property
-    @abstractmethod
-    def sizes(self) -> BackboneConfig:
-        """The teacher's, in the field `backbone`, or its family's defaults."""
-
-    def sized_as(self, teacher: BackboneConfig) -> Self:
-        """With the teacher's sizes, without its dropout, where `backbone` was left out.
-
-        Raises:
-            ValueError: the teacher is of another family or has other sizes.
-        """
-        if teacher.kind != self.sizes.kind:
-            raise ValueError(
-                f"student is a {self.kind}, which starts from a {self.sizes.kind}, but teacher is "
-                f"a {teacher.kind}; choose the kind of the teacher's family"
-            )
-        if getattr(self, "backbone", None) is None:
-            dropped = {"dropout", "drop_path"} & type(teacher).model_fields.keys()
-            return self.model_copy(
-                update={"backbone": teacher.model_copy(update=dict.fromkeys(dropped, 0.0))}
-            )
-        skipped = {*self.unread, *teacher.training_only}
-        ours, its = (sizes.model_dump(exclude=skipped) for sizes in (self.sizes, teacher))
-        differing = [name for name in ours if ours[name] != its[name]]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"student.backbone.{name} is {ours[name]}, but the teacher's is {its[name]}; a "
-                f"{self.kind} has its teacher's sizes: leave student.backbone out"
-            )
-        return self
+    usage: ClassVar[frozenset[str]] = frozenset({"split"})
 
     def check(self, spec: SequenceSpec) -> None:
         """Refuse tokens with which a student cannot be used so.
@@ -74,12 +40,6 @@ class DistilledDecoderConfig(GeneratorConfig):
                 f"positions {shown(self.positions)} end behind the sequence of {spec.length} "
                 "tokens, where no noise is left; lower the last one"
             )
-
-    def network(self) -> dict[str, Any]:
-        """What weights of the student belong to: `split` and dropout are no part of it."""
-        skipped = {*self.unread, *self.sizes.training_only}
-        own = self.model_dump(mode="json", exclude={"split", "backbone"})
-        return own | self.sizes.model_dump(mode="json", exclude=skipped | {"kind"})
 
     @model_validator(mode="after")
     def _positions_rise_from_1(self) -> Self:

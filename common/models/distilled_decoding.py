@@ -12,7 +12,7 @@ Shape letters: B sequences, L slots, n some of them, C width, D code width, V co
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,14 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from common.models.adaln import plain_norm
-from common.models.backbone import Backbone, Official
+from common.models.backbone import Official
 from common.models.distilled_config import DistilledDecoderConfig as DistilledDecoderConfig
 from common.models.distilled_config import shown
 from common.models.few_steps import few_steps, nearest
-from common.models.generator import Generated, Generator
-from common.spec import SequenceSpec, require_same_spec
+from common.models.generator import Generated
+from common.models.one_pass import OnePassStudent
+from common.models.one_pass import require_codes as require_codes
+from common.spec import SequenceSpec
 
 NOISE, DATA = 0, 1
 """Rows of the type embedding; the class is data."""
@@ -44,28 +46,20 @@ class EmbeddingHead(nn.Module):
         return self.linear(plain_norm(x_BnC) * (1 + scale) + shift)
 
 
-class DistilledDecoder(Generator):
+class DistilledDecoder(OnePassStudent):
     """`trunk` reads; `head(normed(...))` and `embed` say what the slots will be."""
 
     official: ClassVar[Official]
     """Layout of the released files, as a backbone's."""
     new: ClassVar[frozenset[str]] = frozenset({"codebook_VD", "n_d_embed", "final_layer_conti"})
     """Submodules and tensors that no teacher has."""
-    codebook_VD: Tensor
 
     def __init__(
         self, config: DistilledDecoderConfig, spec: SequenceSpec, codebook_VD: Tensor
     ) -> None:
-        super().__init__()
         config.check(spec)
-        if len(codebook_VD) != spec.vocab_size:
-            raise InputError(
-                f"the tokens have {spec.vocab_size} codes, but there are {len(codebook_VD)} code "
-                "vectors; take both from one tokenizer"
-            )
-        self.spec, self.code_width = spec, codebook_VD.shape[1]
+        super().__init__(spec, codebook_VD)
         self.split, self.positions = config.split, config.positions
-        self.register_buffer("codebook_VD", codebook_VD.detach().clone().float())
 
     @property
     def head(self) -> nn.Linear:
@@ -92,13 +86,8 @@ class DistilledDecoder(Generator):
         """vector_BnD, float32, of what `trunk` returns: the embedding head has a norm of its own
         and reads, as released, what is not under the teacher's."""
 
-    @abstractmethod
-    def inherited(self, teacher: Backbone) -> dict[str, Tensor]:
-        """All that a student takes over, by its own names and in its own shapes.
-
-        Raises:
-            InputError: the teacher is of another family, or has other codes.
-        """
+    def is_new(self, name: str) -> bool:
+        return name.partition(".")[0] in self.new
 
     def official_buffers(self) -> dict[str, Tensor]:
         """Entries of a released file that are no parameters."""
@@ -158,48 +147,6 @@ class DistilledDecoder(Generator):
             )
         return positions
 
-    @torch.no_grad()
-    def start_from(self, teacher: Backbone) -> None:
-        """Take over all that a teacher has of this network; what is new stays as it was drawn.
-
-        Raises:
-            InputError: another family, other tokens, sizes or codes.
-        """
-        require_same_spec(self.spec, teacher.spec, us="the student", them="the teacher")
-        ours, taken = self.state_dict(), self.inherited(teacher)
-        wanted = {n: v for n, v in ours.items() if n.partition(".")[0] not in self.new}
-        for name in sorted(wanted.keys() | taken.keys()):
-            mine, its = (_shape(values.get(name)) for values in (wanted, taken))
-            if mine != its:
-                raise InputError(
-                    f"{name} has shape {its} in the teacher and {mine} in the student; give the "
-                    "student the teacher's sizes"
-                )
-        for name, value in taken.items():
-            wanted[name].copy_(value)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """The codes follow to another device, but never to another precision."""
-        code_VD = self.codebook_VD
-        super()._apply(fn, recurse)
-        if not code_VD.is_meta:
-            self.codebook_VD = code_VD.to(self.codebook_VD.device)
-        return self
-
-
-def require_codes(ours_VD: Tensor, theirs_VD: Tensor, *, of: str = "the teacher") -> None:
-    """Refuse a teacher (or tokenizer) with other codes than those that noise was carried to.
-
-    Raises:
-        InputError: they differ.
-    """
-    if ours_VD.shape != theirs_VD.shape or not torch.equal(ours_VD.cpu(), theirs_VD.cpu().float()):
-        raise InputError(
-            f"the student's codebook ({len(ours_VD)} codes of width {ours_VD.shape[1]}) is not "
-            f"that of {of} ({len(theirs_VD)} of width {theirs_VD.shape[1]}); take the tokenizer "
-            "that teacher and student were trained on"
-        )
-
 
 def draw_new(modules: Sequence[nn.Module], std: float) -> None:
     """Normal weights of linear maps and embeddings, biases of 0."""
@@ -216,7 +163,3 @@ def _joined(first: Generated, second: Generated) -> Generated:
         torch.cat([first.vector_BLD, second.vector_BLD], 1),
         torch.cat([first.logit_BLV, second.logit_BLV], 1),
     )
-
-
-def _shape(value: Tensor | None) -> str:
-    return "none" if value is None else str(list(value.shape))
