@@ -87,6 +87,10 @@ class Backbone(nn.Module, ABC):
         """Register it by its official name, for which a property may stand in the way."""
         self._modules[self.official.head] = head
 
+    def drop_head(self) -> None:
+        """Leave only what `features` needs, for those that put another head on it."""
+        del self._modules[self.official.head]
+
     @abstractmethod
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
         """The order in which to decode one sequence per seed; random orders are drawn from it.

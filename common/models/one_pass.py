@@ -67,8 +67,6 @@ class OnePassConfig(GeneratorConfig):
 class OnePassStudent(Generator):
     """Carries the codes that its vectors mean, and can begin as a teacher."""
 
-    codebook_VD: Tensor
-
     def __init__(self, spec: SequenceSpec, codebook_VD: Tensor) -> None:
         super().__init__()
         if len(codebook_VD) != spec.vocab_size:

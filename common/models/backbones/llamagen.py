@@ -197,8 +197,12 @@ class LlamaGen(Backbone):
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
         if isinstance(plan, ZipARPlan):
             raise ValueError("sequences drawn with ZipAR are scored by their raster plan")
-        class_B1C = self.cls_embedding(class_B)[:, None]
-        x_BLC = torch.cat([class_B1C, self.tok_embeddings(token_BL[:, :-1])], dim=1)
+        return self.read(class_B, self.tok_embeddings(token_BL[:, :-1]))
+
+    def read(self, class_B: Tensor, embedded_BnC: Tensor) -> Tensor:
+        """Post-norm vectors of the class's place and of those behind it, which are given as what
+        stands there in the place of tokens' embeddings."""
+        x_BLC = torch.cat([self.cls_embedding(class_B)[:, None], embedded_BnC], dim=1)
         return self._run(x_BLC, self._rotary.on(x_BLC.device))
 
     def begin(
