@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from common.exchange.condition import Conditions
 from common.models.backbone import Backbone
-from rollout.sampler import SamplingConfig, draw, filtered_logprob, noise
+from common.models.filters import filtered_logprob
+from rollout.sampler import SamplingConfig, draw, noise
 from rollout.stepper import Stepper
 
 

@@ -11,11 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import field_validator
 from torch import Tensor
 
-from common.config.quantities import CodesOrAll, SomeProbability, Temperature
-from common.config.schema import Config
 from common.device import runs_kernels, steady_attention
 from common.errors import Diverged, InputError
 from common.exchange.condition import Conditions
@@ -25,10 +22,10 @@ from common.flow.solver import AnySolver, SolverConfig
 from common.models.backbone import Backbone
 from common.models.cuda.captured_steps import captured
 from common.models.decoding import AnyDecoding, DecodingConfig
+from common.models.filters import FilterConfig, filtered_logprob
 from common.models.guidance import Guidance
 from common.models.packed_linear import packed
 from common.models.plan import DecodePlan
-from common.models.top_p import top_p_rules
 from rollout.flow_draw import FlowDraw
 from rollout.lineup import Lineup, entries
 from rollout.stepper import Stepper
@@ -37,7 +34,7 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 """Normalised logprob_BnV and what every slot has of noise (B, n, ...) to token_Bn."""
 
 
-class SamplingConfig(Config):
+class SamplingConfig(FilterConfig):
     """Guidance, temperature, top-k, top-p, in this order (docs/backbones.md, "LlamaGen
     sampling")."""
 
@@ -45,33 +42,15 @@ class SamplingConfig(Config):
     """Classifier-free guidance, a scale or a table; without it the conditional model runs alone."""
     decoding: AnyDecoding = DecodingConfig()
     """The order, as far as the model's family leaves a choice."""
-    temperature: Temperature = 1.0
-    """Divides the logits."""
-    top_k: CodesOrAll = 0
-    """Keep the k largest logits and their ties; 0 keeps all."""
-    top_p: SomeProbability = 1.0
-    """Keep the likeliest tokens that together reach probability p; 1 keeps all (VAR writes 0)."""
-    top_p_rule: str = "llamagen"
-    """Whose rule decides at the edge, by the name that a family declares: llamagen drops from the
-    top where more than p comes before, var from the bottom while no more than 1 - p is gone."""
-
     flow: AnySolver | None = None
     """Draw by carrying one Gaussian vector for each token to a code of the tokenizer, with this
     solver (Distilled Decoding); without it, by a uniform."""
 
-    @field_validator("top_p_rule")
-    @classmethod
-    def _some_family_has_the_rule(cls, value: str) -> str:
-        if value not in (known := top_p_rules()):
-            raise ValueError(f"is no rule; choose one of {', '.join(sorted(known))}")
-        return value
-
     @property
     def is_plain(self) -> bool:
         """Whether codes come from the model's own conditional distribution."""
-        filtered = self.top_k > 0 or self.top_p < 1
-        exact = self.decoding.is_exact and not filtered and (not self.flow or self.flow.is_exact)
-        return exact and self.guidance is None and self.temperature == 1
+        exact = self.decoding.is_exact and (not self.flow or self.flow.is_exact)
+        return exact and not self.is_filtered and self.guidance is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,18 +241,6 @@ def _require_finite(logprob_BL: Tensor) -> None:
             "the model's log-probabilities are not finite while it is sampled: its weights have "
             "diverged; take weights from before"
         )
-
-
-def filtered_logprob(logit_BnV: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Normalised log-probabilities of the distribution that is drawn from; -inf where removed."""
-    logit = logit_BnV if sampling.temperature == 1 else logit_BnV / sampling.temperature
-    if 0 < sampling.top_k < logit.shape[-1]:
-        threshold = logit.topk(sampling.top_k, dim=-1).values[..., -1:]
-        logit = logit.masked_fill(logit < threshold, -torch.inf)
-    if sampling.top_p < 1:
-        dropped = top_p_rules()[sampling.top_p_rule](logit, sampling.top_p)
-        logit = logit.masked_fill(dropped, -torch.inf)
-    return logit.log_softmax(-1)
 
 
 def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:

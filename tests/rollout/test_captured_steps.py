@@ -8,9 +8,10 @@ from common.device import place
 from common.models.backbone import build_seeded
 from common.models.backbones import llamagen
 from common.models.cuda.captured_steps import _STEPS, CapturedSteps, padded_rows
+from common.models.filters import filtered_logprob
 from common.models.guidance import Guidance
 from common.spec import SequenceSpec
-from rollout.sampler import SamplingConfig, draw, filtered_logprob, sample
+from rollout.sampler import SamplingConfig, draw, sample
 
 SPEC = SequenceSpec(vocab_size=50, length=64, grid=(8, 8), num_classes=7)
 CONFIG = llamagen.Config(width=64, depth=2, heads=2, multiple_of=32)

@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.models.backbone import build_seeded
 from common.models.backbones import arpg, llamagen
+from common.models.filters import filtered_logprob
 from common.models.guidance import Guidance
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
-from rollout.sampler import SamplingConfig, decode, filtered_logprob, noise
+from rollout.sampler import SamplingConfig, decode, noise
 from rollout.stepper import Stepper
 
 FAMILIES = ("llamagen", "var", "arpg")

@@ -11,10 +11,11 @@ from common.exchange.packed_weights import pack, unpack
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
+from common.models.filters import filtered_logprob
 from common.randomness import Draws
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, assign
-from rollout.sampler import SamplingConfig, decode, draw, filtered_logprob, noise
+from rollout.sampler import SamplingConfig, decode, draw, noise
 from rollout.worker import RolloutWorker
 
 SCHEDULE = Schedule(steps=100, global_batch_size=8, lease_size=4, max_staleness=2, publish_every=1)
