@@ -32,6 +32,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 """Pixels or codes along one side of an image."""
 Width = Annotated[int, Field(ge=1, le=2**16)]
 """Channels."""
+WidthOrNone = Annotated[int, Field(ge=0, le=2**16)]
 Depth = Annotated[int, Field(ge=1, le=1024)]
 """Layers, blocks, heads, rounds."""
 Processes = Annotated[int, Field(ge=1, le=4096)]

@@ -63,7 +63,7 @@ class Backbone(nn.Module, ABC):
     of another family's."""
     official: ClassVar[Official]
     """How the family's own repository stores weights; parameter names are the official ones."""
-    borrowed: ClassVar[tuple[str, ...]] = ()
+    borrowed: tuple[str, ...] = ()
     """Submodules that are the tokenizer's, which lends them under the same names (its `lent`);
     official files leave them out."""
     joins: ClassVar[bool] = False
@@ -191,8 +191,11 @@ class BackboneConfig(PluginConfig, ABC):
     """Fields that change how a network is trained or written down, not which function it is."""
     has_rows: ClassVar[bool] = True
     """Whether tokens are ordered row by row, so that a prefix can end with a row of the grid."""
-    reads_vectors: ClassVar[bool] = False
-    """Whether vectors between the codes can be read as well (`Backbone.features_of`)."""
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether vectors between the codes can be read as well (`Backbone.features_of`)."""
+        return False
 
     def same_network(self, other: "BackboneConfig") -> bool:
         """Whether weights of one fit the other."""

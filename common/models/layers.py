@@ -210,6 +210,17 @@ class CausalAttention(nn.Module):
         return self.wo(mixed.transpose(1, 2).flatten(2))
 
 
+class LabelEmbedder(nn.Module):
+    """Class table whose last row is the null class; labels are dropped outside."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, class_B: Tensor) -> Tensor:
+        return self.embedding_table(class_B)
+
+
 class DropPath(nn.Module):
     """Drops a residual branch per sequence while training; kept ones are scaled by 1 / keep."""
 

@@ -10,8 +10,7 @@ code, and the velocity is dx/dt = noise - code.
 Shape letters: B sequences, L slots, C width, D code width, V codes; ... leading axes.
 """
 
-from abc import abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from common.config.quantities import Depth, Width
 from common.models.backbone import Backbone
 from common.models.generator import Generated
 from common.models.one_pass import OnePassConfig, OnePassStudent
+from common.models.plan import natural_plan
 from common.models.velocity_head import VelocityHead
 from common.spec import SequenceSpec
 
@@ -33,25 +33,22 @@ class VelocityModelConfig(OnePassConfig):
     """Blocks of the head; as above."""
 
 
-N = TypeVar("N", bound=Backbone)
-
-
-class VelocityModel(OnePassStudent, Generic[N]):
+class VelocityModel(OnePassStudent):
     """`features` once per sequence, then `velocity` of any number of noisy vectors of its slots.
 
     As a generator it reads noise in the place of codes: shifted by one step in the backbone, the
     slot's own in the head, at time 1.
     """
 
-    network: N
-    """Without its head."""
+    network: Backbone
+    """Without its head; its config `reads_vectors`."""
     positions: ClassVar[tuple[int, ...]] = (1,)
     """Points of the trajectory that are trained, as DD1 counts them: the beginning alone."""
 
     def __init__(
         self,
         config: VelocityModelConfig,
-        network: N,
+        network: Backbone,
         *,
         feature_width: int,
         codebook_VD: Tensor,
@@ -64,11 +61,12 @@ class VelocityModel(OnePassStudent, Generic[N]):
             self.code_width, feature_width, width=config.head_width, depth=config.head_depth
         )
 
-    @abstractmethod
     def features(self, label_B: Tensor, vector_BLD: Tensor) -> Tensor:
         """feature_BLC of every slot, from the class and the vectors of the steps before the slot's
         own, as the teacher's plan has them; vectors are codes, what a generator made, or noise.
         Differentiable in the vectors."""
+        plan = natural_plan(len(label_B), self.spec)
+        return self.network.features_of(label_B, vector_BLD.float(), plan)
 
     def velocity(self, x_BLD: Tensor, time_BL: Tensor, feature_BLC: Tensor) -> Tensor:
         """velocity (..., B, L, D), float32, at x and times (..., B, L); axes before those of the

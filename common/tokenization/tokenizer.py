@@ -20,6 +20,7 @@ from common.config.schema import Config, validate
 from common.errors import InputError
 from common.files.tensors import fill, load_tensors, reading_header, save_tensors
 from common.memory import module_bytes, require_memory
+from common.models.code_table import CodeTable
 from common.outline import outlines
 from common.spec import SequenceSpec
 
@@ -35,8 +36,8 @@ class Tokenizer(nn.Module, ABC):
 
     def lent(self) -> Mapping[str, nn.Module]:
         """Modules without which some family cannot read its own tokens (`Backbone.borrowed`), by
-        name; none for most tokenizers."""
-        return {}
+        name: codes, or what paints them."""
+        return {"codes": CodeTable(self.codebook_VD.detach())}
 
     @property
     @abstractmethod

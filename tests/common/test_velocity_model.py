@@ -11,6 +11,7 @@ import torch
 from building.students import VELOCITY_TEACHERS, scale_of, student_of, velocity_model
 
 from common.errors import InputError
+from common.models.code_table import CodeTable
 from common.models.generator import gaussian
 from common.models.vector_embedding import VectorEmbedding
 from common.models.velocity_head import waves
@@ -168,13 +169,15 @@ def test_a_fitted_perceptron_is_the_least_squares_one():
     """More codes than hidden units, so something is left over; the normal equations, written as
     one bigger system, say what."""
     code_VD, table_VC = gaussian([1], 60, 3)[0], gaussian([2], 60, 16)[0]
-    embedding = VectorEmbedding(code_VD, 16)
-    state = embedding.fitted(code_VD, table_VC)
-    hidden_VH = torch.nn.functional.silu(embedding.first(code_VD)).double()
+    embedding = VectorEmbedding(60, 3, 16)
+    embedding.attach({"codes": CodeTable(code_VD)})
+    state = embedding.fitted(table_VC)
+    scaled_VD = code_VD / code_VD.square().sum(1).mean().sqrt()
+    hidden_VH = torch.nn.functional.silu(embedding.first(scaled_VD)).double()
     hidden_VH = torch.cat([hidden_VH, torch.ones(60, 1).double()], 1)
     wanted_HC = torch.linalg.lstsq(hidden_VH, table_VC.double()).solution
     embedding.load_state_dict(state)
-    left = (embedding(code_VD) - table_VC).square().mean()
+    left = (embedding(torch.arange(60)) - table_VC).square().mean()
     least = (hidden_VH @ wanted_HC - table_VC).square().mean()
     assert float(least) <= float(left) < 1.02 * float(least)
     assert 0.2 < float(least) < 0.9

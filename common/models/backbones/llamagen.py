@@ -13,7 +13,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from common.config.quantities import Depth, Fraction, Width
+from common.config.quantities import Depth, Fraction, Width, WidthOrNone
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
 from common.models.cuda.captured_steps import StaticCaches, fuses
 from common.models.decoding import DecodingConfig, own_choice
@@ -21,6 +21,7 @@ from common.models.layers import (
     CausalAttention,
     DropPath,
     KeyValueCache,
+    LabelEmbedder,
     Placement,
     RMSNorm,
     RotaryTable,
@@ -32,6 +33,7 @@ from common.models.layers import (
 from common.models.packed_linear import Linear
 from common.models.plan import DecodePlan, ZipARConfig, ZipARPlan, raster_plan, zipar_plan
 from common.models.top_p import drop_from_top
+from common.models.vector_embedding import VectorEmbedding
 from common.models.zipar import BLANK, ZipARCache, feeds
 from common.spec import SequenceSpec, require_raster
 
@@ -93,8 +95,15 @@ class Config(BackboneConfig):
     drop_path: Fraction = 0.0
     """Drop-path rate of the last block, rising from 0; as published, it replaces residual and
     feed-forward dropout (token dropout stays)."""
+    code_width: WidthOrNone = 0
+    """Channels of the tokenizer's codes, where their vectors are read, through a perceptron: so are
+    vectors between them (Distilled Decoding 2). 0: tokens are looked up, as published."""
 
     presets = PRESETS
+
+    @property
+    def reads_vectors(self) -> bool:
+        return self.code_width > 0
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -112,26 +121,16 @@ class Config(BackboneConfig):
     def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
         table = shapes.get("cls_embedding.embedding_table.weight")
         tokens = shapes.get("tok_embeddings.weight")
-        if table is None or tokens is None:
+        first = shapes.get("tok_embeddings.first.weight")
+        if table is None or (tokens is None and first is None):
             return None
-        depth = sum(name.endswith("attention.wqkv.weight") for name in shapes)
         return {
-            "vocab_size": tokens[0],
+            "vocab_size": tokens[0] if tokens else shapes["output.weight"][0],
             "num_classes": table[0] - 1,
-            "width": tokens[1],
-            "depth": depth,
+            "width": table[1],
+            "depth": sum(name.endswith("attention.wqkv.weight") for name in shapes),
+            "code_width": first[1] if first else 0,
         }
-
-
-class LabelEmbedder(nn.Module):
-    """Class table whose last row is the null class; labels are dropped outside."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, class_B: Tensor) -> Tensor:
-        return self.embedding_table(class_B)
 
 
 class Block(nn.Module):
@@ -173,7 +172,8 @@ class LlamaGen(Backbone):
         require_raster("llamagen", spec)
         self.spec = spec
         self.cls_embedding = LabelEmbedder(spec.num_classes, config.width)
-        self.tok_embeddings = nn.Embedding(spec.vocab_size, config.width)
+        table = nn.Embedding(spec.vocab_size, config.width)
+        self.tok_embeddings: nn.Embedding | VectorEmbedding = table
         self.dropout = nn.Dropout(config.dropout)
         rates = drop_path_rates(config.drop_path, config.depth)
         self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
@@ -181,6 +181,14 @@ class LlamaGen(Backbone):
         self._add_head(Linear(config.width, spec.vocab_size, bias=False))
         self._rotary = RotaryTable(spec.grid, config.width // config.heads)
         start_uniform(self, self.head)
+        if config.reads_vectors:
+            self.borrowed = ("tok_embeddings.codes",)
+            sizes = spec.vocab_size, config.code_width, config.width
+            self.tok_embeddings = VectorEmbedding(*sizes)
+
+    def attach(self, lent: Mapping[str, nn.Module]) -> None:
+        if isinstance(self.tok_embeddings, VectorEmbedding):
+            self.tok_embeddings.attach(lent)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
         own_choice("llamagen", decoding, Decoding)
@@ -197,11 +205,14 @@ class LlamaGen(Backbone):
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
         if isinstance(plan, ZipARPlan):
             raise ValueError("sequences drawn with ZipAR are scored by their raster plan")
-        return self.read(class_B, self.tok_embeddings(token_BL[:, :-1]))
+        return self._read(class_B, self.tok_embeddings(token_BL[:, :-1]))
 
-    def read(self, class_B: Tensor, embedded_BnC: Tensor) -> Tensor:
-        """Post-norm vectors of the class's place and of those behind it, which are given as what
-        stands there in the place of tokens' embeddings."""
+    def features_of(self, class_B: Tensor, vector_BLD: Tensor, plan: DecodePlan) -> Tensor:
+        if isinstance(self.tok_embeddings, nn.Embedding):
+            return super().features_of(class_B, vector_BLD, plan)
+        return self._read(class_B, self.tok_embeddings.of(vector_BLD[:, :-1]))
+
+    def _read(self, class_B: Tensor, embedded_BnC: Tensor) -> Tensor:
         x_BLC = torch.cat([self.cls_embedding(class_B)[:, None], embedded_BnC], dim=1)
         return self._run(x_BLC, self._rotary.on(x_BLC.device))
 
@@ -212,8 +223,7 @@ class LlamaGen(Backbone):
         by_rows = isinstance(plan, ZipARPlan)
         # Captured steps have room of their own for all that follows the first pass.
         capacity = self.spec.length if self.captured is None or by_rows else step + 1
-        caches = [KeyValueCache(capacity) for _ in self.layers]
-        state.cache = caches
+        state.cache = caches = [KeyValueCache(capacity) for _ in self.layers]
         if by_rows:
             state.cache = ZipARCache(step, feeds(plan, step, class_B.device), caches)
         return state

@@ -63,7 +63,6 @@ TOP_P_RULES = {"var": drop_from_bottom}
 
 class Config(BackboneConfig):
     has_rows: ClassVar[bool] = False
-    reads_vectors: ClassVar[bool] = True
 
     preset: Literal["d16", "d20", "d24", "d30", "d36-s"] | None = None
     """A published size; sets width, depth, heads, shared_aln and adaln_gamma."""
@@ -91,6 +90,10 @@ class Config(BackboneConfig):
     """Factor on the initial weights that make the residual gates."""
 
     presets = PRESETS
+
+    @property
+    def reads_vectors(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

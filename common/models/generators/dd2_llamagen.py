@@ -2,10 +2,10 @@
 slots before it, in raster order (arXiv 2510.21003, section 3.3 and appendix E.4; docs/one_step.md,
 "Networks").
 
-Shape letters: B sequences, L slots, C width, D code width, V codes.
+Shape letters: V codes, D code width, C width.
 """
 
-from typing import Annotated, Self, cast
+from typing import Annotated, ClassVar, Self, cast
 
 from torch import Tensor
 
@@ -14,9 +14,12 @@ from common.errors import InputError
 from common.models.backbone import Backbone
 from common.models.backbones import llamagen
 from common.models.generator import Generator
+from common.models.one_pass import require_codes
 from common.models.vector_embedding import VectorEmbedding
 from common.models.velocity_model import VelocityModel, VelocityModelConfig
 from common.spec import SequenceSpec
+
+READER = "network.tok_embeddings."
 
 
 class Config(VelocityModelConfig):
@@ -24,7 +27,10 @@ class Config(VelocityModelConfig):
         llamagen.Config | None,
         from_package("common.models.backbones", default="llamagen", only=True),
     ] = None
-    """The teacher's sizes; by default those of models.teacher, without dropout."""
+    """The teacher's sizes, of which `code_width` is not read, for the codes are given; by default
+    those of models.teacher, without dropout."""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"code_width"})
 
     @property
     def sizes(self) -> llamagen.Config:
@@ -38,32 +44,34 @@ class Config(VelocityModelConfig):
         return cls(backbone=llamagen.Config.tiny(), head_width=16, head_depth=2)
 
 
-class DD2LlamaGen(VelocityModel[llamagen.LlamaGen]):
+class DD2LlamaGen(VelocityModel):
     """Reads vectors through a perceptron in the place of the table of tokens."""
 
     def __init__(self, config: Config, spec: SequenceSpec, codebook_VD: Tensor) -> None:
         width = config.sizes.width
-        network = llamagen.LlamaGen(config.sizes, spec)
-        network._modules["tok_embeddings"] = VectorEmbedding(codebook_VD, width)
+        sizes = config.sizes.model_copy(update={"code_width": codebook_VD.shape[1]})
+        network = llamagen.LlamaGen(sizes, spec)
         super().__init__(config, network, feature_width=width, codebook_VD=codebook_VD, spec=spec)
+        self.reader.codes.code_VD.copy_(self.codebook_VD)
 
     @property
-    def embedding(self) -> VectorEmbedding:
-        return cast(VectorEmbedding, self.network._modules["tok_embeddings"])
-
-    def features(self, label_B: Tensor, vector_BLD: Tensor) -> Tensor:
-        return self.network.read(label_B, self.embedding(vector_BLD[:, :-1]))
+    def reader(self) -> VectorEmbedding:
+        """What embeds vectors."""
+        return cast(VectorEmbedding, self.network.get_submodule("tok_embeddings"))
 
     def inherited(self, teacher: Backbone) -> dict[str, Tensor]:
-        """With the perceptron fitted to the teacher's table at the codes."""
+        """Where the teacher looks tokens up, with the perceptron fitted to its table."""
         if not isinstance(teacher, llamagen.LlamaGen):
             raise InputError(
                 f"dd2_llamagen starts from a LlamaGen, not from a {type(teacher).__name__}; choose "
                 "the generator of the teacher's family"
             )
         found = self.of_network(teacher)
-        table_VC = found.pop("network.tok_embeddings.weight")
-        if table_VC.shape[1] == self.embedding.second.out_features:
-            fitted = self.embedding.fitted(self.codebook_VD, table_VC)
-            found |= {f"network.tok_embeddings.{name}": value for name, value in fitted.items()}
+        if isinstance(teacher.tok_embeddings, VectorEmbedding):
+            require_codes(self.codebook_VD, teacher.tok_embeddings.codes.code_VD)
+            return found
+        table_VC = found.pop(f"{READER}weight")
+        if table_VC.shape[1] == self.reader.second.out_features:  # else others will refuse
+            fitted = self.reader.fitted(table_VC)
+            found |= {f"{READER}{name}": value for name, value in fitted.items()}
         return found

@@ -2,7 +2,7 @@
 vectors of the scales before its own have painted (arXiv 2510.21003, section 3.3; docs/one_step.md,
 "Networks").
 
-Shape letters: B sequences, L slots, C width, D code width, V codes.
+Shape letters: V codes, D code width.
 """
 
 from typing import Annotated, ClassVar, Self
@@ -15,7 +15,6 @@ from common.models.backbone import Backbone
 from common.models.backbones import var
 from common.models.generator import Generator
 from common.models.one_pass import require_codes
-from common.models.plan import natural_plan
 from common.models.velocity_model import VelocityModel, VelocityModelConfig
 from common.spec import SequenceSpec
 
@@ -41,7 +40,7 @@ class Config(VelocityModelConfig):
         return cls(backbone=var.Config.tiny(), head_width=16, head_depth=2)
 
 
-class DD2VAR(VelocityModel[var.VAR]):
+class DD2VAR(VelocityModel):
     """Paints with the teacher's convolutions, which are part of it."""
 
     def __init__(self, config: Config, spec: SequenceSpec, codebook_VD: Tensor) -> None:
@@ -50,10 +49,6 @@ class DD2VAR(VelocityModel[var.VAR]):
         network = var.VAR(sizes, spec)
         super().__init__(config, network, feature_width=width, codebook_VD=codebook_VD, spec=spec)
         network.quantizer.code_VD.copy_(self.codebook_VD)
-
-    def features(self, label_B: Tensor, vector_BLD: Tensor) -> Tensor:
-        plan = natural_plan(len(label_B), self.spec)
-        return self.network.features_of(label_B, vector_BLD, plan)
 
     def inherited(self, teacher: Backbone) -> dict[str, Tensor]:
         if not isinstance(teacher, var.VAR):
