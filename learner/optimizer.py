@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.config.quantities import Factor, Fraction, LearningRate, StepsOrNever, Weight
 from common.config.schema import Config
+from common.without_compiler import without_compiler
 
 
 class OptimizerConfig(Config):
@@ -47,6 +48,30 @@ class OptimizerConfig(Config):
         )
 
 
+class AdamW(torch.optim.AdamW):
+    """Torch's, which imports no compiler to say that it is not to be compiled."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        with without_compiler():
+            super().__init__(*arguments, **settings)
+
+    def step(self, closure: Any = None) -> Any:
+        with without_compiler():
+            return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        with without_compiler():
+            super().zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        with without_compiler():
+            return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        with without_compiler():
+            super().load_state_dict(state_dict)
+
+
 def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
@@ -56,7 +81,7 @@ def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
     ]
     kinds = {p.device.type for p in model.parameters()}
     fused = kinds <= {"cpu", "cuda"}  # one pass over all tensors; the dry run has blank ones
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    return AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
 class Average:

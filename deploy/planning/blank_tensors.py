@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.outline import META
-from deploy.planning.without_compiler import without_compiler
+from common.without_compiler import without_compiler
 
 _ATEN: Any = torch.ops.aten
 

@@ -20,6 +20,7 @@ from common.config.schema import Config
 from common.device import autocast, fastest_precision, precision
 from common.files.tensors import load_tensors, save_tensors, state_digest
 from common.finite import largest, require_finite
+from common.without_compiler import without_compiler
 
 
 class ClassifierConfig(Config):
@@ -101,6 +102,7 @@ def training_precision(config: ClassifierConfig, device: torch.device) -> tuple[
     return config.dtype, "evaluate.classifier.dtype"
 
 
+@without_compiler()
 def train_classifier(
     config: ClassifierConfig,
     pixel_NCHW: Tensor,

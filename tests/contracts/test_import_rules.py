@@ -26,6 +26,7 @@ ROOMS = {
     "common.finite": {"common.errors"},
     "common.memory": {"common.errors", "common.outline"},
     "common.randomness": set(),
+    "common.without_compiler": set(),
     "common.files": {"common.errors", "common.finite"},
     "common.config": {"common.errors", "common.files"},
     "common.spec": {"common.errors", "common.config"},

@@ -1,8 +1,8 @@
 """Torch without its compiler, where nobody compiles.
 
-Torch marks some of its Python functions as none that its compiler may trace, among them the shape
-rules of the meta device, and the first call of one imports the compiler to say so: two seconds of
-a processor, a third of what it takes to plan a small run.
+Torch marks some of its Python functions as none that its compiler may trace, among them optimizers'
+and the shape rules of the meta device, and the first call of one imports the compiler to say so:
+two seconds of a processor in every process that trains or plans.
 """
 
 import sys
