@@ -4,7 +4,6 @@ and checks. Imports nothing heavy itself."""
 import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from deploy.backend.forking.fork_server import ForkServer
@@ -38,11 +37,10 @@ def begin_imports(stack: ExitStack) -> None:
         stack.callback(_begun.clear)
 
 
-def forking_interpreter(folder: Path, stack: ExitStack) -> Path | None:
-    """What a private cluster's raylet takes for Python (deploy/backend/forking), in `folder`; None
+def begun_imports(stack: ExitStack) -> ForkServer | None:
+    """The fork server of the cluster that is about to be started, which ends with the stack; None
     where workers start as Ray has it."""
-    server = _begun.pop() if _begun else _fork_server(stack)
-    return server and server.interpreter(folder)
+    return _begun.pop() if _begun else _fork_server(stack)
 
 
 def _fork_server(stack: ExitStack) -> ForkServer | None:

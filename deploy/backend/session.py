@@ -4,9 +4,10 @@ import importlib
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from common.config.plugin_path import VARIABLE, plugin_folders
 from common.errors import RunFailed
 from deploy.backend.bundles import run_bundles
-from deploy.backend.early_imports import ENVIRONMENT, PRIVATE_ENVIRONMENT, forking_interpreter
+from deploy.backend.early_imports import ENVIRONMENT, PRIVATE_ENVIRONMENT, begun_imports
 from deploy.backend.joined_cluster import joined_address, refused, require_cluster
 from deploy.backend.private_cluster import private_folder, require_limits, worker_environment
 from deploy.config import RunConfig
@@ -24,11 +25,15 @@ from deploy.console.stopping import handlers_kept
 
 @contextmanager
 def cluster(
-    config: RunConfig, cpus: int | None = None, told: Bar | Console | None = None
+    config: RunConfig,
+    cpus: int | None = None,
+    told: Bar | Console | None = None,
+    needed: str | None = None,
 ) -> Iterator[None]:
     """A Ray connection for the block; a cluster that was started here is shut down after it.
 
     It offers `cpus`, by default what the roles of one run need. `told` hears what is waited for.
+    `needed` is a module that the block will import; it is, while Ray starts.
 
     Raises:
         InputError: RAY_ADDRESS names no cluster that can be joined, or the machine's limits are
@@ -46,11 +51,26 @@ def cluster(
         yield
         return
     with ExitStack() as stack:
-        if address is None:
-            _start(config, cpus, told, stack)
-        else:
-            _join(address, told, stack)
+        with _importing(needed):
+            if address is None:
+                _start(config, cpus, told, stack)
+            else:
+                _join(address, told, stack)
         yield
+
+
+@contextmanager
+def _importing(module: str | None) -> Iterator[None]:
+    """Import it beside the block, which ends no sooner; whoever needs it hears what went wrong."""
+
+    def load() -> None:
+        with suppress(ImportError):
+            importlib.import_module(module or __name__)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    yield
+    thread.join()
 
 
 def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
@@ -91,7 +111,7 @@ def _start(
                     cpus=cpus or logical_cpus(config),
                     store_bytes=int(config.cluster.object_store_mb * 2**20),
                     folder=folder,
-                    interpreter=forking_interpreter(folder, stack),
+                    workers=begun_imports(stack),
                 )
                 stack.callback(head.end)
                 stack.callback(ray.shutdown)
@@ -101,15 +121,9 @@ def _start(
                     logging_level=logging.CRITICAL,
                     runtime_env=worker_environment() | plugin_environment(),
                 )
-                ray.remote(num_cpus=0)(_begin).remote()
         except (OSError, RuntimeError, ValueError, RayError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise RunFailed(f"Ray does not start on this machine: {reason}") from error
-
-
-def _begin() -> None:
-    """The first task of a private cluster: the fork server loads Ray for it, while this process
-    does other work (deploy/backend/forking/ray_library.py)."""
 
 
 @contextmanager

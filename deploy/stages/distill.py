@@ -205,7 +205,7 @@ def _run_on_ray(
     run: Run, watch: Watch, launch: Callable[[], Any] | None
 ) -> tuple[Outcome, dict[str, Any]]:
     config = run.config
-    with cluster(config, told=watch.bar):
+    with cluster(config, told=watch.bar, needed="deploy.backend.train_job"):
         from deploy.backend.proxies import RayLauncher
         from deploy.backend.reservation import patience
 

@@ -104,6 +104,8 @@ input()
         assert process.stdin is not None
         found = json.loads(process.stdout.readline())
         everybody = psutil.Process(process.pid).children(True)
+        living = [other for other in everybody if other.status() != "zombie"]
+        found["words"] = [other.cmdline() for other in living]
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.wait(100) == 0
@@ -165,6 +167,15 @@ def test_a_workers_own_places_of_modules_are_searched_first(found):
 @pytest.mark.slow
 def test_without_the_server_workers_start_as_ray_has_it(found):
     assert found["without"] == [False, False]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_agent_of_a_dashboard_that_is_not_there_loads_nothing(found):
+    agents = [words for words in found["words"] if "/dashboard/agent.py" in " ".join(words[:8])]
+    assert len(agents) == 1
+    assert agents[0][3].endswith("forking/client.py")
+    assert not any("DashboardAgent" in " ".join(words) for words in found["words"])
 
 
 @pytest.mark.ray

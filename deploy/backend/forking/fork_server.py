@@ -1,5 +1,6 @@
 """Starts the fork server and makes the interpreter of a raylet that uses it."""
 
+import json
 import os
 import shlex
 import socket
@@ -12,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 class ForkServer:
-    """A process that imports from now on, and serves once `interpreter` was asked for.
+    """A process that imports from now on, and serves once it is told to.
 
     It ends when `close` is called or this process ends, however that does.
     """
@@ -38,25 +39,34 @@ class ForkServer:
 
     def interpreter(self, folder: Path) -> Path:
         """A program in `folder`, which nobody else can enter, to be taken for Python's; workers
-        that begin before the server has imported everything wait for it."""
+        that begin before the server serves wait for it."""
         path = folder / "fork"
         self._listener.bind(str(path))
         self._listener.listen(64)
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:  # it could not import; clients notice
-            pass
-        self._listener.close()
         words = [sys.executable, "-I", "-S", HERE / "client.py", sys.executable, path]
         program = folder / "python"
         program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
         program.chmod(0o700)
         return program
 
+    def serve(self, variables: Mapping[str, str]) -> None:
+        """Workers, as soon as everything is imported; Ray's library is with the cluster's
+        `variables`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(dict(variables)).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it could not import; clients notice
+            pass
+        self._listener.close()
+
     def close(self) -> None:
         """End it; workers that it forked live on."""
         self._listener.close()
         self._process.kill()
         self._process.communicate()
+
+
+def of_ray() -> dict[str, str]:
+    """This process's variables that Ray's library reads."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}

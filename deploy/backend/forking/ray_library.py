@@ -1,4 +1,4 @@
-"""Ray's library in the fork server: as the first worker would load it, and fit to be forked.
+"""Ray's library in the fork server: as a worker would load it, and fit to be forked.
 
 Each process draws the names of its tasks and objects from a generator that the library seeds at the
 first draw. A draw before a fork would give all workers the same names: they would overwrite each
@@ -15,12 +15,12 @@ USERS = ("deploy.backend.train_job",)
 
 
 def load(variables: Mapping[str, str]) -> None:
-    """Load it with a worker's variables, which the library reads while it is loaded.
+    """Load it with a cluster's variables, which the library reads while it is loaded.
 
     Raises:
         RuntimeError: its names are drawn in another way than this function knows.
     """
-    os.environ.update({name: variables[name] for name in variables if name.startswith("RAY_")})
+    os.environ.update(variables)
     actor: Any = importlib.import_module("ray.actor")
     library_s = actor.ActorClassID
 

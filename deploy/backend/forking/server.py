@@ -1,8 +1,8 @@
 """Imports what the actors of every role need, then forks a worker for each client.
 
 `server.py NUMBER PATH...`: the open file of a listening socket, the folders that modules are found
-in. Serves once there is a line on its standard input, ends when that does. Ray's library reads its
-variables when it is loaded, so that waits for the first worker's.
+in. Serves once there is a line on its standard input, ends when that does. The line holds the
+cluster's variables (JSON): Ray's library reads them when it is loaded, so that waits for them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ MODULES = (
     "requests",
     "yaml",
     "torch.distributed",
-    "torch._dynamo",  # an optimizer imports it
+    "sklearn.cluster",  # the first learner of a run folder makes clusters of codes
     "deploy.stages.evaluate",
     "deploy.stages.generate",
     "deploy.stages.learner_rank",
@@ -55,17 +55,19 @@ READ_LATER = {
 
 def main(number: int, folders: list[str]) -> tuple[list[str], socket.socket]:
     """Serve clients; returns, in each worker's process alone, its command and its client."""
+    own = dict(os.environ)  # modules set others
     with socket.socket(fileno=number) as listener:
         _import(folders)  # clients wait meanwhile
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
-        if not os.read(0, 1):
-            os._exit(0)
+        own |= (cluster := _cluster())
+        with _modules_of(folders):  # workers start without this server where it fails
+            importlib.import_module(f"{PACKAGE}.ray_library").load(cluster)
         while True:
             ready, _, _ = select.select([listener, 0], [], [])
             if 0 in ready:
                 os._exit(0)
             client, _ = listener.accept()
-            command = _serve(client, folders)
+            command = _serve(client, own)
             if command is not None:
                 return command, client
             client.close()
@@ -98,8 +100,19 @@ def _threads() -> set[str]:
     return {Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in others}
 
 
-def _serve(client: socket.socket, folders: list[str]) -> list[str] | None:
-    """Fork what the client wishes, if it can be; the worker's command, in its process alone."""
+def _cluster() -> dict[str, str]:
+    """The variables of the cluster that workers are for; does not return where there is none."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (more := os.read(0, 1 << 16)):
+            os._exit(0)
+        line += more
+    return json.loads(line)
+
+
+def _serve(client: socket.socket, own: dict[str, str]) -> list[str] | None:
+    """Fork what the client wishes, if it can be; the worker's command, in its process alone.
+    `own` are the variables with which everything was imported."""
     try:
         length, files, _, _ = socket.recv_fds(client, 4, 3)
         with client.makefile("rb") as stream:
@@ -108,10 +121,7 @@ def _serve(client: socket.socket, folders: list[str]) -> list[str] | None:
         return None
     try:
         command, variables = within_environment(command, variables)
-        if command and "ray" not in sys.modules:
-            with _modules_of(folders):  # workers start without this server where it fails
-                importlib.import_module(f"{PACKAGE}.ray_library").load(variables)
-        if command and _may_be_forked(variables) and os.fork() == 0:
+        if command and _may_be_forked(variables, own) and os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             become(files, variables, folder, command[0])
             client.sendall(b"+")
@@ -123,10 +133,10 @@ def _serve(client: socket.socket, folders: list[str]) -> list[str] | None:
     return None
 
 
-def _may_be_forked(variables: dict[str, str]) -> bool:
+def _may_be_forked(variables: dict[str, str], own: dict[str, str]) -> bool:
     """Whether a new interpreter with these variables would be as this one; what a thread holds is
     held for ever in a fork."""
-    alike = _read_at_start(variables) == _read_at_start(dict(os.environ))
+    alike = _read_at_start(variables) == _read_at_start(own)
     return alike and _threads() <= {FORKS_WELL}
 
 
