@@ -19,6 +19,7 @@ import torch
 from common.models.backbone import build_seeded
 from common.spec import SequenceSpec
 from deploy.planning import memory as meter
+from deploy.planning import sampling_memory
 from deploy.run_folder.opening import open_run
 
 MODEL = '{kind="llamagen", width=512, depth=4, heads=8}'
@@ -43,13 +44,13 @@ def bytes_of(role: str, *, content: bool) -> int:
     if not content:
         backbone = backbone.to("meta")
     runs = {
-        "decoding": lambda: meter.decoding_bytes(config, backbone),
+        "decoding": lambda: sampling_memory.decoding_bytes(config, backbone),
         "scoring": lambda: meter.scoring_bytes(config, backbone, backbone.head),
         "training": lambda: meter.learning_bytes(config, backbone, backbone.head),
     }
     if not content:
         return runs[role]()
-    meter.peak_bytes = lambda run, *_: run()
+    meter.peak_bytes = sampling_memory.peak_bytes = lambda run, *_: run()
     before = resident_peak()
     runs[role]()
     return resident_peak() - before

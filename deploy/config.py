@@ -16,9 +16,17 @@ from common.exchange.conditions import classes
 from common.exchange.schedule import Schedule
 from common.images.opening import ImagesConfig
 from common.models.backbone import BackboneConfig
-from common.models.distilled_decoding import DistilledDecoderConfig
 from common.models.generator import GeneratorConfig
+from common.models.one_pass import OnePassConfig
 from common.tokenization.tokenizer import TokenizerConfig
+from deploy.one_pass import (
+    pairs_of,
+    require_classes,
+    require_newest,
+    require_pairs,
+    require_readable,
+    require_steps,
+)
 from deploy.sections import (
     BufferConfig,
     ClusterConfig,
@@ -62,7 +70,7 @@ class ModelsConfig(Config):
 
     @model_validator(mode="after")
     def _one_pass_students_are_as_large_as_the_teacher(self) -> Self:
-        if not isinstance(self.student, DistilledDecoderConfig):
+        if not isinstance(self.student, OnePassConfig):
             return self
         return self.model_copy(update={"student": self.student.sized_as(self.teacher)})
 
@@ -154,6 +162,7 @@ class RunConfig(Config):
             publish_every=self.learner.publish_every,
             ordered=self.learner.ordered,
             group_size=self.rollout.group.size,
+            phases=self.objective.phases(),
         )
 
     @model_validator(mode="after")
@@ -212,50 +221,24 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _pairs_are_whole(self) -> Self:
-        if not self.objective.needs_pairs:
-            return self
-        why = f"objective.kind={self.objective.kind} learns from pairs of noise and tokens"
-        for kind, source in self.contexts.sources.items():
-            if source.ratio and not source.has_pairs:
-                raise ValueError(
-                    f"{why}, but contexts.sources.{kind}.sampling has no flow to make them; set "
-                    "sampling.flow"
-                )
-        if self.rollout.class_dropout:
-            raise ValueError(
-                f"{why}, which belong to their class, but rollout.class_dropout is "
-                f"{self.rollout.class_dropout:g}; set it to 0"
-            )
-        if self.conditions.kind != "classes":
-            raise ValueError(
-                f"{why} of classes, but conditions.kind is {self.conditions.kind}; set it to "
-                "classes"
-            )
+    def _rows_of_one_pass_students_are_whole(self) -> Self:
+        objective, sources = self.objective, self.contexts.sources
+        if objective.needs_pairs:
+            require_pairs(objective, sources)
+            require_classes(pairs_of(objective), self.rollout, self.conditions)
+        if objective.phases():
+            require_newest(objective, sources, self.learner, self.rollout)
+            why = f"objective.kind={objective.kind} learns from sequences"
+            require_classes(why, self.rollout, self.conditions)
+        require_readable(self.teacher, self.models.teacher, self.models.student)
         return self
 
     @model_validator(mode="after")
     def _one_pass_students_fit(self) -> Self:
         student = self.models.student
-        if not isinstance(student, DistilledDecoderConfig):
-            return self
-        student.check(self.tokenizer.describe(self.images.size))
-        known = len(student.positions)
-        wanted = max(self.evaluate.steps)
-        for key, steps in (("evaluate", wanted), ("sample", self.sample.steps or 1)):
-            if steps > known:
-                raise ValueError(
-                    f"{key}.steps is {steps}, but models.student.positions has {known}: a student "
-                    "takes as many steps as it was trained at; lower it, or train with more"
-                )
-        for key in ("evaluate", "sample"):
-            inserted = getattr(self, key).inserted
-            if inserted and not (inserted[0] < inserted[1] and inserted[1] in student.positions):
-                raise ValueError(
-                    f"{key}.inserted is {list(inserted)}, but models.student.positions is "
-                    f"{list(student.positions)}; the teacher draws from the first of the two up to "
-                    "a position that is trained"
-                )
+        if isinstance(student, OnePassConfig):
+            spec = self.tokenizer.describe(self.images.size)
+            require_steps(student, spec, self.evaluate, self.sample)
         return self
 
     @model_validator(mode="after")

@@ -3,8 +3,6 @@
 Shape letters: B sequences, L slots, N tokens, C width, V codes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,8 +26,10 @@ from learner.objective import Objective, Reading, SequenceRows, Student
 from learner.optimizer import Average, build_adamw
 from learner.process_group import ProcessGroup, SingleProcess, sum_gradients
 from learner.profile import Profile
+from learner.reading import head_of
 from learner.reduction import Coefficients, coefficients, sequence_coefficients
 from learner.restoring import fitting, require_like, restore_optimizer
+from learner.seeding import seeded
 from learner.teacher_targets import TeacherTargets, entropy
 from learner.token_weights import ObjectiveState, TokenWeights
 
@@ -74,8 +74,9 @@ class Learner:
         self.profile = Profile(config.profile_every, config.steps)
         self.steps_done = 0
 
-    def step(self, batch: TrajectoryBatch) -> dict[str, float]:
-        """One update from this rank's share of the global batch; returns numbers to plot.
+    def step(self, batch: TrajectoryBatch, *, now: int | None = None) -> dict[str, float]:
+        """One update from this rank's share of the global batch; returns numbers to plot. Where
+        others step in between, `now` is how many steps all have done.
 
         Raises:
             InputError: the objective refuses the first rollouts (see learner/gate.py).
@@ -91,7 +92,7 @@ class Learner:
         statistics.add_batch(light, token_weights)
         self._optimizer.zero_grad(set_to_none=True)
         seed = derive_seed(self._seed, f"dropout-{self._ranks.rank}", self.steps_done)
-        with _seeded(seed, self._device):
+        with seeded(seed, self._device):
             for first in range(0, len(batch), self._config.micro_batch):
                 rows = slice(first, first + self._config.micro_batch)
                 self._accumulate(
@@ -101,7 +102,7 @@ class Learner:
                     statistics,
                 )
         norm, rate = self.update(statistics.loss)
-        lag_B = self.steps_done - light.version_B
+        lag_B = (self.steps_done if now is None else now) - light.version_B
         self.steps_done += 1
         self._average.update(self.steps_done)
         metrics = statistics.metrics(light, lag_B, self._ranks)
@@ -115,7 +116,7 @@ class Learner:
     def _without_wide_columns(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """The batch without what is wide, with the teacher's numbers that the objective reads."""
         signal = {name: value for name, value in batch.signal.items() if value.ndim == 2}
-        light = replace(batch, signal=signal, noise_BL=None).to(self._device)
+        light = replace(batch, signal=signal, noise_BL=None, vector_BLD=None).to(self._device)
         if self._teacher is None or not self._objective.config.needs_teacher:
             return light
         self._teacher.check(batch)
@@ -146,7 +147,7 @@ class Learner:
         columns = token_weights.column, token_weights.sequence_column
         hidden_BLC = read.hidden_BLC.float()
         beside = {name: value.float() for name, value in read.beside.items()}
-        rows = SequenceRows(batch, hidden_BLC, self._student, *columns, beside)
+        rows = SequenceRows(batch, hidden_BLC, self._student, *columns, beside, self._teacher)
         loss_B = self._objective.sequence_loss(rows)
         if loss_B.shape != (len(batch),):
             raise ValueError(
@@ -170,13 +171,15 @@ class Learner:
             losses = []
             for source in dict.fromkeys(batch.sources):
                 chosen = select(source, batch, token_weights, factors.token_BL)
-                losses.append(self._loss(chosen, chosen.take(read.hidden_BLC), statistics))
-            total = torch.stack(losses).sum()
+                if len(chosen.token_N):
+                    losses.append(self._loss(chosen, chosen.take(read.hidden_BLC), statistics))
+            total = torch.stack(losses).sum() if losses else torch.zeros((), device=self._device)
         if factors.sequence_B is not None:
             loss_B = self._sequence_loss(batch, token_weights, read)
             statistics.add_sequences(batch.context, loss_B, factors.sequence_B != 0)
             total = total + (factors.sequence_B * loss_B).sum()
-        total.backward()
+        if total.requires_grad:
+            total.backward()
         statistics.loss += total.detach()
 
     def _loss(
@@ -197,7 +200,8 @@ class Learner:
             return (chosen.coefficient_N[tokens] * loss_n).sum()
 
         chunk_tokens = self._config.chunk_tokens
-        return chunked_loss(hidden_NC, self._student.head, weighted, chunk_tokens, chosen.groups())
+        head = head_of(self._student)
+        return chunked_loss(hidden_NC, head, weighted, chunk_tokens, chosen.groups())
 
     def update(self, loss: Tensor) -> tuple[float, float]:
         """Let the optimizer follow the gradients that are there, the last part of `step`: norm of
@@ -224,9 +228,15 @@ class Learner:
         require_finite(self.steps_done + 1, dict(zip(NAMES, found, strict=True)), self._remedy)
         return found[1], rate
 
-    def published(self, dtype: str) -> Weights:
+    def published(self, dtype: str, *, version: int | None = None) -> Weights:
         """The current student as an immutable bundle, versioned by steps done."""
-        return Weights.of(self.steps_done, pack(self._student, precision(dtype)))
+        version = self.steps_done if version is None else version
+        return Weights.of(version, pack(self._student, precision(dtype)))
+
+    @torch.no_grad()
+    def take_average(self) -> None:
+        """The student becomes its moving average; the optimizer's moments stay."""
+        self._student.load_state_dict(self._average.state)
 
     def states(self) -> dict[Literal["student", "student_ema"], dict[str, Tensor]]:
         """The student's tensors and their moving average: views, not copies."""
@@ -273,18 +283,3 @@ class Learner:
         restore_optimizer(self._optimizer, self._student, tensors["optimizer"])
         self._state = dict(tensors["objective"])
         self.profile.restore(tensors["profile"], self._device)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generators; make them a function of the step.
-
-    Only this device's: `torch.manual_seed` also notes for all others, with a trace of the stack,
-    that they are to be seeded.
-    """
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            torch.cuda.manual_seed(seed)
-        yield

@@ -27,6 +27,7 @@ from torch import Tensor
 from common.config.plugins import PluginConfig, kinds, load_plugin
 from common.errors import InputError
 from common.exchange.provenance import TEACHER, Policy, is_on_policy
+from common.exchange.schedule import Phase
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone, BackboneConfig
 from learner.divergence import Divergence, filled
@@ -79,6 +80,11 @@ class ObjectiveConfig(PluginConfig, ABC):
         Where neither the objective nor a scorer does, the teacher saves a pass through its head.
         """
         return self.needs_teacher
+
+    def phases(self) -> tuple[Phase, ...]:
+        """When the student changes, where it does not in every step: it is trained in turns with
+        something else, from samples of its newest version alone."""
+        return ()
 
     def resources(self) -> frozenset[str]:
         """Names in learner/resources.py of what `build` asks for; nothing else is loaded."""

@@ -12,9 +12,22 @@ from common.exchange.provenance import Policy, is_on_policy
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone
 from common.models.distilled_decoding import DistilledDecoder
+from common.models.velocity_model import VelocityModel
+from learner.teacher_targets import TeacherTargets
 
-Student = Backbone | DistilledDecoder
-"""What a learner trains: networks with `spec` and one linear `head`."""
+Student = Backbone | DistilledDecoder | VelocityModel
+"""What a learner trains."""
+
+
+def head_of(student: Student) -> nn.Linear:
+    """The output layer whose logits are of codes.
+
+    Raises:
+        ValueError: it has none, so no token of it can have a loss.
+    """
+    if isinstance(student, VelocityModel):
+        raise ValueError(f"a {type(student).__name__} has no layer of logits")
+    return student.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +94,21 @@ class SequenceRows:
     """Its numbers per sequence (B, ...), from `TokenWeights.sequence_column`."""
     beside: Mapping[str, Tensor] = field(default_factory=dict)
     """What `Objective.read` gave beside the hidden vectors."""
+    teacher: TeacherTargets | None = None
+    """Who reads the teacher's columns, where the learner has one."""
 
     @property
     def head(self) -> nn.Linear:
         """The student's output layer, with gradient."""
-        return self.student.head
+        return head_of(self.student)
+
+    @property
+    def teacher_logprob_BLV(self) -> Tensor:
+        """log p of all slots: B * L * V numbers at once."""
+        if self.teacher is None:
+            raise ValueError("this objective needs scored records; send them to the teacher first")
+        column = {name: value.flatten(0, 1) for name, value in self.batch.signal.items()}
+        return self.teacher.logprob(column).unflatten(0, self.batch.token_BL.shape)
 
     @property
     def student_BLV(self) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from common.models.velocity_model import VelocityModel
 from learner.relaxation import ClusterMap, RelaxationConfig
 
 Render = Callable[[Tensor], Tensor]
@@ -40,6 +41,7 @@ class Loaders(TypedDict, total=False):
     render: Callable[[torch.device], Render]
     perceptual: Callable[[torch.device], Perceptual]
     positions: Callable[[], tuple[int, ...]]
+    guidance: Callable[[], VelocityModel]
 
 
 NAMES = frozenset(Loaders.__annotations__)
@@ -89,6 +91,11 @@ class Resources:
         """Points of the trajectory that a one-pass student is trained at, as its config has them
         (`DistilledDecoderConfig.positions`)."""
         return self._loader("positions")()
+
+    @cached_property
+    def guidance(self) -> VelocityModel:
+        """The network that a one-pass generator is trained in turns with; only looked through."""
+        return self._moved(self._loader("guidance")())
 
     def clusters(self, relaxation: RelaxationConfig) -> ClusterMap | None:
         """The run's codebook clusters as `relaxation` wants them; None for factor 1.

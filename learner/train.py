@@ -6,16 +6,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 from common.errors import Closed, Diverged, InputError, RunFailed
 from common.exchange.buffer import TrajectorySource
 from common.exchange.metrics import PROFILE, MetricsSink
 from common.exchange.schedule import Schedule
+from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from common.files.snapshots import Snapshots
 from learner.intake import Intake
-from learner.learner import Learner, ProcessGroup
+from learner.process_group import ProcessGroup
+from learner.profile import Profile
 
 
 class Book(Protocol):
@@ -25,6 +29,20 @@ class Book(Protocol):
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any]) -> int: ...
     def describe(self) -> str: ...
+
+
+class Trained(Protocol):
+    """What the loop is around: a `Learner`, or two in turns (learner/alternation.py)."""
+
+    @property
+    def steps_done(self) -> int: ...
+    @property
+    def profile(self) -> Profile: ...
+    def step(self, batch: TrajectoryBatch) -> dict[str, float]: ...
+    def published(self, dtype: str) -> Weights: ...
+    def states(self) -> dict[Literal["student", "student_ema"], dict[str, Tensor]]: ...
+    def snapshot(self) -> dict[str, Any]: ...
+    def restore(self, tensors: dict[str, Any], step: int) -> None: ...
 
 
 class RewindableBuffer(TrajectorySource, Protocol):
@@ -55,7 +73,7 @@ class Trainer:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Trained,
         schedule: Schedule,
         *,
         buffer: RewindableBuffer,
@@ -70,7 +88,7 @@ class Trainer:
         stall_seconds: float,
         while_waiting: Callable[[], object] | None = None,
         take_over: Callable[[], object] | None = None,
-        after_step: Callable[[Learner], object] | None = None,
+        after_step: Callable[[Trained], object] | None = None,
     ) -> None:
         """`found` is the snapshot to go on from. `take_over` is called by rank 0 after the first
         step and before anything of it is stored: until then the run may still be refused. Without

@@ -12,14 +12,12 @@ from common.artifacts.generator_file import (
     load_released,
     require_released,
 )
-from common.artifacts.model_file import contents_digest, holds_one_set
+from common.artifacts.model_file import contents_digest, holds_one_set, identify
 from common.errors import InputError
 from common.files.official import Checkpoint
-from common.models.distilled_decoding import (
-    DistilledDecoder,
-    DistilledDecoderConfig,
-    require_codes,
-)
+from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
+from common.models.one_pass import OnePassConfig, require_codes
+from common.models.velocity_model import VelocityModel
 from common.spec import SequenceSpec, require_same_spec
 from common.tokenization.tokenizer import load_tokenizer
 
@@ -31,7 +29,7 @@ class StudentFile:
     path: Path
     role: str
     """The config section, for messages."""
-    architecture: DistilledDecoderConfig
+    architecture: OnePassConfig
     spec: SequenceSpec
     tokenizer: Path
     """Its codes are those that noise was carried to; released files leave them out."""
@@ -46,7 +44,7 @@ class StudentFile:
                 count or trained positions; both are named.
         """
         if not is_ours(self.path):
-            require_released(Checkpoint(self.path, ema=self.ema), self.architecture)
+            self._require_released()
             return
         if self.ema:
             raise holds_one_set("learner", self.path)
@@ -64,7 +62,21 @@ class StudentFile:
                 "them equal or train again"
             )
 
-    def load(self, dtype: torch.dtype | None = None) -> DistilledDecoder:
+    def _require_released(self) -> DistilledDecoderConfig:
+        """Of a kind that has released files, and one of them."""
+        checkpoint, architecture = Checkpoint(self.path, ema=self.ema), self.architecture
+        if isinstance(architecture, DistilledDecoderConfig):
+            require_released(checkpoint, architecture)
+            return architecture
+        found = identify(checkpoint.shapes)
+        held = "no student of ours" if found is None else f"autoregressive weights ({found[0]})"
+        raise InputError(
+            f"{self.path} holds {held}, but {self.role} is a {architecture.kind}, of which only "
+            "files of varkd are read; leave learner.weights out to start from the teacher, or give "
+            "the student.safetensors of a run"
+        )
+
+    def load(self, dtype: torch.dtype | None = None) -> DistilledDecoder | VelocityModel:
         """The module in eval mode on the CPU, split as the run's config says.
 
         Raises:
@@ -73,10 +85,10 @@ class StudentFile:
         self.check()
         code_VD = load_tokenizer(self.tokenizer).codebook_VD
         if not is_ours(self.path):
-            config, spec = self.architecture, self.spec
-            return load_released(self.path, config, spec, code_VD, ema=self.ema, dtype=dtype)
+            config = self._require_released()
+            return load_released(self.path, config, self.spec, code_VD, ema=self.ema, dtype=dtype)
         model, _ = load_generator(self.path, dtype, used_as=self.architecture)
-        assert isinstance(model, DistilledDecoder)
+        assert isinstance(model, DistilledDecoder | VelocityModel)
         require_codes(model.codebook_VD, code_VD, of=f"the tokenizer {self.tokenizer}")
         return model
 

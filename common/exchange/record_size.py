@@ -1,6 +1,6 @@
 """How large a record is before there is one.
 
-Shape letters: L slots.
+Shape letters: L slots, D code width.
 """
 
 from common.exchange.trajectory import id_type
@@ -14,10 +14,12 @@ def bytes_per_image(
     noise: bool,
     groups: bool = False,
     seeds: bool = False,
+    code_width: int = 0,
 ) -> int:
     """Wire size of one scored row: fixed columns, order and token, logprob; `signal_bytes` are
-    those of what scorers say of it."""
+    those of what scorers say of it, `code_width` D of vectors that go with the codes."""
     numbers = 8 * (4 + 2 * groups + seeds)
     words = 3 * (4 + 7)  # an offset each, and about as many letters
     slot = id_type(spec.length).itemsize + id_type(spec.vocab_size).itemsize + 4 + 8 * noise
+    slot += 4 * code_width
     return numbers + words + spec.length * slot + signal_bytes

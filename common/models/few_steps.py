@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.device import autocast
 from common.models.generator import Generated
 
 Jump = Callable[[Tensor, int], Generated]
@@ -68,5 +69,5 @@ def nearest(vector_BnD: Tensor, codebook_VD: Tensor) -> Tensor:
     """token_Bn with the smallest Euclidean distance, in the precision of the codes also under
     autocast; |vector|^2 is the same for all codes."""
     half_norm_V = codebook_VD.square().sum(-1) / 2
-    with torch.autocast(codebook_VD.device.type, enabled=False):
+    with autocast(codebook_VD.device, torch.float32):
         return (vector_BnD.to(codebook_VD) @ codebook_VD.T - half_norm_V).argmax(-1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.config.quantities import Depth, Width
+from common.device import autocast
 from common.models.backbone import Backbone
 from common.models.generator import Generated
 from common.models.one_pass import OnePassConfig, OnePassStudent
@@ -83,7 +84,7 @@ class VelocityModel(OnePassStudent):
     def logits(self, vector_BLD: Tensor) -> Tensor:
         """Minus half the squared distance to every code, less what is the same for all: largest at
         the nearest code. In float32 also under autocast."""
-        with torch.autocast(vector_BLD.device.type, enabled=False):
+        with autocast(vector_BLD.device, torch.float32):
             half_norm_V = self.codebook_VD.square().sum(-1) / 2
             return vector_BLD.float() @ self.codebook_VD.T - half_norm_V
 

@@ -7,8 +7,8 @@ code itself, whatever the backbone and the objective.
 Shape letters: B sequences, L slots, C width.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from common.exchange.provenance import STUDENT, Policy
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
 from common.models.plan import natural_plan
-from common.randomness import Draws
+from common.models.velocity_model import VelocityModel
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
@@ -31,7 +31,14 @@ from deploy.planning.skeletons import (
     classifier_like,
     tokenizer_like,
 )
-from deploy.stages.learner_rank import perceptual, trained_positions
+from deploy.stages.learner_rank import (
+    learner_of,
+    looked_through,
+    perceptual,
+    trained_positions,
+)
+from learner.alternating_config import AlternatingConfig
+from learner.alternation import Alternation
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.objective import Student
@@ -39,88 +46,9 @@ from learner.process_group import SingleProcess
 from learner.relaxation import ClusterMap, RelaxationConfig, number_by_first_code
 from learner.resources import Resources
 from learner.teacher_targets import TeacherTargets
-from rollout.context import SamplerName
-from rollout.sampler import SamplingConfig, decode
+from rollout.sampler import SamplingConfig
 from teacher_server.scorer import ScorerFiles
 from teacher_server.teacher import signal_columns
-
-PREFIX_DRAWS = 64
-"""Prefixes that are drawn to find a short and a long one."""
-
-
-def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "student") -> int:
-    """Caches and logits while `sampler` completes a lease after its shortest and after its longest
-    prefix: rows that advance together have more tokens in a step the more of them are left."""
-    settings, contexts = config.rollout, config.contexts
-    sampling = settings.sampling if sampler == "student" else contexts.teacher_sampling
-    prefixes = sampled_prefixes(config, model.spec, sampler)
-    if not prefixes or sampling is None:
-        return 0
-    images, longest, shortest = settings.batch_size, max(prefixes), min(prefixes)
-    decode_from = partial(_decode, model, images, sampling)
-    if sampling.decoding.is_exact or longest == shortest:
-        return peak_bytes(partial(decode_from, longest))
-    # The longest takes the most at its start, and later steps are no wider than the shortest's.
-    return max(
-        peak_bytes(partial(decode_from, longest, steps=1)),
-        peak_bytes(partial(decode_from, shortest)),
-    )
-
-
-def _decode(
-    model: Backbone, images: int, sampling: SamplingConfig, prefix: int, steps: int | None = None
-) -> None:
-    """For `steps`, by default until that after the widest: from there on nothing grows."""
-    batch = blank_batch(model, (STUDENT,) * images, sampling, prefix=prefix)
-    plan = model.drawing_plan(batch.plan, sampling.decoding, given=prefix)
-    sizes, first = plan.step_sizes, plan.step_of(prefix)
-    widest = max(range(first, len(sizes)), key=sizes.__getitem__)
-    with _left_before(model.head, steps or widest + 2 - first):
-        decode(
-            model,
-            batch.label_B,
-            sampling=sampling,
-            noise_BL=torch.zeros(batch.token_BL.shape, dtype=torch.float64),
-            plan=batch.plan,
-            given_BL=batch.token_BL,
-            prefix_B=batch.prefix_B,
-        )
-
-
-class _Left(Exception):
-    """Somebody has seen enough."""
-
-
-@contextmanager
-def _left_before(module: nn.Module, call: int) -> Iterator[None]:
-    """Leave the block when `module` is called for the time with this number, from 0."""
-    calls = 0
-
-    def count(module: nn.Module, args: object) -> None:
-        nonlocal calls
-        if calls == call:
-            raise _Left
-        calls += 1
-
-    hook = module.register_forward_pre_hook(count)
-    try:
-        yield
-    except _Left:
-        return
-    finally:
-        hook.remove()
-
-
-def sampled_prefixes(config: RunConfig, spec: SequenceSpec, sampler: SamplerName) -> list[int]:
-    """Lengths of prefixes that `sampler` continues; none where it never samples anything."""
-    draws = Draws(config.seed, 1)
-    found = [
-        source.prefix(index, draws, spec=spec, step=index)
-        for source in config.contexts.used
-        if source.sampler == sampler
-        for index in range(PREFIX_DRAWS)
-    ]
-    return [prefix for prefix in found if prefix < spec.length]
 
 
 def scoring_images(config: RunConfig, length: int) -> int:
@@ -195,7 +123,8 @@ def learning_bytes(config: RunConfig, student: Student, head: nn.Linear) -> int:
         learner.update(torch.zeros((), device=head.weight.device))
         for rows in _steps(settings, policies_of(config)):
             batch = blank_batch(student, rows, config.rollout.sampling)
-            learner.step(_scored(config, batch, head))
+            for _ in range(steps_of_a_cycle(config)):
+                learner.step(_scored(config, batch, head))
 
     return peak_bytes(run, precision(settings.dtype))
 
@@ -204,13 +133,24 @@ def policies_of(config: RunConfig) -> list[Policy]:
     return [name for name, share in config.contexts.policies().items() if share]
 
 
-def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Learner:
+def steps_of_a_cycle(config: RunConfig) -> int:
+    """Steps after which everything that a learner does was done."""
+    return max([phase.period for phase in config.objective.phases()[:1]], default=1)
+
+
+def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Learner | Alternation:
     """One of the run's ranks where the models are; `head` is the teacher's, digest ""."""
-    return Learner(
-        # A blank student stays blank, and what is compiled for it is of no use.
-        config.learner.model_copy(update={"device": "cpu", "compile": False}),
-        config.objective.build(resources_like(config, student.spec, head)),
+    # A blank student stays blank, and what is compiled for it is of no use.
+    here = config.learner.model_copy(update={"device": "cpu", "compile": False})
+    guidance, objective = None, config.objective
+    if isinstance(objective, AlternatingConfig):
+        guidance = copy.deepcopy(student)
+        objective = objective.model_copy(update={"mismatch": 1.0})  # nobody made blank rows
+    return learner_of(
+        config.model_copy(update={"learner": here, "objective": objective}),
         student,
+        guidance,
+        resources_like(config, student.spec, head, guidance),
         seed=config.seed,
         contexts=tuple(policies_of(config)),
         teacher=TeacherTargets(config.teacher.signal, head, ""),
@@ -227,7 +167,9 @@ def _steps(settings: LearnerConfig, policies: Sequence[Policy]) -> list[Sequence
     return [[policy for policy in (*policies, policies[0]) for _ in range(images)]]
 
 
-def resources_like(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Resources:
+def resources_like(
+    config: RunConfig, spec: SequenceSpec, head: nn.Linear, guidance: Student | None = None
+) -> Resources:
     """What the objective declares, of the run's shapes and before anything is learned or loaded;
     `head` is the teacher's."""
     device = head.weight.device
@@ -246,6 +188,7 @@ def resources_like(config: RunConfig, spec: SequenceSpec, head: nn.Linear) -> Re
         render=lambda _: tokenizer_like(config, device).image_of,
         perceptual=lambda _: perceptual(classifier_like(config, spec, device)),
         positions=lambda: trained_positions(config),
+        guidance=partial(looked_through, guidance),
     )
     return found.only(config.objective.resources())
 
@@ -271,12 +214,14 @@ def blank_batch(
 ) -> TrajectoryBatch:
     """Sequences of the first code, in the order in which they are decoded; those of a one-pass
     student with seeds of noise."""
-    images, seed_B = len(policies), None
+    images, seed_B, vector_BLD = len(policies), None, None
     if isinstance(model, Backbone):
         plan = model.plan(range(images), sampling.decoding)
     else:
         plan, seed_B = natural_plan(images, model.spec), torch.arange(images)
     token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long)
+    if isinstance(model, VelocityModel):
+        vector_BLD = torch.zeros(*token_BL.shape, model.code_width)
     zero_B = torch.zeros(images, dtype=torch.long)
     return TrajectoryBatch(
         spec=model.spec,
@@ -291,4 +236,5 @@ def blank_batch(
         token_BL=token_BL,
         logprob_BL=token_BL.float(),
         seed_B=seed_B,
+        vector_BLD=vector_BLD,
     )

@@ -190,11 +190,13 @@ def _describe_wire(config: RunConfig, sizing: Sizing, rate: tuple[float, str]) -
     if not math.isnan(images):
         speed = f"{row * images / 1e6:.2f} MB/s at {images:.0f} images/s ({source})"
     step = row * config.learner.global_batch_size / 1e6
+    every = " or ".join(str(phase.period) for phase in config.schedule().phases)
+    every = every or str(config.learner.publish_every)
     weights = "none are sent, for nobody samples the student"
     if config.samples_student:
         weights = (
             f"{sizing.version_bytes / 1e6:.2f} MB per version and node, every "
-            f"{config.learner.publish_every} steps, at most {sizing.versions} versions kept"
+            f"{every} steps, at most {sizing.versions} versions kept"
         )
     signal = config.teacher.signal.kind if config.scoring else "not scored"
     return {

@@ -13,6 +13,7 @@ from common.device import precision
 from common.errors import InputError
 from common.exchange.record_size import bytes_per_image
 from common.models.backbone import Backbone, BackboneConfig
+from common.models.generator import Generator
 from common.models.packed_linear import packed_bytes
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
@@ -20,11 +21,11 @@ from deploy.config import RunConfig
 from deploy.planning.hardware import MB
 from deploy.planning.memory import (
     chain_bytes,
-    decoding_bytes,
     learning_bytes,
     scoring_bytes,
     scoring_images,
 )
+from deploy.planning.sampling_memory import decoding_bytes, generating_bytes
 from deploy.planning.skeletons import blank_student, parameters, skeleton, state_bytes
 from learner.objective import Student
 
@@ -101,7 +102,7 @@ class Sizing:
     @property
     def row_bytes(self) -> int:
         """One scored image on the wire."""
-        config, length = self.config, self.spec.length
+        config, length, generator = self.config, self.spec.length, self._generator
         width = self.teacher.head.in_features
         per_token = per_row = 0
         if config.scoring:
@@ -115,8 +116,15 @@ class Sizing:
             length * per_token + per_row,
             noise=config.rollout.keep_noise,
             groups=config.schedule().group_size > 1,
-            seeds=any(source.has_pairs for source in config.contexts.used),
+            seeds=generator is not None or any(source.has_pairs for source in config.contexts.used),
+            code_width=0 if generator is None else generator.code_width,
         )
+
+    @property
+    def _generator(self) -> Generator | None:
+        """The student, where workers make its sequences in one pass."""
+        found = self.student
+        return found if isinstance(found, Generator) and self.config.samples_student else None
 
     @property
     def version_bytes(self) -> int:
@@ -203,7 +211,11 @@ class Sizing:
     def _worker_mb(self, gpu: bool) -> tuple[float, float]:
         dtype, student = precision(self.config.rollout.dtype), self.config.models.student
         weights = starting = decoding = held = packed = 0
-        if isinstance(student, BackboneConfig):
+        if (generator := self._generator) is not None:
+            weights = state_bytes(generator, dtype)
+            starting = max(state_bytes(generator) + weights, 3 * weights)
+            decoding = generating_bytes(self.config, generator)
+        elif isinstance(student, BackboneConfig):
             sampler = skeleton(student, self.spec).to(dtype).eval()
             weights, packed = state_bytes(sampler), packed_bytes(sampler)
             # Built in float32, then cast; later every version arrives as bytes and as tensors.

@@ -8,6 +8,7 @@ from torch import nn
 from common.artifacts.model_file import ModelFile
 from common.models.backbone import Backbone, BackboneConfig
 from common.models.distilled_decoding import DistilledDecoder
+from common.models.velocity_model import VelocityModel
 from common.outline import META, outlines
 from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ def blank_student(config: RunConfig, spec: SequenceSpec, device: torch.device = 
     code_VD = tokenizer_like(config, device).codebook_VD
     with outlines() if device == META else device:
         built = student.build(spec, code_VD)
-    assert isinstance(built, DistilledDecoder)
+    assert isinstance(built, DistilledDecoder | VelocityModel)
     return built
 
 

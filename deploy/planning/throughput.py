@@ -21,6 +21,7 @@ from deploy.planning.memory import (
     policies_of,
     scored_lease,
     scorer_files,
+    steps_of_a_cycle,
 )
 from deploy.planning.resources import Sizing
 from deploy.planning.skeletons import blank_student, parameters, skeleton
@@ -52,11 +53,14 @@ def image_flops(sizing: Sizing) -> float:
     batch = blank_batch(student, policies, config.rollout.sampling)
     head = skeleton(config.models.teacher, spec).head.requires_grad_(False)
 
-    def score_and_learn() -> None:
-        scored = _scored(config, teacher, head, batch)
-        planned_learner(config, student, head).step(scored)
+    cycle = steps_of_a_cycle(config)
 
-    passes = flops(score_and_learn) / len(policies)
+    def score_and_learn() -> None:
+        learner = planned_learner(config, student, head)
+        for _ in range(cycle):
+            learner.step(_scored(config, teacher, head, batch))
+
+    passes = flops(score_and_learn) / len(policies) / cycle
     guided = config.contexts.teacher_sampling
     by_teacher = share * (2 if guided and guided.guidance else 1) * parameters(teacher)
     by_student = (1 - share) * parameters(student) if config.samples_student else 0.0

@@ -13,13 +13,14 @@ from common.config.schema import digest
 from common.data.tokens import read_header
 from common.errors import InputError
 from common.files.tensors import state_digest
-from common.models.backbone import Backbone
-from common.models.distilled_decoding import DistilledDecoder
+from common.models.backbone import Backbone, Official
+from common.models.velocity_model import VelocityModel
 from deploy.config import RunConfig
 from deploy.console.versions import versions
 from deploy.report.page import one_line
 from deploy.run_folder.records import read_facts
 from deploy.run_folder.workspace import ModelName, Workspace
+from learner.objective import Student
 
 MARK = "---\nlibrary_name: varkd\n"
 """How every card of ours begins."""
@@ -39,7 +40,7 @@ def is_card(path: Path) -> bool:
 def model_card(
     config: RunConfig,
     workspace: Workspace,
-    model: Backbone | DistilledDecoder,
+    model: Student,
     name: ModelName,
     *,
     title: str,
@@ -78,22 +79,24 @@ def model_card(
     return "\n".join([*lines, "", *_metrics(workspace, name, weights)]) + "\n"
 
 
-def _front_matter(
-    config: RunConfig, model: Backbone | DistilledDecoder, name: ModelName
-) -> list[str]:
+def _front_matter(config: RunConfig, model: Student, name: ModelName) -> list[str]:
     """YAML; what is not known, such as the license, is left out. JSON strings are YAML strings."""
     kind = (config.models.teacher if name == "teacher" else config.models.student).kind
     decoding = "autoregressive" if isinstance(model, Backbone) else "one-step"
     tags = ["image-generation", "class-conditional", decoding, kind]
     tags += ["knowledge-distillation", config.objective.kind] if "student" in name else []
     weights = config.teacher.weights if name == "teacher" else config.learner.weights
-    published = model.official.published
+    official = None if isinstance(model, VelocityModel) else model.official
     lines = [*MARK.splitlines(), "pipeline_tag: unconditional-image-generation", "tags:"]
     lines += [f"- {json.dumps(tag)}" for tag in tags]
-    if weights is not None and published and fnmatch(weights.name, published):
-        lines += [f"base_model: {json.dumps(model.official.hub)}"]
+    if weights is not None and official is not None and _is_published(weights.name, official):
+        lines += [f"base_model: {json.dumps(official.hub)}"]
         lines += ["base_model_relation: finetune"] if name.startswith("student") else []
     return [*lines, "---", ""]
+
+
+def _is_published(name: str, official: Official) -> bool:
+    return bool(official.published) and fnmatch(name, official.published)
 
 
 def _steps(path: Path) -> str:

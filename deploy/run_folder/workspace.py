@@ -15,8 +15,8 @@ from common.errors import InputError
 from common.files.atomic import write_text
 from common.files.paths import read_text
 from common.models.backbone import BackboneConfig
-from common.models.distilled_decoding import DistilledDecoderConfig
 from common.models.generator import GeneratorConfig
+from common.models.one_pass import OnePassConfig
 from deploy.run_folder.lock import locked
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Workspace:
             spec = describe_generator(path)[0] if is_one_pass else load_head(path)[1]
         if isinstance(architecture, BackboneConfig):
             return ModelFile(path, role, architecture, spec, self.tokenizer, ema)
-        assert isinstance(architecture, DistilledDecoderConfig), "no objective trains another"
+        assert isinstance(architecture, OnePassConfig), "no objective trains another"
         return StudentFile(path, role, architecture, spec, self.tokenizer, ema)
 
     def made_student(self, config: "RunConfig", path: Path) -> AnyModelFile:
@@ -151,7 +151,7 @@ class Workspace:
         """Whether the run is to have such a file: a one-pass student without weights of its own
         starts from the teacher, in the learner."""
         starts = name == "student_before" and config.learner.weights is None
-        return not (starts and isinstance(config.models.student, DistilledDecoderConfig))
+        return not (starts and isinstance(config.models.student, OnePassConfig))
 
     def existing_tokens(self) -> Path:
         return self._existing(self.train_tokens, "tokenize")

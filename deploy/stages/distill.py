@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from common.data.tokens import TokenDataset, load_tokens
-from common.errors import Closed, RunFailed
+from common.errors import Closed, InputError, RunFailed
 from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
 from deploy.backend.bundles import run_bundles
@@ -35,7 +35,8 @@ from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn, store_student
 from deploy.stages.quality import own_classifier
 from deploy.stages.watch import Watch
-from learner.learner import SingleProcess
+from learner.alternating_config import AlternatingConfig
+from learner.process_group import SingleProcess
 from learner.train import Outcome
 
 POLL_SECONDS = 0.2
@@ -64,7 +65,12 @@ def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
     Raises:
         InputError: a file is missing, or vocabulary, grid or classes differ.
     """
-    tokens = workspace.existing_tokens()
+    objective, tokens = config.objective, workspace.existing_tokens()
+    if isinstance(objective, AlternatingConfig) and config.learner.weights is None:
+        raise InputError(
+            f"objective.kind={objective.kind} begins with what a run of dd2_gts learned, but "
+            "learner.weights is not set; give it the student_ema.safetensors of such a run"
+        )
     data = load_tokens(tokens)
     for name in ("student_before", "teacher"):
         if workspace.has_model(config, name):

@@ -9,15 +9,16 @@ from common.exchange.condition import Conditions
 from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
 from common.models.distilled_decoding import DistilledDecoder
+from common.models.velocity_model import VelocityModel, VelocityModelConfig
 from common.spec import require_same_spec
 from common.tokenization.tokenizer import Tokenizer, load_tokenizer
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import AnyModelFile, Workspace
 from rollout.evaluation.metrics import image_seeds, sample_batches
-from rollout.evaluation.one_pass import Between, Passes, vector_batches
+from rollout.evaluation.one_pass import Between, Ending, Passes, vector_batches
 from rollout.sampler import SamplingConfig
 
-Drawn = Backbone | DistilledDecoder
+Drawn = Backbone | DistilledDecoder | VelocityModel
 """What images can be drawn from."""
 
 
@@ -38,7 +39,7 @@ def draw_batches(
     Labels are ids of `conditions`, by default the classes. `sampling` is for backbones, `passes`
     (by default one) for one-pass students: what guides and filters is in their weights.
     """
-    if isinstance(model, DistilledDecoder):
+    if not isinstance(model, Backbone):
         seeds = image_seeds(seed, len(label_N))
         vectors = vector_batches(
             model,
@@ -67,6 +68,15 @@ def teacher_between(
     """Two passes with the run's teacher between, which draws by evaluate.sampling."""
     teacher = workspace.model(config, "teacher").load().to(place(device))
     return Passes(between=Between(teacher, config.evaluate.sampling, positions))
+
+
+def passes_of(config: RunConfig, workspace: Workspace, steps: int, device: str) -> Passes:
+    """So many steps of the run's student: its own passes, or one and the teacher's last ones, as
+    its kind has them."""
+    if steps == 1 or not isinstance(config.models.student, VelocityModelConfig):
+        return Passes(steps)
+    teacher = workspace.model(config, "teacher").load().to(place(device))
+    return Passes(steps, ending=Ending(teacher, config.evaluate.sampling))
 
 
 def load_for_sampling(

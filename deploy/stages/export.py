@@ -12,8 +12,10 @@ from common.artifacts.generator_file import released_content, released_state
 from common.artifacts.model_file import official_state
 from common.errors import InputError
 from common.files.atomic import write_atomically, write_text
-from common.models.backbone import Backbone
-from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
+from common.models.backbone import Backbone, Official
+from common.models.distilled_decoding import DistilledDecoder
+from common.models.one_pass import OnePassConfig
+from common.models.velocity_model import VelocityModel
 from deploy.config import RunConfig
 from deploy.report.card import is_card, model_card, sha256
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
@@ -49,7 +51,7 @@ def export(
         _require_ours(output)
     models = _loaded(config, workspace, name)
     model = models[0]
-    suffix = model.official.suffix if layout == "official" else ".safetensors"
+    suffix = ".safetensors" if layout == "safetensors" else _official(model, file).suffix
     path = output or workspace.root / "export" / f"{_title(config, name)}{suffix}"
     if (path.suffix == ".safetensors") != (layout == "safetensors"):
         raise InputError(
@@ -93,7 +95,7 @@ def _loaded(config: RunConfig, workspace: Workspace, name: ModelName) -> list[Dr
 
 def _write(temporary: Path, models: list[Drawn], file: AnyModelFile, layout: Layout) -> None:
     model = models[0]
-    state = official_state(model) if isinstance(model, Backbone) else released_state(model)
+    state = _state(model)
     if layout == "safetensors":
         facts = {"format": "pt", "family": file.architecture.kind}
         facts |= {
@@ -102,22 +104,40 @@ def _write(temporary: Path, models: list[Drawn], file: AnyModelFile, layout: Lay
         }
         save_file(state, temporary, facts)
         return
-    content: Any = _content(models, state)
+    content: Any = _content(models, state, _official(model, file))
     with temporary.open("wb") as handle:  # torch.save of a path reports a full disk in C++'s words
         torch.save(content, handle)
 
 
-def _content(models: list[Drawn], state: dict[str, Tensor]) -> dict[str, Any]:
-    model, averaged = models[0], models[-1]
-    if isinstance(averaged, DistilledDecoder):
-        return released_content(model.official, state, released_state(averaged))
-    top = model.official.top_level
-    return state if top is None else {top: state}
+def _official(model: Drawn, file: AnyModelFile) -> Official:
+    """The family's own layout.
+
+    Raises:
+        InputError: it has none.
+    """
+    if isinstance(model, VelocityModel):
+        raise InputError(
+            f"--layout official: nobody published a {file.architecture.kind}, so there is no such "
+            "layout; choose --layout safetensors"
+        )
+    return model.official
+
+
+def _state(model: Drawn) -> dict[str, Tensor]:
+    if isinstance(model, VelocityModel):
+        return {n: v.detach().cpu().contiguous() for n, v in model.state_dict().items()}
+    return official_state(model) if isinstance(model, Backbone) else released_state(model)
+
+
+def _content(models: list[Drawn], state: dict[str, Tensor], official: Official) -> dict[str, Any]:
+    if isinstance(averaged := models[-1], DistilledDecoder):
+        return released_content(official, state, released_state(averaged))
+    return state if official.top_level is None else {official.top_level: state}
 
 
 def _title(config: RunConfig, name: ModelName) -> str:
     architecture = config.models.teacher if name == "teacher" else config.models.student
-    is_one_pass = isinstance(architecture, DistilledDecoderConfig)
+    is_one_pass = isinstance(architecture, OnePassConfig)
     sizes = architecture.sizes if is_one_pass else architecture
     preset = getattr(sizes, "preset", None) or "custom"
     return f"{architecture.kind}_{preset}_{name}".lower()

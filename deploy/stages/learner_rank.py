@@ -1,8 +1,10 @@
 """Builds one learner rank from a config and files; the same for one process and for Ray Train."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -15,20 +17,24 @@ from common.device import place
 from common.errors import InputError
 from common.files.tensors import state_digest
 from common.models.backbone import BackboneConfig
-from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
+from common.models.distilled_decoding import DistilledDecoder
+from common.models.one_pass import OnePassConfig
+from common.models.velocity_model import VelocityModel
 from common.randomness import derive_seed
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.config import RunConfig
 from deploy.pipeline import Services
 from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
+from learner.alternating_config import AlternatingConfig
+from learner.alternation import Alternation, LearnerParts, alternation
 from learner.learner import Learner
 from learner.objective import Student
 from learner.process_group import ProcessGroup
 from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
 from learner.resources import Perceptual, Render, Resources
 from learner.teacher_targets import TeacherTargets
-from learner.train import Outcome, Trainer
+from learner.train import Outcome, Trained, Trainer
 from rollout.evaluation.features import Classifier, load_classifier
 
 
@@ -69,7 +75,7 @@ def learn(
     return trainer.run()
 
 
-def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Learner) -> None:
+def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Trained) -> None:
     every, step = config.learner.export_every, learner.steps_done
     if every and (step % every == 0 or step == config.learner.steps):
         for name, state in learner.states().items():
@@ -88,22 +94,42 @@ def store_student(
         save_generator_state(path, state, student, spec, **facts)
 
 
-def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Learner:
+def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Trained:
     """Student, objective with its resources and the teacher's head, all checked against each
-    other."""
-    seed = derive_seed(config.seed, "learner")
-    student = starting_student(config, workspace)
+    other; with a guidance network, which begins as the student does, where there is one."""
+    student, objective = starting_student(config, workspace), config.objective
+    guidance = copy.deepcopy(student) if isinstance(objective, AlternatingConfig) else None
     head = workspace.model(config, "teacher").head()
-    return Learner(
-        config.learner,
-        config.objective.build(run_resources(config, workspace, ranks)),
+    return learner_of(
+        config,
         student,
-        seed=seed,
+        guidance,
+        run_resources(config, workspace, ranks, guidance),
+        seed=derive_seed(config.seed, "learner"),
         contexts=tuple(sorted(config.contexts.sources)),
         teacher=TeacherTargets(config.teacher.signal, head, state_digest(head)),
         ranks=ranks,
         conditions=config.conditions.table(student.spec.num_classes),
     )
+
+
+def learner_of(
+    config: RunConfig,
+    student: Student,
+    guidance: Student | None,
+    resources: Resources,
+    *,
+    seed: int,
+    **parts: Unpack[LearnerParts],
+) -> Learner | Alternation:
+    """One learner, or two in turns where there is a guidance network."""
+    objective = config.objective
+    if isinstance(objective, AlternatingConfig):
+        assert isinstance(student, VelocityModel)
+        assert isinstance(guidance, VelocityModel)
+        networks = student, guidance
+        return alternation(config.learner, objective, resources, networks, seed=seed, **parts)
+    return Learner(config.learner, objective.build(resources), student, seed=seed, **parts)
 
 
 def starting_student(config: RunConfig, workspace: Workspace) -> Student:
@@ -116,17 +142,19 @@ def starting_student(config: RunConfig, workspace: Workspace) -> Student:
     if workspace.has_model(config, "student_before"):
         return workspace.model(config, "student_before").load(torch.float32)
     architecture, teacher = config.models.student, workspace.model(config, "teacher")
-    assert isinstance(architecture, DistilledDecoderConfig)
+    assert isinstance(architecture, OnePassConfig)
     code_VD = load_tokenizer(workspace.existing_tokenizer()).codebook_VD
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "start-student"))
         student = architecture.build(teacher.spec, code_VD)
-    assert isinstance(student, DistilledDecoder)
+    assert isinstance(student, DistilledDecoder | VelocityModel)
     student.start_from(teacher.load(torch.float32))
     return student
 
 
-def run_resources(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Resources:
+def run_resources(
+    config: RunConfig, workspace: Workspace, ranks: ProcessGroup, guidance: Student | None = None
+) -> Resources:
     """What the objective declares, from the files of the run, on the learner's device."""
     found = Resources(
         place(config.learner.device),
@@ -136,8 +164,15 @@ def run_resources(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) 
         render=partial(tokenizer_render, workspace),
         perceptual=partial(classifier_features, config, workspace),
         positions=lambda: trained_positions(config),
+        guidance=partial(looked_through, guidance),
     )
     return found.only(config.objective.resources())
+
+
+def looked_through(network: Student | None) -> VelocityModel:
+    """The guidance network of a run that has one."""
+    assert isinstance(network, VelocityModel)
+    return network
 
 
 def trained_positions(config: RunConfig) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
 from deploy.report.grids import by_class, class_sheet, real_by_class, save_png, spread
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
-from deploy.stages.draw import draw_batches, load_for_sampling, teacher_between
+from deploy.stages.draw import draw_batches, load_for_sampling, passes_of, teacher_between
 from deploy.stages.samples_file import counted, require_room, save_npz, shuffled
 from rollout.evaluation.one_pass import Passes
 from rollout.sampler import SamplingConfig
@@ -174,7 +174,8 @@ def _passes(config: RunConfig, workspace: Workspace) -> Passes:
     """Of a one-pass student; what `sample` leaves out is the first of evaluate.steps."""
     if config.sample.inserted is not None:
         return teacher_between(config, workspace, config.sample.inserted, config.sample.device)
-    return Passes(config.sample.steps or config.evaluate.steps[0])
+    steps = config.sample.steps or config.evaluate.steps[0]
+    return passes_of(config, workspace, steps, config.sample.device)
 
 
 def _sheet(order: Order, pixel_NCHW: Tensor, config: RunConfig, target: Console) -> Image.Image:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from common.device import autocast
 from common.flow.field import at_noise_time, denoised
 from common.flow.laws import CodeLaw
 from common.models.velocity_model import VelocityModel
@@ -32,7 +33,7 @@ def of_teacher(law: CodeLaw, numbers: int = NUMBERS) -> Denoiser:
     def denoiser(x_MBLD: Tensor, time_MBL: Tensor) -> Tensor:
         x_MND, time_MN1 = x_MBLD.flatten(1, -2), time_MBL.flatten(1)[..., None]
         draws = zip(x_MND.to(law.logprob_NK), time_MN1.to(law.logprob_NK), strict=True)
-        with torch.autocast(x_MBLD.device.type, enabled=False):
+        with autocast(x_MBLD.device, torch.float32):
             found = [_in_parts(law, x_ND, time_N1, numbers) for x_ND, time_N1 in draws]
         return torch.stack(found).view_as(x_MBLD)
 

@@ -116,9 +116,10 @@ class PositionWeights(Config):
     (tokens, or scales where there are several)."""
 
     first: Factor = 1.0
+    """At the first step."""
     last: Factor = 1.0
-    """The paper's own are alike; its authors found 3 and 1 better (FID 6.91 for 8.35 of VAR-d16,
-    in their answers to reviewers)."""
+    """At the last. The paper's own are alike; its authors found 3 and 1 better (FID 6.91 for 8.35
+    of VAR-d16, in their answers to reviewers)."""
 
     def weights(self, spec: SequenceSpec) -> Tensor:
         """weight_L in the tokenizer's order, of mean 1."""

@@ -9,14 +9,16 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from common.errors import Diverged, InputError
 from common.exchange.condition import ClassConditions, Conditions
 from common.finite import is_finite
 from common.models.backbone import Backbone
 from common.models.distilled_decoding import DistilledDecoder
-from common.models.few_steps import teacher_inserted
+from common.models.few_steps import nearest, teacher_inserted
 from common.models.generator import gaussian
+from common.models.velocity_model import VelocityModel
 from rollout.inserted import inserted
 from rollout.sampler import SamplingConfig
 
@@ -32,16 +34,28 @@ class Between:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """The last steps of the teacher's own sampling, behind what a student made (Distilled Decoding
+    2, algorithm 4)."""
+
+    teacher: Backbone
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
 class Passes:
     """How a student draws: in so many passes from the first of its positions on (algorithm 3), or
-    in two with the teacher between."""
+    in two with the teacher between; of Distilled Decoding 2, in one, whose
+    last slots the teacher draws anew."""
 
     steps: int = 1
     between: Between | None = None
+    ending: Ending | None = None
+    """Whoever draws the last steps, where a student has one pass."""
 
 
 def vector_batches(
-    student: DistilledDecoder,
+    student: DistilledDecoder | VelocityModel,
     label_N: Tensor,
     seeds: Sequence[int],
     *,
@@ -67,7 +81,7 @@ def vector_batches(
 
 @torch.no_grad()
 def drawn(
-    student: DistilledDecoder,
+    student: DistilledDecoder | VelocityModel,
     label_B: Tensor,
     seeds: Sequence[int],
     passes: Passes,
@@ -78,6 +92,9 @@ def drawn(
     label_B, table = label_B.to(device), conditions or ClassConditions(student.spec.num_classes)
     condition_B = table.resolve(label_B)
     noise_BLD = gaussian(seeds, student.spec.length, student.code_width).to(device)
+    if isinstance(student, VelocityModel):
+        vector_BLD = student.vectors(condition_B, noise_BLD)
+        return _ended(student, vector_BLD, label_B, seeds, passes, conditions)
     if passes.between is None:
         positions = first_positions(student, passes.steps)
         return student.steps(condition_B, noise_BLD, positions).vector_BLD
@@ -88,6 +105,27 @@ def drawn(
     jump = partial(student.jump, condition_B)
     codes = student.codebook_VD
     return teacher_inserted(jump, draws, noise_BLD, codes, start=start, stop=stop).vector_BLD
+
+
+def _ended(
+    student: VelocityModel,
+    vector_BLD: Tensor,
+    label_B: Tensor,
+    seeds: Sequence[int],
+    passes: Passes,
+    conditions: Conditions | None,
+) -> Tensor:
+    """With the slots of the teacher's last `steps - 1` steps drawn by the teacher."""
+    if passes.steps == 1:
+        return vector_BLD
+    if passes.ending is None:
+        raise ValueError(f"a {type(student).__name__} has one pass, and there is no teacher")
+    spec, teacher = student.spec, passes.ending.teacher
+    start = spec.slots_before((len(spec.scales) or spec.length) - passes.steps + 2)
+    draws = inserted(teacher, label_B, seeds, passes.ending.sampling, conditions=conditions)
+    token_BL = draws(nearest(vector_BLD[:, :start], student.codebook_VD), spec.length)
+    code_BnD = F.embedding(token_BL[:, start:], student.codebook_VD)
+    return torch.cat([vector_BLD[:, :start], code_BnD], dim=1)
 
 
 def first_positions(student: DistilledDecoder, steps: int) -> tuple[int, ...]:

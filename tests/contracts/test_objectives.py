@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from building.objectives import built, resources
+from building.objectives import OF_TOKENS, built, resources
 from torch.nn import functional as F
 
 from common.config.plugins import kinds, load_plugin
@@ -42,6 +42,11 @@ NOT_ZERO_AT_THE_TEACHER = {
 def objective(request, clusters):
     config = load_plugin("learner.objectives", request.param).Config()
     return built(config, clusters)
+
+
+@pytest.fixture(params=OF_TOKENS)
+def of_tokens(request, clusters):
+    return built(load_plugin("learner.objectives", request.param).Config(), clusters)
 
 
 @pytest.fixture
@@ -106,30 +111,30 @@ def test_what_was_not_declared_is_refused_by_name(clusters):
         nothing.only(["render"])
 
 
-def test_loss_is_finite_with_a_gradient(objective, student_NV, teacher_NV):
-    for context in contexts_of(objective):
-        loss_N = objective.token_loss(chunk(student_NV, teacher_NV, context))
+def test_loss_is_finite_with_a_gradient(of_tokens, student_NV, teacher_NV):
+    for context in contexts_of(of_tokens):
+        loss_N = of_tokens.token_loss(chunk(student_NV, teacher_NV, context))
         (grad,) = torch.autograd.grad(loss_N.sum(), student_NV)
         assert loss_N.shape == (N,)
         assert torch.isfinite(loss_N).all()
         assert grad.abs().sum() > 0
-        observed = objective.diagnostics(chunk(student_NV, teacher_NV, context))
-        assert set(observed) <= set(objective.config.diagnosed)
+        observed = of_tokens.diagnostics(chunk(student_NV, teacher_NV, context))
+        assert set(observed) <= set(of_tokens.config.diagnosed)
         assert all(0 < len(value_n) <= N for value_n in observed.values())
 
 
-def test_student_equal_to_teacher_gives_zero(objective):
+def test_student_equal_to_teacher_gives_zero(of_tokens):
     same_NV = logprobs(0, N, V)
-    for context in contexts_of(objective):
-        if (objective.config.kind, context) in NOT_ZERO_AT_THE_TEACHER:
+    for context in contexts_of(of_tokens):
+        if (of_tokens.config.kind, context) in NOT_ZERO_AT_THE_TEACHER:
             continue
         logit_NV = same_NV.clone().requires_grad_()
         column = {"advantage": torch.zeros(N), "return": torch.zeros(N)}
         given = chunk(logit_NV.log_softmax(-1), same_NV, context, column)
-        loss_N = objective.token_loss(given)
+        loss_N = of_tokens.token_loss(given)
         loss_N.sum().backward()
         torch.testing.assert_close(loss_N, torch.zeros(N), atol=1e-5, rtol=0)
-        if objective.config.kind == "distillspec":
+        if of_tokens.config.kind == "distillspec":
             continue  # |p - q| has a kink there
         torch.testing.assert_close(logit_NV.grad, torch.zeros(N, V), atol=1e-5, rtol=0)
 

@@ -9,7 +9,8 @@ from common.config.plugins import load_plugin
 from common.models.backbone import build_seeded
 from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
-from deploy.planning.memory import decoding_bytes, learning_bytes, scoring_bytes
+from deploy.planning.memory import learning_bytes, scoring_bytes
+from deploy.planning.sampling_memory import decoding_bytes
 from deploy.run_folder.opening import open_run
 
 

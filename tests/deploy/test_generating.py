@@ -9,8 +9,8 @@ from common.artifacts.backbone_file import load_backbone, save_backbone
 from common.data.tokens import load_tokens, read_header
 from common.errors import InputError
 from common.randomness import Draws, derive_seed
-from deploy.planning.memory import decoding_bytes
 from deploy.planning.resources import Sizing, skeleton, state_bytes
+from deploy.planning.sampling_memory import decoding_bytes
 from deploy.stages.distill import distill
 from deploy.stages.generate import generate, load_generated
 from rollout.sampler import SamplingConfig, decode, noise

@@ -14,13 +14,12 @@ from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import (
     blank_batch,
-    decoding_bytes,
     learning_bytes,
-    sampled_prefixes,
     scorer_files,
     scoring_images,
 )
 from deploy.planning.resources import Sizing, skeleton, state_bytes
+from deploy.planning.sampling_memory import decoding_bytes, sampled_prefixes
 from deploy.planning.skeletons import parameters
 from deploy.run_folder.opening import open_run
 from rollout.sampler import decode

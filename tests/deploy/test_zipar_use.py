@@ -9,8 +9,8 @@ from common.errors import InputError
 from common.models.backbones import llamagen
 from common.models.plan import ZipARConfig, zipar_plan
 from common.spec import SequenceSpec
-from deploy.planning.memory import decoding_bytes
 from deploy.planning.resources import skeleton
+from deploy.planning.sampling_memory import decoding_bytes
 from deploy.run_folder.opening import open_run
 from rollout.evaluation.metrics import sample_batches
 from rollout.sampler import SamplingConfig

@@ -1,11 +1,13 @@
 """Objectives built for a test, and learners that see a part of a step each."""
 
 import torch
+from building.dependent_codes import fresh
 
 from common.config.plugins import kinds, load_plugin
 from common.models.backbone import BackboneConfig
 from learner.process_group import SingleProcess
 from learner.resources import Resources
+from learner.score_objective import ScoreConfig
 
 OF_BACKBONES = tuple(
     kind
@@ -13,6 +15,12 @@ OF_BACKBONES = tuple(
     if load_plugin("learner.objectives", kind).Config.students is BackboneConfig
 )
 """Kinds that train students which decode token by token."""
+OF_TOKENS = tuple(
+    kind
+    for kind in kinds("learner.objectives")
+    if not issubclass(load_plugin("learner.objectives", kind).Config, ScoreConfig)
+)
+"""Kinds with a loss of single tokens."""
 
 
 def built(config, clusters=None):
@@ -28,6 +36,7 @@ def resources(clusters=None):
         render=lambda device: lambda vector_BLD: vector_BLD[:, None],
         perceptual=lambda device: lambda image_BCHW: image_BCHW.flatten(1),
         positions=lambda: (1, 3),
+        guidance=fresh,
     )
 
 
