@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from common.config.quantities import Batch, Fraction, Steps, StepsOrNever
-from common.config.schema import Config
+from common.config.schema import Config, UserPath
 from common.data.tokens import TokenDataset
 from common.exchange.condition import Conditions
 from common.exchange.provenance import DATA
@@ -44,6 +44,9 @@ class PretrainConfig(Config):
     """AdamW, schedule, clipping, EMA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is trained."""
+    start: UserPath | None = None
+    """Weights to begin from instead of fresh ones, ours or official. A LlamaGen that reads vectors
+    (code_width) may begin from one with a table of tokens, to which its perceptron is fitted."""
 
 
 def data_batches(

@@ -179,10 +179,6 @@ def identify(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, int]
 
 def official_state(model: Backbone) -> dict[str, Tensor]:
     """Everything that the family's own loader expects, under its names (strict loading works)."""
-    borrowed = tuple(f"{name}." for name in model.borrowed)
-    state = {
-        name: value.detach().cpu().contiguous()
-        for name, value in model.state_dict().items()
-        if not name.startswith(borrowed)
-    }
+    own = model.own_entries(model.state_dict())
+    state = {name: value.detach().cpu().contiguous() for name, value in own.items()}
     return state | model.official_buffers()

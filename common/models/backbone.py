@@ -120,6 +120,16 @@ class Backbone(nn.Module, ABC):
             InputError: something is not in `lent`, or is of other sizes.
         """
 
+    def begin_as(self, other: "Backbone") -> None:
+        """Take over the weights of a model of one of `BackboneConfig.origins`, on the same
+        tokenizer; what that lends stays."""
+        self.load_state_dict(self.state_dict() | self.own_entries(other.state_dict()))
+
+    def own_entries(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state without what is borrowed of the tokenizer."""
+        borrowed = tuple(f"{name}." for name in self.borrowed)
+        return {name: value for name, value in state.items() if not name.startswith(borrowed)}
+
     def official_buffers(self) -> dict[str, Tensor]:
         """Entries of an official file that are no parameters but are expected by its loader."""
         return {}
@@ -201,6 +211,10 @@ class BackboneConfig(PluginConfig, ABC):
         """Whether weights of one fit the other."""
         skipped = set(self.training_only)
         return self.model_dump(exclude=skipped) == other.model_dump(exclude=skipped)
+
+    def origins(self) -> "tuple[BackboneConfig, ...]":
+        """What weights may be of that such a model is trained on from."""
+        return (self,)
 
     @abstractmethod
     def build(self, spec: SequenceSpec) -> Backbone:

@@ -235,6 +235,29 @@ class DropPath(nn.Module):
         return x_BLC * x_BLC.new_empty(len(x_BLC), 1, 1).bernoulli_(keep).div_(keep)
 
 
+class CausalBlock(nn.Module):
+    """Pre-norm block as LlamaGen's."""
+
+    def __init__(self, width: int, heads: int, multiple_of: int, dropout: nn.Module) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(width)
+        self.attention = CausalAttention(width, heads)
+        self.ffn_norm = RMSNorm(width)
+        self.feed_forward = SwiGLU(width, multiple_of)
+        self.dropout = dropout
+
+    def forward(
+        self,
+        x_BnC: Tensor,
+        rotary_nP: Tensor,
+        cache: KeyValueCache | None,
+        placement: Placement | None,
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BnC), rotary_nP, cache, placement)
+        x_BnC = x_BnC + self.dropout(attended)
+        return x_BnC + self.dropout(self.feed_forward(self.ffn_norm(x_BnC)))
+
+
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Linearly spaced from 0 at the first block to `last` at the last one."""
     return torch.linspace(0, last, depth, device="cpu").tolist()

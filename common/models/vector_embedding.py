@@ -66,6 +66,16 @@ class VectorEmbedding(nn.Module):
             )
         self.codes.code_VD = theirs.code_VD.detach().float()
 
+    def adapted(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """A model's state with this in the place of its table of tokens, fitted to it; as it is
+        where there is none, or one of another width, which is for others to refuse."""
+        found = dict(state)
+        table_VC = found.pop(f"{prefix}weight", None)
+        if table_VC is not None and table_VC.shape[1] == self.second.out_features:
+            fitted = self.fitted(table_VC)
+            found |= {f"{prefix}{name}": value for name, value in fitted.items()}
+        return found
+
     @torch.no_grad()
     def fitted(self, table_VC: Tensor) -> dict[str, Tensor]:
         """A state that embeds codes as the table embeds their tokens, as well as the hidden layer,

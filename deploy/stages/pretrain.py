@@ -1,12 +1,15 @@
 """The stages before and after distillation: pretrain, sample. One process, no Ray."""
 
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 
 from common.artifacts.backbone_file import save_backbone
+from common.artifacts.model_file import ModelFile
 from common.config.schema import digest
-from common.data.tokens import TokenDataset, load_tokens
+from common.data.tokens import TokenDataset, load_tokens, read_header
 from common.errors import InputError
 from common.files.tensors import state_digest
 from common.memory import module_bytes, require_memory
@@ -80,6 +83,8 @@ def pretrain_model(
     seed = derive_seed(config.seed, f"pretrain-{which}")
     backbone = _untrained(architecture, data.spec, which, seed)
     backbone.attach(lent)
+    if (start := getattr(config.pretrain, which).start) is not None:
+        backbone.begin_as(_start(start, workspace, which, architecture).load(torch.float32))
     stage.begin(resume=resume, restart=restart)
     course = stage.run(_training(config, which, backbone, data, seed))
     workspace.keep_config(config)
@@ -90,6 +95,29 @@ def pretrain_model(
     save_backbone(plan.path, backbone, architecture, **extra)
     stage.clear()
     return facts
+
+
+def _start(
+    path: Path, workspace: Workspace, which: Model, architecture: BackboneConfig
+) -> ModelFile:
+    """The weights to begin from: of the first of the model's `origins` that the file is of.
+
+    Raises:
+        InputError: there is no such file, or it is of none of them, in the words for the last.
+    """
+    spec, role = read_header(workspace.existing_tokens()).spec, f"models.{which}"
+    found = [
+        ModelFile(path, role, origin, spec, workspace.tokenizer)
+        for origin in architecture.origins()
+    ]
+    for file in found[:-1]:
+        try:
+            file.check()
+        except InputError:
+            continue
+        return file
+    found[-1].check()
+    return found[-1]
 
 
 def _training(
@@ -139,6 +167,9 @@ def _plan(config: RunConfig, workspace: Workspace, which: Model, data: TokenData
         **config.made_from_conditions,
         "pretrain": {which: settings.model_dump(mode="json", exclude=HARMLESS)},
     }
+    if settings.start is not None:
+        file = _start(settings.start, workspace, which, getattr(config.models, which))
+        made_from["start"] = file.digest()
     return Plan(
         name=which,
         path=workspace.teacher if which == "teacher" else workspace.student_before,

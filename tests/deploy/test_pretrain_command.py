@@ -141,3 +141,26 @@ def test_commands_that_are_stopped_or_killed_go_on(server, run_in, whole, capsys
     ]
     assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == list(range(1, 121))
+
+
+def test_a_training_may_begin_from_weights_that_are_there(run_in, quiet, prepared):
+    """From one with a table of tokens, a model that reads vectors begins as the same model; the
+    first loss says so. A table of random vectors would be far from it."""
+    still = ("pretrain.teacher.optimizer.learning_rate=1e-9", "pretrain.teacher.class_dropout=0.0")
+    start = f"pretrain.teacher.start={prepared / 'teacher.safetensors'}"
+    reads = "models.teacher.code_width=4"
+    first = {}
+    for name, overrides in {
+        "fresh": (reads,),
+        "adapted": (reads, start),
+        "same": (start,),
+    }.items():
+        given = ("pretrain.teacher.steps=1", *still, *overrides)
+        config, workspace = run_in(*given, name=name)
+        workspace.teacher.unlink()
+        pretrain_model(config, workspace, "teacher", quiet)
+        row = (workspace.root / "pretrain_teacher.jsonl").read_text().splitlines()[0]
+        first[name] = json.loads(row)["loss"]
+    gained = first["fresh"] - first["same"]
+    assert gained > 0.05
+    assert abs(first["adapted"] - first["same"]) < 0.1 * gained

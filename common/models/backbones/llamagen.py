@@ -18,14 +18,13 @@ from common.models.backbone import Backbone, BackboneConfig, DecodeState, Offici
 from common.models.cuda.captured_steps import StaticCaches, fuses
 from common.models.decoding import DecodingConfig, own_choice
 from common.models.layers import (
-    CausalAttention,
+    CausalBlock,
     DropPath,
     KeyValueCache,
     LabelEmbedder,
     Placement,
     RMSNorm,
     RotaryTable,
-    SwiGLU,
     drop_path_rates,
     require_rotary_heads,
     start_uniform,
@@ -105,6 +104,14 @@ class Config(BackboneConfig):
     def reads_vectors(self) -> bool:
         return self.code_width > 0
 
+    def origins(self) -> tuple[BackboneConfig, ...]:
+        plain = self.model_copy(update={"code_width": 0})
+        return (self, plain) if self.reads_vectors else (self,)
+
+    def branch(self, drop_path: float) -> nn.Module:
+        """What a block's residual branches pass while training."""
+        return DropPath(drop_path) if self.drop_path else nn.Dropout(self.dropout)
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         require_rotary_heads(self.width, self.heads)
@@ -133,27 +140,6 @@ class Config(BackboneConfig):
         }
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config, drop_path: float) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width)
-        self.attention = CausalAttention(config.width, config.heads)
-        self.ffn_norm = RMSNorm(config.width)
-        self.feed_forward = SwiGLU(config.width, config.multiple_of)
-        self.dropout = DropPath(drop_path) if config.drop_path else nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x_BnC: Tensor,
-        rotary_nP: Tensor,
-        cache: KeyValueCache | None,
-        placement: Placement | None,
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm(x_BnC), rotary_nP, cache, placement)
-        x_BnC = x_BnC + self.dropout(attended)
-        return x_BnC + self.dropout(self.feed_forward(self.ffn_norm(x_BnC)))
-
-
 class LlamaGen(Backbone):
     """`features` of slot t predict token t; slot 0 of the input is the class embedding."""
 
@@ -176,7 +162,8 @@ class LlamaGen(Backbone):
         self.tok_embeddings: nn.Embedding | VectorEmbedding = table
         self.dropout = nn.Dropout(config.dropout)
         rates = drop_path_rates(config.drop_path, config.depth)
-        self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
+        sizes = config.width, config.heads, config.multiple_of
+        self.layers = nn.ModuleList(CausalBlock(*sizes, config.branch(rate)) for rate in rates)
         self.norm = RMSNorm(config.width)
         self._add_head(Linear(config.width, spec.vocab_size, bias=False))
         self._rotary = RotaryTable(spec.grid, config.width // config.heads)
@@ -189,6 +176,12 @@ class LlamaGen(Backbone):
     def attach(self, lent: Mapping[str, nn.Module]) -> None:
         if isinstance(self.tok_embeddings, VectorEmbedding):
             self.tok_embeddings.attach(lent)
+
+    def begin_as(self, other: Backbone) -> None:
+        state = self.own_entries(other.state_dict())
+        if isinstance(self.tok_embeddings, VectorEmbedding):
+            state = self.tok_embeddings.adapted(state, "tok_embeddings.")
+        self.load_state_dict(self.state_dict() | state)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
         own_choice("llamagen", decoding, Decoding)

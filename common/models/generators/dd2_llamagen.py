@@ -19,8 +19,6 @@ from common.models.vector_embedding import VectorEmbedding
 from common.models.velocity_model import VelocityModel, VelocityModelConfig
 from common.spec import SequenceSpec
 
-READER = "network.tok_embeddings."
-
 
 class Config(VelocityModelConfig):
     backbone: Annotated[
@@ -66,12 +64,6 @@ class DD2LlamaGen(VelocityModel):
                 f"dd2_llamagen starts from a LlamaGen, not from a {type(teacher).__name__}; choose "
                 "the generator of the teacher's family"
             )
-        found = self.of_network(teacher)
         if isinstance(teacher.tok_embeddings, VectorEmbedding):
             require_codes(self.codebook_VD, teacher.tok_embeddings.codes.code_VD)
-            return found
-        table_VC = found.pop(f"{READER}weight")
-        if table_VC.shape[1] == self.reader.second.out_features:  # else others will refuse
-            fitted = self.reader.fitted(table_VC)
-            found |= {f"{READER}{name}": value for name, value in fitted.items()}
-        return found
+        return self.reader.adapted(self.of_network(teacher), "network.tok_embeddings.")
