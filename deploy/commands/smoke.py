@@ -6,6 +6,7 @@ For example:
   varkd smoke
   varkd smoke --family var seed=1 --out runs/var
   varkd smoke --method dd1
+  varkd smoke --method dd2
 """
 
 import argparse
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.backend.early_imports import begin_imports
 from deploy.cli.arguments import add_overrides, open_from
-from deploy.run_folder.shipped import smoke_config, smoke_configs
+from deploy.run_folder.shipped import first_stage, smoke_config, smoke_configs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from deploy.config import RunConfig
     from deploy.run_folder.workspace import Workspace
+
+FIRST = "first_stage"
+"""Folder of the run whose student another one begins with."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=tuple(methods),
         default=(usual := next(iter(methods))),
-        help=f"the objective; dd1 has students of one pass (default: {usual})",
+        help=f"the objective; dd1 and dd2 have students of one pass (default: {usual})",
     )
 
 
@@ -54,7 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.stages.evaluate import write_report
 
     torch.set_num_threads(1)
-    facts = _distilled(config, workspace, target := console())
+    facts, config = _distilled(
+        config, workspace, target := console(), _first_stage(arguments, workspace)
+    )
     if facts["stopped"]:
         return _stopped(facts, workspace.root)
     wall = time.monotonic() - started
@@ -70,29 +76,61 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _distilled(config: "RunConfig", workspace: "Workspace", target: "Console") -> dict[str, Any]:
-    """From images to a student, on a private cluster; what the distillation says of itself. The
-    features of the evaluation get ready beside the models."""
-    from deploy.backend.beside import beside
+def _first_stage(
+    arguments: argparse.Namespace, workspace: "Workspace"
+) -> "tuple[RunConfig, Workspace] | None":
+    """The run whose student this one begins with, in a folder of its folder; overrides hold for
+    both, but those of objective and contexts."""
+    name = first_stage(arguments.config.name)
+    if name is None:
+        return None
+    from deploy.run_folder.opening import open_run
+
+    own = ("objective.", "contexts.")
+    overrides = [key for key in arguments.overrides if not key.startswith(own)]
+    return open_run(Path(name), overrides, workspace.root / FIRST)
+
+
+def _distilled(
+    config: "RunConfig",
+    workspace: "Workspace",
+    target: "Console",
+    first: "tuple[RunConfig, Workspace] | None",
+) -> "tuple[dict[str, Any], RunConfig]":
+    """From images to a student, on a private cluster; what the distillation says of itself, and the
+    config that it had."""
     from deploy.backend.session import cluster, warm_up
     from deploy.stages.distill import distill
+    from deploy.stages.second_stage import second_stage
+
+    with cluster(config, told=target):
+        warm_up(config)
+        begun = first or (config, workspace)
+        _prepared(*begun, target)
+        target.print("placing ledger, buffer, weights, teacher, workers and learner")
+        facts = distill(*begun, target, local=False, restart=True)
+        if first is None or facts["stopped"]:
+            return facts, config
+        config = second_stage(config, workspace, first[1])
+        return distill(config, workspace, target, local=False, restart=True), config
+
+
+def _prepared(config: "RunConfig", workspace: "Workspace", target: "Console") -> None:
+    """Tokens and models, and the features of the evaluation beside them."""
+    from deploy.backend.beside import beside
     from deploy.stages.generate import dataset_source, generate
     from deploy.stages.pretrain import pretrain_model, trained_models
     from deploy.stages.quality import prepare_features
     from deploy.stages.tokenize import tokenize
     from deploy.stages.training import require_finished
 
-    with cluster(config, told=target):
-        warm_up(config)
-        tokenize(config, workspace, target, local=True)
-        with beside("features", prepare_features, config, workspace):
-            for which in trained_models(config):
-                facts = pretrain_model(config, workspace, which, target, restart=True)
-                require_finished(facts, target)
-        if dataset_source(config) is not None:
-            generate(config, workspace, target, local=True)
-        target.print("placing ledger, buffer, weights, teacher, workers and learner")
-        return distill(config, workspace, target, local=False, restart=True)
+    tokenize(config, workspace, target, local=True)
+    with beside("features", prepare_features, config, workspace):
+        for which in trained_models(config):
+            facts = pretrain_model(config, workspace, which, target, restart=True)
+            require_finished(facts, target)
+    if dataset_source(config) is not None:
+        generate(config, workspace, target, local=True)
 
 
 def _stopped(facts: dict[str, Any], root: Path) -> int:

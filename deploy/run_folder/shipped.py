@@ -8,6 +8,10 @@ from pathlib import Path
 from common.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+FIRST_STAGE = "_gts"
+"""How the names of configs end that only make what others begin with."""
+METHODS = {"dd2_csd": "dd2"}
+"""What a method is called whose last stage has another objective than those before."""
 
 
 def shipped_names() -> list[str]:
@@ -20,9 +24,17 @@ def smoke_configs() -> dict[tuple[str, str], str]:
     the first one comes first."""
     found = {}
     for path in sorted(CONFIGS.glob("smoke*.toml")):
+        if path.stem.endswith(FIRST_STAGE):
+            continue
         tree = tomllib.loads(path.read_text())
-        found[tree["objective"]["kind"], tree["models"]["teacher"]["kind"]] = path.stem
+        kind = tree["objective"]["kind"]
+        found[METHODS.get(kind, kind), tree["models"]["teacher"]["kind"]] = path.stem
     return found
+
+
+def first_stage(name: str) -> str | None:
+    """The shipped config whose student the one of that name begins with, where it has one."""
+    return f"{name}{FIRST_STAGE}" if (CONFIGS / f"{name}{FIRST_STAGE}.toml").is_file() else None
 
 
 def smoke_config(method: str, family: str) -> str:

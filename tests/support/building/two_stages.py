@@ -1,0 +1,42 @@
+"""Runs of Distilled Decoding 2 on the files of other tests' runs: a first stage, then a second."""
+
+from pathlib import Path
+
+from building.one_pass import borrow
+from building.runs import TINY, go
+from rich.console import Console
+
+from deploy.run_folder.opening import open_run
+from deploy.stages.generate import generate
+
+TEACHERS = ("models.student", "pretrain.student", "contexts")
+"""What `TINY` says of other students."""
+QUICK = [
+    *(o for o in TINY if not o.startswith(TEACHERS)),
+    "models.student.head_width=16",
+    "learner.checkpoint_every=1",
+    "learner.ordered=true",
+]
+OF_STAGES = {
+    "smoke_dd2_gts": ["contexts.sources.teacher.sequences=48", "learner.steps=3"],
+    "smoke_dd2": ["objective.guidance.steps=2", "learner.steps=6", "evaluate.steps=[1,3]"],
+}
+
+
+def open_stage(prepared, root, name, *overrides):
+    """One that is still to be run."""
+    given = [*QUICK, *OF_STAGES[name], *overrides]
+    return open_run(Path(name), given, borrow(prepared, root))
+
+
+def first_done(prepared, root):
+    run = open_stage(prepared, root, "smoke_dd2_gts")
+    generate(*run, Console(quiet=True), local=True)
+    go(run)
+    return run
+
+
+def open_second(prepared, root, first, *overrides):
+    """That begins with what the first learned."""
+    weights = f"learner.weights={first[1].student_ema}"
+    return open_stage(prepared, root, "smoke_dd2", weights, *overrides)
