@@ -37,6 +37,12 @@ def begin_imports(stack: ExitStack) -> None:
         stack.callback(_begun.clear)
 
 
+def also_import(*modules: str) -> None:
+    """What only some commands need of their workers; where nothing was begun, they import it."""
+    for server in _begun:
+        server.also_import(modules)
+
+
 def begun_imports(stack: ExitStack) -> ForkServer | None:
     """The fork server of the cluster that is about to be started, which ends with the stack; None
     where workers start as Ray has it."""

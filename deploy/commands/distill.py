@@ -16,7 +16,7 @@ For example:
 import argparse
 from typing import TYPE_CHECKING
 
-from deploy.backend.early_imports import begin_imports
+from deploy.backend.early_imports import also_import, begin_imports
 from deploy.cli.arguments import add_config, add_local, open_from, path_option
 
 if TYPE_CHECKING:
@@ -57,9 +57,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _planned(
     arguments: argparse.Namespace, config: "RunConfig", workspace: "Workspace"
 ) -> "RunPlan":
-    """With the files that the run will have."""
+    """With the files that the run will have; its workers' imports go on meanwhile."""
     from deploy.planning.plan import plan_run
     from deploy.run_folder.borrowing import with_files_of
+    from deploy.stages.learner_rank import imported_late
+
+    also_import(*imported_late(config, workspace))
 
     if arguments.source is not None:
         workspace = with_files_of(arguments.source, workspace)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.backend.early_imports import begin_imports
+from deploy.backend.early_imports import also_import, begin_imports
 from deploy.cli.arguments import add_overrides, open_from
 from deploy.run_folder.shipped import first_stage, smoke_config, smoke_configs
 
@@ -50,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     begin_imports(arguments.held)
     arguments.config = Path(smoke_config(arguments.method, arguments.family))
     config, workspace = open_from(arguments)
+    from deploy.stages.learner_rank import imported_late
+
+    also_import(*imported_late(config, workspace))
     arguments.held.enter_context(workspace.locked(arguments.command))
     import torch
 

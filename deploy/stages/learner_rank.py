@@ -75,6 +75,12 @@ def learn(
     return trainer.run()
 
 
+def imported_late(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:
+    """Modules that a learner imports only where it makes clusters of codes: for over a second."""
+    makes = "clusters" in config.objective.resources() and not workspace.clusters.exists()
+    return ("sklearn.cluster",) if makes else ()
+
+
 def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Trained) -> None:
     every, step = config.learner.export_every, learner.steps_done
     if every and (step % every == 0 or step == config.learner.steps):

@@ -6,7 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -49,16 +49,23 @@ class ForkServer:
         program.chmod(0o700)
         return program
 
+    def also_import(self, modules: Sequence[str]) -> None:
+        """These too, before it serves."""
+        self._tell(list(modules))
+
     def serve(self, variables: Mapping[str, str]) -> None:
         """Workers, as soon as everything is imported; Ray's library is with the cluster's
         `variables`."""
+        self._tell(dict(variables))
+        self._listener.close()
+
+    def _tell(self, what: object) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(dict(variables)).encode() + b"\n")
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:  # it could not import; clients notice
             pass
-        self._listener.close()
 
     def close(self) -> None:
         """End it; workers that it forked live on."""

@@ -1,8 +1,9 @@
 """Imports what the actors of every role need, then forks a worker for each client.
 
 `server.py NUMBER PATH...`: the open file of a listening socket, the folders that modules are found
-in. Serves once there is a line on its standard input, ends when that does. The line holds the
-cluster's variables (JSON): Ray's library reads them when it is loaded, so that waits for them.
+in. It reads lines (JSON) from its standard input, and ends when that does: a list names more
+modules; an object holds the cluster's variables, which Ray's library reads when it is loaded, and
+then it serves.
 """
 
 import argparse
@@ -16,9 +17,10 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MODULES = (
     "aiohttp",
@@ -29,7 +31,6 @@ MODULES = (
     "requests",
     "yaml",
     "torch.distributed",
-    "sklearn.cluster",  # the first learner of a run folder makes clusters of codes
     "deploy.stages.evaluate",
     "deploy.stages.generate",
     "deploy.stages.learner_rank",
@@ -57,11 +58,14 @@ def main(number: int, folders: list[str]) -> tuple[list[str], socket.socket]:
     """Serve clients; returns, in each worker's process alone, its command and its client."""
     own = dict(os.environ)  # modules set others
     with socket.socket(fileno=number) as listener:
-        _import(folders)  # clients wait meanwhile
+        _import(MODULES, folders)  # clients wait meanwhile
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
-        own |= (cluster := _cluster())
+        lines = _lines()
+        while isinstance(said := next(lines), list):
+            _import(said, folders)
         with _modules_of(folders):  # workers start without this server where it fails
-            importlib.import_module(f"{PACKAGE}.ray_library").load(cluster)
+            importlib.import_module(f"{PACKAGE}.ray_library").load(said)
+        own |= said
         while True:
             ready, _, _ = select.select([listener, 0], [], [])
             if 0 in ready:
@@ -84,9 +88,9 @@ def _modules_of(folders: list[str]) -> Iterator[None]:
     gc.freeze()
 
 
-def _import(folders: list[str]) -> None:
+def _import(names: Iterable[str], folders: list[str]) -> None:
     with _modules_of(folders):
-        for name in MODULES:
+        for name in names:
             try:
                 importlib.import_module(name)
             except ModuleNotFoundError as error:
@@ -100,14 +104,18 @@ def _threads() -> set[str]:
     return {Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in others}
 
 
-def _cluster() -> dict[str, str]:
-    """The variables of the cluster that workers are for; does not return where there is none."""
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (more := os.read(0, 1 << 16)):
+def _lines() -> Iterator[Any]:
+    """What the command says; does not go on where that has ended."""
+    said = b""
+    while True:
+        line, found, rest = said.partition(b"\n")
+        if found:
+            said = rest
+            yield json.loads(line)
+        elif more := os.read(0, 1 << 16):
+            said += more
+        else:
             os._exit(0)
-        line += more
-    return json.loads(line)
 
 
 def _serve(client: socket.socket, own: dict[str, str]) -> list[str] | None:
