@@ -58,6 +58,7 @@ class Learner:
         self._objective = objective
         self._device = place(config.device)
         self._student = student.to(self._device, torch.float32).train()
+        objective.config.freeze(self._student)
         if config.compile:
             compile_layers(self._student)
         self._trained = [p for p in self._student.parameters() if p.requires_grad]

@@ -90,6 +90,9 @@ class ObjectiveConfig(PluginConfig, ABC):
         """Names in learner/resources.py of what `build` asks for; nothing else is loaded."""
         return frozenset()
 
+    def freeze(self, student: Student) -> None:
+        """Take parameters that are not trained out of training; by default none."""
+
     @abstractmethod
     def build(self, resources: Resources) -> "Objective":
         """The objective, with what it owns.

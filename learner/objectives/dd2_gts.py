@@ -8,12 +8,14 @@ Shape letters: B sequences, L slots.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
 from common.errors import InputError
 from common.exchange.provenance import TEACHER, Policy
 from common.exchange.trajectory import TrajectoryBatch
+from common.models.velocity_model import VelocityModel
 from learner.objective import Objective, Reading, SequenceRows, Student
 from learner.resources import Resources
 from learner.score_losses.losses import ground_truth_score_loss
@@ -21,6 +23,14 @@ from learner.score_objective import ScoreConfig, ScoreObjective
 
 
 class Config(ScoreConfig):
+    trains: Literal["all", "head"] = "all"
+    """head: what the teacher gave stays as it is, and only the new head learns (published for VAR,
+    before all of it does)."""
+
+    def freeze(self, student: Student) -> None:
+        if self.trains == "head" and isinstance(student, VelocityModel):
+            student.network.requires_grad_(False)
+
     def build(self, resources: Resources) -> Objective:
         return TeachersScore(self, resources)
 

@@ -200,3 +200,39 @@ def test_the_smoke_run_has_two_configs_and_one_name(first, tmp_path):
     assert begun.learner.weights == first[1].student_ema
     assert workspace.teacher.samefile(first[1].teacher)
     assert not workspace.student.exists()
+
+
+def test_the_shipped_configs_have_the_papers_settings():
+    """Updates add up to the papers': 8,000 + 7,500 of the generator of VAR-d16."""
+    for name, rows, rates, updates in (
+        ("dd2_var_d16", 512, (2e-4, 2e-4), (15_500, 63_000)),
+        ("dd2_llamagen_l", 1024, (1e-4, 2e-4), (12_000, 60_000)),
+    ):
+        config, _ = open_run(Path(name), [])
+        objective, learner = config.objective, config.learner
+        done = objective.turns().done(learner.steps)
+        assert (done["generator"], done["guidance"]) == updates
+        ours, its = learner.optimizer, objective.guidance.optimizer
+        assert (ours.learning_rate, its.learning_rate, ours.ema) == (*rates, 0.9999)
+        assert (ours.warmup, its.warmup, ours.betas, its.betas) == (
+            8000,
+            40_000,
+            *2 * ((0.9, 0.95),),
+        )
+        assert (learner.global_batch_size, objective.guidance.steps) == (rows, 5)
+        assert (objective.distance.rule, objective.distance.alpha) == ("sid", 1.0)
+        assert (objective.position.first, objective.position.last) == (1.0, 1.0)
+        assert config.teacher.guidance.scale == 2.0
+    aligned = open_run(Path("dd2_var_d16"), [])[0].objective.alignment
+    assert (aligned.after, aligned.steps, aligned.guidance_steps) == (8000, 8000, 2)
+    for name, steps, rate in (
+        ("dd2_var_d16_gts", 300_000, 2e-4),
+        ("dd2_llamagen_l_gts", 100_000, 1e-4),
+    ):
+        config, _ = open_run(Path(name), [])
+        assert (config.learner.steps, config.learner.optimizer.learning_rate) == (steps, rate)
+        sampling = config.contexts.sources["teacher"].sampling
+        assert config.objective.filters.model_dump() == {
+            field: getattr(sampling, field) for field in type(config.objective.filters).model_fields
+        }
+        assert sampling.guidance == config.teacher.guidance

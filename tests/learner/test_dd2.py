@@ -234,6 +234,24 @@ def test_the_first_stage_learns_the_teachers_velocity():
     assert metrics["sequence_loss/teacher"] == pytest.approx(metrics["loss"], rel=1e-5)
 
 
+def test_the_head_may_learn_alone():
+    student = fresh()
+    before = state(student)
+    ours = Learner(
+        settings(),
+        dd2_gts.Config(trains="head").build(Resources(codebook=lambda: CODE_VD)),
+        student,
+        seed=0,
+        contexts=("teacher",),
+        teacher=targets(),
+    )
+    for step in range(2):
+        ours.step(taught(step * ROWS, ROWS))
+    moved = {n for n, value in student.state_dict().items() if not torch.equal(value, before[n])}
+    assert moved
+    assert all(name.startswith("velocity_head.") for name in moved)
+
+
 def test_each_stage_asks_for_its_own_rows():
     with pytest.raises(InputError, match="learns from the teacher's sequences, but"):
         dd2_gts.Config().check({"teacher": 0.5, "student": 0.5})
