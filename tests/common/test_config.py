@@ -9,8 +9,8 @@ from types import UnionType
 import annotated_types
 import pytest
 from building.configs import all_configs
+from building.texts import texts
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from common.config.schema import UserPath, load_config
@@ -131,7 +131,7 @@ def test_a_second_line_in_an_override_sets_nothing_else():
     assert tree == {"title": "1\nseed = 5"}
 
 
-@given(st.text(max_size=60), st.text(max_size=60))
+@given(texts(60), texts(60))
 @example("learner.steps", "[" * 3000)
 @example("learner.\ud800", "1")
 @settings(max_examples=150, deadline=None)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from building.headers import with_header
+from building.texts import texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -225,7 +226,7 @@ def test_headers_that_are_damaged_or_foreign_are_a_sentence(model, tmp_path, cha
         assert len(str(caught.value)) < 600
 
 
-@given(st.dictionaries(st.sampled_from(["spec", "config", "format"]), st.text(max_size=40)))
+@given(st.dictionaries(st.sampled_from(["spec", "config", "format"]), texts(40)))
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

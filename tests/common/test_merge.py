@@ -89,7 +89,7 @@ def test_two_names_of_one_key_in_one_layer_are_refused():
 
 
 @pytest.mark.parametrize(("cls", "old"), RENAMED, ids=lambda v: getattr(v, "__module__", v))
-def test_each_former_name_is_taken_and_said(cls, old, caplog):
+def test_each_former_name_is_taken_and_said(cls, old, logged):
     new = cls.renamed[old]
     assert new in cls.model_fields, "the successor exists"
     assert old not in cls.model_fields
@@ -101,7 +101,7 @@ def test_each_former_name_is_taken_and_said(cls, old, caplog):
     required = {"sources": {"data": {}}} if "sources" in cls.model_fields else {}
     made = cls.model_validate({old: value, **required})  # in stored files and in Python
     assert getattr(made, new) == value
-    assert f"{old} is called {new} now" in caplog.text
+    assert f"{old} is called {new} now" in logged.getvalue()
 
 
 def test_some_class_has_former_names():

@@ -48,18 +48,18 @@ def test_every_kind_is_taken_over_a_run_folder(folder, key, kind):
     assert found.kind == kind
 
 
-def test_a_run_of_another_objective_starts_beside_the_one_before(run_in, tiny_overrides, caplog):
+def test_a_run_of_another_objective_starts_beside_the_one_before(run_in, tiny_overrides, logged):
     _, workspace = run_in()
     folder, beside = str(workspace.root), str(workspace.root.with_name("gkd"))
     with pytest.raises(SystemExit) as ended:
         main(["distill", "smoke", "--local", "--out", folder, *tiny_overrides, "learner.max_lag=1"])
     assert not ended.value.code
-    assert "learner.max_lag is called max_staleness now" in caplog.text
+    assert "learner.max_lag is called max_staleness now" in logged.getvalue()
     with pytest.raises(SystemExit) as ended:
         main(
             ["distill", folder, "--local", "--from", folder, "--out", beside, "objective.kind=gkd"]
         )
     assert not ended.value.code
-    assert "objective.kind is gkd instead of varkd: dropped" in caplog.text
+    assert "objective.kind is gkd instead of varkd: dropped" in logged.getvalue()
     made, _ = open_run(Path(beside), [])
     assert (made.objective.kind, made.learner.max_staleness) == ("gkd", 1)

@@ -18,11 +18,11 @@ def test_methods_inherit_and_kinds_replace(study_file):
     assert study.run("kd", 3, 9).contexts.shares()["data"] == 1
 
 
-def test_a_study_says_once_which_keys_its_methods_kinds_do_not_have(study_file, caplog):
+def test_a_study_says_once_which_keys_its_methods_kinds_do_not_have(study_file, logged):
     gated = "methods.kd.like='strict'"
     study = open_study(study_file, [gated])
     assert study.run("kd", 0, 4).objective.kind == "kd"
-    assert caplog.text.count("objective.kind is kd instead of varkd: dropped gate") == 1
+    assert logged.getvalue().count("objective.kind is kd instead of varkd: dropped gate") == 1
 
 
 @pytest.mark.parametrize(

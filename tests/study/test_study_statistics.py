@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from common.errors import InputError
 from deploy.study.analysis.guidance import choose_guidance
@@ -43,6 +42,8 @@ def by_seed(values):
 
 
 def test_interval_and_t_test_agree_with_scipy():
+    from scipy import stats  # a second of imports
+
     found = estimate(DIFFERENCES)
     expected = stats.ttest_1samp(DIFFERENCES, 0)
     bounds = expected.confidence_interval(0.95)
@@ -81,6 +82,8 @@ def test_families_pair_by_seed_and_adjust_together():
     assert first.seeds == (0, 1, 2, 3, 4)
     assert alone.seeds == ()
     assert alone.p_t is None
+    from scipy import stats
+
     level = stats.ttest_1samp(DIFFERENCES, 0).confidence_interval(1 - 0.05 / 2)
     assert (first.joint.low, first.joint.high) == pytest.approx((level.low, level.high))
     assert [first.p_holm, second.p_holm] == pytest.approx(holm([first.p_t, second.p_t]))

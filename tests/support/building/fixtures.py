@@ -1,5 +1,7 @@
 """Fixtures shared by all tests; plain functions that several tests import lie beside them."""
 
+import io
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -288,3 +290,14 @@ def shared() -> Path:
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is absent: CIFAR-10 is not part of the repository")
     return SHARED
+
+
+@pytest.fixture
+def logged():
+    """What is logged; pytest's own plug-in, which is off, listens to some sixty loggers three times
+    a test."""
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    logging.getLogger().addHandler(handler)
+    yield heard
+    logging.getLogger().removeHandler(handler)
