@@ -3,18 +3,20 @@ student, what reads the generator afterwards, and what is refused."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from building.runs import go, rows_of, tree
-from building.two_stages import first_done, open_second, open_stage
+from building.two_stages import first_done, open_second, open_stage, var_done
 
 from common.artifacts.generator_file import load_generator
 from common.errors import InputError
 from common.files.snapshots import Snapshots
 from common.models.few_steps import nearest
 from common.models.generator import gaussian
+from deploy.planning.memory import blank_batch
 from deploy.planning.plan import plan_run
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.shipped import first_stage, smoke_config
@@ -26,6 +28,7 @@ from deploy.stages.sample import fill, take_order
 from deploy.stages.second_stage import second_stage
 from rollout.evaluation.metrics import image_seeds
 from rollout.evaluation.one_pass import Passes, drawn
+from teacher_server.teacher import Teacher, guided_features
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +239,28 @@ def test_the_shipped_configs_have_the_papers_settings():
             field: getattr(sampling, field) for field in type(config.objective.filters).model_fields
         }
         assert sampling.guidance == config.teacher.guidance
+
+
+def test_a_generator_of_var_makes_all_scales_and_the_teacher_reads_its_vectors(tmp_path):
+    config, workspace = run = var_done(tmp_path)
+    assert [row["generator/steps"] for row in rows_of(workspace)] == [0, 0, 1, 1, 1, 2]
+    student, tokenizer = load_for_sampling(workspace.model(config, "student"), workspace, "cpu")
+    seeds, label_B = image_seeds(0, 3), torch.tensor([1, 2, 3])
+    once_BLD = drawn(student, label_B, seeds, Passes())
+    twice_BLD = drawn(student, label_B, seeds, passes_of(config, workspace, 2, "cpu"))
+    assert torch.equal(once_BLD[:, :14], twice_BLD[:, :14])
+    assert not torch.equal(once_BLD[:, 14:], twice_BLD[:, 14:])
+    assert tokenizer.decode_vectors(once_BLD).shape == (3, 1, 8, 8)
+    assert plan_run(*run, timed=False).facts["weights"].split(", ")[1] == "every 3 steps"
+    file = workspace.model(config, "teacher")
+    token_BL = nearest(once_BLD, student.codebook_VD)
+    blank = blank_batch(student, ("student",) * 3, config.rollout.sampling)
+    rows = replace(blank, label_B=label_B, token_BL=token_BL, vector_BLD=once_BLD)
+    said = Teacher(config.teacher, file, coalesce=False).opinion(rows).signal["hidden"]
+    guidance = config.teacher.guidance
+    with torch.no_grad():
+        wanted, of_codes = (
+            guided_features(file.load(), rows, guidance, vectors=read) for read in (True, False)
+        )
+    assert torch.equal(said, wanted)
+    assert not torch.allclose(said[:, 1:], of_codes[:, 1:], atol=1e-3)

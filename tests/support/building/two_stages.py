@@ -8,6 +8,9 @@ from rich.console import Console
 
 from deploy.run_folder.opening import open_run
 from deploy.stages.generate import generate
+from deploy.stages.pretrain import pretrain_model
+from deploy.stages.second_stage import second_stage
+from deploy.stages.tokenize import tokenize
 
 TEACHERS = ("models.student", "pretrain.student", "contexts")
 """What `TINY` says of other students."""
@@ -23,10 +26,32 @@ OF_STAGES = {
 }
 
 
+VAR = ["tokenizer.rounds=1", "tokenizer.fit_vectors=2000", "pretrain.teacher.steps=5"]
+"""What makes a tokenizer and a teacher of several scales a matter of seconds."""
+
+
 def open_stage(prepared, root, name, *overrides):
     """One that is still to be run."""
     given = [*QUICK, *OF_STAGES[name], *overrides]
     return open_run(Path(name), given, borrow(prepared, root))
+
+
+def var_done(folder):
+    """Both stages of VAR, whose teacher reads the generator's vectors; nothing is borrowed."""
+    quiet = Console(quiet=True)
+    given = [*QUICK, *VAR]
+    first = open_run(
+        Path("smoke_dd2_var_gts"), [*given, *OF_STAGES["smoke_dd2_gts"]], folder / "first"
+    )
+    tokenize(*first, quiet, local=True)
+    pretrain_model(*first, "teacher", quiet)
+    generate(*first, quiet, local=True)
+    go(first)
+    overrides = [*given, *OF_STAGES["smoke_dd2"], "evaluate.steps=[1,2]"]
+    config, workspace = open_run(Path("smoke_dd2_var"), overrides, folder / "second")
+    run = second_stage(config, workspace, first[1]), workspace
+    go(run)
+    return run
 
 
 def first_done(prepared, root):
