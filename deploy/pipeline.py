@@ -31,7 +31,7 @@ from deploy.backend.launcher import Launcher
 from deploy.config import RunConfig
 from learner.train import Outcome
 from rollout.worker import RolloutWorker
-from teacher_server.scorer import Delivery, Onward, ScorerFiles, ScorerLink
+from teacher_server.scorer import Bypass, Delivery, Onward, ScorerFiles, ScorerLink
 
 WorkerFactory: TypeAlias = Callable[[str], RolloutWorker]
 """Makes a worker of that name, at any time; one that comes late samples with the weights of then,
@@ -117,7 +117,11 @@ def _chain(
             for index in range(bundles.count)
         ]
         onward = partial(place.any_of, links)
-    return onward
+    schedule = config.schedule()
+    if not schedule.phases:
+        return onward
+    through = onward
+    return lambda: Bypass(schedule, through(), end())
 
 
 def _worker_factory(

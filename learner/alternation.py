@@ -147,7 +147,7 @@ def alternation(
         networks[1],
         seed=derive_seed(seed, "guidance"),
         section="objective.guidance",
-        **parts,
+        **{**parts, "teacher": None},  # it learns from the rows alone, which nobody scores
     )
     size = config.global_batch_size
     schedule = Schedule(config.steps, size, size, 0, 1, phases=objective.phases())

@@ -30,7 +30,7 @@ class Turns:
             return (first,)
         before, steps, after = self.alignment
         begins = before * first.period
-        return first, Phase(begins, steps), Phase(begins + steps, after + 1)
+        return first, Phase(begins, steps, asks=False), Phase(begins + steps, after + 1)
 
     def turn(self, step: int) -> Turn:
         """Who is trained in this step (0-based)."""

@@ -19,6 +19,7 @@ from common.config.plugins import PluginConfig
 from common.config.quantities import Cpus, Gpus, Processes
 from common.exchange.buffer import TrajectorySink
 from common.exchange.condition import ConditionTables
+from common.exchange.schedule import Schedule
 from teacher_server.teacher import TeacherConfig
 
 PUT_SECONDS = 5.0
@@ -130,6 +131,19 @@ class ScorerLink:
     def score(self, record: pa.RecordBatch) -> bool:
         """As `Onward.score`."""
         return self._onward.score(self._scorer.score(record))
+
+
+class Bypass:
+    """A worker's way in where the learner asks the scorers in some steps only."""
+
+    def __init__(self, schedule: Schedule, scorers: Onward, buffer: Onward) -> None:
+        self._schedule = schedule
+        self._scorers, self._buffer = scorers, buffer
+
+    def score(self, record: pa.RecordBatch) -> bool:
+        """As `Onward.score`, through the scorers or past them."""
+        is_scored = self._schedule.is_scored(int(record.schema.metadata[b"lease"]))
+        return (self._scorers if is_scored else self._buffer).score(record)
 
 
 class Delivery:

@@ -246,7 +246,7 @@ class Buffer:
         leases = len(self._records) + len(self._arriving)
         few = leases < 2 * self._schedule.leases_per_step or bool(self._mended())
         size = self._bytes() + sum(self._arriving)
-        return few or self._schedule.ordered or size < self._max_bytes
+        return few or self._schedule.by_step or size < self._max_bytes
 
     def _has_news(self, step: int, generation: int) -> bool:
         """Whether `take` has something to do; changes nothing."""
@@ -269,7 +269,7 @@ class Buffer:
     def _leases_of(self, step: int) -> list[int] | None:
         """What `step` would be made of now; None as long as that is not enough."""
         needed = self._schedule.leases_per_step
-        if self._schedule.ordered:
+        if self._schedule.by_step:
             chosen = [n for n in range(step * needed, (step + 1) * needed) if n in self._records]
         else:
             chosen = sorted(self._records)[:needed]  # first issued, first trained

@@ -165,7 +165,7 @@ class Ledger:
             return False
         per_step = self._schedule.leases_per_step
         ahead = self._schedule.ahead_of(self._trained_steps)
-        if self._schedule.ordered:
+        if self._schedule.by_step:
             number = self._again[0] if self._again else self._next_number()
             within = number // per_step <= self._trained_steps + ahead
             return within and number < self._schedule.total

@@ -12,6 +12,8 @@ class Phase:
 
     first: int
     period: int
+    asks: bool = True
+    """Whether that step reads what the scorers say of its rows; the others never do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,18 @@ class Schedule:
     """Of a learner that changes the student in some steps only, the first from step 0 on: a version
     is published after each of these (and where a phase begins), and the rows of a step are of the
     newest one, so `max_staleness` and `publish_every` say nothing. Empty: in every step."""
+
+    @property
+    def by_step(self) -> bool:
+        """Whether a step is made of just its own leases."""
+        return self.ordered or bool(self.phases)
+
+    def is_scored(self, lease: int) -> bool:
+        """Whether the records of a lease with this number are to pass the scorers."""
+        if not self.phases:
+            return True
+        step = lease // self.leases_per_step
+        return self._phase(step).asks and self._next_version(step) == step + 1
 
     def condition(self, index: int) -> int:
         """Which condition image `index` is a sample of: data row, label, context, prefix and order

@@ -57,8 +57,9 @@ def image_flops(sizing: Sizing) -> float:
 
     def score_and_learn() -> None:
         learner = planned_learner(config, student, head)
-        for _ in range(cycle):
-            learner.step(_scored(config, teacher, head, batch))
+        for step in range(cycle):
+            is_scored = config.schedule().is_scored(step * config.schedule().leases_per_step)
+            learner.step(_scored(config, teacher, head, batch) if is_scored else batch)
 
     passes = flops(score_and_learn) / len(policies) / cycle
     guided = config.contexts.teacher_sampling

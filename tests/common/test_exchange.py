@@ -37,11 +37,13 @@ def test_staleness_never_exceeds_the_bound_and_nothing_is_lost(seed, max_stalene
 @pytest.mark.parametrize("seed", range(4))
 def test_steps_that_share_a_student_are_all_of_its_newest_version(seed, ordered):
     """Three steps a version, then one for nine steps, then two a version."""
-    phases = Phase(0, 3), Phase(12, 9), Phase(21, 2)
+    phases = Phase(0, 3), Phase(12, 9, asks=False), Phase(21, 2)
     schedule = replace(PLAIN, phases=phases, max_staleness=0, ordered=ordered, steps=30)
     found = dict(versions_trained(schedule, seed))
     wanted = [s // 3 * 3 if s < 12 else 12 if s < 21 else 21 + (s - 21) // 2 * 2 for s in range(30)]
     assert [found[step] for step in range(30)] == wanted
+    asked = [step for step in range(30) if schedule.is_scored(2 * step)]
+    assert asked == [2, 5, 8, 11, 22, 24, 26, 28]
 
 
 def versions_trained(schedule, seed):
