@@ -23,7 +23,12 @@ from learner.alternating_config import AlternatingConfig
 from learner.objective import Objective, Reading, SequenceRows, Student
 from learner.resources import Resources
 from learner.score_losses.denoisers import of_network
-from learner.score_losses.losses import PositionWeights, ScoreDistance, fake_score_loss
+from learner.score_losses.losses import (
+    PositionWeights,
+    ScoreDistance,
+    by_vectors_alone,
+    fake_score_loss,
+)
 from learner.score_objective import ScoreObjective
 
 
@@ -103,14 +108,13 @@ class GeneratorsScore(ScoreObjective):
         vector_BLD, points = rows.beside["vector"], self.points(rows.batch)
         teacher, guidance = self.teacher(rows), of_network(self._guidance, rows.hidden_BLC)
         weight_L = self._config.position.weights(rows.batch.spec).to(vector_BLD.device)
-        leaf_BLD = vector_BLD.detach().requires_grad_()
-        with torch.enable_grad():
-            loss_BL = self._config.distance.loss(leaf_BLD, teacher, guidance, points)
-            loss_B = (weight_L * loss_BL).mean(1)
-        # By the vectors alone: the guidance network has gradients of its own, in its own steps.
-        (gradient_BLD,) = torch.autograd.grad(loss_B.sum(), leaf_BLD)
-        pull_B = (vector_BLD * gradient_BLD).sum((1, 2))
-        return loss_B.detach() + pull_B - pull_B.detach()
+
+        def loss(vector_BLD: Tensor) -> Tensor:
+            loss_BL = self._config.distance.loss(vector_BLD, teacher, guidance, points)
+            return (weight_L * loss_BL).mean(1)
+
+        # The guidance network has gradients of its own, in its own steps.
+        return by_vectors_alone(vector_BLD, loss)
 
 
 def made(batch: TrajectoryBatch) -> Tensor:

@@ -98,17 +98,18 @@ class ScoreDistance(Config):
         return distance_MBLD.mean(over, keepdim=True).clamp_min(LEAST_OMEGA)
 
 
-def by_vectors_alone(vector_BLD: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """A scalar whose gradient is that of the scalar `loss` by its vectors, and the loss's value.
+def by_vectors_alone(vector_BLD: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """loss_B of the vectors, whose gradient reaches nothing but them.
 
     Neither parameters of other networks that the loss looks through nor their graph survive this,
     so the generator's own graph is all that is left for the way back.
     """
     leaf_BLD = vector_BLD.detach().requires_grad_()
     with torch.enable_grad():
-        value = loss(leaf_BLD)
-    (gradient_BLD,) = torch.autograd.grad(value, leaf_BLD)
-    return (vector_BLD * gradient_BLD).sum(), value.detach()
+        loss_B = loss(leaf_BLD)
+    (gradient_BLD,) = torch.autograd.grad(loss_B.sum(), leaf_BLD)
+    pull_B = (vector_BLD * gradient_BLD).sum((1, 2))
+    return loss_B.detach() + pull_B - pull_B.detach()
 
 
 class PositionWeights(Config):

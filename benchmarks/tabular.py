@@ -1,0 +1,73 @@
+"""A teacher that is a table: three dependent tokens in two classes, so that the joint distribution
+of its sequences is known, and the best that slots alone could do.
+
+Shape letters: B sequences, L = 3 slots, N all sequences, D code width, V codes.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from common.flow.laws import FlowCodes
+from common.spec import SequenceSpec
+
+L, D, CLASSES = 3, 2, 2
+
+
+class Tabular:
+    """Logits of a code after the class and the codes before it, drawn once."""
+
+    def __init__(self, codes: int = 8, spread: float = 1.5, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.spec = SequenceSpec(codes, L, (1, L), CLASSES)
+        self.codes = FlowCodes(torch.randn(codes, D, generator=generator))
+        shape = CLASSES, codes + 1, codes + 1, codes
+        self._logprob = (spread * torch.randn(shape, generator=generator)).log_softmax(-1)
+        self.every_NL = torch.tensor(list(itertools.product(range(codes), repeat=L)))
+
+    def logprob(self, label_B: Tensor, token_BL: Tensor) -> Tensor:
+        """logprob_BLV after the codes before each slot; `codes` stands for none."""
+        none_B1 = torch.full_like(token_BL[:, :1], self.spec.vocab_size)
+        before_BL = torch.cat([none_B1, token_BL[:, :-1]], 1)
+        second_BL = torch.cat([none_B1, before_BL[:, :-1]], 1)
+        return self._logprob[label_B[:, None], second_BL, before_BL]
+
+    def sample(self, label_B: Tensor, random: torch.Generator) -> Tensor:
+        token_BL = torch.zeros(len(label_B), L, dtype=torch.long)
+        for slot in range(L):
+            p_BV = self.logprob(label_B, token_BL)[:, slot].exp()
+            token_BL[:, slot] = p_BV.multinomial(1, generator=random)[:, 0]
+        return token_BL
+
+    def joint(self, label: int) -> Tensor:
+        """p_N, float64."""
+        label_N = torch.full((len(self.every_NL),), label)
+        logprob_NLV = self.logprob(label_N, self.every_NL)
+        return logprob_NLV.gather(2, self.every_NL[..., None]).double().sum((1, 2)).exp()
+
+    def distance(self, make: Callable[[Tensor], Tensor], count: int = 20_000) -> float:
+        """Largest total variation of `make(label_B) -> token_BL` in a class."""
+        found = []
+        for label in range(CLASSES):
+            token_BL = make(torch.full((count,), label))
+            place_B = torch.zeros(count, dtype=torch.long)
+            for slot in range(L):
+                place_B = place_B * self.spec.vocab_size + token_BL[:, slot]
+            share_N = torch.bincount(place_B, minlength=len(self.every_NL)) / count
+            found.append(float((share_N - self.joint(label)).abs().sum() / 2))
+        return max(found)
+
+    def independent(self) -> float:
+        """The same of the product of the true marginals, in the class where it is nearest: the best
+        that slots alone can do."""
+        found = []
+        for label in range(CLASSES):
+            p_N, product_N = self.joint(label), torch.ones(len(self.every_NL)).double()
+            for slot in range(L):
+                code_N = self.every_NL[:, slot]
+                marginal_V = torch.zeros(self.spec.vocab_size).double().index_add_(0, code_N, p_N)
+                product_N *= marginal_V[code_N]
+            found.append(float((product_N - p_N).abs().sum() / 2))
+        return min(found)
