@@ -13,7 +13,7 @@ import pytest
 from fuzzing.commands import ARGUMENTS, COMMANDS, OVERRIDES, READS, paths
 from fuzzing.damage import DAMAGES, Damage, apply
 from fuzzing.house import build, copy, tree
-from fuzzing.trial import GROWTH_MB, Trial
+from fuzzing.trial import GROWTH_MB, Trial, lacking
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -85,6 +85,12 @@ def damaged(house, place, server, command: str, name: str, damage: Damage) -> No
     except AssertionError as error:
         error.add_note(f"kept as ({command!r}, {name!r}, {damage!r})")
         raise
+
+
+def test_commands_are_forked_with_everything_imported(server):
+    """A preload that fails is passed over in silence: each command would import by itself."""
+    last = ("learner.objectives.varkd", "deploy.commands.tokenize", "deploy.study.start", "sympy")
+    assert server.call(lacking, last) == []
 
 
 @pytest.mark.slow

@@ -144,6 +144,11 @@ class Running:
         return trial
 
 
+def lacking(modules: Sequence[str]) -> list[str]:
+    """Those that this process has not imported."""
+    return [name for name in modules if name not in sys.modules]
+
+
 def _answer(to: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     """In the forked process."""
     import torch
