@@ -43,12 +43,14 @@ class FlowCodes:
     def law(self, logprob_NV: Tensor) -> "CodeLaw":
         """The codes with these normalised log-probabilities; -inf: never.
 
-        Where many are impossible they are left out, which changes no number but rounding: a code of
-        probability 0 has no part in any expectation.
+        Where few are possible the others are left out, which changes no number but rounding: a code
+        of probability 0 has no part in any expectation. A slot's own codes are read number by
+        number, shared ones are multiplied all at once; so they are left out where a slot's own
+        have fewer numbers than there are codes.
         """
         possible_NV = logprob_NV > -torch.inf
         most = int(possible_NV.sum(-1).max())
-        if 2 * most > logprob_NV.shape[-1]:
+        if most * self.code_VD.shape[1] > logprob_NV.shape[-1]:
             return CodeLaw(self, logprob_NV, None)
         logprob_NK, index_NK = logprob_NV.topk(most, dim=-1)
         return CodeLaw(self, logprob_NK, index_NK)

@@ -161,9 +161,9 @@ def total_variation(token_N, p_V):
 
 @pytest.fixture(scope="module")
 def truncated(codes):
-    """(log-probabilities with 20 of 64 codes possible, noise, the exact tokens)."""
+    """(log-probabilities with 12 of 64 codes possible, noise, the exact tokens)."""
     logprob_NV = logprob(2000, 64, 14)
-    kept = logprob_NV >= logprob_NV.topk(20).values[:, -1:]
+    kept = logprob_NV >= logprob_NV.topk(12).values[:, -1:]
     logprob_NV = logprob_NV.masked_fill(~kept, -torch.inf).log_softmax(-1)
     noise_ND = torch.randn(2000, 4, generator=seeded(15)).double()
     return logprob_NV, noise_ND, carry(rk4_rho.Config(), codes.law(logprob_NV), noise_ND).token_N
@@ -172,7 +172,7 @@ def truncated(codes):
 def test_codes_that_are_impossible_may_be_left_out(codes, truncated):
     logprob_NV, noise_ND, token_N = truncated
     gathered = codes.law(logprob_NV)
-    assert gathered.logprob_NK.shape[1] == 20
+    assert gathered.logprob_NK.shape[1] == 12
     whole = CodeLaw(codes, logprob_NV, None)
     for solver in (rk4_rho.Config(), dpmpp_3m.Config()):
         tokens = [carry(solver, law, noise_ND).token_N for law in (gathered, whole)]
@@ -182,8 +182,17 @@ def test_codes_that_are_impossible_may_be_left_out(codes, truncated):
 
 def test_a_slots_own_codes_count_with_their_width(codes, truncated):
     gathered = codes.law(truncated[0])
-    assert gathered.numbers == 20 * 4
+    assert gathered.numbers == 12 * 4
     assert CodeLaw(codes, truncated[0], None).numbers == 64
+
+
+@pytest.mark.parametrize(("possible", "columns"), [(16, 16), (17, 64)])
+def test_codes_are_left_out_where_a_slots_own_have_no_more_numbers_than_there_are_codes(
+    codes, possible, columns
+):
+    row_V = torch.full((64,), -torch.inf).double()
+    row_V[:possible] = 0
+    assert codes.law(row_V.log_softmax(-1)[None]).logprob_NK.shape[1] == columns
 
 
 def test_the_names_of_codes_do_not_matter(codes, truncated):

@@ -81,11 +81,11 @@ def test_noise_has_the_score_of_noise_and_what_is_clean_is_its_nearest_code(code
 
 def test_codes_that_a_filter_removed_have_no_part_and_slots_may_be_taken_in_parts(codes, points):
     logit_NV = torch.randn(B * L, V, generator=torch.Generator().manual_seed(1)).double()
-    logprob_NV = filtered_logprob(logit_NV, FilterConfig(top_k=5))
+    logprob_NV = filtered_logprob(logit_NV, FilterConfig(top_k=4))
     gathered = codes.law(logprob_NV)
-    assert gathered.logprob_NK.shape == (B * L, 5)
+    assert gathered.logprob_NK.shape == (B * L, 4)
     found, gradients = [], []
-    for denoiser in (of_teacher(gathered), of_teacher(gathered, numbers=5 * D * 4)):
+    for denoiser in (of_teacher(gathered), of_teacher(gathered, numbers=4 * D * 4)):
         x_MBLD = points.noise_MBLD.clone().requires_grad_()
         d_MBLD = denoiser(x_MBLD, points.time_MBL)
         found.append(d_MBLD.detach())
