@@ -2,11 +2,14 @@
 between two turns holds, and what is refused."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 from building.dependent_codes import CODE_VD, fresh, generated, logprob, targets, taught
+from building.objectives import Company
 
 from common.errors import InputError
 from common.exchange.packed_weights import unpack
@@ -28,7 +31,7 @@ def settings(steps=20, **changes):
     return LearnerConfig.model_validate({**given, "max_staleness": 0, **changes})
 
 
-def in_turns(config=None, steps=20, seed=0, **changes):
+def in_turns(config=None, steps=20, seed=0, ranks=None, **changes):
     """(alternation, generator, guidance network) that begin alike."""
     config = config or dd2_csd.Config.model_validate(
         {"guidance": {"steps": 2, "optimizer": RATE}, "mismatch": 0}
@@ -47,6 +50,7 @@ def in_turns(config=None, steps=20, seed=0, **changes):
         seed=0,
         contexts=("student",),
         teacher=targets(),
+        ranks=ranks,
     )
     return built, generator, guidance
 
@@ -199,6 +203,29 @@ def test_micro_batches_change_nothing(assert_same_gradients):
         name = "loss" if steps else "guidance/loss"
         assert metrics[name] == pytest.approx(wanted[name], rel=1e-4)
         assert_same_gradients(grads, its)
+
+
+def test_two_ranks_learn_as_one():
+    """A cycle on halves of the same rows; every rank has both networks."""
+    whole, generator, guidance = in_turns()
+    batches = [generated(generator, step * ROWS, ROWS) for step in range(3)]
+    wanted = [whole.step(batch) for batch in batches]
+    shared, barrier = {}, threading.Barrier(2)
+    halves = [in_turns(ranks=Company(rank, shared, barrier)) for rank in (0, 1)]
+
+    def go_on(rank):
+        half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+        return [halves[rank][0].step(batch.rows(half)) for batch in batches]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(go_on, (0, 1)))
+    assert found[0] == found[1]
+    for row, its in zip(found[0], wanted, strict=True):
+        assert row == pytest.approx(its, rel=1e-3)
+    for _, its_generator, its_guidance in halves:
+        for mine, other in ((generator, its_generator), (guidance, its_guidance)):
+            for name, value in other.state_dict().items():
+                torch.testing.assert_close(value, mine.state_dict()[name], atol=2e-4, rtol=1e-3)
 
 
 def test_the_first_stage_learns_the_teachers_velocity():
