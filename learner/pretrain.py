@@ -46,7 +46,7 @@ class PretrainConfig(Config):
     """Where the model is trained."""
     start: UserPath | None = None
     """Weights to begin from instead of fresh ones, ours or official. A LlamaGen that reads vectors
-    (code_width) may begin from one with a table of tokens, to which its perceptron is fitted."""
+    (vector_width) may begin from one with a table of tokens, to which its perceptron is fitted."""
 
 
 def data_batches(

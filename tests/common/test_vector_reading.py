@@ -17,7 +17,7 @@ from common.spec import SequenceSpec
 
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
 CODE_VD = torch.randn(24, 5, generator=torch.Generator().manual_seed(3))
-CONFIG = llamagen.Config(width=16, depth=2, heads=2, multiple_of=8, code_width=5)
+CONFIG = llamagen.Config(width=16, depth=2, heads=2, multiple_of=8, vector_width=5)
 LABEL_B = torch.tensor([0, 2, 1])
 
 
@@ -90,7 +90,7 @@ def test_codes_are_the_tokenizers(model, tmp_path):
     names = set(model.state_dict()) - set(official_state(model))
     assert names == {"tok_embeddings.codes.code_VD"}
     shapes = {name: tuple(value.shape) for name, value in official_state(model).items()}
-    sizes = {"vocab_size": 24, "num_classes": 3, "width": 16, "depth": 2, "code_width": 5}
+    sizes = {"vocab_size": 24, "num_classes": 3, "width": 16, "depth": 2, "vector_width": 5}
     assert identify(shapes) == ("llamagen", sizes)
     half = model.to(torch.bfloat16)
     assert half.tok_embeddings.first.weight.dtype == torch.bfloat16
@@ -112,7 +112,7 @@ def test_a_student_takes_the_perceptron_of_such_a_teacher_as_it_is(model):
 
 def test_sizes_of_a_student_are_the_teachers_whatever_it_reads():
     student = dd2_llamagen.Config()
-    plain = CONFIG.model_copy(update={"code_width": 0, "dropout": 0.1})
+    plain = CONFIG.model_copy(update={"vector_width": 0, "dropout": 0.1})
     for teacher in (CONFIG, plain):
         sized = student.sized_as(teacher)
         assert sized.sizes.width == 16

@@ -9,6 +9,7 @@ from common.config.schema import dump_toml
 from deploy.main import main
 from deploy.run_folder.opening import open_run
 
+TWO_STAGES = ["models.student={kind='dd2_llamagen'}", "rollout.class_dropout=0"]
 FITTING = {
     ("models.student", "var"): ["tokenizer.kind=multiscale_kmeans"],
     ("models.teacher", "arpg"): ["models.teacher.depth=4"],
@@ -19,6 +20,15 @@ FITTING = {
         "rollout.class_dropout=0",
     ],
     ("objective", "sampled_rkl"): ["contexts.sources.student.ratio=1"],
+    ("objective", "dd2_gts"): [
+        *TWO_STAGES,
+        "contexts.sources={teacher={},data={ratio=0},student={ratio=0}}",
+    ],
+    ("objective", "dd2_csd"): [
+        *TWO_STAGES,
+        "contexts.sources={student={min_prefix=0,max_prefix=0},data={ratio=0}}",
+        *("learner.max_staleness=0", "learner.publish_every=1"),
+    ],
 }
 """What else has to change with a kind."""
 PACKAGES = {

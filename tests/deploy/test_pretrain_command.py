@@ -148,7 +148,7 @@ def test_a_training_may_begin_from_weights_that_are_there(run_in, quiet, prepare
     first loss says so. A table of random vectors would be far from it."""
     still = ("pretrain.teacher.optimizer.learning_rate=1e-9", "pretrain.teacher.class_dropout=0.0")
     start = f"pretrain.teacher.start={prepared / 'teacher.safetensors'}"
-    reads = "models.teacher.code_width=4"
+    reads = "models.teacher.vector_width=4"
     first = {}
     for name, overrides in {
         "fresh": (reads,),

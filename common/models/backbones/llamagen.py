@@ -94,7 +94,7 @@ class Config(BackboneConfig):
     drop_path: Fraction = 0.0
     """Drop-path rate of the last block, rising from 0; as published, it replaces residual and
     feed-forward dropout (token dropout stays)."""
-    code_width: WidthOrNone = 0
+    vector_width: WidthOrNone = 0
     """Channels of the tokenizer's codes, where their vectors are read, through a perceptron: so are
     vectors between them (Distilled Decoding 2). 0: tokens are looked up, as published."""
 
@@ -102,10 +102,10 @@ class Config(BackboneConfig):
 
     @property
     def reads_vectors(self) -> bool:
-        return self.code_width > 0
+        return self.vector_width > 0
 
     def origins(self) -> tuple[BackboneConfig, ...]:
-        plain = self.model_copy(update={"code_width": 0})
+        plain = self.model_copy(update={"vector_width": 0})
         return (self, plain) if self.reads_vectors else (self,)
 
     def branch(self, drop_path: float) -> nn.Module:
@@ -136,7 +136,7 @@ class Config(BackboneConfig):
             "num_classes": table[0] - 1,
             "width": table[1],
             "depth": sum(name.endswith("attention.wqkv.weight") for name in shapes),
-            "code_width": first[1] if first else 0,
+            "vector_width": first[1] if first else 0,
         }
 
 
@@ -170,7 +170,7 @@ class LlamaGen(Backbone):
         start_uniform(self, self.head)
         if config.reads_vectors:
             self.borrowed = ("tok_embeddings.codes",)
-            sizes = spec.vocab_size, config.code_width, config.width
+            sizes = spec.vocab_size, config.vector_width, config.width
             self.tok_embeddings = VectorEmbedding(*sizes)
 
     def attach(self, lent: Mapping[str, nn.Module]) -> None:

@@ -25,10 +25,10 @@ class Config(VelocityModelConfig):
         llamagen.Config | None,
         from_package("common.models.backbones", default="llamagen", only=True),
     ] = None
-    """The teacher's sizes, of which `code_width` is not read, for the codes are given; by default
+    """The teacher's sizes, of which `vector_width` is not read, for the codes are given; by default
     those of models.teacher, without dropout."""
 
-    unread: ClassVar[frozenset[str]] = frozenset({"code_width"})
+    unread: ClassVar[frozenset[str]] = frozenset({"vector_width"})
 
     @property
     def sizes(self) -> llamagen.Config:
@@ -47,7 +47,7 @@ class DD2LlamaGen(VelocityModel):
 
     def __init__(self, config: Config, spec: SequenceSpec, codebook_VD: Tensor) -> None:
         width = config.sizes.width
-        sizes = config.sizes.model_copy(update={"code_width": codebook_VD.shape[1]})
+        sizes = config.sizes.model_copy(update={"vector_width": codebook_VD.shape[1]})
         network = llamagen.LlamaGen(sizes, spec)
         super().__init__(config, network, feature_width=width, codebook_VD=codebook_VD, spec=spec)
         self.reader.codes.code_VD.copy_(self.codebook_VD)
