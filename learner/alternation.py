@@ -58,10 +58,11 @@ class Alternation:
         if self._turns.aligns(step):
             self._generator.take_average()
         turn = self._turns.turn(step)
+        newest = int(batch.version_B.max())  # lags are counted in changes of the generator
         if turn == "generator":
-            metrics = self._generator.step(batch, now=step)
+            metrics = self._generator.step(batch, now=newest)
         else:
-            found = self._guidance.step(batch, now=step)
+            found = self._guidance.step(batch, now=newest)
             metrics = {f"{GUIDANCE}/{name}": value for name, value in found.items()}
         self.steps_done += 1
         done = self._turns.done(self.steps_done)

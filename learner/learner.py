@@ -76,8 +76,8 @@ class Learner:
         self.steps_done = 0
 
     def step(self, batch: TrajectoryBatch, *, now: int | None = None) -> dict[str, float]:
-        """One update from this rank's share of the global batch; returns numbers to plot. Where
-        others step in between, `now` is how many steps all have done.
+        """One update from this rank's share of the global batch; returns numbers to plot. Rows lag
+        behind version `now`, by default the number of steps done.
 
         Raises:
             InputError: the objective refuses the first rollouts (see learner/gate.py).

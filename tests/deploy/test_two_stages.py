@@ -11,7 +11,7 @@ import torch
 from building.runs import go, rows_of, tree
 from building.two_stages import first_done, open_second, open_stage, var_done
 
-from common.artifacts.generator_file import load_generator
+from common.artifacts.generator_file import load_generator, save_generator
 from common.errors import InputError
 from common.files.snapshots import Snapshots
 from common.models.few_steps import nearest
@@ -69,6 +69,7 @@ def test_the_second_stage_starts_from_the_firsts_average_and_takes_turns(first, 
     assert ["loss" in row for row in rows] == [False, False, True] * 2
     assert [row["version"] for row in rows] == [0, 0, 3, 3, 3, 6]
     assert [row["generator/steps"] for row in rows] == [0, 0, 1, 1, 1, 2]
+    assert [row["lag_max"] for row in rows if "loss" in row] == [0, 0]
     facts = json.loads(workspace.facts.read_text())
     assert (facts["steps"], facts["published"], facts["cause"]) == (6, 3, None)
     student = state_of(workspace.student)
@@ -178,14 +179,24 @@ def test_what_does_not_go_together_is_one_sentence(prepared, first, tmp_path, ov
     assert "\n" not in str(refused.value)
 
 
-def test_the_second_stage_does_not_begin_with_nothing_or_with_a_teacher(prepared, tmp_path):
-    """Nor with another kind of student, or one that means other codes."""
-    for name, sentence in (
+def test_the_second_stage_does_not_begin_with_nothing_or_with_a_teacher(prepared, first, tmp_path):
+    """Ours or official; nor with a student that means other codes."""
+    where = {"name": "teacher", "layout": "official", "output": tmp_path / "official.pt"}
+    official = export(*first, **where)
+    foreign, config = load_generator(first[1].student_ema)
+    foreign.codebook_VD += 1
+    save_generator(tmp_path / "foreign.safetensors", foreign, config)
+    for weights, sentence in (
         (None, "begins with what a run of dd2_gts learned, but learner.weights is not set"),
-        ("teacher.safetensors", "holds a backbone, expected a one-pass student"),
+        (prepared / "teacher.safetensors", "holds a backbone, expected a one-pass student"),
+        (official, r"holds autoregressive weights \(llamagen\), but models.student is a dd2_llam"),
+        (
+            tmp_path / "foreign.safetensors",
+            "the student's codebook .* is not that of the tokenizer",
+        ),
     ):
-        weights = [f"learner.weights={prepared / name}"] if name else []
-        run = open_stage(prepared, tmp_path / "run", "smoke_dd2", *weights)
+        given = [f"learner.weights={weights}"] if weights else []
+        run = open_stage(prepared, tmp_path / "run", "smoke_dd2", *given)
         before = tree(tmp_path)
         with pytest.raises(InputError, match=sentence):
             go(run)
