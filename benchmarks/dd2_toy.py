@@ -138,9 +138,11 @@ class Loops:
     @torch.no_grad()
     def one_step(self, generator: VelocityModel) -> float:
         """Total variation of what a generator makes."""
-        return self.teacher.distance(
-            lambda label_B: generator(label_B, self._noise(label_B)).token_BL
-        )
+
+        def make(label_B: Tensor) -> Tensor:
+            return generator(label_B, self._noise(label_B)).token_BL
+
+        return max(self.teacher.distances(make))
 
     @torch.no_grad()
     def rms_to_codes(self, generator: VelocityModel) -> float:
@@ -167,7 +169,7 @@ class Loops:
                 vector_BLD[:, slot : slot + 1] = code_VD[nearest(x_B1D, code_VD)]
             return nearest(vector_BLD, code_VD)
 
-        return self.teacher.distance(make, count)
+        return max(self.teacher.distances(make, count))
 
     def _teacher(self, label_B: Tensor, token_BL: Tensor):
         """Its denoiser after these codes."""
@@ -214,8 +216,9 @@ def measured(options: Namespace, say: Callable[[str, float], None]) -> None:
     )
     teacher = Tabular()
     loops = Loops(teacher, settings)
-    say("independent slots", teacher.independent())
-    say("the table's own samples", teacher.distance(partial(teacher.sample, random=loops.random)))
+    say("independent slots", min(teacher.independent()))
+    own = partial(teacher.sample, random=loops.random)
+    say("the table's own samples", max(teacher.distances(own)))
     start = loops.model()
     if options.stage1_steps:
         loops.stage1(start, options.stage1_steps, diffusion=options.diffusion)

@@ -47,8 +47,8 @@ class Tabular:
         logprob_NLV = self.logprob(label_N, self.every_NL)
         return logprob_NLV.gather(2, self.every_NL[..., None]).double().sum((1, 2)).exp()
 
-    def distance(self, make: Callable[[Tensor], Tensor], count: int = 20_000) -> float:
-        """Largest total variation of `make(label_B) -> token_BL` in a class."""
+    def distances(self, make: Callable[[Tensor], Tensor], count: int = 20_000) -> list[float]:
+        """Total variation of `make(label_B) -> token_BL`, of every class."""
         found = []
         for label in range(CLASSES):
             token_BL = make(torch.full((count,), label))
@@ -57,11 +57,10 @@ class Tabular:
                 place_B = place_B * self.spec.vocab_size + token_BL[:, slot]
             share_N = torch.bincount(place_B, minlength=len(self.every_NL)) / count
             found.append(float((share_N - self.joint(label)).abs().sum() / 2))
-        return max(found)
+        return found
 
-    def independent(self) -> float:
-        """The same of the product of the true marginals, in the class where it is nearest: the best
-        that slots alone can do."""
+    def independent(self) -> list[float]:
+        """The same of the product of the true marginals: the best that slots alone can do."""
         found = []
         for label in range(CLASSES):
             p_N, product_N = self.joint(label), torch.ones(len(self.every_NL)).double()
@@ -70,4 +69,4 @@ class Tabular:
                 marginal_V = torch.zeros(self.spec.vocab_size).double().index_add_(0, code_N, p_N)
                 product_N *= marginal_V[code_N]
             found.append(float((product_N - p_N).abs().sum() / 2))
-        return min(found)
+        return found
