@@ -5,16 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
+from building.waiting import require_ended
 
 from deploy.backend.early_imports import begin_imports
 
 ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "deploy" / "backend" / "forking" / "client.py"
 UNSET = {"RAY_ADDRESS", "PS1"}
 """PS1: a shell that Ray starts a worker by drops it."""
 START = """
@@ -25,8 +26,10 @@ from deploy.run_folder.opening import open_run
 
 def about():
     import os, signal, sys
+    imported = "torch" in sys.modules, "ray.train" in sys.modules
     import numpy, ray, torch  # one of them is imported only here
     return {
+        "imported": imported,
         "path": sys.path, "folder": os.getcwd(), "python": sys.executable, "flags": str(sys.flags),
         "variables": dict(os.environ), "main": sys.modules["__main__"].__file__,
         "argv": [word.partition("=")[0] for word in sys.argv],
@@ -44,17 +47,8 @@ def in_a_thread():
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: ray.NodeID.from_random().hex()).result()
 
-def places():
-    import os, sys
-    return {"path": sys.path, "parent": os.getppid()}
-
-def imported():
-    import sys
-    return "torch" in sys.modules, "ray.train" in sys.modules
-
-OWN = {"env_vars": {"OMP_DYNAMIC": "FALSE"}}  # read while a library loads: such workers start anew
 ELSEWHERE = {"PYTHONPATH": "/some/place:/another"}
-BOTH = ELSEWHERE | OWN["env_vars"]
+OWN = ELSEWHERE | {"OMP_DYNAMIC": "FALSE"}  # read while a library loads: such workers start anew
 
 with cluster(open_run(Path("smoke"), [])[0], 2):
     import ray
@@ -80,21 +74,15 @@ def start(body: str, **how) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def found():
-    """What processes of one cluster say of themselves, and which of them are there at its end."""
+    """What processes of one cluster say of themselves, and which of them are there when its command
+    is killed."""
     with start(
         """
-found = {
-    "imported": [ask(imported), ask(imported, runtime_env=OWN)],
-    "forked": ask(about),
-    "own": ask(about, runtime_env=OWN),
-    "elsewhere": [ask(places, runtime_env={"env_vars": names}) for names in (ELSEWHERE, BOTH)],
-}
+asked = {"forked": ELSEWHERE, "own": OWN}
+found = {name: ask(about, runtime_env={"env_vars": those}) for name, those in asked.items()}
 Holder = ray.remote(num_cpus=0)(type("Holder", (), {"about": lambda self: about()}))
 holders = [Holder.remote(), Holder.remote()]
 found["holders"] = ray.get([holder.about.remote() for holder in holders], timeout=100)
-os.kill(found["forked"]["parent"], signal.SIGKILL)
-more = {"env_vars": {"NOTHING": "1"}}  # of no use, but for another process
-found["without"] = ask(imported, runtime_env=more)
 print(json.dumps(found), flush=True)
 input()
 """,
@@ -106,19 +94,20 @@ input()
         everybody = psutil.Process(process.pid).children(True)
         living = [other for other in everybody if other.status() != "zombie"]
         found["words"] = [other.cmdline() for other in living]
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.wait(100) == 0
+        # The raylet's agents look for it every few seconds, and give up after some.
+        everybody = [other for other in living if not other.cmdline()[0].endswith("Agent")]
+        process.send_signal(signal.SIGKILL)
+        process.wait(100)
     return {**found, "everybody": everybody}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_forked_worker_is_as_one_that_ray_starts(found):
-    assert found["imported"] == [[True, True], [False, False]]
     forked, own = found["forked"], found["own"]
+    assert (forked["imported"], own["imported"]) == ([True, True], [False, False])
     different = {key for key in own if own[key] != forked[key]}
-    assert different <= {"variables", "draws", "pid", "parent"}
+    assert different <= {"variables", "draws", "pid", "parent", "imported"}
     ours, theirs = forked["variables"], own["variables"]
     names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
     assert {name for name in names if not name.startswith("RAY_")} <= {"OMP_DYNAMIC"}
@@ -157,16 +146,27 @@ def test_a_process_that_is_connected_imports_for_no_other_cluster(ray_cluster):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_workers_own_places_of_modules_are_searched_first(found):
-    forked, own = found["elsewhere"]
-    assert forked["parent"] == found["forked"]["parent"] != own["parent"]
-    assert forked["path"] == own["path"]
-    assert {"/some/place", "/another"} <= set(own["path"])
+    assert found["forked"]["parent"] == found["holders"][0]["parent"] != found["own"]["parent"]
+    assert found["forked"]["path"] == found["own"]["path"]
+    assert {"/some/place", "/another"} <= set(found["own"]["path"])
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_without_the_server_workers_start_as_ray_has_it(found):
-    assert found["without"] == [False, False]
+def test_without_the_server_a_worker_starts_as_ray_has_it(tmp_path):
+    worker = tmp_path / "default_worker.py"
+    worker.write_text("import os, sys; print([sys.flags.isolated, sys.argv[1:], os.getpid()])")
+    words = [
+        sys.executable,
+        "-I",
+        "-S",
+        CLIENT,
+        sys.executable,
+        tmp_path / "nobody",
+        worker,
+        "--a=b",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == f"[0, ['--a=b'], {process.pid}]\n"
 
 
 @pytest.mark.ray
@@ -180,31 +180,7 @@ def test_the_agent_of_a_dashboard_that_is_not_there_loads_nothing(found):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_nothing_is_left_of_a_cluster_that_ended(found):
+def test_nothing_is_left_of_a_cluster_whose_command_was_killed(found):
+    words = [" ".join(words[:3]) for words in found["words"]]
+    assert any("forking/server.py" in each for each in words)
     require_ended(found["everybody"])
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_nothing_is_left_of_a_cluster_whose_command_was_killed():
-    body = """
-found = ask(about)
-print(json.dumps([found["parent"], found["pid"]]), flush=True)
-input()
-"""
-    with start(body, stdin=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        pids = json.loads(process.stdout.readline())
-        everybody = [*map(psutil.Process, pids), *psutil.Process(process.pid).children(True)]
-        # The raylet's agents look for it every few seconds, and give up after some.
-        everybody = [p for p in everybody if not p.cmdline()[0].endswith("Agent")]
-        process.send_signal(signal.SIGKILL)
-        process.wait(100)
-    require_ended(everybody)
-
-
-def require_ended(processes):
-    until = time.monotonic() + 30
-    while left := [p for p in processes if p.is_running() and p.status() != "zombie"]:
-        assert time.monotonic() < until, [p.cmdline() for p in left]
-        time.sleep(0.1)

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from building.plugin_package import SMALL, forget, prepare, write_config, write_package
-from building.waiting import until
+from building.waiting import require_ended, until
 
 from common.config.plugin_path import VARIABLE
 from common.files.snapshots import Snapshots
@@ -93,6 +93,8 @@ class Stopped:
     python: Path
     rank: list[str]
     """The command that the learner's process was forked from."""
+    everybody: list[psutil.Process]
+    """All processes that there were below it."""
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +122,21 @@ def stopped(odd_python, tmp_path_factory):
         assert process.poll() is None, process.communicate()[0]
         rank = psutil.Process(rows_of(workspace)[-1]["pid"]).parent()
         forked_from = rank.cmdline() if rank else []
+        everybody = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=120)[0]
     require_order(process, said)
-    return Stopped(workspace, odd_python, forked_from)
+    return Stopped(workspace, odd_python, forked_from, everybody)
 
 
 def test_sigterm_ends_a_run_in_order_with_what_was_done(stopped):
     steps = len(rows_of(stopped.workspace))
     assert Snapshots(stopped.workspace.snapshots).steps() == [steps]
+
+
+def test_nothing_is_left_of_a_cluster_that_ended(stopped):
+    assert len(stopped.everybody) > 10
+    require_ended(stopped.everybody)
 
 
 def test_actors_and_ranks_find_plug_ins_where_only_the_config_says_where_they_are(stopped):
