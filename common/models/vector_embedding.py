@@ -62,7 +62,7 @@ class VectorEmbedding(nn.Module):
         if not isinstance(theirs, CodeTable) or theirs.code_VD.shape != self.codes.code_VD.shape:
             raise InputError(
                 f"the model reads code vectors of shape {list(self.codes.code_VD.shape)}, but the "
-                f"tokenizer's are {found}; set models.*.code_width to the tokenizer's"
+                f"tokenizer's are {found}; set models.*.vector_width to the width of its codes"
             )
         self.codes.code_VD = theirs.code_VD.detach().float()
 
