@@ -38,6 +38,7 @@ from rollout.sampler import SamplingConfig, decode, noise
 
 torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
 secure_environment()
+logging.getLogger().addHandler(logging.NullHandler())  # else remarks go to stderr, which tests read
 
 SHARED = Path(__file__).parents[4] / "shared"
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
