@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from building.waiting import until
 
 from common.artifacts.backbone_file import load_backbone
 from common.errors import InputError, ServiceDied
@@ -160,6 +161,14 @@ def test_workers_join_and_leave_a_run_that_goes_on(placed, run_in):
     crew.dismiss()
 
 
+def is_gone(ray, actor):
+    try:
+        ray.get(actor.__ray_ready__.remote(), timeout=60)
+    except ray.exceptions.RayActorError:
+        return True
+    return False
+
+
 def test_a_dead_teacher_replica_is_left_out(placed, run_in, ray_cluster):
     run = run_in("teacher.replicas=2", "rollout.workers=1")
     services, crew, _ = start(run, placed)
@@ -173,6 +182,7 @@ def test_a_dead_teacher_replica_is_left_out(placed, run_in, ray_cluster):
     crew.check()
     assert crew.deaths == {}
     ray_cluster.kill(actors[0])
+    until(lambda: is_gone(ray_cluster, actors[0]))  # the call above only asks for it
     both = ReplicaProxy([ActorProxy(actor, "teacher") for actor in actors], 0)
     with pytest.raises(ServiceDied, match="the process of teacher died"):
         both.score(None)
