@@ -1,5 +1,6 @@
 """The processes of a Ray cluster that a command starts for itself: those that it has a use for."""
 
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from deploy.backend.forking.fork_server import ForkServer, of_ray
 
 DASHBOARD = "ray.dashboard.optional_deps"
 """Ray imports it, for most of a second, to see whether the raylet's agent can serve a dashboard."""
-OF_WORKERS = {"RAY_JOB_ID": "01000000", "RAY_LD_PRELOAD_ON_WORKERS": "0"}
+ADDED = {"RAY_JOB_ID": "01000000", "RAY_LD_PRELOAD_ON_WORKERS": "0"}
 """What the raylet adds to its own variables, for a cluster's first job; workers with other ones are
 not forked."""
 AGENTS_SECONDS = 10.0
@@ -53,17 +54,17 @@ class PrivateHead(Node):
     def start_raylet(self, *places: Any, **settings: Any) -> None:
         with run_by(self._interpreter), without(DASHBOARD):
             super().start_raylet(*places, **settings)
+        raylet = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process
         if self._workers is not None:
-            raylet = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid
-            self._workers.serve(of_ray() | OF_WORKERS | {"RAY_RAYLET_PID": str(raylet)})
-        self._wait_for_agents()
+            self._workers.serve(of_ray() | ADDED | {"RAY_RAYLET_PID": str(raylet.pid)})
+        self._wait_for_agents(raylet)
 
-    def _wait_for_agents(self) -> None:
+    def _wait_for_agents(self, raylet: subprocess.Popen[bytes]) -> None:
         """Until the raylet's last agent says where it is: then the raylet registers, for which Ray
-        looks once a second."""
+        looks once a second. What a raylet that ended means, Ray says."""
         said = Path(self.get_session_dir_path(), f"runtime_env_agent_port_{self.node_id}")
         end = time.monotonic() + AGENTS_SECONDS
-        while not said.exists() and time.monotonic() < end:
+        while raylet.poll() is None and not said.exists() and time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
 
     def end(self) -> None:

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from rich.console import Console
@@ -51,7 +51,7 @@ def cluster(
         yield
         return
     with ExitStack() as stack:
-        with _importing(needed):
+        with _importing(needed) if needed else nullcontext():
             if address is None:
                 _start(config, cpus, told, stack)
             else:
@@ -60,17 +60,19 @@ def cluster(
 
 
 @contextmanager
-def _importing(module: str | None) -> Iterator[None]:
+def _importing(module: str) -> Iterator[None]:
     """Import it beside the block, which ends no sooner; whoever needs it hears what went wrong."""
 
     def load() -> None:
         with suppress(ImportError):
-            importlib.import_module(module or __name__)
+            importlib.import_module(module)
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
