@@ -1,12 +1,12 @@
 """Distilled Decoding 1 on a teacher whose joint distribution is known: the acceptance tests S4 and
 S5 of docs/one_step.md, through the learner itself."""
 
-import itertools
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from building.dependent_codes import EVERY, V, independent, total_variation
 
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
@@ -23,9 +23,7 @@ from learner.learner import Learner
 from learner.objectives import dd1
 from learner.resources import Resources
 
-V = 5
 SPEC = SequenceSpec(V, 3, (1, 3), num_classes=2)
-EVERY = torch.tensor(list(itertools.product(range(V), repeat=3)))
 CODES = FlowCodes(torch.randn(V, 2, generator=torch.Generator().manual_seed(0)))
 TABLE = 2.5 * torch.randn(2, V + 1, V + 1, V, generator=torch.Generator().manual_seed(1))
 """Logits of a code after the class and the two codes before it; V where there is none."""
@@ -52,18 +50,6 @@ def joint(label):
     label_N = torch.full((len(EVERY),), label)
     parts = [logprob(label_N, EVERY, k).gather(1, EVERY[:, k : k + 1]) for k in range(3)]
     return torch.cat(parts, 1).double().sum(1).exp()
-
-
-def total_variation(token_BL, p_N):
-    place_B = (token_BL * torch.tensor([V * V, V, 1])).sum(1)
-    return float((torch.bincount(place_B, minlength=V**3) / len(token_BL) - p_N).abs().sum() / 2)
-
-
-def independent(p_N):
-    """Of the product of the true marginals: the best that slots alone can do."""
-    marginals = [torch.zeros(V).double().index_add_(0, EVERY[:, k], p_N) for k in range(3)]
-    product_N = torch.stack([m[EVERY[:, k]] for k, m in enumerate(marginals)]).prod(0)
-    return float((product_N - p_N).abs().sum() / 2)
 
 
 @cache

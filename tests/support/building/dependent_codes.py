@@ -95,12 +95,6 @@ def fresh(seed=0, **head):
     return built
 
 
-def joint(label):
-    """p_N of EVERY sequence."""
-    said_NLV = logprob(torch.full((len(EVERY),), label), EVERY)
-    return said_NLV.gather(-1, EVERY[..., None])[..., 0].double().sum(1).exp()
-
-
 def total_variation(token_BL, p_N):
     place_B = (token_BL * torch.tensor([V * V, V, 1])).sum(1)
     return float((torch.bincount(place_B, minlength=V**3) / len(token_BL) - p_N).abs().sum() / 2)
