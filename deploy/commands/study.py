@@ -24,7 +24,7 @@ INTERRUPTED = "finished cells stay: the same command goes on after them"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     study = parser.add_argument(
-        "study", type=Path, help="TOML file; studies/*/study.toml are examples"
+        "study", type=Path, help="TOML file, or a folder with a study.toml, as studies/*"
     )
     complete(study, shtab.FILE)
     parser.add_argument(
@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_layout()
     arguments.study = user_path(arguments.study)
+    if arguments.study.is_dir():
+        arguments.study /= "study.toml"
     study = open_study(arguments.study, arguments.overrides)
     if arguments.cpu:
         say_changes(study.move_to_cpu())

@@ -7,7 +7,7 @@ from torch import Tensor
 from common.device import place
 from common.exchange.condition import Conditions
 from common.flow.laws import FlowCodes
-from common.models.backbone import Backbone
+from common.models.backbone import Backbone, BackboneConfig
 from common.models.distilled_decoding import DistilledDecoder
 from common.models.velocity_model import VelocityModel, VelocityModelConfig
 from common.spec import require_same_spec
@@ -77,6 +77,29 @@ def passes_of(config: RunConfig, workspace: Workspace, steps: int, device: str) 
         return Passes(steps)
     teacher = workspace.model(config, "teacher").load().to(place(device))
     return Passes(steps, ending=Ending(teacher, config.evaluate.sampling))
+
+
+def way_names(config: RunConfig) -> tuple[str, ...]:
+    """What reports put behind a student's name, for each way in which it draws; the usual one
+    first, with nothing."""
+    if isinstance(config.models.student, BackboneConfig):
+        return ("",)
+    settings = config.evaluate
+    several = (f"_{steps}_steps" for steps in settings.steps[1:])
+    return ("", *several, *(["_inserted"] if settings.inserted is not None else []))
+
+
+def ways(config: RunConfig, workspace: Workspace, device: str) -> dict[str, Passes]:
+    """By such a name: as evaluate.steps and evaluate.inserted have it."""
+    inserted, settings = config.evaluate.inserted, config.evaluate
+    names = way_names(config)
+    found = {
+        name: passes_of(config, workspace, steps, device)
+        for name, steps in zip(names, settings.steps, strict=False)
+    }
+    if inserted is not None and len(names) > len(found):
+        found[names[-1]] = teacher_between(config, workspace, inserted, device)
+    return found
 
 
 def load_for_sampling(

@@ -16,7 +16,7 @@ from deploy.report.grids import by_class, real_by_class, spread
 from deploy.report.quality import REAL, Quality
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
 from deploy.stages.classifier import classifier_facts
-from deploy.stages.draw import load_for_sampling, passes_of, teacher_between
+from deploy.stages.draw import load_for_sampling, ways
 from deploy.stages.judge import Judge, Progress, compared_images
 from rollout.evaluation.one_pass import Passes
 
@@ -107,19 +107,12 @@ def _models(config: RunConfig, workspace: Workspace) -> dict[str, tuple[AnyModel
     if workspace.student.exists():
         names = ("teacher", "student_before", "student", "student_ema")
     found: dict[str, tuple[AnyModelFile, Passes]] = {}
-    inserted, first, *others = config.evaluate.inserted, *config.evaluate.steps
-    device = config.evaluate.device
+    drawn = ways(config, workspace, config.evaluate.device)
     for name in names:
         if workspace.has_model(config, name):
             file, shown = workspace.model(config, name), SHOWN.get(name, name)
-            found[shown] = file, passes_of(config, workspace, first, device)
-            if isinstance(file, StudentFile):
-                for steps in others:
-                    passes = passes_of(config, workspace, steps, device)
-                    found[f"{shown}_{steps}_steps"] = file, passes
-            if isinstance(file, StudentFile) and inserted is not None:
-                between = teacher_between(config, workspace, inserted, device)
-                found[f"{shown}_inserted"] = file, between
+            several = drawn if isinstance(file, StudentFile) else {"": drawn[""]}
+            found |= {f"{shown}{way}": (file, passes) for way, passes in several.items()}
     return found
 
 

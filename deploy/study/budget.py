@@ -12,7 +12,6 @@ from common.files.atomic import write_text
 from common.files.paths import read_json
 from deploy.backend.actor_pool import Caller
 from deploy.console.progress import Bar
-from deploy.study.analysis.results import BASE, TEACHER
 from deploy.study.cells import probe
 from deploy.study.config import Study
 from deploy.study.jobs import Job
@@ -50,7 +49,7 @@ def budget(study: Study, folder: StudyFolder, call: Caller, target: Console) -> 
     """Learner steps of every method: the same number, or as many as fit the same seconds."""
     given = study.config.budget
     if given.steps is not None:
-        return dict.fromkeys(study.config.methods, given.steps)
+        return {name: study.steps(name) for name in study.config.methods}
     probes = {
         name: replace(
             _job(study, folder, name, study.config.seeds[0], 1 + given.probe_steps),
@@ -109,12 +108,13 @@ def jobs(study: Study, folder: StudyFolder, steps: dict[str, int]) -> dict[tuple
     return {
         (name, seed): _job(study, folder, name, seed, steps.get(name, 0))
         for seed in study.config.seeds
-        for name in (TEACHER, BASE, *study.config.methods)
+        for name in (*study.references, *study.config.methods)
     }
 
 
 def _job(study: Study, folder: StudyFolder, method: str, seed: int, steps: int) -> Job:
-    if method in (TEACHER, BASE):
+    first = study.after.get(method)
+    if method in study.references:
         config = study.start.model_copy(update={"seed": seed})
     else:
         config = study.run(method, seed, steps)
@@ -129,4 +129,5 @@ def _job(study: Study, folder: StudyFolder, method: str, seed: int, steps: int) 
         weights=study.config.weights,
         contents=read_mark(folder.start).get("contents", {}),
         threads=max(1, int(study.config.cells.cpus)),
+        after=_job(study, folder, first, seed, study.steps(first)) if first else None,
     )

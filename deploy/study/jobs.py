@@ -35,6 +35,8 @@ class Job:
     contents: Mapping[str, str | None] = field(default_factory=dict)
     """Digests of the start's files, by what they are (deploy/study/start.py)."""
     threads: int = 1
+    after: "Job | None" = None
+    """The cell with whose student (its average) this one begins."""
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -45,7 +47,8 @@ class Job:
         for role in ("teacher", "learner"):
             tree[role].pop("weights")  # its contents count
         asked = {"scales": self.scales, "fixed": self.fixed, "weights": self.weights}
-        return {**tree, "measured": asked, "start": dict(self.contents)}
+        found = {**tree, "measured": asked, "start": dict(self.contents)}
+        return found | ({"after": self.after.request} if self.after else {})
 
     @property
     def request(self) -> str:

@@ -5,6 +5,7 @@ Whatever is finished stays: the start file by file, a cell as its cell.json.
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
@@ -42,19 +43,47 @@ def run_cells(wanted: dict[tuple[str, int], Job], call: Caller, target: Console)
     if len(pending) < len(wanted):
         target.print(f"{len(wanted) - len(pending)} of {len(wanted)} cells were done earlier")
     with Bar(target, "cells", len(pending)) as bar:
-        for done, ((method, seed), outcome) in enumerate(call(run_cell, pending), 1):
-            if isinstance(outcome, InputError):
-                raise InputError(f"methods.{method}, seed {seed}: {outcome}")
-            if isinstance(outcome, Exception):
-                said = isinstance(outcome, RunFailed)
-                harvest.failed[method, seed] = str(outcome) if said else summary(outcome)
-                target.print(f"{method}, seed {seed} failed: {harvest.failed[method, seed]}")
-                continue
-            found = read_cell(wanted[method, seed])
-            fids = [row.fid for row in found.measurements] if found else []
-            bar.show(done, {f"FID {method}/{seed}": fids[-1]} if fids else {})
+        ended = 0
+        while ready := _ready(pending):
+            for key, outcome in call(run_cell, ready):
+                ended += 1
+                bar.show(ended, _told(key, ready[key], outcome, harvest, target))
+            pending = {key: job for key, job in pending.items() if key not in ready}
+    for key, job in pending.items():
+        assert job.after is not None
+        harvest.failed[key] = f"what it comes after, {job.after.method}, has no result"
     harvest.found = gather(wanted)
     return harvest
+
+
+def _ready(pending: dict[tuple[str, int], Job]) -> dict[tuple[str, int], Job]:
+    """Cells that wait for no other one."""
+    return {
+        key: job
+        for key, job in pending.items()
+        if job.after is None or read_cell(job.after) is not None
+    }
+
+
+def _told(
+    key: tuple[str, int], job: Job, outcome: Any, harvest: Harvest, target: Console
+) -> dict[str, float]:
+    """What the bar shows of a cell that ended; one that failed is noted, and said.
+
+    Raises:
+        InputError: its config or files are the user's to mend.
+    """
+    method, seed = key
+    if isinstance(outcome, InputError):
+        raise InputError(f"methods.{method}, seed {seed}: {outcome}")
+    if isinstance(outcome, Exception):
+        said = isinstance(outcome, RunFailed)
+        harvest.failed[key] = str(outcome) if said else summary(outcome)
+        target.print(f"{method}, seed {seed} failed: {harvest.failed[key]}")
+        return {}
+    found = read_cell(job)
+    fids = [row.fid for row in found.measurements] if found else []
+    return {f"FID {method}/{seed}": fids[-1]} if fids else {}
 
 
 def gather(wanted: dict[tuple[str, int], Job]) -> dict[tuple[str, int], Found]:
@@ -97,7 +126,7 @@ def collect(study: Study, folder: StudyFolder) -> tuple[dict[tuple[str, int], Jo
         InputError: the study was not begun in this folder, or with other budgets.
     """
     given = study.config.budget
-    steps = dict.fromkeys(study.config.methods, given.steps or 0)
+    steps = {name: study.steps(name) for name in study.config.methods}
     if given.seconds is not None:
         known = known_seconds(folder)
         missing = [name for name in study.config.methods if name not in known]
@@ -117,15 +146,24 @@ def describe(study: Study, folder: StudyFolder) -> str:
     """What a study would run, in a few lines."""
     config, given = study.config, study.config.budget
     amount = f"{given.steps} steps" if given.steps else f"{given.seconds:g} s, timed per method"
+    amount += "".join(f", {name} {steps}" for name, steps in given.own.items())
     each = config.curve - 1 + len(config.guidance.scales)
+    references = len(study.references) * len(config.seeds)
     return "\n".join(
         [
             f"{config.title}: {len(config.methods)} methods x {len(config.seeds)} seeds, "
             f"{len(config.methods) * len(config.seeds)} cells and "
-            f"{2 * len(config.seeds)} references, in {folder.root}",
+            f"{references} references, in {folder.root}",
             f"every cell: {amount} of {study.start.learner.global_batch_size} images, then {each} "
             f"evaluations of {study.start.evaluate.samples} samples",
             f"a cell takes {config.cells.cpus:g} CPUs and {config.cells.gpus:g} GPUs",
-            *(f"  {name}: {study.run(name, 0, 1).objective.kind}" for name in config.methods),
+            *(_line(study, name) for name in config.methods),
         ]
     )
+
+
+def _line(study: Study, name: str) -> str:
+    after, rows = study.after[name], study.rows[name][1:]
+    said = f"  {name}: {study.run(name, 0, 1).objective.kind}"
+    said += f", after {after}" if after else ""
+    return said + (f", also as {', '.join(rows)}" if rows else "")

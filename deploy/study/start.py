@@ -27,8 +27,10 @@ from deploy.stages.pretrain import pretrain
 from deploy.stages.quality import feature_facts
 from deploy.stages.tokenize import tokenize
 from deploy.stages.training import require_finished
-from deploy.study.cells import SHARED, require_metrics
+from deploy.study.analysis.results import BASE
+from deploy.study.cells import SHARED
 from deploy.study.config import Study
+from deploy.study.measuring import require_metrics
 from learner.pretrain import HARMLESS
 
 MARK = "start.json"
@@ -54,7 +56,7 @@ def prepare(study: Study, root: Path, target: Console, *, local: bool) -> None:
     require_metrics(config, workspace)
     write_text(root / MARK, json.dumps({"made_from": ours}))
     _make(study, workspace, target, local=local)
-    features = feature_facts(config, workspace, target)
+    features = feature_facts(study.judging, workspace, target)
     with busy(target, "start: reading what it holds"):
         holds = contents(study, workspace) | {"features": features.get("digest")}
     write_text(root / MARK, json.dumps({"made_from": ours, "contents": holds}))
@@ -71,7 +73,7 @@ def _make(study: Study, workspace: Workspace, target: Console, *, local: bool) -
         tokenize(config, workspace, target, local=local)
     if config.teacher.weights is None:
         require_finished(pretrain(config, workspace, "teacher", target, resume=True), target)
-    if config.learner.weights is None:
+    if BASE in study.references and config.learner.weights is None:
         require_finished(pretrain(config, workspace, "student", target, resume=True), target)
     if study.generating is not None:
         generate(study.generating, workspace, target, local=local)

@@ -5,11 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tomli_w
 import torch
 from building.one_pass import SMALL, open_pairs
 from building.runs import go, tree
-from building.studies import STUDY
 
 from common.data.tokens import load_tokens, read_header, write_tokens
 from common.errors import InputError
@@ -17,7 +15,6 @@ from common.tokenization.tokenizer import load_tokenizer, save_tokenizer
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.shipped import shipped
 from deploy.stages.pretrain import pretrain
-from deploy.study.config import open_study
 from rollout.evaluation.one_pass import Passes, vector_batches
 
 
@@ -141,14 +138,6 @@ def test_steps_that_were_not_trained_are_refused(one_pass_run):
 def test_nothing_is_pretrained_in_the_place_of_the_teacher(one_pass_run, quiet):
     with pytest.raises(InputError, match="--model student: a dd1_llamagen is not trained by max"):
         pretrain(*one_pass_run, "student", quiet)
-
-
-def test_a_study_needs_a_student_before(tmp_path):
-    methods = {"dd1": {"objective": {"kind": "dd1"}}}
-    study = {**STUDY, "base": "smoke_dd1", "methods": methods, "baselines": [], "ablation": []}
-    (path := tmp_path / "study.toml").write_text(tomli_w.dumps(study))
-    with pytest.raises(InputError, match="compares every method with the student before, and one"):
-        open_study(path, [])
 
 
 def test_there_is_no_base_student_to_draw_from(one_pass_run):

@@ -12,9 +12,10 @@ from common.files.made_from import difference
 from deploy.backend.actor_pool import ActorPool, call_here
 from deploy.run_folder.workspace import Workspace
 from deploy.study.budget import StudyFolder, budget, jobs
-from deploy.study.cells import at_scale, run_cell
+from deploy.study.cells import run_cell
 from deploy.study.config import open_study
 from deploy.study.jobs import read_cell, why_again
+from deploy.study.measuring import at_scale
 from deploy.study.page.publish import publish
 from deploy.study.runner import collect, run_cells, run_study
 from deploy.study.start import made_from

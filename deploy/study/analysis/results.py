@@ -14,9 +14,10 @@ from typing import Any, TypeVar, get_type_hints
 from common.errors import InputError
 from common.files.atomic import write_atomically
 
-TEACHER, BASE = "teacher", "base"
-"""Method names of the reference rows: the teacher, and the student that all cells start from."""
-REFERENCES = (TEACHER, BASE)
+TEACHER, BASE, SLOTS = "teacher", "base", "slots"
+"""Method names of the reference rows: the teacher, the student that all cells start from, and the
+teacher's sequences with every slot drawn by itself (where students have one pass)."""
+REFERENCES = (TEACHER, BASE, SLOTS)
 METRICS = ("fid", "kid", "precision", "recall", "inception_score")
 
 Row = TypeVar("Row")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deploy.study.analysis.guidance import Best, choose_guidance
 from deploy.study.analysis.intervals import Estimate, Paired, compare, estimate
-from deploy.study.analysis.results import BASE, METRICS, REFERENCES, Measurement
+from deploy.study.analysis.results import BASE, METRICS, REFERENCES, TEACHER, Measurement
 
 Finals = dict[float, dict[int, Measurement]]
 """The last step of a method's cells, by guidance and seed."""
@@ -87,7 +87,7 @@ def analyse(
     """Summaries, paired comparisons and gaps of a study, at the fixed `guidance`.
 
     `methods` are shown in their order; rows of others are left out, and of rows that agree in
-    method, seed, step and guidance the last one counts. `baselines` may hold "base" and "teacher";
+    method, seed, step and guidance the last one counts. `baselines` may hold references;
     none is compared again with a baseline before it. `ablation` orders some of the methods.
 
     Raises:
@@ -102,7 +102,7 @@ def analyse(
     sweep = sorted({scale for found in finals.values() for scale in found})
     summaries = _summaries(finals, rows.values(), sweep, guidance)
     against = _family(_pairs(methods, baselines), summaries, seeds)
-    reference = _family([REFERENCES], summaries, seeds)
+    reference = _family([(TEACHER, BASE)], summaries, seeds)
     return Analysis(
         measurements=tuple(rows.values()),
         guidance=guidance,
@@ -112,7 +112,7 @@ def analyse(
         summaries=summaries,
         against={name: tuple(c for c in against if c.baseline == name) for name in baselines},
         ablation=_family(list(zip(ablation[1:], ablation, strict=False)), summaries, seeds),
-        reference=reference[0] if summaries.keys() >= set(REFERENCES) else None,
+        reference=reference[0] if summaries.keys() >= {TEACHER, BASE} else None,
         gaps=tuple(_gaps(finals, seeds, sweep, guidance)),
     )
 

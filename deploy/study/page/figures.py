@@ -15,7 +15,8 @@ from deploy.study.analysis.results import REFERENCES
 from deploy.study.analysis.statistics import Analysis, Comparison, Curve, Summary
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REFERENCE_COLOURS = {"teacher": "#222222", "base": "#999999"}
+REFERENCE_COLOURS = {"teacher": "#222222", "base": "#999999", "slots": "#777777"}
+REFERENCE_STYLES = {"teacher": "-", "base": "--", "slots": ":"}
 BASELINE_STYLES = ("--", ":", "-.")
 OTHERS = "#D8D8D8"
 COLUMNS = 5
@@ -26,7 +27,7 @@ CAPTIONS = {
     "forest": (
         "FID by method with 95 % t-intervals over the seeds: dots at the fixed guidance, diamonds "
         "at the guidance chosen by the other seeds. Vertical lines and bands: teacher and base "
-        "student at the fixed guidance."
+        "student (or slots alone) at the fixed guidance."
     ),
     "steps": (
         "FID at the fixed guidance against training steps: mean and range over the seeds. Grey: "
@@ -112,7 +113,7 @@ def _forest(analysis: Analysis) -> bytes:
     for name in REFERENCES:
         if name in analysis.summaries and analysis.summaries[name].fixed["fid"].count:
             found, colour = analysis.summaries[name].fixed["fid"], REFERENCE_COLOURS[name]
-            style = "-" if name == "teacher" else "--"
+            style = REFERENCE_STYLES[name]
             axis.axvline(found.mean, color=colour, linestyle=style, linewidth=1, label=name)
             if found.low is not None:
                 axis.axvspan(found.low, found.high, color=colour, alpha=0.12, linewidth=0)
@@ -126,7 +127,7 @@ def _forest(analysis: Analysis) -> bytes:
     _rows(axis, [summary.method for summary in rows])
     axis.set_xlabel("FID", fontsize=9)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+        axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     return _png(figure)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from common.config.schema import digest, dump_toml
 from deploy.console.versions import versions
 from deploy.report.grids import save_png, side_by_side
-from deploy.study.analysis.results import BASE, TEACHER, CellFacts, Measurement, write_csv
+from deploy.study.analysis.results import CellFacts, Measurement, write_csv
 from deploy.study.analysis.statistics import Analysis, analyse
 from deploy.study.config import Study
 from deploy.study.jobs import Found, Job
@@ -35,13 +35,13 @@ def publish(
     write_csv(folder.root / "measurements.csv", Measurement, measurements)
     write_csv(folder.root / "cells.csv", CellFacts, facts)
     samples = _samples(study, folder)
-    shown = [TEACHER, BASE, *dict.fromkeys((*config.baselines, *config.ablation))]
+    shown = [*study.references, *dict.fromkeys((*config.baselines, *config.ablation))]
     panels = {name: samples[name] for name in dict.fromkeys(shown) if name in samples}
     if panels:
         save_png(folder.root / "samples.png", side_by_side(panels))
     analysis = analyse(
         measurements,
-        methods=tuple(config.methods),
+        methods=study.shown,
         baselines=config.baselines,
         ablation=config.ablation,
         guidance=config.guidance.fixed,
@@ -66,6 +66,7 @@ def _about(study: Study, wanted: dict[tuple[str, int], Job], cells: list[Found])
     given, images = config.budget, start.learner.global_batch_size
     if given.steps is not None:
         words = f"{given.steps} steps of {images} images"
+        words += "".join(f", but {steps} of {name}" for name, steps in given.own.items())
     else:
         words = f"{given.seconds:g} s of training, in steps of {images} images"
     settings = start.evaluate
@@ -93,11 +94,14 @@ def _about(study: Study, wanted: dict[tuple[str, int], Job], cells: list[Found])
 def _samples(study: Study, folder: StudyFolder) -> dict[str, Image.Image]:
     """Grids of the first seed: equal labels and noise for all models."""
     found = {}
-    for name in (TEACHER, BASE, *study.config.methods):
-        path = folder.cell(name, study.config.seeds[0]) / "samples.png"
-        if path.exists():
-            with Image.open(path) as image:
-                found[name] = image.copy()
+    rows = {name: (name,) for name in study.references} | study.rows
+    for method, names in rows.items():
+        for name in names:
+            way = name.removeprefix(method)
+            path = folder.cell(method, study.config.seeds[0]) / f"samples{way}.png"
+            if path.exists():
+                with Image.open(path) as image:
+                    found[name] = image.copy()
     return found
 
 
