@@ -53,10 +53,6 @@ class Shared:
         return ray.get(self.reference)
 
 
-OFFERED: dict[str, Any] = {}
-"""What this process has ready for others to fetch: see `ActorHost.hand_over`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Raised:
     """A call's answer where it ended with an error that somebody understood."""
@@ -86,11 +82,6 @@ class ActorHost:
         """True once constructed; why it was not, if somebody understood that."""
         return self._refusal or True
 
-    def hand_over(self, key: str) -> tuple[Any, bool]:
-        """What this process has on offer under `key`, as two answers: the caller waits for the
-        second and owns the first, which outlives this process."""
-        return OFFERED[key], True
-
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The method's answer; an error that was understood is handed back as a value."""
         if self._refusal is not None:
@@ -115,21 +106,26 @@ class StoredWeights(Weights):
 class WeightActorHost(ActorHost):
     """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
-    def publish(self, version: int, payload: Any, digest: str) -> Any:
+    def fetch(self, version: int, offer: Any, digest: str) -> Any:
+        """As `WeightStore.publish`, of bytes that the publisher offers."""
+        return self._keep(version, offer.take(), digest)
+
+    def receive(self, version: int, payload: Any, digest: str) -> Any:
+        """As `WeightStore.publish`, of bytes that came with the call."""
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
-        stored = Shared(ray.put(payload))
-        return self.call("publish", StoredWeights(version, b"", digest, stored))
+        return self._keep(version, ray.put(payload), digest)
+
+    def _keep(self, version: int, reference: Any, digest: str) -> Any:
+        return self.call("publish", StoredWeights(version, b"", digest, Shared(reference)))
 
 
 class BufferActorHost(ActorHost):
     """Hosts the buffer, which holds references to records."""
 
-    def fetch(self, facts: Any, sender: Any, key: str, timeout: float) -> Any:
-        """As `Buffer.store`, of a record that the actor `sender` offers under `key`."""
-        from deploy.backend.records import taken_from
-
-        return self.call("store", facts, lambda: taken_from(sender, key), timeout)
+    def fetch(self, facts: Any, offer: Any, timeout: float) -> Any:
+        """As `Buffer.store`, of a record that the sender offers."""
+        return self.call("store", facts, offer.take, timeout)
 
     def receive(self, facts: Any, record: Any, timeout: float) -> Any:
         """As `Buffer.store`, of a record that came with the call."""

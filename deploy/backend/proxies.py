@@ -23,6 +23,7 @@ from deploy.backend.actors import (
     WeightActorHost,
 )
 from deploy.backend.bundles import Bundles
+from deploy.backend.hand_over import offered
 from deploy.backend.records import BufferProxy
 from deploy.backend.reservation import HeldGroup, Reservation, reserved
 
@@ -61,16 +62,20 @@ class ReplicaProxy:
 class WeightsProxy(ActorProxy):
     """The weight store, with payloads in the object store: one transfer per node.
 
-    The publishing learner may die, so the store's process puts the payload and owns it: a copy
-    within shared memory, as Ray (since 2.56) lets nobody put what is to belong to another.
+    The publishing learner may die, so the store's process owns the payload.
     """
 
     def publish(self, weights: Weights) -> None:
         # An array's bytes stay where they are until Ray copies them to the store; others would go
         # through pickle first.
-        array = np.frombuffer(weights.payload, np.uint8)
-        publish = self._method("publish", "publish")
-        self._ask(lambda: publish.remote(weights.version, array, weights.digest))
+        version, array = weights.version, np.frombuffer(weights.payload, np.uint8)
+        with offered(array) as offer:
+            if offer is None:
+                receive = self._method("receive", "publish")
+                self._ask(lambda: receive.remote(version, array, weights.digest))
+            else:
+                fetch = self._method("fetch", "publish")
+                self._ask(lambda: fetch.remote(version, offer, weights.digest))
 
     def get(self, version: int, timeout: float) -> Weights:
         get = self._method("call", "get")
