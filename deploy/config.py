@@ -176,6 +176,12 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _leases_have_a_size(self) -> Self:
+        learner = self.learner
+        rollout = self.rollout.sized(learner.global_batch_size, learner.world_size)
+        return self if rollout is self.rollout else self.model_copy(update={"rollout": rollout})
+
+    @model_validator(mode="after")
     def _leases_fill_a_step(self) -> Self:
         images, lease = self.learner.global_batch_size, self.rollout.batch_size
         if images % (lease * self.learner.world_size):

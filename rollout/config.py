@@ -4,9 +4,13 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from common.config.quantities import Batch, Cpus, Fraction, Gpus, Processes, Spare
+from common.config.quantities import Batch, BatchOrChosen, Cpus, Fraction, Gpus, Processes, Spare
 from common.config.schema import Config
 from rollout.sampler import SamplingConfig
+
+LARGEST_LEASE = {True: 256, False: 32}
+"""Images that a lease may have on a GPU, on CPUs: where more of them hardly raise the rate
+(docs/running.md)."""
 
 
 class GroupConfig(Config):
@@ -22,8 +26,9 @@ class RolloutConfig(Config):
     """The run ends with the cause when fewer workers are left alive."""
     max_restarts: Spare = 0
     """Workers that may be replaced in a run when they die; the others take over beyond that."""
-    batch_size: Batch = 32
-    """Images per lease, decoded together; must divide learner.global_batch_size."""
+    batch_size: BatchOrChosen = 32
+    """Images per lease, decoded together; must divide learner.global_batch_size. 0 chooses the
+    largest, up to 256 on a GPU and 32 on CPUs, that leaves every worker a lease of each step."""
     group: GroupConfig = GroupConfig()
     """Several samples of one condition."""
     in_flight: Spare = 1
@@ -55,6 +60,23 @@ class RolloutConfig(Config):
                 "draws; set it in contexts.sources.teacher.sampling, for pairs of noise and tokens"
             )
         return value
+
+    def sized(self, global_batch_size: int, world_size: int) -> "RolloutConfig":
+        """With a lease's size chosen, if that is left to the run: a number that divides what each
+        of `world_size` ranks takes and is made of whole groups, if there is one."""
+        if self.batch_size:
+            return self
+        of_rank, group = global_batch_size // world_size, self.group.size
+        sizes = [size for size in range(group, of_rank + 1, group) if of_rank % size == 0]
+        largest = min(LARGEST_LEASE[self.is_on_gpu], global_batch_size // self.workers)
+        fitting = [size for size in sizes if size <= largest]
+        size = max(fitting, default=min(sizes, default=group))
+        return self.model_copy(update={"batch_size": size})
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """As far as the config says; where it leaves that to the machine, it does not."""
+        return self.device == "cuda" or self.gpus > 0
 
     @property
     def most_workers(self) -> int:

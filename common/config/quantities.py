@@ -19,6 +19,8 @@ StepsOrNever = Annotated[int, Field(ge=0, le=10**8)]
 """Steps between two events; 0 means that there are none."""
 Batch = Annotated[int, Field(ge=1, le=2**20)]
 """Images that are in memory together."""
+BatchOrChosen = Annotated[int, Field(ge=0, le=2**20)]
+"""The same, where 0 leaves it to the run."""
 Tokens = Annotated[int, Field(ge=1, le=2**24)]
 """Tokens of a sequence or of a chunk."""
 TokensOrNone = Annotated[int, Field(ge=0, le=2**24)]
