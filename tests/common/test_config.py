@@ -49,7 +49,7 @@ def test_the_walk_finds_the_configs_of_every_package():
     assert {
         "common.models.backbones.var.Config",
         "learner.objectives.sinkd.Config",
-        "deploy.study.config.BudgetConfig",
+        "deploy.study.sections.BudgetConfig",
         "rollout.contexts.teacher.Config",
         "teacher_server.batching.BatchingConfig",
     } <= names
