@@ -37,6 +37,11 @@ class StudyFolder:
         for made in (self.start, self.root / "cells", self.root / "probes"):
             shutil.rmtree(made, ignore_errors=True)
         self.budget.unlink(missing_ok=True)
+        self.speed.unlink(missing_ok=True)
+
+    @property
+    def speed(self) -> Path:
+        return self.root / "speed.json"
 
     def probe(self, method: str) -> Path:
         return self.root / "probes" / method

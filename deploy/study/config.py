@@ -29,7 +29,7 @@ from deploy.study.methods import (
     require_student,
     row_names,
 )
-from deploy.study.sections import BudgetConfig, CellsConfig, GuidanceConfig
+from deploy.study.sections import BudgetConfig, CellsConfig, GuidanceConfig, SpeedConfig
 from rollout.contexts import teacher
 
 Part = Annotated[Tree, PartOf(RunConfig)]
@@ -61,6 +61,8 @@ class StudyConfig(Config):
     `base` (the student before) or `slots`."""
     ablation: tuple[str, ...] = ()
     """Methods of a ladder, each compared with the one before; references may be among them."""
+    speed: SpeedConfig | None = None
+    """Whether milliseconds of an image are measured at the end, of everything side by side."""
     cells: CellsConfig = CellsConfig()
     """How cells run."""
     methods: Annotated[dict[str, Part], Field(min_length=1)]

@@ -80,16 +80,13 @@ def _drawn(
         token_NL = slots_alone(start, judge.label_N, derive_seed(job.seed, "slots"))
         yield "", decoded(tokenizer, token_NL, settings.batch_size, settings.size)
         return
-    sampling = at_scale(settings.sampling, scale)
-    drawing = config.model_copy(
-        update={"evaluate": settings.model_copy(update={"sampling": sampling})}
-    )
+    drawing = drawing_config(config, scale)
     models = load_for_sampling(file, start, settings.device)
     several = ways(drawing, start, settings.device)
     if job.method in REFERENCES or not all_ways:
         several = {"": several[""]}
     for way, passes in several.items():
-        yield way, judge.draw(*models, sampling, passes=passes)
+        yield way, judge.draw(*models, drawing.evaluate.sampling, passes=passes)
 
 
 def require_metrics(config: RunConfig, workspace: Workspace) -> None:
@@ -100,6 +97,13 @@ def require_metrics(config: RunConfig, workspace: Workspace) -> None:
     """
     for name, reason in Judge(config, workspace).left_out.items():
         raise InputError(f"evaluate: {name} {reason}, and a study compares it; raise the number")
+
+
+def drawing_config(config: RunConfig, scale: float) -> RunConfig:
+    """The run with evaluate.sampling at that scale, whoever draws by it."""
+    sampling = at_scale(config.evaluate.sampling, scale)
+    settings = config.evaluate.model_copy(update={"sampling": sampling})
+    return config.model_copy(update={"evaluate": settings})
 
 
 def at_scale(sampling: SamplingConfig, scale: float) -> SamplingConfig:

@@ -13,11 +13,13 @@ from common.errors import InputError, RunFailed
 from deploy.backend.actor_pool import ActorPool, Caller, call_here
 from deploy.backend.session import cluster
 from deploy.console.faults import summary
-from deploy.console.progress import Bar
+from deploy.console.progress import Bar, busy
+from deploy.study.analysis.results import SLOTS, TEACHER, SpeedRow
 from deploy.study.budget import StudyFolder, budget, jobs, known_seconds, steps_within
 from deploy.study.cells import run_cell
 from deploy.study.config import Study
 from deploy.study.jobs import Found, Job, read_cell, why_again
+from deploy.study.speed import SpeedJob, measure_speed, read_speed
 from deploy.study.start import prepare
 
 
@@ -27,6 +29,8 @@ class Harvest:
 
     found: dict[tuple[str, int], Found] = field(default_factory=dict)
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    speed: list[SpeedRow] = field(default_factory=list)
+    """Milliseconds of an image, where the study asks for them."""
 
 
 def run_cells(wanted: dict[tuple[str, int], Job], call: Caller, target: Console) -> Harvest:
@@ -116,7 +120,30 @@ def _run(
     study: Study, folder: StudyFolder, call: Caller, target: Console
 ) -> tuple[dict[tuple[str, int], Job], Harvest]:
     wanted = jobs(study, folder, budget(study, folder, call, target))
-    return wanted, run_cells(wanted, call, target)
+    harvest = run_cells(wanted, call, target)
+    timing = _speed_job(study, folder, wanted, harvest)
+    if timing is not None:
+        with busy(target, "speed: drawing everything side by side"):
+            for _, outcome in call(measure_speed, {"speed": timing}):
+                if isinstance(outcome, Exception):
+                    raise outcome
+        harvest.speed = read_speed(timing) or []
+    return wanted, harvest
+
+
+def _speed_job(
+    study: Study, folder: StudyFolder, wanted: dict[tuple[str, int], Job], harvest: Harvest
+) -> SpeedJob | None:
+    """Of the first seed's cells that are done, if the study asks for it and the teacher is."""
+    settings, seed = study.config.speed, study.config.seeds[0]
+    cells = {
+        name: job
+        for (name, of), job in wanted.items()
+        if of == seed and name != SLOTS and (name, of) in harvest.found
+    }
+    if settings is None or TEACHER not in cells:
+        return None
+    return SpeedJob(cells, settings, folder.speed)
 
 
 def collect(study: Study, folder: StudyFolder) -> tuple[dict[tuple[str, int], Job], Harvest]:
@@ -139,7 +166,10 @@ def collect(study: Study, folder: StudyFolder) -> tuple[dict[tuple[str, int], Jo
     found = gather(wanted)
     if not found:
         raise InputError(f"{folder.root}: holds no finished cell of this study; run it first")
-    return wanted, Harvest(found)
+    harvest = Harvest(found)
+    timing = _speed_job(study, folder, wanted, harvest)
+    harvest.speed = (read_speed(timing) if timing else None) or []
+    return wanted, harvest
 
 
 def describe(study: Study, folder: StudyFolder) -> str:

@@ -1,10 +1,10 @@
 """Sections of a study's file: how much cells train, where they are measured, and how they run."""
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from common.config.quantities import Depth, Factor, Gpus, Seconds, SomeCpus, Steps
+from common.config.quantities import Batch, Depth, Factor, Gpus, Seconds, SomeCpus, Steps
 from common.config.schema import Config
 
 
@@ -53,3 +53,10 @@ class CellsConfig(Config):
     """GPUs, or a fraction, of a Ray task."""
     tries: Depth = 2
     """A cell whose process died is begun again (from its snapshot) this often in all."""
+
+
+class SpeedConfig(Config):
+    batches: Annotated[tuple[Batch, ...], Field(min_length=1)] = (1, 250)
+    """Images drawn together; each number is timed by itself."""
+    rounds: Annotated[int, Field(ge=2, le=1000)] = 8
+    """Times that everything is drawn, forwards and backwards in turn; intervals are over them."""

@@ -16,7 +16,7 @@ from deploy.stages.second_stage import second_stage
 from deploy.study.budget import StudyFolder, jobs
 from deploy.study.config import open_study
 from deploy.study.page.publish import publish
-from deploy.study.runner import run_cells, run_study
+from deploy.study.runner import collect, run_cells, run_study
 from deploy.study.slots import slots_alone
 from rollout.evaluation.features import load_classifier
 
@@ -104,6 +104,27 @@ def test_slots_by_themselves_have_the_teachers_shares_and_no_more(prepared, done
     assert len(pairs) == len(rows_nL[:, 0].unique()) * len(rows_nL[:, 15].unique())
 
 
+def test_everything_is_timed_side_by_side_and_once(done, quiet):
+    """In CPU time, with the teacher as the measure of all."""
+    study, folder, _, harvest = done
+    models = [name for name in ROWS if name != "slots"]
+    rows = {(row.method, row.batch): row for row in harvest.speed}
+    assert list(rows) == [(name, batch) for batch in (2, 8) for name in models]
+    for (name, batch), row in rows.items():
+        assert (row.rounds, row.clock) == (2, "cpu")
+        assert row.low is not None
+        assert row.low <= row.milliseconds
+        ratio = rows["teacher", batch].milliseconds / row.milliseconds
+        assert row.times_as_fast == pytest.approx(ratio, rel=0.5)
+        assert (name != "teacher") or row.times_as_fast == 1
+    written = folder.speed.stat().st_mtime_ns
+    _, again = run_study(study, folder, quiet, local=True, restart=False)
+    assert (again.speed, folder.speed.stat().st_mtime_ns) == (harvest.speed, written)
+    assert collect(study, folder)[1].speed == harvest.speed
+    more = open_study(study.path, ["speed.rounds=3"])
+    assert collect(more, folder)[1].speed == [], "other rounds were asked for"
+
+
 def test_the_page_has_a_row_for_every_way(done, quiet):
     study, folder, wanted, harvest = done
     analysis = publish(study, folder, wanted, harvest, quiet)
@@ -112,6 +133,8 @@ def test_the_page_has_a_row_for_every_way(done, quiet):
     page = (folder.root / "study.html").read_text()
     assert all(f'"method">{name}<' in page for name in ROWS)
     assert 'alt="dd1_inserted"' in page
+    assert (folder.root / "speed.csv").read_text().count("\n") == 1 + 2 * (len(ROWS) - 1)
+    assert "Teacher against base student" not in page
 
 
 def test_a_second_stage_without_a_first_is_not_begun(done, tmp_path, quiet):

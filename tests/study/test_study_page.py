@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deploy.study.analysis.results import CellFacts, Measurement, read_csv
+from deploy.study.analysis.results import CellFacts, Measurement, SpeedRow, read_csv
 from deploy.study.analysis.statistics import analyse
 from deploy.study.page.figures import CAPTIONS, draw
 from deploy.study.page.page import About, thumbnail, uneven, write_page
@@ -57,6 +57,17 @@ def rows(methods=METHODS, seeds=(0, 1, 2), sweep=SWEEP):
                     )
 
 
+def speed(methods=METHODS, batches=(1, 250)):
+    for batch in batches:
+        for place, name in enumerate(("teacher", *methods)):
+            spent = 30.0 / (1 + place)
+            times = 1.0 + place
+            yield SpeedRow(
+                *(name, batch, 8, spent, spent - 1, spent + 1),
+                *(times, times - 0.1, times + 0.1, "cpu"),
+            )
+
+
 def facts(methods=METHODS, seeds=(0, 1, 2)):
     return [CellFacts(m, s, 100, 800, 110.0, 1.1, None, "cpu") for m in methods for s in seeds]
 
@@ -70,7 +81,8 @@ def written(tmp_path_factory):
         found,
         about=About(EVIL, "100 steps", "steps", "Inception", {"commit": EVIL}),
         facts=facts(),
-        figures=draw(found),
+        figures=draw(found, list(speed())),
+        speed=list(speed()),
         samples={EVIL: Image.new("RGB", (4, 4))},
         configs={EVIL: f"name = {EVIL}"},
     )
@@ -135,12 +147,14 @@ def test_embedded_data_are_the_files(written, tmp_path):
     path, found = written
     links = [a for a in Page(path.read_text(encoding="utf-8")).addresses if "text/csv" in a]
     bodies = [base64.b64decode(link.split(",")[1]) for link in links]
-    measurements, cells, summary, paired = bodies
+    measurements, cells, summary, paired, spent = bodies
     copy = tmp_path / "copy.csv"
     copy.write_bytes(measurements)
     assert read_csv(copy, Measurement) == list(found.measurements)
     copy.write_bytes(cells)
     assert read_csv(copy, CellFacts) == facts()
+    copy.write_bytes(spent)
+    assert read_csv(copy, SpeedRow) == list(speed())
     assert path.with_name("summary.csv").read_bytes() == summary
     assert path.with_name("paired.csv").read_bytes() == paired
     table = list(csv.DictReader(io.StringIO(paired.decode())))
@@ -152,13 +166,27 @@ def test_embedded_data_are_the_files(written, tmp_path):
 
 def test_markdown_has_a_row_per_model(written):
     lines = written[0].with_name("summary.md").read_text(encoding="utf-8").splitlines()
-    assert len([line for line in lines if line.startswith("|")]) == 2 + 2 + len(METHODS)
+    timed = 2 + len(list(speed()))
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 2 + len(METHODS) + timed
     assert not any("<script" in line for line in lines)
     table = [line for line in lines if line.startswith("|")]
     evil = next(line for line in table if "alert" in line)
     assert evil.startswith("| &lt;script&gt;")
     assert evil.count("|") - evil.count("\\|") == table[0].count("|")
     assert sum(line.startswith("![") for line in lines) == len(CAPTIONS)
+
+
+def test_milliseconds_have_a_row_for_each_number_of_images_and_say_how_they_were_measured(written):
+    words = Page(written[0].read_text(encoding="utf-8")).words
+    place = words.index("Speed")
+    assert "CPU time of the process, 8 rounds" in "".join(words[place : place + 6])
+    cells = words[place:]
+    teacher = [cells[at : at + 12] for at, word in enumerate(cells) if word == "teacher"][:2]
+    found = [[word for word in row if word.strip()][:6] for row in teacher]
+    assert found == [
+        ["teacher", batch, "30.0", "[29.0 to 31.0]", "1.00", "[0.90 to 1.10]"]
+        for batch in ("1", "250")
+    ]
 
 
 def test_figures_are_png(written):

@@ -60,6 +60,25 @@ class CellFacts:
     """Device and host, for people."""
 
 
+@dataclass(frozen=True)
+class SpeedRow:
+    """Milliseconds of an image, drawn and decoded, with 95 % t-intervals over the rounds."""
+
+    method: str
+    batch: int
+    """Images drawn together."""
+    rounds: int
+    milliseconds: float
+    low: float | None
+    high: float | None
+    times_as_fast: float
+    """As the teacher, in the same round."""
+    times_low: float | None
+    times_high: float | None
+    clock: str
+    """"cpu": of the process's own time; "wall": by the clock."""
+
+
 def csv_text(kind: type[Row], rows: Iterable[Row]) -> str:
     """Rows of one dataclass as CSV text."""
     text = io.StringIO()

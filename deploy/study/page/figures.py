@@ -5,23 +5,29 @@ colours. A method keeps its colour (Okabe and Ito's, safe for the colour-blind) 
 marks repeat what a colour says.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from deploy.study.analysis.intervals import Estimate, Paired, estimate
-from deploy.study.analysis.results import REFERENCES
+from deploy.study.analysis.results import REFERENCES, SpeedRow
 from deploy.study.analysis.statistics import Analysis, Comparison, Curve, Summary
+from deploy.study.page.axes import (
+    REFERENCE_COLOURS,
+    REFERENCE_STYLES,
+    clean,
+    colour_of,
+    png,
+    pyplot,
+    short,
+    suit_scale,
+)
+from deploy.study.page.speed import draw_speed
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REFERENCE_COLOURS = {"teacher": "#222222", "base": "#999999", "slots": "#777777"}
-REFERENCE_STYLES = {"teacher": "-", "base": "--", "slots": ":"}
 BASELINE_STYLES = ("--", ":", "-.")
 OTHERS = "#D8D8D8"
 COLUMNS = 5
 """Panels side by side at most."""
-DPI = 110
 
 CAPTIONS = {
     "forest": (
@@ -48,10 +54,14 @@ CAPTIONS = {
         "alone; thin: 95 % for all at once. In colour only where the thin interval excludes zero; "
         "thin intervals may leave the frame."
     ),
+    "speed": (
+        "FID at the fixed guidance against milliseconds of an image: means with 95 % t-intervals, "
+        "of FID over the seeds, of milliseconds over the rounds."
+    ),
 }
 
 
-def draw(analysis: Analysis) -> dict[str, bytes]:
+def draw(analysis: Analysis, speed: Sequence[SpeedRow] = ()) -> dict[str, bytes]:
     """Every figure that the measurements allow, by name (a key of CAPTIONS).
 
     Methods without a finite FID at the fixed guidance have no marks. FID axes are logarithmic
@@ -65,51 +75,14 @@ def draw(analysis: Analysis) -> dict[str, bytes]:
         found["guidance"] = _panels(analysis, _swept, "guidance")
     if any(analysis.against.values()):
         found["paired"] = _paired(analysis)
+    if speed:
+        found["speed"] = draw_speed(analysis, speed)
     return found
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _png(figure: Any) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DPI)
-    _pyplot().close(figure)
-    return data.getvalue()
-
-
-def _colour(analysis: Analysis, name: str) -> str:
-    if name in REFERENCES:
-        return REFERENCE_COLOURS[name]
-    return COLOURS[analysis.methods.index(name) % len(COLOURS)]
-
-
-def _clean(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-
-
-def _scale(set_scale: Callable[..., Any], values: Iterable[float]) -> None:
-    """Logarithmic where the values need it."""
-    seen = [value for value in values if math.isfinite(value) and value > 0]
-    if seen and max(seen) > 8 * min(seen):
-        set_scale("log")
-
-
-def _short(name: str, most: int = 26) -> str:
-    """A name that fits its place; `$` would start a formula."""
-    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
 
 
 def _forest(analysis: Analysis) -> bytes:
     rows = [analysis.summaries[name] for name in analysis.methods]
-    figure, axis = _pyplot().subplots(figsize=(8, 1.3 + 0.32 * len(rows)), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(8, 1.3 + 0.32 * len(rows)), layout="constrained")
     for name in REFERENCES:
         if name in analysis.summaries and analysis.summaries[name].fixed["fid"].count:
             found, colour = analysis.summaries[name].fixed["fid"], REFERENCE_COLOURS[name]
@@ -118,25 +91,25 @@ def _forest(analysis: Analysis) -> bytes:
             if found.low is not None:
                 axis.axvspan(found.low, found.high, color=colour, alpha=0.12, linewidth=0)
     for place, summary in enumerate(rows):
-        colour = _colour(analysis, summary.method)
+        colour = colour_of(analysis, summary.method)
         _mark(axis, summary.fixed["fid"], place - 0.13, colour, "o")
         if summary.best:
             _mark(axis, estimate(list(summary.best.fid.values())), place + 0.17, colour, "D")
     means = [summary.fixed["fid"].mean for summary in analysis.summaries.values()]
-    _scale(axis.set_xscale, means)
+    suit_scale(axis.set_xscale, means)
     _rows(axis, [summary.method for summary in rows])
     axis.set_xlabel("FID", fontsize=9)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _rows(axis: Any, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), [_short(name) for name in names])
+    axis.set_yticks(range(len(names)), [short(name) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(axis="y", color="#EEEEEE")
     axis.set_axisbelow(True)
-    _clean(axis)
+    clean(axis)
 
 
 def _mark(axis: Any, found: Estimate, height: float, colour: str, marker: str) -> None:
@@ -169,7 +142,7 @@ def _panels(analysis: Analysis, line_of: Callable[[Summary], Line], kind: str) -
     rows = math.ceil(len(names) / COLUMNS)
     columns = math.ceil(len(names) / rows)
     size = 1 + 2.2 * columns, 1 + 1.75 * rows
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     lines = {name: line_of(summary) for name, summary in analysis.summaries.items()}
@@ -185,7 +158,7 @@ def _panels(analysis: Analysis, line_of: Callable[[Summary], Line], kind: str) -
     if means:
         room = 0.12 * (max(means) - min(means)) or 1.0
         axes[0, 0].set_ylim(max(min(means) - room, 0.8 * min(means)), max(means) + room)
-    _scale(axes[0, 0].set_yscale, means)
+    suit_scale(axes[0, 0].set_yscale, means)
     figure.supylabel("FID", fontsize=9)
     label = {"seconds": "training seconds", "steps": "training steps"}.get(kind, kind)
     figure.supxlabel(label, fontsize=9)
@@ -193,7 +166,7 @@ def _panels(analysis: Analysis, line_of: Callable[[Summary], Line], kind: str) -
     figure.legend(
         handles.values(), handles, fontsize=8, loc="outside upper center", ncols=6, frameon=False
     )
-    return _png(figure)
+    return png(figure)
 
 
 def _labelled(axis: Any) -> Iterable[tuple[Any, str]]:
@@ -212,15 +185,15 @@ def _panel(axis: Any, analysis: Analysis, lines: dict[str, Line], name: str) -> 
                 linestyle=style,
                 linewidth=0.9,
                 zorder=2,
-                label=_short(other),
+                label=short(other),
             )
     _references(axis, lines)
     places, mean, low, high = lines[name]
-    colour = _colour(analysis, name)
+    colour = colour_of(analysis, name)
     axis.fill_between(places, low, high, color=colour, alpha=0.22, linewidth=0, zorder=3)
     axis.plot(places, mean, color=colour, linewidth=1.8, zorder=4)
-    axis.set_title(_short(name), fontsize=9, fontweight="bold")
-    _clean(axis)
+    axis.set_title(short(name), fontsize=9, fontweight="bold")
+    clean(axis)
 
 
 def _references(axis: Any, lines: dict[str, Line]) -> None:
@@ -238,7 +211,7 @@ def _mark_guidance(axis: Any, analysis: Analysis, name: str) -> None:
     summary = analysis.summaries[name]
     for scale in set(summary.best.guidance.values()) if summary.best else ():
         height = summary.sweep[scale].mean
-        colour = _colour(analysis, name)
+        colour = colour_of(analysis, name)
         axis.plot(scale, height, "D", color=colour, markerfacecolor="white", markersize=5, zorder=5)
 
 
@@ -248,24 +221,24 @@ def _paired(analysis: Analysis) -> bytes:
     lines = math.ceil(len(shown) / columns)
     tallest = max(len(rows) for rows in shown.values())
     size = 1.2 + 3.6 * columns, lines * (0.9 + 0.34 * tallest)
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         lines, columns, figsize=size, squeeze=False, layout="constrained"
     )
     for axis, (baseline, rows) in zip(axes.flat, shown.items(), strict=False):
         _differences(axis, analysis, rows)
-        axis.set_title(f"against {_short(baseline)}", fontsize=9, fontweight="bold")
+        axis.set_title(f"against {short(baseline)}", fontsize=9, fontweight="bold")
         axis.set_xlabel("difference in FID", fontsize=9)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _differences(axis: Any, analysis: Analysis, rows: Sequence[Comparison]) -> None:
     axis.axvline(0, color="#222222", linewidth=1)
     for place, row in enumerate(rows):
-        _difference(axis, row.fixed, place - 0.15, _colour(analysis, row.method), "o")
+        _difference(axis, row.fixed, place - 0.15, colour_of(analysis, row.method), "o")
         if row.best:
-            _difference(axis, row.best, place + 0.17, _colour(analysis, row.method), "D")
+            _difference(axis, row.best, place + 0.17, colour_of(analysis, row.method), "D")
     # The joint intervals of few seeds are so wide that they would hide all else.
     found = [p.alone for row in rows for p in (row.fixed, row.best) if p and p.alone.count]
     ends = [0.0] + [e for a in found for e in (a.mean, a.low, a.high) if e is not None]

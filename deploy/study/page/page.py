@@ -16,7 +16,15 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
-from deploy.study.analysis.results import CellFacts, Measurement, csv_text, write_bytes, write_csv
+from deploy.study.analysis.results import (
+    BASE,
+    CellFacts,
+    Measurement,
+    SpeedRow,
+    csv_text,
+    write_bytes,
+    write_csv,
+)
 from deploy.study.analysis.statistics import Analysis, Comparison
 from deploy.study.analysis.tables import (
     COST_HEADER,
@@ -34,6 +42,7 @@ from deploy.study.analysis.tables import (
 from deploy.study.analysis.verdicts import conclusions, notes
 from deploy.study.page.definitions import DEFINITIONS
 from deploy.study.page.figures import CAPTIONS
+from deploy.study.page.speed import SPEED_HEADER, speed_table, speed_words
 
 TEMPLATE = "page.html.jinja"
 LOSSLESS_BYTES = 40_000
@@ -66,6 +75,7 @@ def write_page(
     figures: Mapping[str, bytes],
     samples: Mapping[str, Image.Image],
     configs: Mapping[str, str],
+    speed: Sequence[SpeedRow] = (),
 ) -> None:
     """Write the page to `path`, and its parts as files beside it.
 
@@ -78,12 +88,19 @@ def write_page(
         figures: `deploy.study.page.figures.draw`: PNG bytes by name.
         samples: grids of samples by model, made with the same labels and noise.
         configs: full config by method, as text.
+        speed: milliseconds of an image, where they were measured (speed.csv).
     """
     page = render(
-        analysis, about=about, facts=facts, figures=figures, samples=samples, configs=configs
+        analysis,
+        about=about,
+        facts=facts,
+        figures=figures,
+        samples=samples,
+        configs=configs,
+        speed=speed,
     )
     write_bytes(path, page.encode())
-    summary = summary_markdown(analysis, about, figures)
+    summary = summary_markdown(analysis, about, figures, speed)
     write_bytes(path.with_name("summary.md"), summary.encode())
     write_csv(path.with_name("summary.csv"), SummaryRow, summary_rows(analysis))
     write_csv(path.with_name("paired.csv"), PairedRow, paired_rows(analysis))
@@ -91,7 +108,12 @@ def write_page(
         write_bytes(path.with_name(f"{name}.png"), data)
 
 
-def summary_markdown(analysis: Analysis, about: About, figures: Iterable[str] = ()) -> str:
+def summary_markdown(
+    analysis: Analysis,
+    about: About,
+    figures: Iterable[str] = (),
+    speed: Sequence[SpeedRow] = (),
+) -> str:
     """The page's words, main table and figures in Markdown, to be kept beside the study."""
     facts = [f"- {name}: {_line(text)}" for name, text in about.details.items()]
     lines = [
@@ -110,6 +132,8 @@ def summary_markdown(analysis: Analysis, about: About, figures: Iterable[str] = 
         "",
         markdown(main_header(analysis), main_table(analysis)),
     ]
+    if speed:
+        lines += [speed_words(speed), "", markdown(SPEED_HEADER, speed_table(speed))]
     lines += [f"![{CAPTIONS.get(name, name)}]({name}.png)\n" for name in figures]
     return "\n".join(lines)
 
@@ -126,6 +150,7 @@ def render(
     figures: Mapping[str, bytes],
     samples: Mapping[str, Image.Image],
     configs: Mapping[str, str],
+    speed: Sequence[SpeedRow] = (),
 ) -> str:
     """The page as text; arguments as for `write_page`."""
     sheets = {name: _data("image/webp", thumbnail(image)) for name, image in samples.items()}
@@ -143,10 +168,11 @@ def render(
         main=(main_header(analysis), main_table(analysis)),
         comparisons=list(_comparisons(analysis)),
         cost=(COST_HEADER, cost_table(analysis.methods, facts)),
+        speed=Section("Speed", speed_words(speed), SPEED_HEADER, speed_table(speed)),
         figures=_pictures(drawn),
         samples=_pictures(sheets),
         definitions=DEFINITIONS,
-        downloads=_downloads(analysis, facts),
+        downloads=_downloads(analysis, facts, speed),
         configs=configs,
     )
 
@@ -202,9 +228,10 @@ def uneven(facts: Sequence[CellFacts], equal: Literal["steps", "seconds"]) -> li
 def _run_in_words(analysis: Analysis, about: About) -> str:
     count = len(analysis.seeds)
     seeds = ", ".join(map(str, analysis.seeds))
+    base = " base student," if BASE in analysis.summaries else ""
     return (
         f"{len(analysis.methods)} methods, {count} seed{'' if count == 1 else 's'} ({seeds}), from "
-        "one shared start: same tokenizer, teacher, base student, data order and sample noise. "
+        f"one shared start: same tokenizer, teacher,{base} data order and sample noise. "
         f"Equal budget by {about.equal}: {about.budget}. Metrics: {about.features}. "
         f"Guidance is {analysis.guidance:g} unless it says best. "
         "Brackets: 95 % t-interval over seeds"
@@ -241,13 +268,17 @@ def _comparisons(analysis: Analysis) -> Iterable[Section]:
         yield Section("Ablation", "Each method against the one before it.", header, rows)
 
 
-def _downloads(analysis: Analysis, facts: Sequence[CellFacts]) -> dict[str, str]:
+def _downloads(
+    analysis: Analysis, facts: Sequence[CellFacts], speed: Sequence[SpeedRow]
+) -> dict[str, str]:
     files = {
         "measurements.csv": csv_text(Measurement, analysis.measurements),
         "cells.csv": csv_text(CellFacts, facts),
         "summary.csv": csv_text(SummaryRow, summary_rows(analysis)),
         "paired.csv": csv_text(PairedRow, paired_rows(analysis)),
     }
+    if speed:
+        files["speed.csv"] = csv_text(SpeedRow, speed)
     return {name: _data("text/csv;charset=utf-8", text.encode()) for name, text in files.items()}
 
 

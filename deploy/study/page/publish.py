@@ -9,7 +9,7 @@ from rich.console import Console
 from common.config.schema import digest, dump_toml
 from deploy.console.versions import versions
 from deploy.report.grids import save_png, side_by_side
-from deploy.study.analysis.results import CellFacts, Measurement, write_csv
+from deploy.study.analysis.results import CellFacts, Measurement, SpeedRow, write_csv
 from deploy.study.analysis.statistics import Analysis, analyse
 from deploy.study.config import Study
 from deploy.study.jobs import Found, Job
@@ -32,11 +32,10 @@ def publish(
     cells = [harvest.found[key] for key in wanted if key in harvest.found]
     measurements = [row for cell in cells for row in cell.measurements]
     facts = [cell.facts for cell in cells if cell.facts.steps]
-    write_csv(folder.root / "measurements.csv", Measurement, measurements)
-    write_csv(folder.root / "cells.csv", CellFacts, facts)
+    _write_rows(folder, measurements, facts, harvest.speed)
     samples = _samples(study, folder)
-    shown = [*study.references, *dict.fromkeys((*config.baselines, *config.ablation))]
-    panels = {name: samples[name] for name in dict.fromkeys(shown) if name in samples}
+    shown = dict.fromkeys((*study.references, *config.baselines, *config.ablation))
+    panels = {name: samples[name] for name in shown if name in samples}
     if panels:
         save_png(folder.root / "samples.png", side_by_side(panels))
     analysis = analyse(
@@ -51,14 +50,27 @@ def publish(
         analysis,
         about=_about(study, wanted, cells),
         facts=facts,
-        figures=draw(analysis),
+        figures=draw(analysis, harvest.speed),
         samples=samples,
         configs={name: _config_text(wanted, name) for name in config.methods},
+        speed=harvest.speed,
     )
     missing = [f"{method}/{seed}" for method, seed in wanted.keys() - harvest.found.keys()]
     done = f"{len(cells)} of {len(wanted)} cells; the page is {folder.root / PAGE}"
     target.print(done + (f"; missing: {', '.join(sorted(missing))}" if missing else ""))
     return analysis
+
+
+def _write_rows(
+    folder: StudyFolder,
+    measurements: list[Measurement],
+    facts: list[CellFacts],
+    speed: list[SpeedRow],
+) -> None:
+    write_csv(folder.root / "measurements.csv", Measurement, measurements)
+    write_csv(folder.root / "cells.csv", CellFacts, facts)
+    if speed:
+        write_csv(folder.root / "speed.csv", SpeedRow, speed)
 
 
 def _about(study: Study, wanted: dict[tuple[str, int], Job], cells: list[Found]) -> About:

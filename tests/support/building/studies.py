@@ -33,6 +33,7 @@ ONE_PASS = {
     "ablation": ["slots", "dd2"],
     "budget": {"steps": 2, "own": {"dd2": 6}},
     "guidance": {"fixed": 1.5, "sweep": []},
+    "speed": {"batches": [2, 8], "rounds": 2},
     "methods": {
         "dd1": {"evaluate": {"steps": [1, 2], "inserted": [3, 5]}},
         "dd2_gts": {

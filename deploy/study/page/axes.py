@@ -1,0 +1,53 @@
+"""What the study's figures have in common: colours, marks, scales, and how they become PNG."""
+
+import io
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from deploy.study.analysis.results import REFERENCES
+from deploy.study.analysis.statistics import Analysis
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REFERENCE_COLOURS = {"teacher": "#222222", "base": "#999999", "slots": "#777777"}
+REFERENCE_STYLES = {"teacher": "-", "base": "--", "slots": ":"}
+DPI = 110
+
+
+def pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as found
+
+    return found
+
+
+def png(figure: Any) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=DPI)
+    pyplot().close(figure)
+    return data.getvalue()
+
+
+def colour_of(analysis: Analysis, name: str) -> str:
+    if name in REFERENCES:
+        return REFERENCE_COLOURS[name]
+    return COLOURS[analysis.methods.index(name) % len(COLOURS)]
+
+
+def clean(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def suit_scale(set_scale: Callable[..., Any], values: Iterable[float]) -> None:
+    """Logarithmic where the values need it."""
+    seen = [value for value in values if math.isfinite(value) and value > 0]
+    if seen and max(seen) > 8 * min(seen):
+        set_scale("log")
+
+
+def short(name: str, most: int = 26) -> str:
+    """A name that fits its place; `$` would start a formula."""
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
