@@ -12,10 +12,13 @@ import sys
 
 import torch
 
+from common.without_compiler import without_compiler
+
 _LIBRARY: list[torch.library.Library] = []
 _OPERATORS = ("nms", "qnms")
 
 
+@without_compiler()
 def ensure_torchvision() -> None:
     """Make `import torchvision` work in this process; does nothing where it works already."""
     try:

@@ -1,5 +1,5 @@
-"""Planning, training and reading tokens leave alone what takes longer to import than they do; it is
-there for whoever asks afterwards."""
+"""Planning, training, judging and reading tokens leave alone what takes longer to import than they
+do; it is there for whoever asks afterwards."""
 
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import torch
 from common.data.tokens import load_tokens
 from deploy.planning.blank_tensors import peak_bytes
 from learner.optimizer import OptimizerConfig, build_adamw
+from rollout.evaluation.torchvision_compat import ensure_torchvision
 
 assert load_tokens(Path(sys.argv[1])).token_NAL.tolist() == [[[1, 0]], [[1, 1]], [[0, 1]]]
 assert "pandas" not in sys.modules
@@ -45,8 +46,14 @@ assert not model.weight.equal(before)
 optimizer.load_state_dict(optimizer.state_dict())
 assert "torch._dynamo" not in sys.modules
 
+ensure_torchvision()
+from torchvision.ops import box_area  # for its package, which asks the compiler
+assert "torch._dynamo" not in sys.modules
+
 found = importlib.util.find_spec("torch._dynamo")
 assert Path(found.origin).parent == Path(torch.__file__).parent / "_dynamo"
+assert sys.modules["torchvision.ops.roi_align"].is_compile_supported("meta") is False
+assert torch._dynamo.utils.is_compile_supported("meta") is False  # of the real one
 """
 
 
