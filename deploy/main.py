@@ -4,7 +4,9 @@ A command is a file in deploy/commands. Nothing heavy is imported before the arg
 parsed, so that `--help` answers at once.
 """
 
+import atexit
 import errno
+import gc
 import os
 import select
 import sys
@@ -21,6 +23,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exit code 2 and one sentence for anything the user can mend."""
+    atexit.register(gc.freeze)  # else the interpreter looks for a second at what ends with it
     try:
         try:
             _run(argv)

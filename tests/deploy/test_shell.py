@@ -44,6 +44,19 @@ def test_versions_come_without_importing_torch_or_ray():
     assert lines[2] == "[]"
 
 
+def test_a_command_that_ends_leaves_no_objects_to_look_through():
+    """The interpreter would follow every reference among all that was imported."""
+    script = "import atexit, gc; from deploy.main import main\n"
+    script += "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}main(['configs'])"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "True")
+
+
 def test_bash_completes_commands_options_and_configs(tmp_path):
     script = tmp_path / "varkd.bash"
     lines = [
