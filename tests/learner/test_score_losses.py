@@ -16,7 +16,6 @@ from learner.score_losses.denoisers import of_network, of_teacher, velocity_of
 from learner.score_losses.losses import (
     PositionWeights,
     ScoreDistance,
-    by_vectors_alone,
     fake_score_loss,
     ground_truth_score_loss,
 )
@@ -221,50 +220,6 @@ def test_the_generators_gradient_is_that_of_the_loss_also_through_the_noisy_vect
     t_MBLD, g_MBLD = (d(x_MBLD, points.time_MBL) for d in (teacher, guidance))
     shorter_BLD = -(t_MBLD - g_MBLD).mean(0)
     assert ((gradient_BLD - shorter_BLD).norm() / gradient_BLD.norm()) > 0.1
-
-
-@pytest.mark.parametrize("kind", ["dd2_llamagen", "dd2_var"])
-def test_a_slots_loss_teaches_its_own_vector_alone_and_no_guidance_network(kind, tiny):
-    """In the generator's step; and nothing of the generator in the guidance network's."""
-    teacher_model = tiny(kind[4:])
-    generator, guidance = (velocity_model(kind, teacher_model, seed=s) for s in (1, 2))
-    spec, width = generator.spec, generator.code_width
-    points = draw_points([4, 5, 6], spec.length, width, draws=M, times=TimeLaw(lowest=0.2))
-    law = FlowCodes(generator.codebook_VD).law(torch.randn(B * spec.length, V).log_softmax(-1))
-    vector_BLD = generator.vectors(LABEL_B, gaussian([1, 2, 3], spec.length, width))
-    leaf_BLD = vector_BLD.detach().requires_grad_()
-
-    def loss(vector_BLD, prefix_BLD=None):
-        feature_BLC = guidance.features(
-            LABEL_B, vector_BLD.detach() if prefix_BLD is None else prefix_BLD
-        )
-        denoisers = of_teacher(law), of_network(guidance, feature_BLC)
-        return ScoreDistance().loss(vector_BLD, *denoisers, points)
-
-    for slot in (0, 2, spec.length - 1):
-        (gradient_BLD,) = torch.autograd.grad(loss(leaf_BLD)[:, slot].sum(), leaf_BLD)
-        moved_L = gradient_BLD.abs().amax((0, 2))
-        assert moved_L[slot] > 1e-4
-        moved_L[slot] = 0
-        assert not moved_L.any()
-    leaking = loss(leaf_BLD, leaf_BLD)[:, -1].sum()
-    (gradient_BLD,) = torch.autograd.grad(leaking, leaf_BLD)
-    assert gradient_BLD[:, 0].any(), "a prefix with gradient would have one"
-
-    alone_B = by_vectors_alone(vector_BLD, lambda v_BLD: loss(v_BLD).sum(1))
-    torch.testing.assert_close(alone_B, loss(leaf_BLD).sum(1))
-    (wanted_BLD,) = torch.autograd.grad(loss(leaf_BLD).sum(), leaf_BLD)
-    wanted = torch.autograd.grad(vector_BLD, (p := list(generator.parameters())), wanted_BLD, True)
-    alone_B.sum().backward(retain_graph=True)
-    assert all(q.grad is None for q in guidance.parameters())
-    for mine, its in zip(p, wanted, strict=True):
-        torch.testing.assert_close(mine.grad, its)
-
-    generator.zero_grad()
-    feature_BLC = guidance.features(LABEL_B, vector_BLD.detach())
-    fake_score_loss(guidance, feature_BLC, vector_BLD, points).sum().backward()
-    assert all(q.grad is not None for q in guidance.parameters())
-    assert all(q.grad is None for q in generator.parameters())
 
 
 def test_draws_are_a_function_of_their_rows_seed():
