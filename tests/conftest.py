@@ -1,4 +1,5 @@
-"""How the suite runs; the fixtures of all tests lie in `building.fixtures`."""
+"""How the suite runs; the fixtures of all tests lie in `building.fixtures` and
+`building.run_fixtures`."""
 
 import os
 
@@ -19,3 +20,4 @@ def pytest_configure(config: pytest.Config) -> None:
     hands_on = config.option.dist != "no" and config.option.tx
     if not hands_on:
         config.pluginmanager.import_plugin("building.fixtures")
+        config.pluginmanager.import_plugin("building.run_fixtures")

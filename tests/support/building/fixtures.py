@@ -1,18 +1,17 @@
-"""Fixtures shared by all tests; plain functions that several tests import lie beside them."""
+"""Fixtures shared by all tests: models, batches, commands and places. Those of runs lie in
+`building.run_fixtures`; plain functions that several tests import lie beside them."""
 
 import io
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 import torch
-from building.runs import BASE, TINY, go
+from building.runs import TINY
 from building.studies import STUDY
 from fuzzing.trial import Server
 from rich.console import Console
@@ -23,17 +22,10 @@ from common.config.schema import apply_override
 from common.data.tokens import TokenDataset
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
-from common.files.snapshots import Snapshots
 from common.models.backbone import Backbone, build_seeded
 from common.spec import SequenceSpec
 from deploy.backend.session import cluster, secure_environment
-from deploy.config import RunConfig
 from deploy.run_folder.opening import open_run
-from deploy.run_folder.workspace import Workspace
-from deploy.stages.learner_rank import run_resources
-from deploy.stages.pretrain import pretrain_model
-from deploy.stages.tokenize import tokenize
-from learner.process_group import SingleProcess
 from rollout.sampler import SamplingConfig, decode, noise
 
 torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
@@ -153,99 +145,6 @@ def data(spec: SequenceSpec) -> TokenDataset:
         ("a", "b", "c"),
         "none",
     )
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with tokens, teacher, student and clusters of real digits, made once."""
-    root = tmp_path_factory.mktemp("prepared")
-    config, workspace = open_run(Path("smoke"), TINY, root)
-    quiet = Console(quiet=True)
-    tokenize(config, workspace, quiet, local=True)
-    pretrain_model(config, workspace, "teacher", quiet)
-    pretrain_model(config, workspace, "student", quiet)
-    config.objective.build(run_resources(config, workspace, SingleProcess()))  # keeps clusters
-    return root
-
-
-@pytest.fixture
-def run_in(prepared: Path, tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
-    """A fresh run folder that borrows the prepared files; overrides as on the command line."""
-
-    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
-        root = tmp_path / name
-        root.mkdir(exist_ok=True)
-        for entry in prepared.iterdir():
-            if not (root / entry.name).exists():
-                (root / entry.name).symlink_to(entry)
-        (root / "config.toml").unlink(missing_ok=True)
-        return open_run(Path("smoke"), [*TINY, *overrides], root)
-
-    return build
-
-
-@pytest.fixture
-def own_tokens(
-    run_in: Callable[..., tuple[RunConfig, Workspace]],
-) -> Callable[..., tuple[RunConfig, Workspace]]:
-    """A run whose tokens folder is its own, so that the prepared one stays as it is."""
-
-    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
-        config, workspace = run_in(*overrides, name=name)
-        folder = workspace.root / "tokens"
-        if folder.is_symlink():
-            target = folder.resolve()
-            folder.unlink()
-            folder.mkdir()
-            for entry in target.iterdir():
-                (folder / entry.name).symlink_to(entry)
-        return config, workspace
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def halves(
-    prepared: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuple[RunConfig, Workspace]]:
-    """Runs of 4 steps with snapshots of step 2 and 4, each made once; nothing is borrowed."""
-
-    @cache
-    def build(*overrides: str) -> tuple[RunConfig, Workspace]:
-        root = tmp_path_factory.mktemp("half")
-        shutil.copytree(prepared, root, dirs_exist_ok=True)
-        (root / "config.toml").unlink(missing_ok=True)
-        run = open_run(Path("smoke"), [*TINY, *BASE, "learner.steps=4", *overrides], root)
-        assert go(run)[0]["steps"] == 4
-        assert Snapshots(run[1].snapshots).steps() == [2, 4]
-        return run
-
-    return build
-
-
-@pytest.fixture
-def half(
-    halves: Callable[..., tuple[RunConfig, Workspace]], tmp_path: Path
-) -> Callable[..., tuple[RunConfig, Workspace]]:
-    """A copy of such a run, for one test."""
-
-    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
-        config, made = halves(*overrides)
-        shutil.copytree(made.root, tmp_path / name, symlinks=True)
-        return config, Workspace(tmp_path / name)
-
-    return build
-
-
-@pytest.fixture
-def again(tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
-    """The command as it is given once more in the folder of a run, with other overrides."""
-
-    def build(*overrides: str, name: str = "run") -> tuple[RunConfig, Workspace]:
-        root = tmp_path / name
-        return open_run(Path("smoke"), [*TINY, *BASE, *overrides], root)
-
-    return build
 
 
 @pytest.fixture(scope="session")
