@@ -116,7 +116,7 @@ def learning_bytes(config: RunConfig, student: Student, head: nn.Linear) -> int:
 
     That update makes the moments. The step meets every policy beside gradients.
     """
-    settings = config.learner
+    settings, config = config.learner, _of_short_cycles(config)
 
     def run() -> None:
         learner = planned_learner(config, student, head)
@@ -136,6 +136,15 @@ def policies_of(config: RunConfig) -> list[Policy]:
 def steps_of_a_cycle(config: RunConfig) -> int:
     """Steps after which everything that a learner does was done."""
     return max([phase.period for phase in config.objective.phases()[:1]], default=1)
+
+
+def _of_short_cycles(config: RunConfig) -> RunConfig:
+    """With one step of a guidance network in a cycle: the others hold the same."""
+    objective = config.objective
+    if not isinstance(objective, AlternatingConfig):
+        return config
+    once = objective.guidance.model_copy(update={"steps": 1})
+    return config.model_copy(update={"objective": objective.model_copy(update={"guidance": once})})
 
 
 def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Learner | Alternation:
