@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measuring import interleaved, machine, parser, peak_mb, report
+from learner.categorical import Categorical
 from learner.chunked import chunked_loss
 from learner.divergence import Divergence
 from learner.relaxation import ClusterMap, number_by_first_code, relaxed
@@ -133,8 +134,8 @@ def _products(inputs: Inputs, chunk: int) -> None:
 def _ours(inputs: Inputs, divergence: Divergence, clusters: ClusterMap | None, chunk: int) -> None:
     def loss(logit_nV: Tensor, tokens: slice) -> Tensor:
         with torch.no_grad():
-            teacher_nV = inputs.teacher(inputs.teacher_ND[tokens]).log_softmax(-1)
-        loss_n = relaxed(divergence, logit_nV.log_softmax(-1), teacher_nV, clusters)
+            teacher = Categorical(inputs.teacher(inputs.teacher_ND[tokens]))
+        loss_n = relaxed(divergence, Categorical(logit_nV), teacher, clusters)
         return (inputs.weight_N[tokens] * loss_n).sum()
 
     inputs.reset()

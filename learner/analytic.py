@@ -109,32 +109,40 @@ def _mean(share_NK: Tensor, value_NK: Tensor) -> Tensor:
     return torch.linalg.vecdot(share_NK, value_NK)
 
 
-def summed_logprob(logprob_NV: Tensor, cluster_V: Tensor, size: int) -> Tensor:
+def summed_logprob(logit_NV: Tensor, cluster_V: Tensor, size: int) -> Tensor:
     """log of the summed probability of each cluster, (N, C), for codes in cluster_V of C = size.
 
-    The derivative in log q_v is q_v / Q_c, the code's share of its cluster.
+    The derivative in the logit of code v is [v in c] q_v / Q_c - q_v. Of the softmax there are the
+    exponentials alone: normalised is what the clusters add up to.
     """
-    return _SummedLogprob.apply(logprob_NV, cluster_V, size)
+    return _SummedLogprob.apply(logit_NV, cluster_V, size)
 
 
 class _SummedLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logprob_NV: Tensor, cluster_V: Tensor, size: int) -> Tensor:
-        total_NC = logprob_NV.new_zeros((*logprob_NV.shape[:-1], size))
-        share_NV = logprob_NV.exp()
-        total_NC.scatter_add_(-1, cluster_V.expand_as(share_NV), share_NV)
+    def forward(ctx: Any, logit_NV: Tensor, cluster_V: Tensor, size: int) -> Tensor:
+        weight_NV = (logit_NV - logit_NV.amax(-1, keepdim=True)).exp_()
+        total_NC = logit_NV.new_zeros((*logit_NV.shape[:-1], size))
+        total_NC.scatter_add_(-1, cluster_V.expand_as(weight_NV), weight_NV)
         if bool((total_NC >= LEAST).all()):  # one wait for the device per chunk
-            ctx.save_for_backward(share_NV, cluster_V, total_NC)
-            return total_NC.log()
-        result_NC, share_NV = _by_maxima(logprob_NV, cluster_V, size)  # tiny sums would be none
-        ctx.save_for_backward(share_NV, cluster_V)
+            total_N1 = total_NC.sum(-1, keepdim=True)
+            ctx.save_for_backward(cluster_V, weight_NV, total_NC, total_N1)
+            return (total_NC / total_N1).log_()
+        logprob_NV = logit_NV.log_softmax(-1)  # tiny sums would be none
+        result_NC, share_NV = _by_maxima(logprob_NV, cluster_V, size)
+        ctx.save_for_backward(cluster_V, share_NV, logprob_NV.exp_())
         return result_NC
 
     @staticmethod
     def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        share_NV, cluster_V, *total = ctx.saved_tensors
-        grad_NC = output_grads[0] / total[0] if total else output_grads[0]
-        return grad_NC.index_select(-1, cluster_V).mul_(share_NV), None, None
+        (grad_NC,), (cluster_V, *saved) = output_grads, ctx.saved_tensors
+        if len(saved) == 3:
+            weight_NV, total_NC, total_N1 = saved
+            factor_NC = grad_NC / total_NC - grad_NC.sum(-1, keepdim=True) / total_N1
+            return factor_NC.index_select(-1, cluster_V).mul_(weight_NV), None, None
+        share_NV, q_NV = saved
+        share_NV = grad_NC.index_select(-1, cluster_V).mul_(share_NV)
+        return share_NV - q_NV * share_NV.sum(-1, keepdim=True), None, None
 
 
 def _by_maxima(logprob_NV: Tensor, cluster_V: Tensor, size: int) -> tuple[Tensor, Tensor]:

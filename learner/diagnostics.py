@@ -166,7 +166,7 @@ def observe(
     among them where the record does not say it of every token."""
     watched = chunk.only(watch_n)
     numbers = {"student_entropy": entropy_of(watched.student_NV)}
-    if confidence_too and watched.teacher_NV is not None:
-        alpha_n = confidence(entropy_of(watched.teacher_NV), watched.teacher_NV.shape[-1])
-        numbers["confidence"] = alpha_n
+    if confidence_too and watched.teacher is not None:
+        teacher_nV = watched.teacher.logprob_NV
+        numbers["confidence"] = confidence(entropy_of(teacher_nV), teacher_nV.shape[-1])
     return numbers | objective.diagnostics(watched)

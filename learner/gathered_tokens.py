@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.exchange.provenance import Policy
 from common.exchange.trajectory import TrajectoryBatch
+from learner.categorical import Categorical
 from learner.objective import TokenChunk
 from learner.token_weights import TokenWeights
 
@@ -57,11 +58,11 @@ class GatheredTokens:
         """The teacher's columns of some tokens."""
         return {name: value[tokens] for name, value in self.signal.items()}
 
-    def chunk(self, tokens: slice, student_nV: Tensor, teacher_nV: Tensor | None) -> TokenChunk:
+    def chunk(self, tokens: slice, student: Categorical, teacher: Categorical | None) -> TokenChunk:
         """What the objective sees of some tokens."""
         column = {name: value[tokens] for name, value in self.column.items()}
         groups = self.groups(tokens)
-        return TokenChunk(self.policy, self.token_N[tokens], student_nV, teacher_nV, column, groups)
+        return TokenChunk(self.policy, self.token_N[tokens], student, teacher, column, groups)
 
 
 def select(

@@ -17,6 +17,7 @@ from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from common.finite import NAMES, largest, require_finite
 from common.randomness import derive_seed
+from learner.categorical import Categorical
 from learner.chunked import chunked_loss
 from learner.compiled import compile_layers
 from learner.config import LearnerConfig
@@ -187,11 +188,10 @@ class Learner:
         self, chosen: GatheredTokens, hidden_NC: Tensor, statistics: StepStatistics
     ) -> Tensor:
         def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
-            teacher_nV = None
+            teacher = None
             if self._teacher is not None and self._objective.config.needs_teacher:
-                teacher_nV = self._teacher.logprob(chosen.signal_of(tokens))
-            student_nV = logit_nV.float().log_softmax(-1)
-            chunk = chosen.chunk(tokens, student_nV, teacher_nV)
+                teacher = self._teacher.distribution(chosen.signal_of(tokens))
+            chunk = chosen.chunk(tokens, Categorical(logit_nV.float()), teacher)
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
             unknown = "entropy" not in chosen.signal
             watched = observe(self._objective, chunk, watch_n, confidence_too=unknown)

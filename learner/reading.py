@@ -13,6 +13,7 @@ from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone
 from common.models.distilled_decoding import DistilledDecoder
 from common.models.velocity_model import VelocityModel
+from learner.categorical import Categorical
 from learner.teacher_targets import TeacherTargets
 
 Student = Backbone | DistilledDecoder | VelocityModel
@@ -32,13 +33,13 @@ def head_of(student: Student) -> nn.Linear:
 
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
-    """Tokens of one policy: codes, log-probabilities of student (with gradient) and teacher."""
+    """Tokens of one policy: codes, distributions of student (with gradient) and teacher."""
 
     policy: Policy
     """Who sampled them; objectives never see the name of a context."""
     token_N: Tensor
-    student_NV: Tensor
-    teacher_NV: Tensor | None
+    student: Categorical
+    teacher: Categorical | None
     column: Mapping[str, Tensor] = field(default_factory=dict)
     """The objective's own numbers per token, from `TokenWeights.column`."""
     groups: tuple[int, ...] = ()
@@ -46,10 +47,10 @@ class TokenChunk:
 
     def only(self, index_n: Tensor) -> "TokenChunk":
         """Some of the tokens; groups don't survive that."""
-        teacher_nV = None if self.teacher_NV is None else self.teacher_NV[index_n]
+        teacher = None if self.teacher is None else self.teacher.only(index_n)
         column = {name: value[index_n] for name, value in self.column.items()}
-        student_nV, token_n = self.student_NV[index_n], self.token_N[index_n]
-        return TokenChunk(self.policy, token_n, student_nV, teacher_nV, column)
+        student, token_n = self.student.only(index_n), self.token_N[index_n]
+        return TokenChunk(self.policy, token_n, student, teacher, column)
 
     @property
     def is_on_policy(self) -> bool:
@@ -57,10 +58,29 @@ class TokenChunk:
         return is_on_policy(self.policy)
 
     @property
-    def required_teacher_NV(self) -> Tensor:
-        if self.teacher_NV is None:
+    def student_NV(self) -> Tensor:
+        """The student's log-probabilities, with gradient."""
+        return self.student.logprob_NV
+
+    @property
+    def required_teacher(self) -> Categorical:
+        """The teacher's distribution.
+
+        Raises:
+            ValueError: the record was not scored.
+        """
+        if self.teacher is None:
             raise ValueError("this objective needs scored records; send them to the teacher first")
-        return self.teacher_NV
+        return self.teacher
+
+    @property
+    def required_teacher_NV(self) -> Tensor:
+        """The teacher's log-probabilities.
+
+        Raises:
+            ValueError: the record was not scored.
+        """
+        return self.required_teacher.logprob_NV
 
     @property
     def student_token_N(self) -> Tensor:

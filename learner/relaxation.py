@@ -25,6 +25,7 @@ from common.files.tensors import load_tensors, save_tensors
 from common.finite import is_finite
 from learner import analytic
 from learner.balanced_clusters import balanced_clusters
+from learner.categorical import Categorical
 from learner.divergence import Divergence
 from learner.gate import confidence
 from learner.process_group import ProcessGroup
@@ -142,49 +143,50 @@ def number_by_first_code(label_V: Tensor) -> ClusterMap:
     return ClusterMap(cluster_V, len(names))
 
 
-def cluster_logprob(logprob_NV: Tensor, clusters: ClusterMap) -> Tensor:
+def cluster_logprob(of: Categorical, clusters: ClusterMap) -> Tensor:
     """log of the summed probability of each cluster, stable for clusters of tiny mass; -inf,
     without a gradient, for one of no mass."""
-    if clusters.size == logprob_NV.shape[-1]:
-        return logprob_NV  # numbered by their first codes, each is its own cluster
-    return analytic.summed_logprob(logprob_NV, clusters.cluster_V, clusters.size)
+    if clusters.size == of.logit_NV.shape[-1]:
+        return of.logprob_NV  # numbered by their first codes, each is its own cluster
+    return analytic.summed_logprob(of.logit_NV, clusters.cluster_V, clusters.size)
 
 
 def relaxed(
     divergence: Divergence,
-    student_NV: Tensor,
-    teacher_NV: Tensor,
+    student: Categorical,
+    teacher: Categorical,
     clusters: ClusterMap | None,
     mix: float = 1.0,
 ) -> Tensor:
     """mix D(Q, P) + (1 - mix) D(q, p) per token; D(q, p) where there are no clusters."""
     if clusters is None or mix == 0:
-        return divergence(student_NV, teacher_NV)
-    coarse_N = divergence(
-        cluster_logprob(student_NV, clusters), cluster_logprob(teacher_NV, clusters)
-    )
+        return divergence(student.logprob_NV, teacher.logprob_NV)
+    coarse_N = divergence(cluster_logprob(student, clusters), cluster_logprob(teacher, clusters))
     if mix == 1:
         return coarse_N
-    return mix * coarse_N + (1 - mix) * divergence(student_NV, teacher_NV)
+    return mix * coarse_N + (1 - mix) * divergence(student.logprob_NV, teacher.logprob_NV)
 
 
 def chain_rule(
-    divergence: Divergence, student_NV: Tensor, teacher_NV: Tensor, clusters: ClusterMap
+    divergence: Divergence, student: Categorical, teacher: Categorical, clusters: ClusterMap
 ) -> tuple[Tensor, Tensor]:
     """D(Q, P) between clusters, and D(q, p) - D(Q, P) within them; they add up to D(q, p).
 
     The second is what relaxation leaves unsupervised. For the reverse KL it is the chain rule's
     sum_c Q_c KL(q(.|c) || p(.|c)) (docs/method.md, "Relaxation").
     """
-    between_N = relaxed(divergence, student_NV, teacher_NV, clusters)
-    return between_N, divergence(student_NV, teacher_NV) - between_N
+    between_N = relaxed(divergence, student, teacher, clusters)
+    return between_N, divergence(student.logprob_NV, teacher.logprob_NV) - between_N
 
 
 def cluster_confidence(clusters: ClusterMap | None) -> Quantity:
     """1 - H(P) / log C of the teacher over clusters, or over the codes where there are none."""
 
     def quantity(logprob_NV: Tensor, token_N: Tensor) -> Tensor:
-        coarse_NC = logprob_NV if clusters is None else cluster_logprob(logprob_NV, clusters)
+        if clusters is None:
+            coarse_NC = logprob_NV
+        else:
+            coarse_NC = cluster_logprob(Categorical(logprob_NV), clusters)
         return confidence(entropy_of(coarse_NC), coarse_NC.shape[-1])
 
     return quantity

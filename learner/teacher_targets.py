@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.device import autocast
 from common.exchange.signal import SignalConfig, entropy_of
 from common.exchange.trajectory import TrajectoryBatch
+from learner.categorical import Categorical
 
 Quantity = Callable[[Tensor, Tensor], Tensor]
 """(the teacher's logprob_NV, the sequence's codes token_N) -> a number per token, (N,)."""
@@ -50,10 +51,14 @@ class TeacherTargets:
             )
 
     @torch.no_grad()
-    def logprob(self, column: Mapping[str, Tensor]) -> Tensor:
-        """The teacher's logprob_NV from wire columns gathered to (N, ...); always float32."""
+    def distribution(self, column: Mapping[str, Tensor]) -> Categorical:
+        """The teacher's opinion from wire columns gathered to (N, ...); always float32."""
         with autocast(self.head.weight.device, torch.float32):
-            return self.signal.logprob(column, self.head)
+            return Categorical(self.signal.logit(column, self.head))
+
+    def logprob(self, column: Mapping[str, Tensor]) -> Tensor:
+        """Its logprob_NV."""
+        return self.distribution(column).logprob_NV
 
     def read(
         self,

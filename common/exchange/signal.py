@@ -23,6 +23,10 @@ class SignalConfig(PluginConfig, ABC):
     def logprob(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
         """The teacher's normalised logprob_NV from columns gathered to (N, ...)."""
 
+    def logit(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
+        """The same up to a constant per token, where that is less work."""
+        return self.logprob(column, head)
+
     def entropy(self, column: Mapping[str, Tensor], hidden_BLC: Tensor, head: nn.Linear) -> Tensor:
         """entropy_BL of the untempered teacher, from what `encode` made of `hidden_BLC` or from the
         hidden vectors themselves: by default one pass through the head, a chunk of tokens at a

@@ -124,7 +124,7 @@ class VarKD(Objective):
         return TokenWeights(weight_BL, gated.open_BL | plain_BL, support_BL)
 
     def token_loss(self, chunk: TokenChunk) -> Tensor:
-        config, pair = self._config, (chunk.student_NV, chunk.required_teacher_NV)
+        config, pair = self._config, (chunk.student, chunk.required_teacher)
         mix = config.relaxation.mix
         if chunk.is_on_policy:
             return relaxed(config.student, *pair, self._clusters, mix)
@@ -137,7 +137,7 @@ class VarKD(Objective):
     def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
         if self._clusters is None or not chunk.is_on_policy:
             return {}
-        pair = chunk.student_NV, chunk.required_teacher_NV
+        pair = chunk.student, chunk.required_teacher
         between_N, within_N = chain_rule(self._config.student, *pair, self._clusters)
         return {"between_clusters": between_N, "within_clusters": within_N}
 

@@ -8,6 +8,7 @@ from building.objectives import OF_TOKENS, built, resources
 from torch.nn import functional as F
 
 from common.config.plugins import kinds, load_plugin
+from learner.categorical import Categorical
 from learner.divergence import Divergence
 from learner.objective import TokenChunk
 from learner.objectives import (
@@ -76,8 +77,9 @@ def chunk(student_NV, teacher_NV, context="student", column=None):
     generator = torch.Generator().manual_seed(9)
     names = ("easy", "advantage", "return")
     numbers = {name: torch.rand(N, generator=generator).round() for name in names}
+    laws = Categorical(student_NV), Categorical(teacher_NV)
     numbers["behaviour"] = student_NV.detach().gather(-1, token_N[:, None])[:, 0]
-    return TokenChunk(context, token_N, student_NV, teacher_NV, numbers | (column or {}), (30, 10))
+    return TokenChunk(context, token_N, *laws, numbers | (column or {}), (30, 10))
 
 
 def contexts_of(objective):
@@ -141,11 +143,12 @@ def test_student_equal_to_teacher_gives_zero(of_tokens):
 
 def agree(objective, given, literal):
     """Value, and gradient in the logits, against a formula in float64, per token."""
-    logit_NV = given.student_NV
-    found_N = objective.token_loss(replace(given, student_NV=logit_NV.log_softmax(-1)))
+    logit_NV = given.student.logit_NV
+    fresh = replace(given, student=Categorical(logit_NV))  # without what another call computed
+    found_N = objective.token_loss(fresh)
     (found,) = torch.autograd.grad(found_N.sum(), logit_NV)
     exact_NV = logit_NV.detach().double().requires_grad_()
-    wanted_N = literal(exact_NV.log_softmax(-1), given.teacher_NV.double(), given.token_N)
+    wanted_N = literal(exact_NV.log_softmax(-1), given.required_teacher_NV.double(), given.token_N)
     (wanted,) = torch.autograd.grad(wanted_N.sum(), exact_NV)
     torch.testing.assert_close(found_N.double(), wanted_N, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)

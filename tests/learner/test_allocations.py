@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.exchange.signals import guided_hidden
 from common.files.tensors import state_digest
 from common.spec import SequenceSpec
+from learner.categorical import Categorical
 from learner.chunked import chunked_loss
 from learner.config import LearnerConfig
 from learner.gate import GateConfig
@@ -46,9 +47,9 @@ def test_no_tensor_of_the_loss_outgrows_its_chunk(chunk):
 
     def loss(logit_nV, part):
         with torch.no_grad():
-            teacher = guided_hidden.Config().logprob({"hidden": sent[part]}, teacher_head)
+            teacher = guided_hidden.Config().logit({"hidden": sent[part]}, teacher_head)
         token_n = torch.zeros(len(logit_nV), dtype=torch.long)
-        chunk = TokenChunk("student", token_n, logit_nV.log_softmax(-1), teacher)
+        chunk = TokenChunk("student", token_n, Categorical(logit_nV), Categorical(teacher))
         return objective.token_loss(chunk).sum()
 
     with LargestTensor() as largest:

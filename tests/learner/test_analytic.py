@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.analytic import summed_logprob
+from learner.categorical import Categorical
 from learner.divergence import Divergence
 from learner.relaxation import number_by_first_code, relaxed
 
@@ -59,7 +60,7 @@ def test_values_and_gradients_are_those_of_autograd(divergence, coarse):
     teacher_NV, weight_N = logits(1), torch.rand(N, dtype=torch.double)
     found, wanted = logits(2).requires_grad_(), logits(2).requires_grad_()
     clusters = number_by_first_code(cluster_of_codes()) if coarse else None
-    loss_N = relaxed(divergence, found.log_softmax(-1), teacher_NV.log_softmax(-1), clusters)
+    loss_N = relaxed(divergence, Categorical(found), Categorical(teacher_NV), clusters)
     wanted_N = oracle(divergence, wanted, teacher_NV, coarse)
     torch.testing.assert_close(loss_N, wanted_N)
     (weight_N * loss_N).sum().backward()
@@ -71,13 +72,22 @@ def test_values_and_gradients_are_those_of_autograd(divergence, coarse):
 
 def test_sums_of_tiny_probabilities_keep_their_logarithm_and_gradient():
     """Codes at e^-200 have no float32 probability, yet a cluster of them has one logarithm."""
-    logprob_NV = torch.tensor([[-200.0, -201.0, -1e-6, -150.0]]).requires_grad_()
-    found = summed_logprob(logprob_NV, torch.tensor([0, 0, 1, 2]), 3)
+    logit_NV = torch.tensor([[-200.0, -201.0, -1e-6, -150.0]]).requires_grad_()
+    found = summed_logprob(logit_NV, torch.tensor([0, 0, 1, 2]), 3)
     first = -200 + torch.tensor(-1.0).exp().log1p()
-    torch.testing.assert_close(found[0], torch.stack([first, logprob_NV[0, 2], logprob_NV[0, 3]]))
+    torch.testing.assert_close(found[0], torch.tensor([float(first), 0.0, -150.0]))
     found[0, 0].backward()
     share = 1 / (1 + torch.tensor(-1.0).exp())
-    assert logprob_NV.grad is not None
-    torch.testing.assert_close(
-        logprob_NV.grad[0], torch.stack([share, 1 - share, *[share * 0] * 2])
-    )
+    assert logit_NV.grad is not None
+    wanted = torch.stack([share, 1 - share, torch.tensor(-1.0), torch.tensor(0.0)])
+    torch.testing.assert_close(logit_NV.grad[0], wanted)
+
+
+def test_what_was_asked_for_without_a_gradient_still_has_one():
+    given = Categorical(logits(3).requires_grad_())
+    with torch.no_grad():
+        assert not given.logprob_NV.requires_grad
+    (found,) = torch.autograd.grad(given.logprob_NV[:, 0].sum(), given.logit_NV)
+    wanted = torch.eye(V, dtype=torch.double)[0] - given.logit_NV.detach().softmax(-1)
+    torch.testing.assert_close(found, wanted)
+    assert given.logprob_NV is given.logprob_NV

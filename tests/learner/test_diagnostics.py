@@ -16,6 +16,7 @@ from common.exchange.signals import guided_hidden
 from common.files.tensors import state_digest
 from deploy.report.plots import NO_CLUSTERS, NO_ROLLOUTS, draw_diagnostics
 from deploy.report.summary import by_context, final_numbers
+from learner.categorical import Categorical
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.objectives import kd, mle, varkd
@@ -70,7 +71,7 @@ def expected(models, batch, tau):
     """{(curve, slot): values} by loops over rows and slots (docs/method.md, "Diagnostics")."""
     with torch.no_grad():
         q, p = (m(batch.label_B, batch.token_BL, batch.plan).log_softmax(-1) for m in models)
-        coarse_q, coarse_p = cluster_logprob(q, CLUSTERS), cluster_logprob(p, CLUSTERS)
+        coarse_q, coarse_p = (cluster_logprob(Categorical(of), CLUSTERS) for of in (q, p))
     found = {}
 
     def put(name, slot, value):

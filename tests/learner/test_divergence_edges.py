@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.exchange.signal import entropy_of
+from learner.categorical import Categorical
 from learner.divergence import Divergence, truncated
 from learner.gate import confidence
 from learner.relaxation import cluster_confidence, cluster_logprob, number_by_first_code, relaxed
@@ -130,7 +131,9 @@ def test_a_cluster_that_both_models_lack_counts_nothing(cluster_V):
     student, teacher = ([*first, *second, *empty] for first, second in coarse)
     clusters = number_by_first_code(torch.tensor(cluster_V))
     logit_NV = logs(*student).requires_grad_()
-    value_N = relaxed(Divergence(name="fkl"), logit_NV.log_softmax(-1), logs(*teacher), clusters)
+    value_N = relaxed(
+        Divergence(name="fkl"), Categorical(logit_NV), Categorical(logs(*teacher)), clusters
+    )
     assert value_N.item() == pytest.approx(BOTH_LACK_THE_THIRD["fkl"], abs=1e-6)
     (gradient_NV,) = torch.autograd.grad(value_N.sum(), logit_NV)
     wanted = [-0.25 / split] * split + [0.25 / split] * split + empty
@@ -170,11 +173,11 @@ def test_ties_at_the_last_kept_code_leave_a_distribution():
 
 
 def test_clusters_of_all_codes_and_of_one():
-    logprob_NV = logs(0.5, 0.25, 0.25)
+    three = Categorical(logs(0.5, 0.25, 0.25))
     whole = number_by_first_code(torch.tensor([7, 7, 7]))
-    torch.testing.assert_close(cluster_logprob(logprob_NV, whole), torch.zeros(1, 1))
+    torch.testing.assert_close(cluster_logprob(three, whole), torch.zeros(1, 1))
     pair = number_by_first_code(torch.tensor([1, 0, 1]))
-    found = cluster_logprob(logprob_NV, pair).exp()
+    found = cluster_logprob(three, pair).exp()
     torch.testing.assert_close(found, torch.tensor([[0.75, 0.25]]))
 
 

@@ -11,6 +11,7 @@ import torch
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
+from learner.categorical import Categorical
 from learner.divergence import reverse_kl
 from learner.objective import TokenChunk
 from learner.objectives import minillm, sampled_rkl
@@ -85,8 +86,8 @@ def losses(objective, batch, student_BLV, teacher_BLV):
     given = TokenChunk(
         "student",
         batch.token_BL.flatten(),
-        student_BLV.flatten(0, 1),
-        teacher_BLV.flatten(0, 1),
+        Categorical(student_BLV.flatten(0, 1)),
+        Categorical(teacher_BLV.flatten(0, 1)),
         column,
     )
     return token_weights.weight_BL * objective.token_loss(given).view_as(batch.token_BL)
@@ -162,16 +163,17 @@ def test_minillm_returns_are_means_over_what_comes_after(student, teacher_BLV):
 def test_minillm_clips_the_ratio_and_weighs_stale_samples():
     student_NV = torch.tensor([[0.5, 0.5]] * 4).log()
     teacher_NV = torch.tensor([[0.5, 0.5]] * 4).log()
+    pair = Categorical(student_NV), Categorical(teacher_NV)
     behaviour_N = torch.tensor([0.25, 0.25, 0.9, 0.9]).log()  # ratios 2, 2, 0.56, 0.56
     return_N = torch.tensor([1.0, -1.0, 1.0, -1.0])
     column = {"return": return_N, "behaviour": behaviour_N}
     token_N = torch.zeros(4, dtype=torch.long)
-    given = TokenChunk("student", token_N, student_NV, teacher_NV, column)
+    given = TokenChunk("student", token_N, *pair, column)
     found_N = minillm.Config(clip=0.2).token_loss(given)
     torch.testing.assert_close(found_N, torch.tensor([-1.2, 2.0, -0.5 / 0.9, 0.8]))
     plain_N = minillm.Config(clip=0.0).token_loss(given)
     torch.testing.assert_close(plain_N, torch.tensor([-2.0, 2.0, -0.5 / 0.9, 0.5 / 0.9]))
-    data = TokenChunk("data", token_N, student_NV, teacher_NV, column)
+    data = TokenChunk("data", token_N, *pair, column)
     torch.testing.assert_close(minillm.Config().token_loss(data), -student_NV[:, 0])
 
 
@@ -217,7 +219,9 @@ def test_official_minillm_whitens_rollouts_alone(student, teacher_BLV):
     nothing = objective.token_weights(mixed.rows(slice(0, 9)), {}, SingleProcess()).column["return"]
     assert (nothing == 0).all()
     student_NV, teacher_NV = torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.5, 0.5]]).log()
-    given = TokenChunk("data", torch.tensor([1]), student_NV, teacher_NV, {})
+    given = TokenChunk(
+        "data", torch.tensor([1]), Categorical(student_NV), Categorical(teacher_NV), {}
+    )
     wanted = -0.5 * math.log(0.8) - 0.5 * (0.5 * math.log(0.2) + 0.5 * math.log(0.8))
     assert float(objective.token_loss(given)) == pytest.approx(wanted, rel=1e-5)
     plain = minillm.Config(form="official", kd_share=0.0)

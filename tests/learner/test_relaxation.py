@@ -7,6 +7,7 @@ import torch
 
 from common.files.tensors import load_tensors
 from learner.balanced_clusters import auction
+from learner.categorical import Categorical
 from learner.divergence import Divergence, forward_kl, jensen_shannon, reverse_kl
 from learner.process_group import SingleProcess
 from learner.relaxation import (
@@ -45,7 +46,7 @@ def logprobs(seed, *shape, sharp=2.0):
 
 def test_cluster_probabilities_are_sums(clusters):
     fine = logprobs(0, N, V)
-    coarse = cluster_logprob(fine, clusters)
+    coarse = cluster_logprob(Categorical(fine), clusters)
     for c in range(clusters.size):
         wanted = fine[:, clusters.cluster_V == c].exp().sum(-1)
         torch.testing.assert_close(coarse[:, c].exp(), wanted)
@@ -56,8 +57,8 @@ def test_relaxed_gradients_have_their_closed_forms(clusters):
     logit_NV = torch.randn(N, V, generator=torch.Generator().manual_seed(3)).requires_grad_()
     teacher_NV = logprobs(4, N, V)
     q_NV = logit_NV.detach().softmax(-1)
-    student_NC = cluster_logprob(logit_NV.log_softmax(-1), clusters)
-    p_NC, big_q = cluster_logprob(teacher_NV, clusters), student_NC.detach()
+    student_NC = cluster_logprob(Categorical(logit_NV), clusters)
+    p_NC, big_q = cluster_logprob(Categorical(teacher_NV), clusters), student_NC.detach()
     f = clusters.cluster_V
     kl_N1 = reverse_kl(big_q, p_NC)[:, None]
     mixture = torch.logaddexp(p_NC, big_q) - math.log(2)
@@ -77,7 +78,7 @@ def test_relaxed_gradients_have_their_closed_forms(clusters):
 
 def test_relaxation_can_only_lose_information(clusters):
     student, teacher = logprobs(0, N, V), logprobs(1, N, V)
-    coarse = cluster_logprob(student, clusters), cluster_logprob(teacher, clusters)
+    coarse = [cluster_logprob(Categorical(fine), clusters) for fine in (student, teacher)]
     for divergence in (forward_kl, reverse_kl):
         assert (divergence(*coarse) <= divergence(student, teacher) + 1e-5).all()
         assert (divergence(*coarse) < divergence(student, teacher) - 1e-3).any()
@@ -92,15 +93,17 @@ def test_the_chain_rule_splits_the_reverse_kl(clusters):
         q, p = student[:, inside], teacher[:, inside]
         mass = q.logsumexp(-1).exp()
         wanted += mass * reverse_kl(q.log_softmax(-1), p.log_softmax(-1))
-    between, within = chain_rule(Divergence(name="rkl"), student, teacher, clusters)
+    laws = Categorical(student), Categorical(teacher)
+    between, within = chain_rule(Divergence(name="rkl"), *laws, clusters)
     torch.testing.assert_close(within, wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(between + within, reverse_kl(student, teacher))
 
 
 def test_mix_weighs_clusters_against_codes(clusters):
-    student, teacher = logprobs(0, N, V), logprobs(1, N, V)
+    student, teacher = Categorical(logprobs(0, N, V)), Categorical(logprobs(1, N, V))
     kl = Divergence(name="rkl")
-    coarse, fine = relaxed(kl, student, teacher, clusters), kl(student, teacher)
+    fine = kl(student.logprob_NV, teacher.logprob_NV)
+    coarse = relaxed(kl, student, teacher, clusters)
     torch.testing.assert_close(
         relaxed(kl, student, teacher, clusters, 0.3), 0.3 * coarse + 0.7 * fine
     )
@@ -112,10 +115,11 @@ def test_mix_weighs_clusters_against_codes(clusters):
 def test_one_code_per_cluster_changes_no_bit(identity):
     identity = identity if isinstance(identity, ClusterMap) else identity(torch.arange(V))
     student_NV = logprobs(0, N, V).requires_grad_()
-    coarse = cluster_logprob(student_NV, identity)
-    assert torch.equal(coarse, student_NV)
+    coarse = cluster_logprob(Categorical(student_NV), identity)
+    assert torch.equal(coarse, student_NV.log_softmax(-1))
     (grad,) = torch.autograd.grad(reverse_kl(coarse, logprobs(1, N, V)).sum(), student_NV)
-    (plain,) = torch.autograd.grad(reverse_kl(student_NV, logprobs(1, N, V)).sum(), student_NV)
+    fine = student_NV.log_softmax(-1)
+    (plain,) = torch.autograd.grad(reverse_kl(fine, logprobs(1, N, V)).sum(), student_NV)
     assert torch.equal(grad, plain)
 
 
@@ -124,7 +128,7 @@ def test_tiny_cluster_mass_does_not_underflow(label_V):
     logit = torch.zeros(1, 4)
     logit[0, 1:] = -150.0
     clusters = number_by_first_code(torch.tensor(label_V))
-    found = float(cluster_logprob(logit.log_softmax(-1), clusters)[0, 1])
+    found = float(cluster_logprob(Categorical(logit), clusters)[0, 1])
     assert found == pytest.approx(-150.0 + math.log(sum(label_V)), abs=1e-3)
 
 

@@ -5,6 +5,7 @@ import torch
 from building.objectives import built
 from varkd_math import varkd_loss
 
+from learner.categorical import Categorical
 from learner.divergence import Divergence
 from learner.gate import GateConfig, confidence
 from learner.objective import TokenChunk
@@ -57,8 +58,8 @@ def test_loss_equals_the_oracle(scored, kind, reduction, balanced):
     flat = TokenChunk(
         "student",
         batch.token_BL.flatten(),
-        zs.log_softmax(-1).flatten(0, 1),
-        zt.log_softmax(-1).flatten(0, 1),
+        Categorical(zs.flatten(0, 1)),
+        Categorical(zt.flatten(0, 1)),
     )
     ours = (coefficient_BL.flatten() * objective.token_loss(flat)).sum()
     theirs, info = varkd_loss(
@@ -107,14 +108,15 @@ def test_data_has_no_gate_unless_asked(scored):
 
 def test_data_contexts_take_the_parts_they_are_given():
     generator = torch.Generator().manual_seed(0)
-    student_NV = (2 * torch.randn(N, V, generator=generator)).log_softmax(-1)
-    teacher_NV = (2 * torch.randn(N, V, generator=generator)).log_softmax(-1)
+    student = Categorical(2 * torch.randn(N, V, generator=generator))
+    teacher = Categorical(2 * torch.randn(N, V, generator=generator))
+    student_NV, teacher_NV = student.logprob_NV, teacher.logprob_NV
     token_N = torch.arange(N) % V
     clusters = number_by_first_code(torch.arange(V) // 4)
-    given = TokenChunk("data", token_N, student_NV, teacher_NV)
+    given = TokenChunk("data", token_N, student, teacher)
     kl = Divergence(name="fkl")
     fine_N = kl(student_NV, teacher_NV)
-    coarse_N = kl(cluster_logprob(student_NV, clusters), cluster_logprob(teacher_NV, clusters))
+    coarse_N = kl(cluster_logprob(student, clusters), cluster_logprob(teacher, clusters))
     labels_N = student_NV[torch.arange(N), token_N]
     mixed = RelaxationConfig(mix=0.5)
     for config, wanted in (
@@ -129,7 +131,7 @@ def test_data_contexts_take_the_parts_they_are_given():
 
 def test_rollouts_are_relaxed_and_the_rest_is_plotted():
     generator = torch.Generator().manual_seed(0)
-    one, other = (2 * torch.randn(2, N, V, generator=generator)).log_softmax(-1)
+    one, other = map(Categorical, 2 * torch.randn(2, N, V, generator=generator))
     clusters = number_by_first_code(torch.arange(V) // 4)
     given = TokenChunk("student", torch.zeros(N, dtype=torch.long), one, other)
     objective = built(varkd.Config(), clusters)
@@ -137,7 +139,8 @@ def test_rollouts_are_relaxed_and_the_rest_is_plotted():
     within_N = observed["within_clusters"]
     assert torch.equal(observed["between_clusters"], objective.token_loss(given))
     loss_N = objective.token_loss(given)
-    torch.testing.assert_close(loss_N + within_N, Divergence(name="rkl")(one, other))
+    fine_N = Divergence(name="rkl")(one.logprob_NV, other.logprob_NV)
+    torch.testing.assert_close(loss_N + within_N, fine_N)
     half = built(varkd.Config(relaxation=RelaxationConfig(mix=0.5)), clusters)
     torch.testing.assert_close(half.token_loss(given), loss_N + 0.5 * within_N)
     assert built(varkd.Config()).diagnostics(given) == {}

@@ -37,7 +37,10 @@ class Config(SignalConfig):
         return {"hidden": sent}
 
     def logprob(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
-        return head(column["hidden"].float()).float().log_softmax(-1)
+        return self.logit(column, head).log_softmax(-1)
+
+    def logit(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
+        return head(column["hidden"].float()).float()
 
     def bytes_per_token(self, width: int, vocab_size: int) -> int:
         return width * DTYPES[self.dtype].itemsize

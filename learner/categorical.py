@@ -1,0 +1,33 @@
+"""A distribution over codes per token, known by its logits.
+
+Losses of clusters never look at single codes: they sum the exponentials of logits, and so save
+the passes that normalising would cost (learner/analytic.py, `summed_logprob`).
+
+Shape letters: N tokens, n some of them, V codes.
+"""
+
+from torch import Tensor
+
+
+class Categorical:
+    """Its log-probabilities are computed when somebody asks for them, once."""
+
+    def __init__(self, logit_NV: Tensor) -> None:
+        """`logit_NV`: float32, up to a constant per token; log-probabilities are logits too."""
+        self.logit_NV = logit_NV
+        self._logprob_NV: Tensor | None = None
+
+    @property
+    def logprob_NV(self) -> Tensor:
+        """Normalised, with the logits' gradient where that is recorded."""
+        if self._logprob_NV is not None:
+            return self._logprob_NV
+        found_NV = self.logit_NV.log_softmax(-1)
+        # What was computed without its gradient is not for those who want it.
+        if found_NV.requires_grad == self.logit_NV.requires_grad:
+            self._logprob_NV = found_NV
+        return found_NV
+
+    def only(self, index_n: Tensor) -> "Categorical":
+        """Of some tokens."""
+        return Categorical(self.logit_NV[index_n])
