@@ -41,6 +41,10 @@ HARMLESS = (
     *(f"learner.{name}" for name in ("max_failures", "stall_seconds")),
 )
 """Fields that may change between a stop and --resume without a word."""
+LENS = ("evaluate.size", "evaluate.classifier")
+"""Harmless too, but where a loss looks through the run's own classifier: images and seed count
+anyway."""
+ROUNDING = frozenset({"evaluate.classifier.dtype"})
 NOTED = {
     "learner.steps": "learning rate and annealing follow the schedule of the new number from here",
     "learner.max_staleness": "samples of this age are trained from here on",
@@ -78,6 +82,8 @@ class Identity:
         keys = earlier.keys() | self.fields.keys()
         for key in sorted(keys, key=lambda key: (not key.endswith(".kind"), key)):
             old, new = (of.get(key, LATER.get(key)) for of in (earlier, self.fields))
+            if _is_below(key, LENS) and key not in earlier:  # of a snapshot before they counted
+                continue
             if old != new:
                 yield key, f"was {_spelt(old)}, is {_spelt(new)}"
         for name in sorted(before["contents"].keys() | self.contents.keys()):
@@ -118,11 +124,16 @@ def identify(
 
 def _fields(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
-    return {key: value for key, value in _flat(tree, "") if not _is_harmless(key)}
+    looks = "perceptual" in config.objective.resources()
+    return {
+        key: value
+        for key, value in _flat(tree, "")
+        if not _is_below(key, HARMLESS) or (looks and _is_below(key, LENS) and key not in ROUNDING)
+    }
 
 
-def _is_harmless(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+def _is_below(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -13,13 +13,15 @@ from torch.nn import functional as F
 
 from common.artifacts.backbone_file import load_backbone
 from common.artifacts.generator_file import load_generator, load_released
-from common.data.tokens import read_header
+from common.data.tokens import load_tokens, read_header
+from common.errors import InputError
 from common.files.snapshots import Snapshots
 from common.models.few_steps import nearest
 from common.models.generator import gaussian
 from common.models.plan import natural_plan
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.planning.plan import plan_run
+from deploy.run_folder.identity import identify
 from deploy.run_folder.opening import open_run
 from deploy.stages.boards import draw_grids
 from deploy.stages.distill import distill
@@ -101,6 +103,30 @@ def test_the_images_of_a_row_are_compared_by_the_runs_classifier(prepared, tmp_p
     run = distilled(prepared, tmp_path / "run", "objective.distance=features", "learner.steps=2")
     assert run[1].classifier.exists()
     assert losses(run[1]) != losses(one_pass_run[1])[:2]
+    assert_it_goes_on_by_the_same_classifier_alone(*run)
+
+
+def assert_it_goes_on_by_the_same_classifier_alone(config, workspace):
+    """Which counts only where a loss looks through it, and not in snapshots of before it did."""
+
+    def differing(**classifier):
+        settings = config.evaluate.classifier.model_copy(update=classifier)
+        evaluate = config.evaluate.model_copy(update={"classifier": settings})
+        return config.model_copy(update={"evaluate": evaluate}), workspace
+
+    with pytest.raises(InputError, match=r"another run: evaluate.classifier.steps was 20, is 30;"):
+        go(differing(steps=30), resume=True)
+    assert go(differing(dtype="float32"), resume=True)[0]["steps"] == 2
+    vectors = config.objective.model_copy(update={"distance": "vectors"})
+    data = load_tokens(workspace.train_tokens)
+    plain, other = (
+        identify(run.model_copy(update={"objective": vectors}), workspace, data, None)
+        for run in (config, differing(steps=30)[0])
+    )
+    assert plain == other
+    now = identify(config, workspace, data, None)
+    before = {key: of for key, of in now.fields.items() if not key.startswith("evaluate")}
+    assert not list(now.differences(now.as_dict() | {"fields": before}))
 
 
 def test_the_report_has_the_student_in_all_steps_that_are_asked_for(one_pass_copy, quiet):
