@@ -68,21 +68,24 @@ def test_a_student_is_trained_once_and_measured_in_all_its_ways(done):
 def test_a_second_stage_begins_with_the_average_of_its_first(done, tmp_path):
     """The very run of two stages by hand, to the same weights."""
     study, folder, *_ = done
-    first = Workspace(folder.cell("dd2_gts", 1))
+    first = Workspace(folder.cell("dd2_gts", 0))
     workspace = Workspace(tmp_path / "run")
     link(folder.start, workspace.root)
-    config = second_stage(study.run("dd2", 1, 6), workspace, first)
+    config = second_stage(study.run("dd2", 0, 6), workspace, first)
+    assert config.learner.weights == first.student_ema
     go((config, workspace))
-    ours, theirs = (state_of(w.student) for w in (workspace, Workspace(folder.cell("dd2", 1))))
+    ours, theirs = (state_of(w.student) for w in (workspace, Workspace(folder.cell("dd2", 0))))
     assert same(ours, theirs)
     assert not same(ours, state_of(first.student_ema))
 
 
 def test_the_judge_is_not_the_network_that_a_loss_looks_through(done):
-    _, folder, *_ = done
+    """Of a cell whose seed is the start's."""
+    study, folder, *_ = done
+    assert study.start.seed == study.config.seeds[0]
     judge, lens = (
         load_classifier(Workspace(root).classifier)[1]["digest"]
-        for root in (folder.start, folder.cell("dd1", 1))
+        for root in (folder.start, folder.cell("dd1", 0))
     )
     assert judge != lens
 
@@ -153,19 +156,19 @@ def test_a_second_stage_without_a_first_is_not_begun(done, tmp_path, quiet):
             yield key, OSError("no room")
 
     harvest = run_cells(wanted, call, quiet)
-    assert asked == [("dd2_gts", 1)]
+    assert asked == [("dd2_gts", 0)]
     assert set(harvest.failed) == set(wanted)
-    assert harvest.failed["dd2", 1] == "what it comes after, dd2_gts, has no result"
+    assert harvest.failed["dd2", 0] == "what it comes after, dd2_gts, has no result"
 
 
 def test_other_first_stages_make_other_second_ones(done):
     study, folder, *_ = done
     requests = [
-        jobs(study, folder, {"dd2_gts": steps, "dd2": 6})["dd2", 1].request for steps in (2, 3)
+        jobs(study, folder, {"dd2_gts": steps, "dd2": 6})["dd2", 0].request for steps in (2, 3)
     ]
     assert requests[0] == requests[1], "a first stage has the study's steps"
     more = open_study(study.path, ["budget.own.dd2_gts=3"])
-    assert jobs(more, folder, {"dd2": 6})["dd2", 1].request != requests[0]
+    assert jobs(more, folder, {"dd2": 6})["dd2", 0].request != requests[0]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ STUDY = {
 VELOCITY = {"student": {"kind": "dd2_llamagen", "head_width": 16, "head_depth": 1}}
 ONE_PASS = {
     "base": "smoke_dd1",
-    "seeds": [1],
+    "seeds": [0],
     "curve": 2,
     "weights": "student_ema",
     "baselines": ["teacher", "dd1_2_steps"],
