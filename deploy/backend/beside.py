@@ -1,34 +1,145 @@
-"""Work that another process of the cluster does while this one goes on."""
+"""Work that other processes do while this one goes on."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import torch
+from common.errors import RunFailed, Verdict
+from deploy.backend.forking.fork_server import ForkServer
+from deploy.backend.forking.job import Answer, Fault, Order, Outcome, StoppedBy
+from deploy.console.stopping import NAMES, Stopped, StopRequest, stop_request
+
+LOOK_SECONDS = 0.2
+
+
+class Job:
+    """A function that a process of its own runs, with one thread."""
+
+    def __init__(self, name: str, connection: Connection) -> None:
+        self._name, self._connection = name, connection
+        self._outcome: Outcome | None = None
+
+    @property
+    def waited_for(self) -> Sequence[Any]:
+        """What can be read when it has ended."""
+        return [] if self._outcome else [self._connection]
+
+    def result(self) -> Any:
+        """What the function returned; waits for it.
+
+        Raises:
+            Stopped: it was.
+            InputError, RunFailed: as it was raised there; also if the process died.
+            RuntimeError: what nobody foresaw, with the traceback as a note.
+        """
+        if self._outcome is None:
+            self._outcome = self._received()
+        match self._outcome:
+            case Answer(value):
+                return value
+            case Verdict():
+                raise self._outcome.error()
+            case StoppedBy(name):
+                raise Stopped(name)
+            case Fault(summary, trace):
+                error = RuntimeError(f"{self._name}: {summary}")
+                error.add_note(trace)
+                raise error
+
+    def _received(self) -> Outcome:
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            words = f"the process of {self._name} died; is there enough memory?"
+            return Verdict.of(RunFailed(words))
+
+    def stop(self, number: int) -> None:
+        """Send it a signal; what it has to end in order, it ends."""
+        try:
+            self._connection.send(number)
+        except OSError:  # it has ended
+            return
+
+    def end(self) -> None:
+        """At once, if it has not ended."""
+        self._connection.close()
+
+
+class Here:
+    """A function that this process runs when its result is asked for."""
+
+    waited_for: Sequence[Any] = ()
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple) -> None:
+        self._call = function, arguments
+
+    def result(self) -> Any:
+        function, arguments = self._call
+        return function(*arguments)
+
+    def stop(self, number: int) -> None:
+        """Nothing: who asks for the result is told."""
+
+    def end(self) -> None:
+        """Nothing: it has not begun, or it is over."""
+
+
+class Beside:
+    """Begins jobs, in forks of `server`; where there is none, this process does them in turn."""
+
+    def __init__(self, server: ForkServer | None) -> None:
+        self._server = server
+        self._begun: list[Job | Here] = []
+
+    def begin(
+        self, name: str, function: Callable[..., Any], *arguments: Any, niceness: int = 0
+    ) -> Job | Here:
+        """Run `function(*arguments)`, which a module has, after what is less nice; `name` is for
+        messages. It ends with the block of `beside`, if not before."""
+        job: Job | Here = Here(function, arguments)
+        if self._server is not None:
+            job = Job(name, self._server.begin(Order.of(function, arguments, niceness)))
+        self._begun.append(job)
+        return job
+
+    def end(self) -> None:
+        for job in self._begun:
+            job.end()
 
 
 @contextmanager
-def beside(name: str, function: Callable[..., Any], *arguments: Any) -> Iterator[None]:
-    """`function(*arguments)` runs beside the block, which ends no sooner, in a process with one
-    thread; Ray's tools show it as `name`.
-
-    It is to prepare what would otherwise be done later: how it ended is nobody's concern, as who
-    needs the result finds that it is missing, and says why. A block that raises ends it.
-    """
-    import ray  # not above: the driver sets Ray's environment before it first imports it
-
-    # No task: Ray ends this process where one is cancelled in the moment in which it is done.
-    worker: Any = ray.remote(num_cpus=0)(_Worker).remote()
-    begun = worker.run.options(name=name).remote(function, *arguments)
+def beside(server: ForkServer | None) -> Iterator[Beside]:
+    """Jobs beside the block; those that go on when it ends, however it does, end with it."""
+    begun = Beside(server)
     try:
-        yield
-        ray.wait([begun])
+        yield begun
     finally:
-        if ray.is_initialized():
-            ray.kill(worker)
+        begun.end()
 
 
-class _Worker:
-    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
-        torch.set_num_threads(1)
-        function(*arguments)
+def wait_for(jobs: Sequence[Job | Here]) -> str | None:
+    """Return when all of them have ended that other processes run. Ctrl-C or SIGTERM is passed on:
+    they end in order; its name, if somebody sent one.
+
+    Raises:
+        InputError, RunFailed, Stopped, RuntimeError: of the first one that ended so, at once.
+            Those that were stopped are waited for.
+    """
+    told = False
+    with stop_request() as request:
+        request.poll_from_here()
+        while running := {file: job for job in jobs for file in job.waited_for}:
+            for file in wait(list(running), LOOK_SECONDS):
+                with suppress(Stopped) if told else nullcontext():
+                    running[file].result()
+            if request.name is not None and not told:
+                told = True
+                _tell(jobs, request)
+        return request.name
+
+
+def _tell(jobs: Sequence[Job | Here], request: StopRequest) -> None:
+    (number,) = [number for number, name in NAMES.items() if name == request.name]
+    for job in jobs:
+        job.stop(number)

@@ -29,12 +29,14 @@ _begun: list[ForkServer] = []
 """Before there is a cluster to use it; at most one."""
 
 
-def begin_imports(stack: ExitStack) -> None:
+def begin_imports(stack: ExitStack) -> ForkServer | None:
     """Start the fork server of the private cluster that this command will start, if it will and
     the system can; it ends with the stack."""
     if not _begun and (server := _fork_server(stack)) is not None:
         _begun.append(server)
         stack.callback(_begun.clear)
+        return server
+    return None
 
 
 def also_import(*modules: str) -> None:

@@ -21,6 +21,8 @@ from deploy.run_folder.shipped import first_stage, smoke_config, smoke_configs
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploy.backend.beside import Beside, Here, Job
+    from deploy.backend.forking.fork_server import ForkServer
     from deploy.config import RunConfig
     from deploy.run_folder.workspace import Workspace
 
@@ -47,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    begin_imports(arguments.held)
+    server = begin_imports(arguments.held)
     arguments.config = Path(smoke_config(arguments.method, arguments.family))
     config, workspace = open_from(arguments)
     from deploy.stages.learner_rank import imported_late
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     facts, config = _distilled(
-        config, workspace, target := console(), _first_stage(arguments, workspace)
+        config, workspace, target := console(), _first_stage(arguments, workspace), server
     )
     if facts["stopped"]:
         return _stopped(facts, workspace.root)
@@ -99,41 +101,77 @@ def _distilled(
     workspace: "Workspace",
     target: "Console",
     first: "tuple[RunConfig, Workspace] | None",
+    server: "ForkServer | None",
 ) -> "tuple[dict[str, Any], RunConfig]":
-    """From images to a student, on a private cluster; what the distillation says of itself, and the
-    config that it had."""
+    """From images to a student, on a private cluster, which starts while models are trained; what
+    the distillation says of itself, and the config that it had."""
+    from deploy.backend.beside import beside
     from deploy.backend.session import cluster, warm_up
     from deploy.stages.distill import distill
-    from deploy.stages.second_stage import second_stage
-
-    with cluster(config, told=target):
-        warm_up(config)
-        begun = first or (config, workspace)
-        _prepared(*begun, target)
-        target.print("placing ledger, buffer, weights, teacher, workers and learner")
-        facts = distill(*begun, target, local=False, restart=True)
-        if first is None or facts["stopped"]:
-            return facts, config
-        config = second_stage(config, workspace, first[1])
-        return distill(config, workspace, target, local=False, restart=True), config
-
-
-def _prepared(config: "RunConfig", workspace: "Workspace", target: "Console") -> None:
-    """Tokens and models, and the features of the evaluation beside them."""
-    from deploy.backend.beside import beside
     from deploy.stages.generate import dataset_source, generate
-    from deploy.stages.pretrain import pretrain_model, trained_models
-    from deploy.stages.quality import prepare_features
+    from deploy.stages.second_stage import second_stage
     from deploy.stages.tokenize import tokenize
+
+    begun = first or (config, workspace)
+    tokenize(*begun, target, local=True)
+    with beside(server) as jobs:
+        trainings = _trainings(*begun, jobs)
+        with cluster(config, told=target if server is None else target.print):
+            if server is None:
+                warm_up(config)
+            _finish(*begun, target, trainings)
+            if dataset_source(begun[0]) is not None:
+                generate(*begun, target, local=True)
+            target.print("placing ledger, buffer, weights, teacher, workers and learner")
+            facts = distill(*begun, target, local=False, restart=True)
+            if first is None or facts["stopped"]:
+                return facts, config
+            config = second_stage(config, workspace, first[1])
+            return distill(config, workspace, target, local=False, restart=True), config
+
+
+def _trainings(
+    config: "RunConfig", workspace: "Workspace", jobs: "Beside"
+) -> "dict[str, Job | Here]":
+    """The models, and the features of the evaluation, which are made while a core is idle."""
+    from deploy.stages.pretrain import pretrain_silently, trained_models
+    from deploy.stages.quality import prepare_features
+
+    begun = {
+        which: jobs.begin(
+            f"pretrain {which}", pretrain_silently, config, workspace, which, niceness=niceness
+        )
+        for which, niceness in zip(trained_models(config), (0, 5), strict=False)
+    }
+    return begun | {
+        "features": jobs.begin("features", prepare_features, config, workspace, niceness=10)
+    }
+
+
+def _finish(
+    config: "RunConfig",
+    workspace: "Workspace",
+    target: "Console",
+    trainings: "dict[str, Job | Here]",
+) -> None:
+    """Wait for what was begun, and show how far it is.
+
+    Raises:
+        Stopped: by Ctrl-C or SIGTERM; what was trained is in snapshots.
+    """
+    from deploy.backend.beside import wait_for
+    from deploy.console.followed import followed
+    from deploy.console.stopping import Stopped
+    from deploy.stages.pretrain import courses, trained_models
     from deploy.stages.training import require_finished
 
-    tokenize(config, workspace, target, local=True)
-    with beside("features", prepare_features, config, workspace):
+    with followed(target, *courses(config, workspace)):
+        stopped = wait_for([*trainings.values()])
         for which in trained_models(config):
-            facts = pretrain_model(config, workspace, which, target, restart=True)
-            require_finished(facts, target)
-    if dataset_source(config) is not None:
-        generate(config, workspace, target, local=True)
+            require_finished(trainings[which].result(), target)
+        trainings["features"].result()
+    if stopped is not None:
+        raise Stopped(stopped)
 
 
 def _stopped(facts: dict[str, Any], root: Path) -> int:

@@ -48,34 +48,36 @@ class Bar:
     """
 
     def __init__(
-        self, target: Console, title: str, total: int, shown: Sequence[str] = ("loss",)
+        self,
+        target: Console,
+        title: str,
+        total: int,
+        shown: Sequence[str] = ("loss",),
+        *,
+        display: Progress | None = None,
     ) -> None:
-        """`shown` names the numbers of a posted row that people see."""
+        """`shown` names the numbers of a posted row that people see; a terminal has one `display`
+        at a time, which several bars may share (`shown_on`)."""
         self._title = title
         self._total = total
         self._shown = shown
         self._pace = Pace()
         self._done = 0
         self._numbers: list[str] = []
-        self._progress = Progress(
-            Head(),
-            BarColumn(bar_width=BAR_WIDTH),
-            Numbers(target),
-            console=target,
-            refresh_per_second=4,
-            disable=not target.is_interactive,
-        )
+        self._progress, self._shares = display or shown_on(target), display is not None
         self._task = self._progress.add_task(self._head(), total=total, numbers=self._numbers)
         self._pulse = Pulse(target, self._line)
 
     def __enter__(self) -> "Bar":
-        self._progress.start()
+        if not self._shares:
+            self._progress.start()
         self._pulse.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pulse.stop()
-        self._progress.stop()
+        if not self._shares:
+            self._progress.stop()
 
     def show(self, done: int, numbers: Mapping[str, float]) -> None:
         self._pace.see(done, time.monotonic())
@@ -104,6 +106,18 @@ class Bar:
 
     def _line(self) -> str:
         return GAP.join([self._head(), *self._numbers])
+
+
+def shown_on(target: Console) -> Progress:
+    """Where bars are, on a terminal; it is started and stopped as a context."""
+    return Progress(
+        Head(),
+        BarColumn(bar_width=BAR_WIDTH),
+        Numbers(target),
+        console=target,
+        refresh_per_second=4,
+        disable=not target.is_interactive,
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from common.randomness import derive_seed
 from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer, load_tokenizer
 from deploy.config import RunConfig
+from deploy.console.followed import Course
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.pretrain_tokenizer import pretrain_tokenizer
 from deploy.stages.training import Plan, Stage
@@ -95,6 +96,23 @@ def pretrain_model(
     save_backbone(plan.path, backbone, architecture, **extra)
     stage.clear()
     return facts
+
+
+def pretrain_silently(config: RunConfig, workspace: Workspace, which: Model) -> dict[str, Any]:
+    """As `pretrain_model`, anew, where another process shows how far it is (`courses`)."""
+    return pretrain_model(config, workspace, which, Console(quiet=True), restart=True)
+
+
+def courses(config: RunConfig, workspace: Workspace) -> list[Course]:
+    """Where such trainings say how far they are."""
+    return [
+        Course(
+            f"pretrain {which}",
+            getattr(config.pretrain, which).steps,
+            workspace.root / f"pretrain_{which}.jsonl",
+        )
+        for which in trained_models(config)
+    ]
 
 
 def _start(

@@ -1,12 +1,15 @@
 """What people see while they wait: whole lines, count and time left first, never long silence."""
 
 import io
+import json
 import re
 import time
 
 import pytest
+from building.waiting import until
 from rich.console import Console
 
+from deploy.console.followed import Course, followed
 from deploy.console.progress import Bar, Pace, Pulse, busy, clock
 
 NUMBERS = {"loss": 2.3415, "img/s": 310.25, "version": 17, "lag": 1.25, "buffer": 0.5, "more": 8}
@@ -116,3 +119,31 @@ def test_clocks_are_read_as_people_read_them():
         "1:00:00",
         "2:00:10",
     ]
+
+
+def row(step, when):
+    return json.dumps({"step": step, "loss": 0.5 / step, "time": when}) + "\n"
+
+
+def test_trainings_elsewhere_are_followed_by_what_they_write(tmp_path):
+    """Not by what earlier ones wrote, nor by half a line."""
+    first, second = (Course(name, 8, tmp_path / name) for name in ("one", "two"))
+    first.path.write_text(row(7, time.time() - 60))
+    file = io.StringIO()
+    with followed(Console(file=file, width=200), first, second):
+        second.path.write_text(row(1, time.time()) + row(8, time.time())[:-1])
+        until(lambda: "two 1/8 12%" in file.getvalue() or time.sleep(0.01), 10)
+        assert "one 7/8" not in file.getvalue()
+        first.path.write_text(row(8, time.time()))
+    assert file.getvalue().splitlines()[-1] == "one 8/8 100%  loss 0.0625"
+
+
+def test_bars_of_one_display_are_below_each_other_on_a_terminal(tmp_path):
+    courses = [Course(name, 4, tmp_path / name) for name in ("one", "two")]
+    target = terminal(80, NO_COLOR="1")
+    with followed(target, *courses):
+        for course in courses:
+            course.path.write_text(row(2, time.time()))
+    frame = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", written(target).rpartition("\x1b[2K")[2])
+    lines = [line.split("━")[0].strip() for line in frame.splitlines() if line.strip()]
+    assert lines == ["one 2/4 50%", "two 2/4 50%"]

@@ -1,50 +1,94 @@
-"""Work that another process does beside this one."""
+"""Work that other processes do beside this one, which forked from what has imported for it."""
 
+import operator
 import os
 import time
 
 import psutil
 import pytest
-from building.waiting import until
+import torch
+from building.waiting import require_ended, until
 
-from deploy.backend.beside import beside
-
-
-@pytest.mark.ray
-def test_work_is_done_in_another_process_when_the_block_ends(ray_cluster, tmp_path):
-    path = tmp_path / "pid"
-
-    def write():
-        time.sleep(0.5)
-        path.write_text(str(os.getpid()))
-
-    with beside("write", write):
-        assert not path.exists()
-    assert int(path.read_text()) != os.getpid()
+from common.errors import InputError, RunFailed
+from deploy.backend.beside import beside, wait_for
+from deploy.backend.forking.fork_server import ForkServer
+from deploy.run_folder.shipped import shipped
 
 
-@pytest.mark.ray
-def test_work_that_fails_is_nobodys_concern(ray_cluster):
-    def fail():
-        raise ValueError("no image")
-
-    with beside("fail", fail):
-        pass
+@pytest.fixture(scope="module")
+def server():
+    server = ForkServer(os.environ)
+    yield server
+    server.close()
 
 
-@pytest.mark.ray
-def test_a_block_that_raises_ends_the_work(ray_cluster, tmp_path):
-    path = tmp_path / "pid"
+def test_a_job_runs_in_another_process_in_the_same_world(server, tmp_path, monkeypatch):
+    """Even if it waits first for everything to be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VARKD_OF_THIS_TEST", "here")
+    with beside(server) as jobs:
+        asked = {
+            jobs.begin("sum", operator.add, [1], [2]): [1, 2],
+            jobs.begin("folder", os.getcwd): str(tmp_path),
+            jobs.begin("variable", os.getenv, "VARKD_OF_THIS_TEST"): "here",
+            jobs.begin("threads", torch.get_num_threads): 1,
+            jobs.begin("niceness", os.nice, 0, niceness=3): os.nice(0) + 3,
+        }
+        parent, own = jobs.begin("parent", os.getppid), jobs.begin("own", os.getpid)
+        assert wait_for([*asked, parent, own]) is None
+        assert [job.result() for job in asked] == [*asked.values()]
+        assert own.result() not in (os.getpid(), parent.result())
+    assert parent.result() == server._process.pid
 
-    def wait():
-        path.write_text(str(os.getpid()))
-        time.sleep(600)
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "words"),
+    [
+        (shipped, ("nowhere",), InputError, "nowhere: no shipped config of that name"),
+        (operator.truediv, (1, 0), RuntimeError, "oops: ZeroDivisionError: division by zero"),
+        (os._exit, (3,), RunFailed, "the process of oops died"),
+    ],
+)
+def test_the_first_job_that_fails_says_why_at_once(server, function, arguments, error, words):
+    with beside(server) as jobs:
+        others = jobs.begin("another", time.sleep, 600)
+        with pytest.raises(error, match=words) as caught:
+            wait_for([others, jobs.begin("oops", function, *arguments)])
+    traced = error is RuntimeError
+    assert any("in _done" in note for note in getattr(caught.value, "__notes__", [])) == traced
+
+
+def test_a_block_that_raises_ends_its_jobs(server):
+    forks = psutil.Process(server._process.pid).children
+    until(lambda: not forks())
 
     def give_up():
-        with beside("wait", wait):
-            until(lambda: path.exists() and path.read_text())
+        with beside(server) as jobs:
+            for _ in range(2):
+                jobs.begin("wait", time.sleep, 600)
+            until(lambda: len(forks()) == 2)
+            ours.extend(forks())
             raise KeyboardInterrupt
 
+    ours: list[psutil.Process] = []
     with pytest.raises(KeyboardInterrupt):
         give_up()
-    until(lambda: not psutil.pid_exists(int(path.read_text())))
+    require_ended(ours)
+
+
+def test_without_a_server_this_process_does_the_jobs_in_turn():
+    with beside(None) as jobs:
+        begun = [jobs.begin("own", os.getpid), jobs.begin("oops", operator.truediv, 1, 0)]
+        assert wait_for(begun) is None
+        assert begun[0].result() == os.getpid()
+        with pytest.raises(ZeroDivisionError):
+            begun[1].result()
+
+
+def test_a_server_that_has_gone_does_no_job(server):
+    with beside(server) as jobs:
+        assert wait_for([jobs.begin("before", os.getpid)]) is None
+        server._process.kill()
+        server._process.wait()
+        with pytest.raises(RunFailed, match="the process of after died"):
+            jobs.begin("after", os.getpid).result()

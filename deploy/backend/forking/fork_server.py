@@ -7,7 +7,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+from deploy.backend.forking.job import Order
 
 HERE = Path(__file__).parent
 
@@ -25,17 +30,19 @@ class ForkServer:
             OSError: no process can be started.
         """
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        number = self._listener.fileno()
-        words = [sys.executable, HERE / "server.py", number, *map(os.path.abspath, sys.path)]
+        self._jobs, asked = socket.socketpair()
+        numbers = [self._listener.fileno(), asked.fileno()]
+        words = [sys.executable, HERE / "server.py", *numbers, *map(os.path.abspath, sys.path)]
         self._process = subprocess.Popen(
             [str(word) for word in words],
             env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=[number],
+            pass_fds=numbers,
             start_new_session=True,  # Ctrl-C is for this process
         )
+        asked.close()
 
     def interpreter(self, folder: Path) -> Path:
         """A program in `folder`, which nobody else can enter, to be taken for Python's; workers
@@ -53,6 +60,17 @@ class ForkServer:
         """These too, before it serves."""
         self._tell(list(modules))
 
+    def begin(self, order: Order) -> Connection:
+        """Have a process forked for it, as soon as what comes first is imported; gives what its
+        `Outcome` comes through. It ends where that is closed."""
+        ours, theirs = Pipe()
+        with suppress(BrokenPipeError):  # the server has gone: so has whoever answers
+            socket.send_fds(self._jobs, [b"j"], [theirs.fileno()])
+        theirs.close()
+        with suppress(BrokenPipeError):
+            ours.send(order)
+        return ours
+
     def serve(self, variables: Mapping[str, str]) -> None:
         """Workers, as soon as everything is imported; Ray's library is with the cluster's
         `variables`."""
@@ -68,8 +86,9 @@ class ForkServer:
             pass
 
     def close(self) -> None:
-        """End it; workers that it forked live on."""
+        """End it; workers and jobs that it forked live on."""
         self._listener.close()
+        self._jobs.close()
         self._process.kill()
         self._process.communicate()
 

@@ -1,9 +1,9 @@
 """Imports what the actors of every role need, then forks a worker for each client.
 
-`server.py NUMBER PATH...`: the open file of a listening socket, the folders that modules are found
-in. It reads lines (JSON) from its standard input, and ends when that does: a list names more
-modules; an object holds the cluster's variables, which Ray's library reads when it is loaded, and
-then it serves.
+`server.py NUMBER JOBS PATH...`: the open files of a listening socket and of one through which come
+those of jobs (job.py), the folders that modules are found in. It reads lines (JSON) from its
+standard input, and ends when that does: a list names more modules; an object holds the cluster's
+variables, which Ray's library reads when it is loaded, and then it serves clients, too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ MODULES = (
     "deploy.stages.evaluate",
     "deploy.stages.generate",
     "deploy.stages.learner_rank",
+    "deploy.stages.pretrain",
     "deploy.stages.tokenize",
+    "deploy.backend.forking.job",
 )
 """Those without which a role works as well (an extra of Ray's) may be missing."""
 PACKAGE = "deploy.backend.forking"
@@ -50,24 +52,25 @@ READ_LATER = {
     "PYTHONBREAKPOINT",  # Ray sets it in a process that is connected
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC",  # Ray Train sets it for its actors, and reads it there
     "TORCHINDUCTOR_CACHE_DIR",  # torch sets it when it imports a compiler
+    *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),  # scikit-learn sets them for all that come later
 }
 """These begin so too, and do not."""
 
 
-def main(number: int, folders: list[str]) -> tuple[list[str], socket.socket]:
+def main(number: int, jobs: int, folders: list[str]) -> tuple[list[str], socket.socket]:
     """Serve clients; returns, in each worker's process alone, its command and its client."""
     own = dict(os.environ)  # modules set others
-    with socket.socket(fileno=number) as listener:
+    with socket.socket(fileno=number) as listener, socket.socket(fileno=jobs) as asked:
         _import(MODULES, folders)  # clients wait meanwhile
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
-        lines = _lines()
+        lines = _lines(asked)
         while isinstance(said := next(lines), list):
             _import(said, folders)
         with _modules_of(folders):  # workers start without this server where it fails
             importlib.import_module(f"{PACKAGE}.ray_library").load(said)
         own |= said
         while True:
-            ready, _, _ = select.select([listener, 0], [], [])
+            ready = _ready([listener, 0], asked)
             if 0 in ready:
                 os._exit(0)
             client, _ = listener.accept()
@@ -104,7 +107,29 @@ def _threads() -> set[str]:
     return {Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in others}
 
 
-def _lines() -> Iterator[Any]:
+def _ready(files: list[Any], asked: socket.socket) -> list[Any]:
+    """Those of `files` that have something to read; jobs are begun meanwhile."""
+    while True:
+        ready, _, _ = select.select([*files, asked], [], [])
+        if asked not in ready:
+            return ready
+        _, jobs, _, _ = socket.recv_fds(asked, 1, 1)
+        if not jobs:
+            os._exit(0)
+        _begin(jobs[0])
+
+
+def _begin(job: int) -> None:
+    """Fork a process for it; without one more, whoever waits for it hears that it has gone."""
+    with suppress(BlockingIOError):
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            sys.modules["numpy"].random.seed()
+            sys.modules[f"{PACKAGE}.job"].serve(job)
+    os.close(job)
+
+
+def _lines(asked: socket.socket) -> Iterator[Any]:
     """What the command says; does not go on where that has ended."""
     said = b""
     while True:
@@ -112,7 +137,7 @@ def _lines() -> Iterator[Any]:
         if found:
             said = rest
             yield json.loads(line)
-        elif more := os.read(0, 1 << 16):
+        elif _ready([0], asked) and (more := os.read(0, 1 << 16)):
             said += more
         else:
             os._exit(0)
@@ -198,5 +223,5 @@ def within_environment(
 
 
 if __name__ == "__main__":
-    (sys.argv, held) = main(int(sys.argv[1]), sys.argv[2:])
+    (sys.argv, held) = main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
     runpy.run_path(sys.argv[0], run_name="__main__")
