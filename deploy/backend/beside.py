@@ -1,5 +1,6 @@
 """Work that other processes do while this one goes on."""
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
@@ -49,7 +50,7 @@ class Job:
 
     def _received(self) -> Outcome:
         try:
-            return self._connection.recv()
+            return pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             words = f"the process of {self._name} died; is there enough memory?"
             return Verdict.of(RunFailed(words))

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.held.enter_context(workspace.locked(arguments.command))
     import torch
 
+    from deploy.backend.beside import beside
     from deploy.cli.ending import end, quoted
     from deploy.console.progress import console
     from deploy.stages.evaluate import write_report
@@ -69,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     if facts["stopped"]:
         return _stopped(facts, workspace.root)
     wall = time.monotonic() - started
-    fid = write_report(config, workspace, target, wall_seconds=wall)["fid"]
+    with beside(server) as jobs:
+        report = write_report(config, workspace, target, wall_seconds=wall, jobs=jobs)
+    fid = report["fid"]
     total = time.monotonic() - started
     before = f"{fid['student_before']:.3f} -> " if "student_before" in fid else ""
     end(

@@ -47,8 +47,8 @@ STYLE = {
 }
 
 
-def save_curves(path: Path, rows: Rows, fid: Mapping[str, float]) -> None:
-    """Loss, survival and confidence, staleness and buffer, and FID before and after."""
+def curves(rows: Rows, fid: Mapping[str, float]) -> bytes:
+    """A PNG: loss, survival and confidence, staleness and buffer, and FID before and after."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(2, 2)
@@ -84,13 +84,13 @@ def save_curves(path: Path, rows: Rows, fid: Mapping[str, float]) -> None:
         axes[1, 1].set_title("FID (lower is better)", fontsize=10)
         axes[1, 1].tick_params(axis="x", labelsize=8)
 
-    _save(path, draw, size=(10, 6.4), style={})
+    return _png(draw, size=(10, 6.4), style={})
 
 
-def save_diagnostics(
-    path: Path, rows: Rows, profiles: Sequence[Mapping[str, Any]], *, tau: float | None = None
-) -> None:
-    """Confidence, survival and divergence by slot; clusters, entropies and seconds over steps.
+def diagnostics(
+    rows: Rows, profiles: Sequence[Mapping[str, Any]], *, tau: float | None = None
+) -> bytes:
+    """A PNG: confidence, survival and divergence by slot; clusters, entropies, seconds over steps.
 
     `profiles` are windows of learner/profile.py in order; `tau` is the gate's threshold, where
     confidence is what it is compared with.
@@ -99,7 +99,7 @@ def save_diagnostics(
     def draw(figure: Any) -> None:
         draw_diagnostics(figure, rows, profiles, tau)
 
-    _save(path, draw, size=(10, 12.5), style=STYLE)
+    return _png(draw, size=(10, 12.5), style=STYLE)
 
 
 def draw_diagnostics(
@@ -214,9 +214,7 @@ def _colour(context: str) -> str:
     return COLOURS.get(context, OTHER_COLOUR)
 
 
-def _save(
-    path: Path, draw: Callable[[Any], None], *, size: tuple[float, float], style: dict[Any, Any]
-) -> None:
+def _png(draw: Callable[[Any], None], *, size: tuple[float, float], style: dict[Any, Any]) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -228,9 +226,14 @@ def _save(
         draw(figure)
         figure.savefig(data, format="png", dpi=100)
         pyplot.close(figure)
+    return data.getvalue()
+
+
+def save(path: Path, picture: bytes) -> None:
+    """Write a PNG."""
 
     def write(temporary: Path) -> None:
-        temporary.write_bytes(data.getvalue())
+        temporary.write_bytes(picture)
 
     write_atomically(path, write)
 

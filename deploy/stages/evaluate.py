@@ -7,16 +7,17 @@ from PIL.Image import Image
 from rich.console import Console
 
 from common.files.atomic import write_text
+from deploy.backend.beside import Beside
 from deploy.config import RunConfig
 from deploy.report.grids import class_sheet, save_png
 from deploy.report.page import to_markdown
-from deploy.report.plots import save_curves, save_diagnostics
+from deploy.report.plots import curves, diagnostics, save
 from deploy.report.quality import REAL, Quality
 from deploy.report.summary import plain, summarise
 from deploy.run_folder.records import read_numbers, read_run_facts, read_windows
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.boards import FOLDER as GRIDS
-from deploy.stages.boards import draw_grids, save_grids
+from deploy.stages.boards import Grid, draw_grids, save_grids
 from deploy.stages.quality import assess
 
 MOST_PIXELS = 128
@@ -31,25 +32,38 @@ TITLES = {
 
 
 def write_report(
-    config: RunConfig, workspace: Workspace, target: Console, *, wall_seconds: float | None = None
+    config: RunConfig,
+    workspace: Workspace,
+    target: Console,
+    *,
+    wall_seconds: float | None = None,
+    jobs: Beside | None = None,
 ) -> dict[str, Any]:
-    """Evaluate every model of the run and write the report's five files."""
+    """Evaluate every model of the run, in other processes with `jobs`, and write the report's five
+    files."""
     facts = read_run_facts(workspace.root / "distill.json")
     rows = read_numbers(workspace.root / "metrics.jsonl")
     profiles = read_windows(workspace.root / "profiles.jsonl")
-    quality = assess(config, workspace, target)
+    pictures: dict[str, bytes] = {}
+    grids: list[Grid] = []
+
+    def draw(classes: dict[int, str]) -> None:
+        tau = _threshold(config, rows)
+        pictures["diagnostics.png"] = diagnostics(rows, profiles, tau=tau)
+        grids.extend(draw_grids(config, workspace, classes, facts.get("steps", 0), target))
+
+    quality = assess(config, workspace, target, jobs, meanwhile=draw)
     report = summarise(config, facts, rows, quality)
     if wall_seconds is not None:
         report["wall_seconds"] = round(wall_seconds, 2)
     report = plain(report)
     save_png(workspace.root / "samples.png", _sample_sheet(quality))
-    save_curves(workspace.root / "curves.png", rows, report["fid"])
-    tau = _threshold(config, rows)
-    save_diagnostics(workspace.root / "diagnostics.png", rows, profiles, tau=tau)
+    pictures["curves.png"] = curves(rows, report["fid"])
+    for name, picture in pictures.items():
+        save(workspace.root / name, picture)
     text = json.dumps(report, indent=2, allow_nan=False)
     write_text(workspace.root / "report.json", text + "\n")
     write_text(workspace.root / "report.md", to_markdown(report))
-    grids = draw_grids(config, workspace, quality.classes, report["steps"], target)
     save_grids(workspace.board / GRIDS, grids)
     return report
 

@@ -91,9 +91,9 @@ class Judge:
         self._features = ReferenceFeatures(self._features_file, images, extractor)
         self._has_features = self._features.fetch()
 
-    def steps(self, *, first: bool) -> int:
+    def steps(self) -> int:
         """What `Progress` counts: samples drawn, images with features, the comparison."""
-        embeds_reals = first and not self._has_features
+        embeds_reals = not self._has_features
         return 2 * len(self.label_N) + (self.reals if embeds_reals else 0) + 1
 
     def draw(
@@ -143,6 +143,7 @@ class Judge:
             seen=seen,
         )
         self._features.keep()
+        self._has_features = True
         return found
 
 

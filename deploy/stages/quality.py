@@ -1,17 +1,22 @@
 """Measures teacher and student, before and after, on the same labels, seeds and features."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from common.artifacts.student_file import StudentFile
 from common.errors import Diverged
 from common.files.tensors import state_digest
+from deploy.backend.beside import Beside, Here, Job, wait_for
 from deploy.config import RunConfig
 from deploy.console.progress import Bar
+from deploy.console.stopping import Stopped
 from deploy.report.grids import by_class, real_by_class, spread
 from deploy.report.quality import REAL, Quality
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
@@ -41,38 +46,115 @@ SHOWN_PER_CLASS = 8
 REAL_PER_CLASS = 2
 
 
-def assess(config: RunConfig, workspace: Workspace, target: Console) -> Quality:
+@dataclass(frozen=True)
+class Judged:
+    """What there is to say of one model."""
+
+    metrics: dict[str, float]
+    weights: dict[str, str]
+    drawing_ms: float
+    sheet: list[Tensor]
+    """Some images of each class that is shown."""
+
+
+def assess(
+    config: RunConfig,
+    workspace: Workspace,
+    target: Console,
+    jobs: Beside | None = None,
+    meanwhile: Callable[[dict[int, str]], object] = lambda classes: None,
+) -> Quality:
     """Sample every model of the run with the same labels and noise, and compare with real images.
+
+    With `jobs` other processes judge them, as many at a time as there are cores. `meanwhile` is
+    called before their results are needed, with the names of the classes that are shown.
 
     Raises:
         InputError: there are too few images for a FID, more than fit into memory, or a model whose
             numbers are not finite.
     """
-    settings, present = config.evaluate, _models(config, workspace)
-    judge = Judge(config, workspace)
+    present, judge = _models(config, workspace), Judge(config, workspace)
     facts = feature_facts(config, workspace, target)
-    judge.read(target)
-    reference = judge.reference
-    shown = [int(judge.class_K[row]) for row in spread(len(judge.class_K), SHOWN_CLASSES)]
+    begun = {} if jobs is None else _begin(config, workspace, [*present], jobs)
+    shown, reference = _shown(judge), judge.reference
+    meanwhile(names := {label: reference.classes[label] for label in shown})
+    if begun:
+        found = _gathered(begun, target)
+    else:
+        judge.read(target)
+        found = {name: _judged(config, workspace, judge, name, target) for name in present}
+    found = {name: found[name] for name in present}
     sheet = {REAL: real_by_class(reference, shown, REAL_PER_CLASS)}
-    metrics: dict[str, dict[str, float]] = {}
-    weights: dict[str, dict[str, str]] = {}
-    drawing_ms: dict[str, float] = {}
-    for name, (file, passes) in present.items():
-        total = judge.steps(first=not metrics)
-        with Bar(target, f"evaluate {name}", total) as bar, _named(file):
-            progress = Progress(bar, total)
-            backbone, tokenizer = load_for_sampling(file, workspace, settings.device)
-            began = time.perf_counter()
-            pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress, passes=passes)
-            drawing_ms[name] = 1000 * (time.perf_counter() - began) / len(pixel_NCHW)
-            metrics[name] = judge.compare(pixel_NCHW, progress)
-            bar.show(total, {"FID": metrics[name]["fid"]})
-        weights[name] = {"file": file.path.name, "digest": state_digest(backbone)}
-        sheet[name] = by_class(pixel_NCHW, judge.label_N, shown, SHOWN_PER_CLASS)
-    facts |= _how(judge)
-    names = {label: reference.classes[label] for label in shown}
-    return Quality(metrics, judge.left_out, facts, weights, names, sheet, drawing_ms)
+    return Quality(
+        {name: one.metrics for name, one in found.items()},
+        judge.left_out,
+        facts | _how(judge),
+        {name: one.weights for name, one in found.items()},
+        names,
+        sheet | {name: one.sheet for name, one in found.items()},
+        {name: one.drawing_ms for name, one in found.items()},
+    )
+
+
+def _shown(judge: Judge) -> list[int]:
+    """Labels of the classes that the sheet has."""
+    return [int(judge.class_K[row]) for row in spread(len(judge.class_K), SHOWN_CLASSES)]
+
+
+def _judged(
+    config: RunConfig, workspace: Workspace, judge: Judge, name: str, target: Console
+) -> Judged:
+    """One of `_models`; the real images are read."""
+    settings, (file, passes) = config.evaluate, _models(config, workspace)[name]
+    total = judge.steps()
+    with Bar(target, f"evaluate {name}", total) as bar, _named(file):
+        progress = Progress(bar, total)
+        backbone, tokenizer = load_for_sampling(file, workspace, settings.device)
+        began = time.perf_counter()
+        pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress, passes=passes)
+        drawing_ms = 1000 * (time.perf_counter() - began) / len(pixel_NCHW)
+        metrics = judge.compare(pixel_NCHW, progress)
+        bar.show(total, {"FID": metrics["fid"]})
+    weights = {"file": file.path.name, "digest": state_digest(backbone)}
+    sheet = by_class(pixel_NCHW, judge.label_N, _shown(judge), SHOWN_PER_CLASS)
+    return Judged(metrics, weights, drawing_ms, sheet)
+
+
+def _judge_silently(
+    config: RunConfig, workspace: Workspace, names: Sequence[str]
+) -> dict[str, Judged]:
+    """In a process of its own."""
+    quiet, judge = Console(quiet=True), Judge(config, workspace)
+    judge.read(quiet)
+    return {name: _judged(config, workspace, judge, name, quiet) for name in names}
+
+
+def _begin(
+    config: RunConfig, workspace: Workspace, names: Sequence[str], jobs: Beside
+) -> dict[tuple[str, ...], Job | Here]:
+    """A process for each core, in turns."""
+    count = min(len(names), os.cpu_count() or 1)
+    shares = [tuple(names[first::count]) for first in range(count)]
+    return {
+        share: jobs.begin(f"evaluate {', '.join(share)}", _judge_silently, config, workspace, share)
+        for share in shares
+    }
+
+
+def _gathered(begun: Mapping[tuple[str, ...], Job | Here], target: Console) -> dict[str, Judged]:
+    """Raises:
+    Stopped: by Ctrl-C or SIGTERM.
+    """
+    found: dict[str, Judged] = {}
+    with Bar(target, "evaluate", sum(map(len, begun))) as bar:
+        bar.say(", ".join(name for share in begun for name in share))
+        stopped = wait_for([*begun.values()])
+        if stopped is not None:
+            raise Stopped(stopped)
+        for job in begun.values():
+            found |= job.result()
+            bar.show(len(found), {f"FID {name}": one.metrics["fid"] for name, one in found.items()})
+    return found
 
 
 def _how(judge: Judge) -> dict[str, Any]:
