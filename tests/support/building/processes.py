@@ -1,5 +1,6 @@
 """How the whole suite is shared between two processes; pytest calls these by name."""
 
+import atexit
 import gc
 import os
 import re
@@ -29,11 +30,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(2, os.cpu_count() or 1) if whole else 0
 
 
-def begin_elsewhere(config: pytest.Config) -> None:
-    """Let the second process collect the folders of `tests` in the other order: in a fresh checkout
-    the assertions of each file are rewritten by whoever comes first, and that takes seconds."""
-    input_: dict[str, Any] = getattr(config, "workerinput", {})
-    if input_.get("workerid") == "gw1" and [Path(each).name for each in config.args] == ["tests"]:
+def share(config: pytest.Config) -> None:
+    """How one process of several begins and ends; nothing for a process that is alone.
+
+    The second collects the folders of `tests` in the other order: in a fresh checkout the
+    assertions of each file are rewritten by whoever comes first, and that takes seconds. It takes
+    some as well to part with all objects in the end, for which nobody has a use.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    atexit.register(os._exit, 0)  # registered first, it is called last
+    is_second = config.workerinput["workerid"] == "gw1"
+    if is_second and [Path(each).name for each in config.args] == ["tests"]:
         files = Path(config.args[0]).glob("*/test_*.py")
         config.args = sorted({str(file.parent) for file in files}, reverse=True)
 
