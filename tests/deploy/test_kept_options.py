@@ -1,6 +1,7 @@
 """`varkd options` answers without importing torch, once the reference was read off the models."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def copied(tmp_path_factory):
     """The code in a place of its own, where it may be changed."""
     root = tmp_path_factory.mktemp("code")
     for package in ("common", "rollout", "teacher_server", "learner", "deploy"):
-        subprocess.run(["cp", "-r", str(ROOT / package), str(root)], check=True)
+        shutil.copytree(ROOT / package, root / package)  # with what was compiled
     return root
 
 

@@ -114,7 +114,9 @@ def test_a_sheet_shows_real_images_of_its_classes_beside_the_samples(distilled, 
     first = source.subset([row]).pixels()[0, 0].numpy()
     enlarged = first.repeat(6, axis=0).repeat(6, axis=1)
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (48, 48))
-    difference = np.abs(windows - enlarged).max(axis=(2, 3))
+    ends = np.flatnonzero(np.isin(np.arange(48) % 6, (0, 5)))  # of the squares of a pixel
+    at = np.ix_(ends, ends)
+    difference = np.abs(windows[:, :, *at] - enlarged[at]).max(axis=(2, 3))
     assert (difference <= 1).sum() == 1, "the first real three is on the sheet, once"
 
 
