@@ -37,11 +37,11 @@ def share(config: pytest.Config) -> None:
     assertions of each file are rewritten by whoever comes first, and that takes seconds. It takes
     some as well to part with all objects in the end, for which nobody has a use.
     """
-    if not hasattr(config, "workerinput"):
+    given: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if given is None:
         return
     atexit.register(os._exit, 0)  # registered first, it is called last
-    is_second = config.workerinput["workerid"] == "gw1"
-    if is_second and [Path(each).name for each in config.args] == ["tests"]:
+    if given["workerid"] == "gw1" and [Path(each).name for each in config.args] == ["tests"]:
         files = Path(config.args[0]).glob("*/test_*.py")
         config.args = sorted({str(file.parent) for file in files}, reverse=True)
 
