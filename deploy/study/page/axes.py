@@ -48,6 +48,17 @@ def suit_scale(set_scale: Callable[..., Any], values: Iterable[float]) -> None:
         set_scale("log")
 
 
+def plain_numbers(*axes: Any) -> None:
+    """1, 2, 5, 10 on logarithmic axes (an `XAxis` or `YAxis`), not powers that overlap."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in axes:
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
+
+
 def short(name: str, most: int = 26) -> str:
     """A name that fits its place; `$` would start a formula."""
     return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")

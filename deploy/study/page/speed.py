@@ -7,7 +7,15 @@ from deploy.study.analysis.intervals import Estimate
 from deploy.study.analysis.results import SpeedRow
 from deploy.study.analysis.statistics import Analysis
 from deploy.study.analysis.tables import with_interval
-from deploy.study.page.axes import clean, colour_of, png, pyplot, short, suit_scale
+from deploy.study.page.axes import (
+    clean,
+    colour_of,
+    plain_numbers,
+    png,
+    pyplot,
+    short,
+    suit_scale,
+)
 
 CLOCKS = {"cpu": "CPU time of the process", "wall": "time by the clock"}
 
@@ -61,6 +69,7 @@ def draw_speed(analysis: Analysis, rows: Sequence[SpeedRow]) -> bytes:
         clean(axis)
     means = [analysis.summaries[row.method].fixed["fid"].mean for row in known]
     suit_scale(axes[0, 0].set_yscale, means)
+    plain_numbers(axes[0, 0].yaxis, *(axis.xaxis for axis in axes.flat))
     axes[0, 0].set_ylabel("FID", fontsize=9)
     return png(figure)
 
