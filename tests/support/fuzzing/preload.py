@@ -1,5 +1,6 @@
 """What the fork server holds before it forks: importing it is what takes seconds."""
 
+import gc
 import importlib
 import pkgutil
 
@@ -32,3 +33,5 @@ for _room in ("common", "rollout", "teacher_server", "learner", "deploy"):
         except ModuleNotFoundError as error:
             if error.name != "triton":  # of a GPU's kernels
                 raise
+gc.collect()
+gc.freeze()  # what commands share with one another, they need not look through
