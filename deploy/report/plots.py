@@ -224,6 +224,9 @@ def _png(draw: Callable[[Any], None], *, size: tuple[float, float], style: dict[
     with matplotlib.rc_context(style):
         figure = pyplot.figure(figsize=size, layout="constrained")
         draw(figure)
+        if (layout := figure.get_layout_engine()) is not None:  # else all is drawn twice for it
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(data, format="png", dpi=100)
         pyplot.close(figure)
     return data.getvalue()
