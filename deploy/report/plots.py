@@ -220,15 +220,22 @@ def _png(draw: Callable[[Any], None], *, size: tuple[float, float], style: dict[
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    data = io.BytesIO()
     with matplotlib.rc_context(style):
         figure = pyplot.figure(figsize=size, layout="constrained")
         draw(figure)
-        if (layout := figure.get_layout_engine()) is not None:  # else all is drawn twice for it
-            layout.execute(figure)
-            figure.set_layout_engine(None)
-        figure.savefig(data, format="png", dpi=100)
+        picture = rendered(figure, dpi=100)
         pyplot.close(figure)
+    return picture
+
+
+def rendered(figure: Any, dpi: int) -> bytes:
+    """A figure of Matplotlib as PNG; its layout is settled before, else all is drawn twice."""
+    figure.set_dpi(dpi)
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=dpi)
     return data.getvalue()
 
 

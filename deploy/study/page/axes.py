@@ -1,10 +1,10 @@
 """What the study's figures have in common: colours, marks, scales, and how they become PNG."""
 
-import io
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from deploy.report.plots import rendered
 from deploy.study.analysis.results import REFERENCES
 from deploy.study.analysis.statistics import Analysis
 
@@ -24,10 +24,9 @@ def pyplot() -> Any:
 
 
 def png(figure: Any) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DPI)
+    picture = rendered(figure, DPI)
     pyplot().close(figure)
-    return data.getvalue()
+    return picture
 
 
 def colour_of(analysis: Analysis, name: str) -> str:
