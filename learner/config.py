@@ -65,7 +65,8 @@ class LearnerConfig(Config):
     max_failures: Spare = 1
     """How often a dead learner is restarted from its newest snapshot."""
     stall_seconds: Seconds = 300.0
-    """The run ends, naming the stage, when no batch arrives for this long."""
+    """The run ends, naming the stage, when no batch arrives for this long; a process that answers
+    nothing for this long is ended as if it had died."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, schedule, clipping, EMA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from common.errors import Closed, Diverged, InputError, RunFailed
+from common.errors import Closed, Diverged, InputError, RunFailed, ServiceDied
 from common.exchange.buffer import TrajectorySource
 from common.exchange.metrics import PROFILE, MetricsSink
 from common.exchange.schedule import Schedule
@@ -179,12 +179,16 @@ class Trainer:
         row |= {"images_total": step * self._schedule.global_batch_size}
         row |= {**metrics, **self._buffer.gauges()}
         row |= {"seconds/wait": began - asked, "seconds/step": done - began, **taken.numbers}
-        self._metrics.post(row)
+        self._post(row)
         if self._after_step is not None:
             self._after_step(self._learner)
         if profile is not None:
-            self._metrics.post({"step": step, "time": row["time"], PROFILE: profile})
+            self._post({"step": step, "time": row["time"], PROFILE: profile})
         self._snapshot()
+
+    def _post(self, row: dict[str, Any]) -> None:
+        with suppress(ServiceDied):  # a run goes on without its curves
+            self._metrics.post(row)
 
     def _state(self) -> str:
         """Who holds what, for the message of a stall."""

@@ -50,7 +50,7 @@ def answer(name: str, ask: Callable[[], Any]) -> Any:
     try:
         answer = ask()
     except (RayActorError, ObjectLostError) as error:
-        raise ServiceDied(f"the process of {name} died: {ray_reason(error)}; {GO_ON}") from error
+        raise ServiceDied(died(name, error)) from error
     except RayTaskError as error:
         if not isinstance(error.cause, Exception):
             raise
@@ -64,6 +64,11 @@ def answer(name: str, ask: Callable[[], Any]) -> Any:
     error = answer.verdict.error()
     # A neighbour of the actor died, not the actor.
     raise RunFailed(str(error)) if isinstance(error, ServiceDied) else error
+
+
+def died(name: str, error: RayError) -> str:
+    """The sentence about a process that is gone."""
+    return f"the process of {name} died: {ray_reason(error)}; {GO_ON}"
 
 
 def failed(name: str, error: RayError) -> RunFailed:

@@ -168,6 +168,10 @@ class RayLauncher:
             for reference in ready:
                 answer(missing.pop(reference), partial(ray.get, reference))
 
+    def living(self) -> dict[Any, str]:
+        """The names of the actors that were placed and not ended."""
+        return {actor: self.names[actor] for actor in list(self._actors)}
+
     def end(self, placed: object) -> None:
         """End the actor behind `placed`; what it takes is free for another."""
         actor = cast(ActorProxy, placed)._actor

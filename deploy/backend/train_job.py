@@ -33,6 +33,10 @@ START_SECONDS = 60.0
 for ever (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)."""
 
 
+SILENCE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+"""Ray Train asks its ranks whether they are there, and would wait ten minutes for an answer."""
+
+
 class Closable(Protocol):
     """What the learner's ranks talk to: closed with the cause when one of them cannot go on."""
 
@@ -121,6 +125,7 @@ class TrainJob:
         wait about `patience` seconds for room."""
         resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
         logging.getLogger("ray.train").setLevel(logging.ERROR)
+        os.environ[SILENCE] = str(learner.stall_seconds)
         self._trainer = FewerProcesses(
             learn_on_rank,
             train_loop_config={

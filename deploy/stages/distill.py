@@ -224,6 +224,7 @@ def _run_in_actors(
     run: Run, watch: Watch, place: Any, patience: float
 ) -> tuple[Outcome, dict[str, Any]]:
     """On a cluster that has room; `place` is a RayLauncher, `patience` the learner's."""
+    from deploy.backend.pulse import Pulse
     from deploy.backend.supervisor import WorkerSupervisor
     from deploy.backend.train_job import TRAIN_STORAGE, TrainJob
 
@@ -236,25 +237,29 @@ def _run_in_actors(
     place.give_ranks_back()
     # Starts up beside the actors.
     job = TrainJob(config.learner, root, services, rank, patience)
-    try:
-        place.wait_ready(bar.say)
-        bar.say("waiting for the learner")
-        watch.stop.poll_from_here()
-        while job.running():
-            crew.check()
+    with Pulse(place.living, lambda: watch.patience(config.learner.stall_seconds)) as pulse:
+        try:
+            place.wait_ready(bar.say)
+            bar.say("waiting for the learner")
+            watch.stop.poll_from_here()
+            while job.running():
+                crew.check()
+                watch.poll(services)
+                time.sleep(POLL_SECONDS)
             watch.poll(services)
-            time.sleep(POLL_SECONDS)
-        watch.poll(services)
-        return job.result(), _gauges(services, crew.deaths)
-    finally:
-        watch.stop.poll_from_here()  # ended in order from here, whatever happened
-        if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
-            services.close("the run was given up")
-            job.wait(GIVE_UP_SECONDS)
-        _last_rows(watch, services)
-        crew.dismiss()
-        place.shutdown()
-        shutil.rmtree(root / TRAIN_STORAGE, ignore_errors=True)
+            return job.result(), _gauges(services, crew.deaths | watch.deaths)
+        except RunFailed as error:
+            raise pulse.blamed(error) from error.__cause__
+        finally:
+            watch.is_closing = True
+            watch.stop.poll_from_here()  # ended in order from here, whatever happened
+            if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
+                services.close("the run was given up")
+                job.wait(GIVE_UP_SECONDS)
+            _last_rows(watch, services)
+            crew.dismiss()
+            place.shutdown()
+            shutil.rmtree(root / TRAIN_STORAGE, ignore_errors=True)
 
 
 def _last_rows(watch: Watch, services: Services) -> None:

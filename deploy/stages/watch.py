@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from common.errors import InputError, Verdict
+from common.errors import InputError, ServiceDied, Verdict
 from common.exchange.metrics import PROFILE, MetricsLog
 from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest
@@ -17,6 +17,9 @@ SHOWN = {
     "lag": "lag_mean",
     "buffer": "buffer/fill",
 }
+
+
+HURRIED_SECONDS = 10.0
 
 
 @dataclass
@@ -33,13 +36,20 @@ class Watch:
     recent: list[tuple[float, int]] = field(default_factory=list)
     shown: dict[str, float] = field(default_factory=dict)
     is_closing: bool = False
+    deaths: dict[str, str] = field(default_factory=dict)
+    """Who died that a run can do without."""
+
+    def patience(self, seconds: float) -> float:
+        """How long anybody may be silent: `seconds`, and less while the run is being ended."""
+        is_ending = self.is_closing or self.stop.name is not None
+        return min(seconds, HURRIED_SECONDS) if is_ending else seconds
 
     def poll(self, services: Services) -> None:
         if self.stop.name is not None and not self.is_closing:
             self.is_closing = True
             self.target.print(f"{self.stop.name}: stopping after this step; once more ends at once")
             services.close(f"stopped by {self.stop.name}")
-        rows = services.hub.since(self.rows)
+        rows = self._new_rows(services)
         self.rows += len(rows)
         steps = [row for row in rows if PROFILE not in row]
         for row in steps:
@@ -52,6 +62,17 @@ class Watch:
             for row in steps:  # a step without student rows has no lag: show the last one
                 self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}
             self.bar.show(steps[-1]["step"], self.shown)
+
+    def _new_rows(self, services: Services) -> list[dict]:
+        if "metrics" in self.deaths:
+            return []
+        try:
+            return services.hub.since(self.rows)
+        except ServiceDied as error:
+            self.deaths["metrics"] = str(error)
+            said = str(error).partition(";")[0]
+            self.target.print(f"warning: {said}; the run goes on without metrics")
+            return []
 
     def _write(self, rows: list[dict], services: Services) -> None:
         try:
