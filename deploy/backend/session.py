@@ -22,15 +22,12 @@ from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
 from deploy.console.stopping import handlers_kept
 
-Told = Bar | Console | Callable[[str], object]
-"""What hears what goes on: beside other bars, something that takes words."""
-
 
 @contextmanager
 def cluster(
     config: RunConfig,
     cpus: int | None = None,
-    told: Told | None = None,
+    told: Bar | Console | None = None,
     needed: str | None = None,
 ) -> Iterator[None]:
     """A Ray connection for the block; a cluster that was started here is shut down after it.
@@ -78,7 +75,7 @@ def _importing(module: str) -> Iterator[None]:
         thread.join()
 
 
-def _join(address: str, told: Told | None, stack: ExitStack) -> None:
+def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
     import ray
     from ray.exceptions import RayError
 
@@ -97,7 +94,9 @@ def _join(address: str, told: Told | None, stack: ExitStack) -> None:
             raise refused(address, str(error).strip().partition("\n")[0]) from error
 
 
-def _start(config: RunConfig, cpus: int | None, told: Told | None, stack: ExitStack) -> None:
+def _start(
+    config: RunConfig, cpus: int | None, told: Bar | Console | None, stack: ExitStack
+) -> None:
     import ray
     from ray.exceptions import RayError
 
@@ -130,12 +129,11 @@ def _start(config: RunConfig, cpus: int | None, told: Told | None, stack: ExitSt
 
 
 @contextmanager
-def _waiting(told: Told | None, what: str) -> Iterator[Callable[[str], object]]:
+def _waiting(told: Bar | Console | None, what: str) -> Iterator[Callable[[str], object]]:
     """Say `what`, again and again where there is nothing else to see; yields what says more."""
-    if told is not None and not isinstance(told, Console):
-        say = told.say if isinstance(told, Bar) else told
-        say(what)
-        yield say
+    if isinstance(told, Bar):
+        told.say(what)
+        yield told.say
     elif told is not None:
         with busy(told, what):
             yield told.print

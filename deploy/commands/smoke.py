@@ -10,6 +10,7 @@ For example:
 """
 
 import argparse
+import importlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def _distilled(
     tokenize(*begun, target, local=True)
     with beside(server) as jobs:
         trainings = _trainings(*begun, jobs)
-        with cluster(config, told=target if server is None else target.print):
+        with cluster(config, told=target, needed="deploy.backend.train_job"):
             if server is None:
                 warm_up(config)
             _finish(*begun, target, trainings)
@@ -169,6 +170,7 @@ def _finish(
     from deploy.stages.training import require_finished
 
     with followed(target, *courses(config, workspace)):
+        importlib.import_module("matplotlib.pyplot")  # of the report: there is time for it now
         stopped = wait_for([*trainings.values()])
         for which in trained_models(config):
             require_finished(trainings[which].result(), target)
