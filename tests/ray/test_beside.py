@@ -13,6 +13,7 @@ from common.errors import InputError, RunFailed
 from deploy.backend.beside import beside, wait_for
 from deploy.backend.forking.fork_server import ForkServer
 from deploy.run_folder.shipped import shipped
+from deploy.stages.quality import assess
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,20 @@ def test_without_a_server_this_process_does_the_jobs_in_turn():
         assert begun[0].result() == os.getpid()
         with pytest.raises(ZeroDivisionError):
             begun[1].result()
+
+
+def test_models_are_judged_elsewhere_as_here(server, run_in, quiet):
+    config, workspace = run_in("evaluate.samples=40")
+    here = assess(config, workspace, quiet)
+    shown = []
+    with beside(server) as jobs:
+        elsewhere = assess(config, workspace, quiet, jobs, meanwhile=shown.append)
+    assert [*elsewhere.metrics.items()] == [*here.metrics.items()]
+    assert len(here.metrics) == 2
+    assert (elsewhere.weights, elsewhere.features) == (here.weights, here.features)
+    assert shown == [here.classes]
+    for name, classes in here.images.items():
+        assert all(map(torch.equal, classes, elsewhere.images[name])), name
 
 
 def test_a_server_that_has_gone_does_no_job(server):
