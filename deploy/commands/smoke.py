@@ -169,8 +169,8 @@ def _finish(
     from deploy.stages.pretrain import courses, trained_models
     from deploy.stages.training import require_finished
 
+    importlib.import_module("matplotlib.pyplot")  # of the report: there is time for it now
     with followed(target, *courses(config, workspace)):
-        importlib.import_module("matplotlib.pyplot")  # of the report: there is time for it now
         stopped = wait_for([*trainings.values()])
         for which in trained_models(config):
             require_finished(trainings[which].result(), target)
