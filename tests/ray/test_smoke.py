@@ -16,14 +16,20 @@ LONG = ("pretrain.teacher.steps=100000", "pretrain.teacher.checkpoint_every=0")
 
 @pytest.fixture
 def smoke(server, tmp_path, tiny_overrides):
-    """Begins the command; the run folder, and what runs."""
+    """Begins the command; the run folder, and what runs, which ends with the test."""
+    begun = []
 
     def begin(*words):
         workspace = Workspace(tmp_path / "run")
         command = ("smoke", "--out", workspace.root, *tiny_overrides, *LONG, *words)
-        return workspace, server.begin(command, tmp_path)
+        begun.append(server.begin(command, tmp_path))
+        return workspace, begun[-1]
 
-    return begin
+    yield begin
+    for running in begun:
+        if running.process.is_alive():
+            running.send(signal.SIGTERM)
+            running.ended(30)
 
 
 def test_ctrl_c_ends_the_trainings_in_order(smoke):
