@@ -51,6 +51,7 @@ READ_LATER = {
     "PYTHONPATH",  # `become` heeds it
     "PYTHONBREAKPOINT",  # Ray sets it in a process that is connected
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC",  # Ray Train sets it for its actors, and reads it there
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",  # read where Ray Train begins to watch its ranks
     "TORCHINDUCTOR_CACHE_DIR",  # torch sets it when it imports a compiler
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),  # scikit-learn sets them for all that come later
 }
