@@ -17,6 +17,13 @@ class Categorical:
         self.logit_NV = logit_NV
         self._logprob_NV: Tensor | None = None
 
+    @classmethod
+    def normalised(cls, logprob_NV: Tensor) -> "Categorical":
+        """Known by its log-probabilities, which stay as they are."""
+        found = cls(logprob_NV)
+        found._logprob_NV = logprob_NV
+        return found
+
     @property
     def logprob_NV(self) -> Tensor:
         """Normalised, with the logits' gradient where that is recorded."""
@@ -30,4 +37,6 @@ class Categorical:
 
     def only(self, index_n: Tensor) -> "Categorical":
         """Of some tokens."""
-        return Categorical(self.logit_NV[index_n])
+        is_normalised = self._logprob_NV is self.logit_NV
+        make = Categorical.normalised if is_normalised else Categorical
+        return make(self.logit_NV[index_n])

@@ -54,7 +54,10 @@ class TeacherTargets:
     def distribution(self, column: Mapping[str, Tensor]) -> Categorical:
         """The teacher's opinion from wire columns gathered to (N, ...); always float32."""
         with autocast(self.head.weight.device, torch.float32):
-            return Categorical(self.signal.logit(column, self.head))
+            logit_NV = self.signal.logit(column, self.head)
+            if logit_NV is not None:
+                return Categorical(logit_NV)
+            return Categorical.normalised(self.signal.logprob(column, self.head))
 
     def logprob(self, column: Mapping[str, Tensor]) -> Tensor:
         """Its logprob_NV."""

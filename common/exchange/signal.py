@@ -23,9 +23,9 @@ class SignalConfig(PluginConfig, ABC):
     def logprob(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
         """The teacher's normalised logprob_NV from columns gathered to (N, ...)."""
 
-    def logit(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor:
-        """The same up to a constant per token, where that is less work."""
-        return self.logprob(column, head)
+    def logit(self, column: Mapping[str, Tensor], head: nn.Linear) -> Tensor | None:
+        """The same up to a constant per token, where that is less work; None where it is not."""
+        return None
 
     def entropy(self, column: Mapping[str, Tensor], hidden_BLC: Tensor, head: nn.Linear) -> Tensor:
         """entropy_BL of the untempered teacher, from what `encode` made of `hidden_BLC` or from the

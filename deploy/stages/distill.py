@@ -224,7 +224,7 @@ def _run_in_actors(
     run: Run, watch: Watch, place: Any, patience: float
 ) -> tuple[Outcome, dict[str, Any]]:
     """On a cluster that has room; `place` is a RayLauncher, `patience` the learner's."""
-    from deploy.backend.pulse import Pulse
+    from deploy.backend.heartbeat import Heartbeat
     from deploy.backend.supervisor import WorkerSupervisor
     from deploy.backend.train_job import TRAIN_STORAGE, TrainJob
 
@@ -237,7 +237,7 @@ def _run_in_actors(
     place.give_ranks_back()
     # Starts up beside the actors.
     job = TrainJob(config.learner, root, services, rank, patience)
-    with Pulse(place.living, lambda: watch.patience(config.learner.stall_seconds)) as pulse:
+    with Heartbeat(place.living, lambda: watch.patience(config.learner.stall_seconds)) as heartbeat:
         try:
             place.wait_ready(bar.say)
             bar.say("waiting for the learner")
@@ -249,7 +249,7 @@ def _run_in_actors(
             watch.poll(services)
             return job.result(), _gauges(services, crew.deaths | watch.deaths)
         except RunFailed as error:
-            raise pulse.blamed(error) from error.__cause__
+            raise heartbeat.blamed(error) from error.__cause__
         finally:
             watch.is_closing = True
             watch.stop.poll_from_here()  # ended in order from here, whatever happened

@@ -20,6 +20,7 @@ SHOWN = {
 
 
 HURRIED_SECONDS = 10.0
+"""How long anybody may be silent while a run is being ended."""
 
 
 @dataclass

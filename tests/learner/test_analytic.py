@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.exchange.signals import full
 from learner.analytic import summed_logprob
 from learner.categorical import Categorical
 from learner.divergence import Divergence
 from learner.relaxation import number_by_first_code, relaxed
+from learner.teacher_targets import TeacherTargets
 
 N, V, C = 5, 24, 7
 
@@ -91,3 +93,12 @@ def test_what_was_asked_for_without_a_gradient_still_has_one():
     wanted = torch.eye(V, dtype=torch.double)[0] - given.logit_NV.detach().softmax(-1)
     torch.testing.assert_close(found, wanted)
     assert given.logprob_NV is given.logprob_NV
+
+
+def test_log_probabilities_from_a_record_stay_as_they_are():
+    """Rounded to float16 they don't add up to 1 exactly; nobody pays for another softmax."""
+    logprob_NV = logits(4).log_softmax(-1).half().float()
+    targets = TeacherTargets(full.Config(), nn.Linear(1, V), "head")
+    found = targets.distribution({"logprob": logprob_NV})
+    assert torch.equal(found.logprob_NV, logprob_NV)
+    assert torch.equal(found.only(torch.tensor([3, 1])).logprob_NV, logprob_NV[[3, 1]])

@@ -8,6 +8,7 @@ too long is ended: from then on it is as dead as any other, for which the run ha
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,21 +26,21 @@ ESSENTIAL = ("ledger", "buffer", "weights")
 """Without them nobody goes on; others have replicas, or others take their places."""
 
 
-class Pulse:
+class Heartbeat:
     """Asks in the background while the block lasts."""
 
     def __init__(
         self, actors: Callable[[], Mapping[Any, str]], patience: Callable[[], float]
     ) -> None:
         """`actors` that are to be there now, with their names; `patience` in seconds, as of now.
-        An actor that is still being made has no pulse yet and is waited for."""
+        An actor that is still being made has no heartbeat yet and is waited for."""
         self._actors = actors
         self._patience = patience
         self._asked: dict[Any, tuple[Any, float]] = {}
         self._answered: set[Any] = set()
         self._ended = threading.Event()
         self._look = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self.lost: dict[str, str] = {}
         """A sentence about each that is gone, by its name, in the order in which it was found."""
 
@@ -59,7 +60,8 @@ class Pulse:
     def blamed(self, failure: RunFailed) -> RunFailed:
         """The failure, by its cause: others hear of a process that is gone by what it did not do
         for them, and not why."""
-        self._round(LAST_LOOK_SECONDS)
+        with suppress(RayError):
+            self._round(LAST_LOOK_SECONDS)
         for name, why in self.lost.items():
             if name in ESSENTIAL or f"the process of {name} died" in str(failure):
                 return RunFailed(why)
@@ -69,7 +71,8 @@ class Pulse:
         while not self._ended.is_set():
             pause = min(MOST_SECONDS, self._patience() / 4)
             began = time.monotonic()
-            self._round(pause)
+            with suppress(RayError):  # the cluster itself: whoever works on it says so
+                self._round(pause)
             self._ended.wait(max(0.0, pause - (time.monotonic() - began)))
 
     def _round(self, seconds: float) -> None:
