@@ -20,6 +20,10 @@ from common.files.snapshots import Snapshots
 from learner.intake import Intake
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
+from learner.publisher import Publisher, RewindableWeights
+
+VERSIONS = "versions"
+"""What a snapshot calls the earlier versions of the student that leases are pinned to."""
 
 
 class Book(Protocol):
@@ -27,7 +31,7 @@ class Book(Protocol):
 
     def commit(self, step: int, numbers: list[int]) -> None: ...
     def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> int: ...
+    def restore(self, state: dict[str, Any], versions: list[int]) -> int: ...
     def describe(self) -> str: ...
 
 
@@ -48,11 +52,6 @@ class Trained(Protocol):
 class RewindableBuffer(TrajectorySource, Protocol):
     def clear(self, generation: int) -> None: ...
     def gauges(self) -> dict[str, float]: ...
-
-
-class RewindableWeights(Protocol):
-    def publish(self, weights: Weights) -> None: ...
-    def rewind(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +95,17 @@ class Trainer:
         self._learner = learner
         self._schedule = schedule
         self._buffer = buffer
-        self._weights = weights
+        self._publisher = Publisher(weights, schedule, weights_dtype)
         self._ledger = ledger
         self._metrics = metrics
         self._snapshots = snapshots
         self._found = found
         self._ranks = ranks
-        self._weights_dtype = weights_dtype
         self._snapshot_every = checkpoint_every
         ahead = partial(Intake, buffer, ranks, steps=schedule.steps, while_waiting=while_waiting)
         self._intake = ahead(stall_seconds=stall_seconds, state=self._state)
         self._take_over = take_over
         self._after_step = after_step
-        self._published = 0
-        self._version = 0
         self._kept = 0  # the step of the newest snapshot
 
     def run(self) -> Outcome:
@@ -136,14 +132,15 @@ class Trainer:
         finally:
             self._intake.close()
         self._snapshot(force=True)
-        return Outcome(self._learner.steps_done, self._published, time.monotonic() - started, cause)
+        seconds = time.monotonic() - started
+        return Outcome(self._learner.steps_done, self._publisher.count, seconds, cause)
 
     def _resume(self) -> None:
         """All ranks begin with the same snapshot; rank 0 takes the services back to it."""
-        state = {"step": 0, "frontier": 0, "beyond": []}
+        state, versions = {"step": 0, "frontier": 0, "beyond": []}, {}
         if self._found is not None:
             tensors, facts = self._found
-            state = facts["ledger"]
+            state, versions = facts["ledger"], tensors.pop(VERSIONS, {})
             try:
                 self._learner.restore(tensors, state["step"])
             except InputError as error:
@@ -152,9 +149,8 @@ class Trainer:
         self._kept = state["step"]
         self._ranks.barrier()
         if self._ranks.rank == 0:
-            self._weights.rewind()
-            self._publish()
-            self._buffer.clear(self._ledger.restore(state))
+            earlier = self._publisher.begin(self._learner, versions)
+            self._buffer.clear(self._ledger.restore(state, earlier))
         self._ranks.barrier()
 
     def _step(self) -> None:
@@ -171,11 +167,12 @@ class Trainer:
             self._take_over = None
         try:
             if self._schedule.is_published(step) or step == self._schedule.steps:
-                self._publish()
+                self._publisher.publish(self._learner)
         finally:  # the step is done, whether or not anybody is left to hear of it
             self._ledger.commit(step, taken.leases)
         done = time.monotonic()
-        row = {"step": step, "time": time.time(), "version": self._version, "pid": os.getpid()}
+        row = {"step": step, "time": time.time(), "pid": os.getpid()}
+        row |= {"version": self._publisher.version}
         row |= {"images_total": step * self._schedule.global_batch_size}
         row |= {**metrics, **self._buffer.gauges()}
         row |= {"seconds/wait": began - asked, "seconds/step": done - began, **taken.numbers}
@@ -194,15 +191,6 @@ class Trainer:
         """Who holds what, for the message of a stall."""
         return f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
 
-    def _publish(self) -> None:
-        if self._weights_dtype is None:
-            weights = Weights.of(self._learner.steps_done, b"")
-        else:
-            weights = self._learner.published(self._weights_dtype)
-        self._weights.publish(weights)
-        self._version = weights.version
-        self._published += 1
-
     def _keep(self) -> None:
         """A snapshot on the way out, where the ledger still lives and counts the same steps."""
         with suppress(RunFailed):
@@ -214,5 +202,6 @@ class Trainer:
         if self._ranks.rank != 0 or step == self._kept:
             return
         if force or (self._snapshot_every and step % self._snapshot_every == 0):
-            self._snapshots.save(step, self._learner.snapshot(), {"ledger": self._ledger.state()})
+            tensors = self._learner.snapshot() | {VERSIONS: self._publisher.kept(step)}
+            self._snapshots.save(step, tensors, {"ledger": self._ledger.state()})
             self._kept = step

@@ -28,14 +28,14 @@ class Ledger:
         self._cause: Verdict | None = None
         self._open = False
         self._dead: set[str] = set()
-        self._reset(trained=0, done=())
+        self._reset({"step": 0, "frontier": 0, "beyond": []}, ())
         self._reissued = 0
 
-    def _reset(self, trained: int, done: Iterable[int]) -> None:
-        self._base = trained
-        self._trained_steps = trained
-        self._done = set(done)
-        self._next = 0
+    def _reset(self, state: dict[str, Any], versions: Iterable[int]) -> None:
+        self._base = self._trained_steps = state["step"]
+        self._versions = sorted(versions)
+        self._frontier = self._next = state["frontier"]  # every lease before it is trained
+        self._beyond = set(state["beyond"])  # trained as well
         self._again: list[int] = []
         self._leased: dict[int, tuple[str, float]] = {}
         self._stored: set[int] = set()
@@ -99,7 +99,10 @@ class Ledger:
         with self._changed:
             for number in numbers:
                 self._stored.discard(number)
-                self._done.add(number)
+                self._beyond.add(number)
+            while self._frontier in self._beyond:
+                self._beyond.remove(self._frontier)
+                self._frontier += 1
             self._trained_steps = step
             self._changed.notify_all()
 
@@ -118,18 +121,16 @@ class Ledger:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON: steps done, frontier, trained beyond it."""
         with self._changed:
-            frontier = 0
-            while frontier in self._done:
-                frontier += 1
-            beyond = sorted(number for number in self._done if number > frontier)
-            return {"step": self._trained_steps, "frontier": frontier, "beyond": beyond}
+            beyond = sorted(self._beyond)
+            return {"step": self._trained_steps, "frontier": self._frontier, "beyond": beyond}
 
-    def restore(self, state: dict[str, Any]) -> int:
-        """Go back to `state`; returns the new generation that later records must carry."""
+    def restore(self, state: dict[str, Any], versions: Iterable[int] = ()) -> int:
+        """Go back to `state`; returns the new generation that later records must carry. Beside
+        the state's own version of the student, `versions` of before are published again."""
         with self._changed:
             self._generation += 1
             self._open = True
-            self._reset(state["step"], (*range(state["frontier"]), *state["beyond"]))
+            self._reset(state, versions)
             self._changed.notify_all()
             return self._generation
 
@@ -155,8 +156,8 @@ class Ledger:
         return number
 
     def _next_number(self) -> int:
-        number = self._next
-        while number in self._done:
+        number = max(self._next, self._frontier)
+        while number in self._beyond:
             number += 1
         return number
 
@@ -177,7 +178,12 @@ class Ledger:
     def _describe(self, number: int) -> Lease:
         size = self._schedule.lease_size
         step = number // self._schedule.leases_per_step
-        # After a restart nothing older than the checkpoint is published any more.
-        pinned = max(self._base, self._schedule.pinned_version(step))
-        version = pinned if self._schedule.ordered else None
+        version = self._pinned(step) if self._schedule.ordered else None
         return Lease(number, number * size, size, step, version, self._generation)
+
+    def _pinned(self, step: int) -> int:
+        pinned = self._schedule.pinned_version(step)
+        if pinned >= self._base:
+            return pinned
+        # Of before a restart: where that very version is gone, the one after it.
+        return next((version for version in self._versions if version >= pinned), self._base)

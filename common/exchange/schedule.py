@@ -94,6 +94,18 @@ class Schedule:
             return step - (step - phase.first) % phase.period
         return max(0, step - self.ahead) // self.publish_every * self.publish_every
 
+    @property
+    def pins_earlier(self) -> bool:
+        """Whether a lease may be pinned to a version that has a newer one already."""
+        return self.ordered and (self.max_staleness > 0 or bool(self.phases))
+
+    def earlier_versions(self, step: int) -> list[int]:
+        """Versions from before `step` that its leases and later ones are pinned to, in order."""
+        if not self.pins_earlier:
+            return []
+        pinned = self.pinned_version(step)
+        return [version for version in range(pinned, step) if self.is_published(version)]
+
     def oldest_version(self, step: int) -> int:
         """What the student's rows of `step` must not be older than."""
         return self.pinned_version(step) if self.phases else step - self.max_staleness

@@ -1,5 +1,6 @@
 """What happens while buffer and ledger talk to each other: others act, learners restart."""
 
+import random
 import threading
 from dataclasses import replace
 
@@ -100,3 +101,37 @@ def test_room_for_one_record_is_given_to_one_of_two_who_send_at_once():
     ledger.then = lambda: other.append(buffer.put(record(leases[4], 0), 0.01))
     assert buffer.put(record(leases[3], 0), 0)
     assert other == [False]
+
+
+def test_a_ledger_holds_its_frontier_and_not_its_past():
+    """Trained in another order than leased, as it happens without `ordered`."""
+    ledger = Ledger(replace(PLAIN, steps=4000))
+    ledger.restore(START)
+    held, chance = [], random.Random(3)
+    for step in range(1, 2001):
+        while (lease := ledger.lease("w", 0)) is not None:
+            ledger.stored(lease.number, lease.generation)
+            held.append(lease.number)
+        ledger.commit(step, [held.pop(0), held.pop(chance.randrange(len(held)))])
+    state = ledger.state()
+    assert state["frontier"] == held[0]
+    assert sorted({*range(held[0], 4000 + len(held))} - {*held}) == state["beyond"]
+    sizes = [len(part) for part in vars(ledger).values() if hasattr(part, "__len__")]
+    assert max(sizes) <= 16
+    ledger.restore(state)
+    leases = [ledger.lease("w", 0).number for _ in held]
+    assert leases == held, "what was not trained, and nothing else"
+
+
+def test_leases_go_back_to_their_versions_or_the_next_ones_that_are_there():
+    schedule = replace(PLAIN, ordered=True, publish_every=1)
+    ledger = Ledger(schedule)
+
+    def versions(*there):
+        ledger.restore({"step": 7, "frontier": 14, "beyond": []}, there)
+        return [ledger.lease("w", 0).version for _ in range(4 * schedule.leases_per_step)][::2]
+
+    assert schedule.earlier_versions(7) == [4, 5, 6]
+    assert versions(4, 5, 6) == [4, 5, 6, 7]
+    assert versions(6) == [6, 6, 6, 7], "of a run with a tighter bound"
+    assert versions() == [7, 7, 7, 7], "of a snapshot that has none"

@@ -53,8 +53,12 @@ def test_a_run_goes_on_without_one_worker_and_ends_without_any(ray_cluster, run_
 def test_the_only_worker_and_the_learner_are_killed_and_others_take_their_places(
     ray_cluster, run_in, quiet
 ):
-    again = ("rollout.max_restarts=1", "learner.max_failures=1")
-    run = run_in("rollout.workers=1", *again, "learner.steps=30", "learner.checkpoint_every=5")
+    """And in `ordered` mode the numbers are those of a run in which nobody died."""
+    again = ("rollout.max_restarts=1", "learner.max_failures=1", "learner.checkpoint_every=5")
+    pinned = ("learner.ordered=true", "learner.max_staleness=2", "learner.steps=30")
+    run = run_in("rollout.workers=1", *again, *pinned)
+    whole = run_in(*pinned, name="whole")
+    distill(*whole, quiet, local=True)
 
     def kill(made):
         until(lambda: len(read_rows(run[1].metrics)) >= 3)
@@ -69,4 +73,5 @@ def test_the_only_worker_and_the_learner_are_killed_and_others_take_their_places
     assert [row["step"] for row in rows] == list(range(1, 31)), "every step once"
     restarted = next(i for i in range(1, 30) if rows[i]["pid"] != rows[i - 1]["pid"])
     assert rows[restarted]["step"] % 5 == 1, "it went on right after a snapshot"
+    assert [row["loss"] for row in rows] == [row["loss"] for row in rows_of(whole[1])]
     require_fresh(run)

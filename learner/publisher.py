@@ -1,0 +1,83 @@
+"""What the learner offers the workers: its versions, and after a restart the earlier ones again.
+
+In `ordered` mode a lease says with which version it is sampled, and the leases of the next steps
+are pinned to versions that are older than the step a snapshot is of. So a snapshot holds those.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from common.exchange.schedule import Schedule
+from common.exchange.views import view_of
+from common.exchange.weights import Weights
+
+
+class RewindableWeights(Protocol):
+    def publish(self, weights: Weights) -> None: ...
+    def rewind(self) -> None: ...
+
+
+class Published(Protocol):
+    """Who has a student to publish."""
+
+    @property
+    def steps_done(self) -> int: ...
+    def published(self, dtype: str) -> Weights: ...
+
+
+class Publisher:
+    """Of one run, on rank 0."""
+
+    def __init__(self, sink: RewindableWeights, schedule: Schedule, dtype: str | None) -> None:
+        """Without a `dtype` versions are numbers alone, for nobody samples the student."""
+        self._sink = sink
+        self._schedule = schedule
+        self._dtype = dtype
+        self._pinned: dict[int, Weights] = {}
+        self.version = -1
+        """The newest one."""
+        self.count = 0
+        """Versions that were published for the first time."""
+
+    def begin(self, learner: Published, kept: Mapping[str, Tensor]) -> list[int]:
+        """Offer what there was when the learner had done its steps, and nothing else; `kept` is
+        what `kept()` gave then. Returns the versions before the learner's that are there."""
+        self._sink.rewind()
+        self._pinned.clear()
+        wanted = self._schedule.earlier_versions(learner.steps_done)
+        there = [version for version in wanted if str(version) in kept]
+        for version in there:
+            self._offer(Weights.of(version, kept[str(version)].numpy().data))
+        # Of a snapshot that does not know them, or by a schedule that was changed since: the next.
+        if there != wanted or self._schedule.is_published(learner.steps_done) or not there:
+            self.publish(learner)
+        return there
+
+    def publish(self, learner: Published) -> None:
+        """Offer the student as it is now."""
+        if self._dtype is None:
+            weights = Weights.of(learner.steps_done, b"")
+        else:
+            weights = learner.published(self._dtype)
+        self._offer(weights)
+        self.count += 1
+
+    def kept(self, step: int) -> dict[str, Tensor]:
+        """Bytes of the versions before `step` that leases from there on are pinned to."""
+        wanted = self._schedule.earlier_versions(step)
+        return {
+            str(version): view_of(np.frombuffer(self._pinned[version].payload, np.uint8))
+            for version in wanted
+            if version in self._pinned
+        }
+
+    def _offer(self, weights: Weights) -> None:
+        self._sink.publish(weights)
+        self.version = weights.version
+        if self._schedule.pins_earlier:
+            oldest = self._schedule.pinned_version(weights.version)
+            kept = {at: held for at, held in self._pinned.items() if at >= oldest}
+            self._pinned = {**kept, weights.version: weights}
