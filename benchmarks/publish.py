@@ -34,7 +34,7 @@ class Publisher:
 
     def __init__(self, megabytes: int, weights: WeightStore) -> None:
         self._weights = weights
-        self._module = module_of(megabytes)
+        self._module, _ = module_of(megabytes)
 
     def publish(self, version: int) -> None:
         self._weights.publish(Weights.of(version, pack(self._module, torch.float32)))
@@ -45,8 +45,7 @@ class Reader:
 
     def __init__(self, megabytes: int, weights: WeightStore) -> None:
         self._weights = weights
-        self._module = module_of(megabytes)
-        self._bytes = np.empty(megabytes * 2**20, np.uint8)
+        self._module, self._bytes = module_of(megabytes)
 
     def load(self, version: int) -> None:
         _load(self._module, self._weights.get(version, SECONDS))
@@ -60,8 +59,8 @@ def main() -> None:
     on = machine(options)
     rows = []
     for megabytes in options.megabytes:
-        # The store keeps two versions; the publisher's array and the bare one lie beside them.
-        with launcher(cpus=4, store_mb=5 * megabytes + 256) as place:
+        # The store keeps a version, the next one and the bare bytes come beside it.
+        with launcher(cpus=4, store_mb=4 * megabytes + 256) as place:
             cases = cases_of(place, megabytes)
             found = interleaved(cases, options.rounds, tree_seconds)
         for name, timing in found.items():
@@ -84,20 +83,29 @@ def _parser():
     return found
 
 
-def module_of(megabytes: int) -> nn.Module:
-    """So many megabytes of float32, in layers."""
-    layers = [nn.Linear(LAYER, LAYER, bias=False) for _ in range(max(1, megabytes // 4))]
-    return nn.Sequential(*layers).requires_grad_(False)
+def module_of(megabytes: int) -> tuple[nn.Module, np.ndarray]:
+    """So many megabytes of float32, in layers, and the bytes that they lie in, (n,) uint8: at
+    2 GB a machine of 24 GB has no room for both."""
+    with torch.device("meta"):
+        layers = [nn.Linear(LAYER, LAYER, bias=False) for _ in range(max(1, megabytes // 4))]
+        module = nn.Sequential(*layers).requires_grad_(False)
+    drawn = nn.Sequential(*layers).to_empty(device="cpu")
+    for parameter in drawn.parameters():
+        nn.init.normal_(parameter)
+    parts = pack(drawn, torch.float32)
+    array = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
+    del drawn
+    module.load_state_dict(unpack([array]), assign=True)
+    return module, array
 
 
 def cases_of(place: Any, megabytes: int) -> dict[str, Callable[[], object]]:
-    module, versions = module_of(megabytes), count()
-    weights = place(WeightStore, 1)
+    (module, array), versions = module_of(megabytes), count()
+    weights = place(WeightStore, 0)
     publisher = place(Publisher, megabytes, weights)
     readers = [place(Reader, megabytes, weights) for _ in range(WORKERS)]
     place.wait_ready()
     pool = ThreadPoolExecutor(WORKERS)
-    array = np.frombuffer(pack(module, torch.float32), np.uint8)[: megabytes * 2**20]
 
     def both(call: Callable[[Any], object]) -> None:
         for done in [pool.submit(call, reader) for reader in readers]:
@@ -109,7 +117,7 @@ def cases_of(place: Any, megabytes: int) -> dict[str, Callable[[], object]]:
         both(lambda reader: reader.load(version))
 
     def bare() -> None:
-        shared = place.share(np.resize(array, megabytes * 2**20))
+        shared = place.share(array)
         both(lambda reader: reader.read(shared))
 
     def here() -> None:

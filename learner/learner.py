@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.device import autocast, place, precision
 from common.errors import InputError
 from common.exchange.condition import ClassConditions, Conditions
-from common.exchange.packed_weights import pack
+from common.exchange.packed_weights import Packing
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from common.finite import NAMES, largest, require_finite
@@ -65,6 +65,7 @@ class Learner:
         self._trained = [p for p in self._student.parameters() if p.requires_grad]
         self._optimizer = build_adamw(config.optimizer, self._student)
         self._average = Average(self._student, config.optimizer.ema)
+        self._packing: dict[str, Packing] = {}
         self._seed = seed
         self._conditions = conditions or ClassConditions(student.spec.num_classes)
         self._contexts = contexts
@@ -230,9 +231,11 @@ class Learner:
         return found[1], rate
 
     def published(self, dtype: str, *, version: int | None = None) -> Weights:
-        """The current student as an immutable bundle, versioned by steps done."""
+        """The current student, versioned by steps done; to be copied before the next step."""
         version = self.steps_done if version is None else version
-        return Weights.of(version, pack(self._student, precision(dtype)))
+        if dtype not in self._packing:
+            self._packing[dtype] = Packing(self._student, precision(dtype))
+        return Weights.of(version, self._packing[dtype].parts())
 
     @torch.no_grad()
     def take_average(self) -> None:

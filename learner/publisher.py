@@ -7,7 +7,6 @@ are pinned to versions that are older than the step a snapshot is of. So a snaps
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
 from torch import Tensor
 
 from common.exchange.schedule import Schedule
@@ -50,7 +49,7 @@ class Publisher:
         wanted = self._schedule.earlier_versions(learner.steps_done)
         there = [version for version in wanted if str(version) in kept]
         for version in there:
-            self._offer(Weights.of(version, kept[str(version)].numpy().data))
+            self._offer(Weights.of(version, [kept[str(version)].numpy()]))
         # Of a snapshot that does not know them, or by a schedule that was changed since: the next.
         if there != wanted or self._schedule.is_published(learner.steps_done) or not there:
             self.publish(learner)
@@ -59,7 +58,7 @@ class Publisher:
     def publish(self, learner: Published) -> None:
         """Offer the student as it is now."""
         if self._dtype is None:
-            weights = Weights.of(learner.steps_done, b"")
+            weights = Weights.of(learner.steps_done, ())
         else:
             weights = learner.published(self._dtype)
         self._offer(weights)
@@ -69,12 +68,14 @@ class Publisher:
         """Bytes of the versions before `step` that leases from there on are pinned to."""
         wanted = self._schedule.earlier_versions(step)
         return {
-            str(version): view_of(np.frombuffer(self._pinned[version].payload, np.uint8))
+            str(version): view_of(self._pinned[version].joined())
             for version in wanted
             if version in self._pinned
         }
 
     def _offer(self, weights: Weights) -> None:
+        if self._schedule.pins_earlier:
+            weights = weights.copied()
         self._sink.publish(weights)
         self.version = weights.version
         if self._schedule.pins_earlier:

@@ -1,11 +1,12 @@
 """How new student weights reach the rollout workers: immutable, versioned, digest-checked.
 
-A bundle is the bytes of a safetensors file; publisher and reader agree on it by digest. Free of
-torch, so that its process stays small.
+A bundle is a safetensors file in parts; publisher and reader agree on it by digest. Free of torch,
+so that its process stays small.
 """
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from threading import Condition
 from typing import Protocol, TypeAlias
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from common.errors import Verdict
 
-Payload: TypeAlias = bytes | bytearray | memoryview
-"""Bytes that may lie in shared memory; nobody writes to them."""
+Payload: TypeAlias = Sequence[bytes | bytearray | memoryview | np.ndarray]
+"""Parts that follow each other, of uint8; they may lie in shared memory, nobody writes to them."""
 BLOCK = 2**15
 """Bytes that are added up for the digest: few sums, and each of what a cache holds."""
 
@@ -45,12 +46,24 @@ class Weights:
             )
         return self.payload
 
+    def copied(self) -> "Weights":
+        """The same in memory of its own: what was packed changes with the module."""
+        return replace(
+            self, payload=[np.frombuffer(part, np.uint8).copy() for part in self.payload]
+        )
+
+    def joined(self) -> np.ndarray:
+        """The parts as one, (n,) uint8; empty where there are none."""
+        arrays = [np.frombuffer(part, np.uint8) for part in self.payload]
+        return np.concatenate([np.empty(0, np.uint8), *arrays])
+
 
 class WeightSink(Protocol):
     """Where the learner offers its versions (docs/weights.md)."""
 
     def publish(self, weights: Weights) -> None:
-        """Offer a version, which is newer than all before; it is whole or not there.
+        """Offer a version, which is newer than all before; it is whole or not there. The payload
+        was copied when this returns.
 
         Raises:
             ValueError: it is not newer.
@@ -100,7 +113,7 @@ class WeightStore:
                 raise ValueError(
                     f"version {weights.version} is not newer than {max(self._bundles)}"
                 )
-            self._bundles[weights.version] = weights
+            self._bundles[weights.version] = weights.copied()
             oldest = weights.version - self._keep_behind
             self._bundles = {v: w for v, w in self._bundles.items() if v >= oldest}
             self._changed.notify_all()
@@ -141,9 +154,12 @@ class WeightStore:
 
 
 def _digest(payload: Payload) -> str:
-    """Finds damage, in a third of the time of a copy: the CRC-32 of the sums of the blocks' 64-bit
-    words, and of the bytes behind the last whole block."""
-    data = np.asarray(memoryview(payload))
-    whole = len(data) - len(data) % BLOCK
-    sums = data[:whole].view(np.uint64).reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64)
-    return f"{zlib.crc32(data[whole:].data, zlib.crc32(sums.data)):08x}"
+    """Finds damage, in less than half of the time of a copy: the CRC-32, over all parts, of the
+    sums of their blocks' 64-bit words, and of the bytes behind the last whole block."""
+    found = 0
+    for part in payload:
+        data = np.frombuffer(part, np.uint8)
+        whole = len(data) - len(data) % BLOCK
+        sums = data[:whole].view(np.uint64).reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64)
+        found = zlib.crc32(data[whole:].data, zlib.crc32(sums.data, found))
+    return f"{found:08x}"

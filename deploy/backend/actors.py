@@ -99,8 +99,8 @@ class StoredWeights(Weights):
     stored: Shared
 
     def fetched(self) -> Weights:
-        """With their bytes, read from the store."""
-        return Weights(self.version, memoryview(self.stored.get()), self.digest)
+        """With their bytes, where they lie in the store."""
+        return Weights(self.version, self.stored.get(), self.digest)
 
 
 class WeightActorHost(ActorHost):
@@ -117,7 +117,7 @@ class WeightActorHost(ActorHost):
         return self._keep(version, ray.put(payload), digest)
 
     def _keep(self, version: int, reference: Any, digest: str) -> Any:
-        return self.call("publish", StoredWeights(version, b"", digest, Shared(reference)))
+        return self.call("publish", StoredWeights(version, (), digest, Shared(reference)))
 
 
 class BufferActorHost(ActorHost):

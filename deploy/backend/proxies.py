@@ -68,11 +68,12 @@ class WeightsProxy(ActorProxy):
     def publish(self, weights: Weights) -> None:
         # An array's bytes stay where they are until Ray copies them to the store; others would go
         # through pickle first.
-        version, array = weights.version, np.frombuffer(weights.payload, np.uint8)
-        with offered(array) as offer:
+        version = weights.version
+        arrays = [np.frombuffer(part, np.uint8) for part in weights.payload]
+        with offered(arrays) as offer:
             if offer is None:
                 receive = self._method("receive", "publish")
-                self._ask(lambda: receive.remote(version, array, weights.digest))
+                self._ask(lambda: receive.remote(version, arrays, weights.digest))
             else:
                 fetch = self._method("fetch", "publish")
                 self._ask(lambda: fetch.remote(version, offer, weights.digest))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from common.exchange.packed_weights import pack, unpack
+from common.exchange.packed_weights import Packing, pack, unpack
 
 
 def network() -> nn.Module:
@@ -26,7 +26,8 @@ def network() -> nn.Module:
 def test_the_library_reads_what_was_packed(dtype):
     model = network()
     state, packed = model.state_dict(), pack(model, dtype)
-    for found in (load(bytes(packed)), unpack(packed)):
+    file = b"".join(map(bytes, packed))
+    for found in (load(file), unpack(packed), unpack([file])):
         assert found.keys() == state.keys()
         for name, value in state.items():
             wanted = value.to(dtype) if "weight" in name or "bias" in name else value
@@ -40,7 +41,7 @@ def test_what_the_library_wrote_is_read_without_a_copy_or_a_warning():
     first, last = memory.ctypes.data, memory.ctypes.data + len(memory)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = unpack(written.toreadonly())
+        found = unpack([written.toreadonly()])
     assert first < found["a"].data_ptr() < last
     assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert found["b"].item() == 1
@@ -51,9 +52,9 @@ class Watched(bytearray):
 
 
 def test_bytes_live_as_long_as_a_tensor_that_looks_at_them():
-    payload = Watched(pack(network(), torch.float32))
+    payload = Watched(b"".join(map(bytes, pack(network(), torch.float32))))
     is_there = weakref.ref(payload)
-    found = unpack(payload)
+    found = unpack([payload])
     codes = found.pop("codes")
     del payload, found
     gc.collect()
@@ -68,3 +69,18 @@ def test_tensors_outside_of_the_bytes_are_refused():
     packed = pack(network(), torch.float32)
     with pytest.raises(ValueError, match=r"packed weights: \S+ lies outside their \d+ bytes"):
         unpack(packed[:-1])
+    with pytest.raises(ValueError, match=r"packed weights: \S+ lies outside their \d+ bytes"):
+        unpack([*packed[:-1], packed[-1][:-1]])
+
+
+def test_nothing_is_copied_that_travels_as_it_is_and_the_rest_into_the_same_memory_again():
+    model = network()
+    whole, half = Packing(model, torch.float32), Packing(model, torch.bfloat16)
+    memory = {value.data_ptr() for value in model.state_dict().values() if value.numel()}
+    assert {part.ctypes.data for part in whole.parts()[1:]} == memory
+    first = {part.ctypes.data for part in half.parts()[1:]}
+    with torch.no_grad():
+        model[0].weight += 1
+    assert {part.ctypes.data for part in half.parts()[1:]} == first
+    assert torch.equal(unpack(half.parts())["0.weight"], model[0].weight.bfloat16())
+    assert torch.equal(unpack(whole.parts())["0.weight"], model[0].weight)

@@ -108,8 +108,8 @@ def test_rays_own_tools_show_actors_and_tasks_by_their_roles(placed, ray_cluster
     from ray._private.state import actors
 
     store = placed(WeightStore, 2, site=ActorOptions("weights"))
-    store.publish(Weights.of(0, b"bytes"))
-    assert store.get(0, 1.0) == Weights.of(0, b"bytes")
+    store.publish(Weights.of(0, [b"bytes"]))
+    assert bytes(*store.get(0, 1.0).verified()) == b"bytes"
     alive = [actor for actor in actors().values() if actor["State"] != "DEAD"]
     # Those of Ray's own libraries, which other tests began, have an underscore.
     named = [(actor["Name"], actor["ActorClassName"]) for actor in alive]
