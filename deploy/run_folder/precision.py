@@ -17,8 +17,9 @@ def settled_precision(config: RunConfig, target: Console) -> RunConfig:
     for section in ("rollout", "generate"):
         own = getattr(config, section)
         if own.dtype == "auto":
-            device = own.device or config.rollout.device
-            name, why = _fastest(device)
+            device, gpus = own.device or config.rollout.device, own.gpus
+            reserves = bool(config.rollout.gpus if gpus is None else gpus)
+            name, why = _fastest("cuda" if device == "auto" and reserves else device)
             target.print(f"{section}.dtype=auto is {name}: {why}")
             updates[section] = own.model_copy(update={"dtype": name})
     return config.model_copy(update=updates)
