@@ -68,6 +68,10 @@ class GenerateConfig(Config):
     """GPUs (or a fraction) reserved per actor; by default rollout.gpus."""
 
 
+LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?$")]
+"""As Kubernetes spells them."""
+
+
 class ClusterConfig(Config):
     nodes: Processes = 1
     """Nodes, all alike; the driver is on the first one."""
@@ -85,6 +89,9 @@ class ClusterConfig(Config):
     wait_seconds: Seconds = 600.0
     """How long a command waits until a cluster that it joined has room for its actors; on one that
     it starts itself at most a minute."""
+    role_label: LabelName | None = None
+    """A label of Ray's nodes, such as varkd-role: an actor reserves room only where its value is
+    the actor's role, which is teacher (scorers are with it), rollout or learner."""
     object_store_mb: Megabytes = 512.0
     """Shared memory of a Ray cluster that the command starts itself."""
 

@@ -4,8 +4,8 @@ The dry run checks these bundles against the hardware (deploy/planning/placement
 launcher asks Ray for exactly them (deploy/backend/reservation.py).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from deploy.config import RunConfig
@@ -27,6 +27,8 @@ class Bundles:
     placed: Literal["together", "alone", "by Ray Train"] = "together"
     """In one group with the other roles that last as long as the run; each in a group of its own,
     because it may end before; or in the group that Ray Train makes for its ranks."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What a node must be labelled with."""
 
     def of(self, resource: str) -> float:
         return {"CPU": self.cpus, "GPU": self.gpus}[resource]
@@ -43,7 +45,9 @@ class Bundles:
 
     @property
     def reserved(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        where = [f"{name}={value}" for name, value in self.labels.items()]
+        labelled = f" on a node labelled {' and '.join(where)}" if where else ""
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{labelled}"
 
 
 def run_bundles(config: RunConfig) -> list[Bundles]:
@@ -53,9 +57,17 @@ def run_bundles(config: RunConfig) -> list[Bundles]:
     ranks = (learner.world_size, learner.cpus, learner.gpus, "learner", "world_size")
     return [
         *(scorer_bundles(config, name) for name in config.scoring),
-        Bundles("rollout", *workers),
-        Bundles("learner", *ranks, "by Ray Train"),
+        Bundles("rollout", *workers, node_labels(config, "rollout")),
+        Bundles("learner", *ranks, "by Ray Train", node_labels(config, "learner")),
     ]
+
+
+def node_labels(
+    config: RunConfig, role: Literal["teacher", "rollout", "learner"]
+) -> dict[str, str]:
+    """What the nodes of a role must be labelled with, where the cluster has a group for each."""
+    label = config.cluster.role_label
+    return {} if label is None else {label: role}
 
 
 def scorer_bundles(config: RunConfig, name: str) -> Bundles:
@@ -67,6 +79,7 @@ def scorer_bundles(config: RunConfig, name: str) -> Bundles:
         *(actors.replicas, actors.cpus, actors.gpus),
         "teacher server" if is_teacher else f"scorer {name}",
         "replicas",
+        labels=node_labels(config, "teacher"),
     )
 
 

@@ -62,7 +62,11 @@ class Reservation:
     def _hold(self, *roles: Bundles) -> None:
         each = [bundles for bundles in roles for _ in range(bundles.count)]
         if each:
-            group = placement_group([bundles.resources for bundles in each], strategy="PACK")
+            group = placement_group(
+                [bundles.resources for bundles in each],
+                strategy="PACK",
+                bundle_label_selector=[dict(bundles.labels) for bundles in each],
+            )
             self._held.append(held := HeldGroup(group, roles))
             for index, bundles in enumerate(each):
                 self._free[bundles.section].append((held, index))

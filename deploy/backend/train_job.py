@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,10 +121,10 @@ class TrainJob:
         services: Closable,
         learn: Learn,
         patience: float = START_SECONDS,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """`services` travel to every rank; `root` is the run folder; the ranks
-        wait about `patience` seconds for room."""
-        resources = {"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {})
+        wait about `patience` seconds for room on nodes with these `labels`."""
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         os.environ[SILENCE] = str(learner.stall_seconds)
         self._trainer = FewerProcesses(
@@ -135,11 +136,7 @@ class TrainJob:
             },
             # Gradients are summed on the GPU, denominators on the CPU, where NCCL cannot.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=learner.world_size,
-                use_gpu=learner.gpus > 0,
-                resources_per_worker=resources,
-            ),
+            scaling_config=scaling(learner, labels or {}),
             run_config=TrainRunConfig(
                 # The same name in the same storage would resume Ray Train's own state.
                 name=f"learner-{os.getpid()}-{os.urandom(4).hex()}",
@@ -180,6 +177,18 @@ class TrainJob:
         if isinstance(cause, RayActorError):
             return f"its process died: {ray_reason(cause)}; {GO_ON}"
         return self._faults.sentence("learner", cause)
+
+
+def scaling(learner: LearnerConfig, labels: Mapping[str, str]) -> ScalingConfig:
+    """What Ray Train asks for: the ranks' bundles, on nodes with these labels."""
+    where: dict[str, Any] = {"label_selector": dict(labels)} if labels else {}
+    return ScalingConfig(
+        num_workers=learner.world_size,
+        use_gpu=learner.gpus > 0,
+        resources_per_worker={"CPU": learner.cpus}
+        | ({"GPU": learner.gpus} if learner.gpus else {}),
+        **where,
+    )
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -18,7 +18,7 @@ from common.data.tokens import TokenDataset, load_tokens
 from common.errors import Closed, InputError, RunFailed
 from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
-from deploy.backend.bundles import run_bundles
+from deploy.backend.bundles import node_labels, run_bundles
 from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
@@ -236,7 +236,7 @@ def _run_in_actors(
     rank = partial(learn, config, root, start=run.start)
     place.give_ranks_back()
     # Starts up beside the actors.
-    job = TrainJob(config.learner, root, services, rank, patience)
+    job = TrainJob(config.learner, root, services, rank, patience, node_labels(config, "learner"))
     with Heartbeat(place.living, lambda: watch.patience(config.learner.stall_seconds)) as heartbeat:
         try:
             place.wait_ready(bar.say)

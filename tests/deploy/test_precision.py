@@ -41,7 +41,9 @@ def test_a_precision_that_was_chosen_stays_without_a_word(config_of):
     assert not out.getvalue()
 
 
-@pytest.mark.skipif(not ON_CPU, reason="a machine without GPUs starts a run on those that have them")
+@pytest.mark.skipif(
+    not ON_CPU, reason="a machine without GPUs starts a run on those that have them"
+)
 def test_the_cpu_of_a_head_node_does_not_choose_for_workers_with_gpus(config_of):
     out = io.StringIO()
     config = config_of("rollout.dtype=auto", "generate.dtype=auto", "rollout.gpus=0.5")

@@ -110,3 +110,27 @@ def test_ranks_whose_room_was_taken_meanwhile_end_with_a_sentence(
     job = TrainJob(config.learner, tmp_path, None, None, patience=0)
     with pytest.raises(RunFailed, match="the learner failed: WorkerGroupStartupTimeout"):
         job.result()
+
+
+def test_a_role_with_a_label_takes_room_on_nodes_that_have_it_alone(ray_cluster, run_in):
+    from deploy.backend.reservation import reserved
+    from deploy.backend.train_job import scaling
+
+    config, _ = run_in("cluster.role_label=varkd-role", *SEVERAL)
+    wanted = run_bundles(config)
+    assert [(b.section, *b.labels.items()) for b in wanted] == [
+        ("teacher", ("varkd-role", "teacher")),
+        ("scorers.opinion", ("varkd-role", "teacher")),
+        ("rollout", ("varkd-role", "rollout")),
+        ("learner", ("varkd-role", "learner")),
+    ]
+    ranks = scaling(config.learner, wanted[-1].labels)
+    assert ranks.label_selector == {"varkd-role": "learner"}
+    before, (node,) = groups(), ray_cluster.nodes()
+    labels = {"ray.io/node-id": node["NodeID"]}
+    with reserved([Bundles("rollout", 1, 1, 0, placed="alone", labels=labels)], 30, print):
+        assert groups() == [*before, [{"CPU": 1.0}]]
+    none = r"no room in 1 s for .* on a node labelled varkd-role=rollout each"
+    with pytest.raises(InputError, match=none), reserved([wanted[2]], 1, print):
+        pass
+    assert groups() == before
