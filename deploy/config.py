@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from common.config.plugins import from_package
+from common.config.plugins import from_package, named_by_kind
 from common.config.quantities import (
     Seed,
 )
@@ -19,6 +19,7 @@ from common.models.backbone import BackboneConfig
 from common.models.generator import GeneratorConfig
 from common.models.one_pass import OnePassConfig
 from common.tokenization.tokenizer import TokenizerConfig
+from deploy.logger import LoggerConfig
 from deploy.one_pass import (
     pairs_of,
     require_classes,
@@ -57,6 +58,7 @@ AnyTokenSource = Annotated[
 AnyConditions = Annotated[
     SerializeAsAny[ConditionsConfig], from_package("common.exchange.conditions", default="classes")
 ]
+AnyLoggers = Annotated[dict[str, SerializeAsAny[LoggerConfig]], named_by_kind("deploy.loggers")]
 AnyScorer = Annotated[SerializeAsAny[ScorerConfig], from_package("teacher_server.scorers")]
 
 
@@ -117,6 +119,8 @@ class RunConfig(Config):
     """Grids of `varkd sample`."""
     cluster: ClusterConfig = ClusterConfig()
     """The machines."""
+    loggers: AnyLoggers = Field(default={})
+    """Where metrics go beside the run folder; tables by file name in deploy/loggers."""
 
     @property
     def generating(self) -> RolloutConfig:

@@ -21,6 +21,7 @@ FOLDERS = (
     "conditions",
     "contexts",
     "generators",
+    "loggers",
     "objectives",
     "scorers",
     "signals",

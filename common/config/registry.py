@@ -9,7 +9,8 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, create_model
+from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
+from pydantic_core import InitErrorDetails
 
 from common.config.plugin_path import plugin_packages
 from common.errors import InputError
@@ -126,11 +127,24 @@ class NamedByKind:
         if not isinstance(value, dict):
             return value
         return {
-            kind: make(self.package, {**fields, "kind": kind})
-            if isinstance(fields, dict)
-            else fields
+            kind: self._made(kind, fields) if isinstance(fields, dict) else fields
             for kind, fields in value.items()
         }
+
+    def _made(self, kind: str, fields: dict[str, Any]) -> Any:
+        try:
+            return make(self.package, {**fields, "kind": kind})
+        except ValidationError as error:  # whose keys begin below the table
+            below = [
+                InitErrorDetails(
+                    type=item["type"],
+                    loc=(kind, *item["loc"]),
+                    input=item["input"],
+                    ctx=item.get("ctx", {}),
+                )
+                for item in error.errors()
+            ]
+            raise ValidationError.from_exception_data(error.title, below) from None
 
 
 class FieldsOfAll:

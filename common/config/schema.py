@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -84,6 +85,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+SECRET = re.compile(r"(^|_)(key|token|password|secret|credentials)$", re.IGNORECASE)
+"""Names of what no message shows; no config of ours has such a field."""
 SHOWN = 6
 """Mistakes that are named before the rest is counted."""
 
@@ -138,5 +141,16 @@ def _sentence(cls: type[BaseModel], item: Any) -> str:
     return f"{key}: unknown key; {suggestion(cls, path)}"
 
 
+def _without_secrets(value: Any) -> Any:
+    """The same value with *** where a key says that nobody should read it."""
+    if isinstance(value, dict):
+        return {
+            name: "***" if SECRET.search(str(name)) else _without_secrets(inner)
+            for name, inner in value.items()
+        }
+    return value
+
+
 def _shorten(value: Any) -> str:
+    value = _without_secrets(value)
     return shortened(repr(list(value) if isinstance(value, tuple) else value))

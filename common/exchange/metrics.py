@@ -34,6 +34,22 @@ class MetricsSink(Protocol):
         ...
 
 
+class RowLogger(Protocol):
+    """Keeps the rows of a run somewhere; called from one thread."""
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows, in the order of their steps; a run that went on from a snapshot repeats some.
+
+        Raises:
+            InputError: they cannot be kept.
+        """
+        ...
+
+    def close(self) -> None:
+        """There are no more."""
+        ...
+
+
 class MetricsHub:
     """Thread-safe mailbox of metric rows for one reader, which keeps its own cursor."""
 

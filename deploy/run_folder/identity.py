@@ -28,6 +28,7 @@ HARMLESS = (
     "evaluate",
     "sample",
     "cluster",
+    "loggers",
     *(
         f"{role}.{name}"
         for role in ("rollout", "teacher", "learner")

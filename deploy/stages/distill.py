@@ -16,7 +16,6 @@ from rich.console import Console
 
 from common.data.tokens import TokenDataset, load_tokens
 from common.errors import Closed, InputError, RunFailed
-from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
 from deploy.backend.bundles import node_labels, run_bundles
 from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
@@ -34,6 +33,7 @@ from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn, store_student
 from deploy.stages.quality import own_classifier
+from deploy.stages.run_logs import run_logs
 from deploy.stages.watch import Watch
 from learner.alternating_config import AlternatingConfig
 from learner.process_group import SingleProcess
@@ -139,6 +139,8 @@ def _check(
     resume_from: int | None,
 ) -> Run:
     """Everything that can be refused before anything is started; reads and writes nothing."""
+    for logger in config.loggers.values():
+        logger.require()
     data, generated = preflight(config, workspace), load_generated(config, workspace)
     identity = identify(config, workspace, data, generated)
     start = plan(config, workspace, identity, begin, resume_from)
@@ -157,7 +159,7 @@ def _train(
 ) -> tuple[Outcome, dict[str, Any]]:
     if "perceptual" in run.config.objective.resources():
         own_classifier(run.config, run.workspace, target)
-    log = MetricsLog(run.workspace.root)
+    log = run_logs(run.config, run.workspace, target)
     try:
         with Bar(target, "distill", run.config.learner.steps) as bar:
             watch = Watch(log, bar, stop, target)

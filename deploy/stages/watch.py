@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from common.errors import InputError, ServiceDied, Verdict
-from common.exchange.metrics import PROFILE, MetricsLog
+from common.exchange.metrics import PROFILE, RowLogger
 from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest
 from deploy.pipeline import Services
@@ -28,7 +28,7 @@ class Watch:
     """Moves metric rows from the hub to disk and to the screen, and closes the run where somebody
     asked for that, or where rows cannot be written any more: the learner then ends in order."""
 
-    log: MetricsLog
+    log: RowLogger
     bar: Bar
     stop: StopRequest
     target: Console

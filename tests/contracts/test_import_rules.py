@@ -54,14 +54,16 @@ ROOMS = {
     "deploy.layout": set(),
     "deploy.sections": set(),
     "deploy.one_pass": {"deploy.sections"},
-    "deploy.config": {"deploy.sections", "deploy.one_pass"},
+    "deploy.logger": set(),
+    "deploy.loggers": {"deploy.logger"},
+    "deploy.config": {"deploy.sections", "deploy.one_pass", "deploy.logger"},
     "deploy.console": set(),
     "deploy.run_folder": {"deploy.config"},
     "deploy.report": {"deploy.config", "deploy.console", "deploy.run_folder"},
     "deploy.backend": {"deploy.layout", "deploy.config", "deploy.console"},
     "deploy.pipeline": {"deploy.config", "deploy.backend"},
     "deploy.stages": {
-        *("deploy.layout", "deploy.config", "deploy.console", "deploy.run_folder"),
+        *("deploy.logger", "deploy.layout", "deploy.config", "deploy.console", "deploy.run_folder"),
         *("deploy.report", "deploy.backend", "deploy.pipeline"),
     },
     "deploy.planning": {

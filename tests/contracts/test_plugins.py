@@ -63,6 +63,7 @@ def test_a_local_distillation_runs_on_plug_ins_alone(prepared_plugins, config, t
     model = made.model(open_run(made.root, [])[0], "student")
     assert type(model.load()).__module__ == "common.models.backbones.llamagen"
     assert "sequence_loss/own_context" in made.metrics.read_text()
+    assert (made.root / "own_log").read_text().split() == ["1", "2", "2"], "and a profile"
 
 
 def test_kinds_lists_ours_and_theirs_and_options_tells_of_both(config):

@@ -115,6 +115,27 @@ from common.exchange.conditions import classes
 class Config(classes.Config):
     pass
 """,
+    "loggers/own_logger": """
+from typing import ClassVar
+
+from deploy.logger import LoggerConfig
+
+class Config(LoggerConfig):
+    package: ClassVar[str] = "json"
+
+    def open(self, run):
+        return OwnLogger((run.folder / "own_log").open("w"))
+
+class OwnLogger:
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, rows):
+        print(*(row["step"] for row in rows), file=self.file)
+
+    def close(self):
+        self.file.close()
+""",
     "signals/own_signal": """
 from common.exchange.signals import full
 
@@ -136,6 +157,7 @@ OWN = {
     },
     "objective": {"kind": "own_objective", "table": "a/table.npy", "tables": ["b.npy"]},
     "conditions": {"kind": "own_conditions"},
+    "loggers": {"own_logger": {}},
     "teacher": {"signal": {"kind": "own_signal"}, "guidance": {"scale": 1.5, "rule": "own_rule"}},
     "contexts": {"mix_per": "sample", "sources": {"own_context": {}, "student": {}}},
     "pretrain": {"teacher": {"steps": 2}, "student": {"steps": 2}},
