@@ -10,6 +10,7 @@ from common.config.quantities import (
     Batch,
     Cpus,
     Gpus,
+    MinutesOrNever,
     Processes,
     Seconds,
     Spare,
@@ -58,7 +59,10 @@ class LearnerConfig(Config):
     """Steps per window of the curves by slot in profiles.jsonl (confidence, survival, entropy,
     divergence); 0 keeps none."""
     checkpoint_every: StepsOrNever = 0
-    """Steps between resumable snapshots; 0 keeps only the last step."""
+    """Steps between resumable snapshots; 0 leaves it to checkpoint_minutes."""
+    checkpoint_minutes: MinutesOrNever = 5.0
+    """A snapshot is stored when the last one is as old as this, and after the last step: what a run
+    loses that is killed. 0 leaves it to checkpoint_every."""
     export_every: StepsOrNever = 0
     """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
     of quality over training; 0 keeps only the last step's, as student.safetensors."""

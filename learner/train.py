@@ -2,8 +2,9 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from common.errors import Closed, Diverged, InputError, RunFailed, ServiceDied
 from common.exchange.buffer import TrajectorySource
-from common.exchange.metrics import PROFILE, MetricsSink
+from common.exchange.frontier import NOTHING, Frontier
+from common.exchange.metrics import PROFILE, MetricsMailbox
 from common.exchange.schedule import Schedule
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
-from common.files.snapshots import Snapshots
+from learner.checkpoints import Checkpoints
 from learner.intake import Intake
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
@@ -30,7 +32,6 @@ class Book(Protocol):
     """The part of the ledger that the learner talks to."""
 
     def commit(self, step: int, numbers: list[int]) -> None: ...
-    def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any], versions: list[int]) -> int: ...
     def describe(self) -> str: ...
 
@@ -78,12 +79,11 @@ class Trainer:
         buffer: RewindableBuffer,
         weights: RewindableWeights,
         ledger: Book,
-        metrics: MetricsSink,
-        snapshots: Snapshots,
+        metrics: MetricsMailbox,
+        checkpoints: Checkpoints,
         found: tuple[dict[str, Any], dict[str, Any]] | None = None,
         ranks: ProcessGroup,
         weights_dtype: str | None,
-        checkpoint_every: int,
         stall_seconds: float,
         while_waiting: Callable[[], object] | None = None,
         take_over: Callable[[], object] | None = None,
@@ -98,15 +98,15 @@ class Trainer:
         self._publisher = Publisher(weights, schedule, weights_dtype)
         self._ledger = ledger
         self._metrics = metrics
-        self._snapshots = snapshots
+        self._checkpoints = checkpoints
         self._found = found
         self._ranks = ranks
-        self._snapshot_every = checkpoint_every
         ahead = partial(Intake, buffer, ranks, steps=schedule.steps, while_waiting=while_waiting)
         self._intake = ahead(stall_seconds=stall_seconds, state=self._state)
         self._take_over = take_over
         self._after_step = after_step
-        self._kept = 0  # the step of the newest snapshot
+        self._trained = Frontier(NOTHING)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=20)
 
     def run(self) -> Outcome:
         """Train until the schedule is done, resuming from the newest snapshot.
@@ -118,35 +118,42 @@ class Trainer:
         """
         started = time.monotonic()
         self._resume()
-        cause = None
         try:
-            while self._learner.steps_done < self._schedule.steps:
-                self._step()
-        except Closed as closed:
-            cause = str(closed)
+            cause = self._steps()
+            self._finish()
         except Diverged as error:
-            raise Diverged(f"{error}; {self._snapshots.describe()}") from error
+            raise Diverged(f"{error}; {self._checkpoints.describe()}") from error
         except (InputError, RunFailed):
             self._keep()
             raise
         finally:
             self._intake.close()
-        self._snapshot(force=True)
+            self._checkpoints.close()
         seconds = time.monotonic() - started
         return Outcome(self._learner.steps_done, self._publisher.count, seconds, cause)
 
+    def _steps(self) -> str | None:
+        """All steps, or those until the run was ended: the cause."""
+        try:
+            while self._learner.steps_done < self._schedule.steps:
+                self._step()
+        except Closed as closed:
+            return str(closed)
+        return None
+
     def _resume(self) -> None:
         """All ranks begin with the same snapshot; rank 0 takes the services back to it."""
-        state, versions = {"step": 0, "frontier": 0, "beyond": []}, {}
+        state, versions = NOTHING, {}
         if self._found is not None:
             tensors, facts = self._found
             state, versions = facts["ledger"], tensors.pop(VERSIONS, {})
             try:
                 self._learner.restore(tensors, state["step"])
             except InputError as error:
-                raise InputError(f"{self._snapshots.folder(state['step'])}: {error}") from None
+                raise InputError(f"{self._checkpoints.folder(state['step'])}: {error}") from None
             self._found = None  # as large as the learner itself
-        self._kept = state["step"]
+        self._trained = Frontier(state)
+        self._checkpoints.begin(state["step"])
         self._ranks.barrier()
         if self._ranks.rank == 0:
             earlier = self._publisher.begin(self._learner, versions)
@@ -165,23 +172,35 @@ class Trainer:
         if self._take_over is not None:
             self._take_over()
             self._take_over = None
-        try:
+        self._trained.add(step, taken.leases)
+        row = {"step": step, "pid": os.getpid(), "seconds/wait": began - asked}
+        row |= {"images_total": step * self._schedule.global_batch_size, **metrics, **taken.numbers}
+        with ExitStack() as finally_:  # the step is done, whoever is left to hear of it
+            finally_.callback(self._report, row, profile, began)
+            finally_.callback(self._ledger.commit, step, taken.leases)
             if self._schedule.is_published(step) or step == self._schedule.steps:
                 self._publisher.publish(self._learner)
-        finally:  # the step is done, whether or not anybody is left to hear of it
-            self._ledger.commit(step, taken.leases)
-        done = time.monotonic()
-        row = {"step": step, "time": time.time(), "pid": os.getpid()}
-        row |= {"version": self._publisher.version}
-        row |= {"images_total": step * self._schedule.global_batch_size}
-        row |= {**metrics, **self._buffer.gauges()}
-        row |= {"seconds/wait": began - asked, "seconds/step": done - began, **taken.numbers}
-        self._post(row)
         if self._after_step is not None:
             self._after_step(self._learner)
+        self._checkpoints.check()
+        if self._checkpoints.is_due(step):
+            self._snapshot()
+
+    def _report(self, row: dict[str, Any], profile: dict[str, Any] | None, began: float) -> None:
+        row |= {"time": time.time(), "version": self._publisher.version}
+        row |= {"images_per_second": self._pace(row["time"], row["images_total"])}
+        row |= {"seconds/step": time.monotonic() - began}
+        with suppress(RunFailed):  # a run goes on without its curves, and ends with others' causes
+            row |= self._buffer.gauges()
+        self._post(row)
         if profile is not None:
-            self._post({"step": step, "time": row["time"], PROFILE: profile})
-        self._snapshot()
+            self._post({"step": row["step"], "time": row["time"], PROFILE: profile})
+
+    def _pace(self, now: float, images: int) -> float:
+        """Images per second over the last steps; 0 in the first one."""
+        self._recent.append((now, images))
+        (first, before), (last, after) = self._recent[0], self._recent[-1]
+        return (after - before) / (last - first) if last > first else 0.0
 
     def _post(self, row: dict[str, Any]) -> None:
         with suppress(ServiceDied):  # a run goes on without its curves
@@ -192,16 +211,21 @@ class Trainer:
         return f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
 
     def _keep(self) -> None:
-        """A snapshot on the way out, where the ledger still lives and counts the same steps."""
-        with suppress(RunFailed):
-            if self._ledger.state()["step"] == self._learner.steps_done:
-                self._snapshot(force=True)
+        """A snapshot on the way out, of steps that are the run's: the first one may be refused."""
+        if self._trained.step == self._learner.steps_done:
+            self._finish()
 
-    def _snapshot(self, *, force: bool = False) -> None:
+    def _finish(self) -> None:
+        """All steps that were done are in a snapshot when this returns."""
+        if self._ranks.rank == 0:
+            if self._checkpoints.is_missing(self._learner.steps_done):
+                self._snapshot()
+            self._checkpoints.settle()
+
+    def _snapshot(self) -> None:
         step = self._learner.steps_done
-        if self._ranks.rank != 0 or step == self._kept:
-            return
-        if force or (self._snapshot_every and step % self._snapshot_every == 0):
-            tensors = self._learner.snapshot() | {VERSIONS: self._publisher.kept(step)}
-            self._snapshots.save(step, tensors, {"ledger": self._ledger.state()})
-            self._kept = step
+        versions = {VERSIONS: self._publisher.kept(step)}  # nobody changes these
+        facts: dict[str, Any] = {"ledger": self._trained.state()}
+        with suppress(ServiceDied):
+            facts["rows"] = self._metrics.pending()
+        self._checkpoints.save(step, self._learner.snapshot(), versions, facts)

@@ -60,6 +60,8 @@ Nats = Annotated[float, Field(ge=0, le=100)]
 Temperature = Annotated[float, Field(ge=1e-5, le=10**4)]
 """LlamaGen's sampler has the same lower bound."""
 Seconds = Annotated[float, Field(gt=0, le=10**8)]
+MinutesOrNever = Annotated[float, Field(ge=0, le=10**6)]
+"""Minutes between two events; 0 means that there are none."""
 Milliseconds = Annotated[float, Field(ge=0, le=10**6)]
 Megabytes = Annotated[float, Field(gt=0, le=10**9)]
 Gigabytes = Annotated[float, Field(gt=0, le=10**6)]

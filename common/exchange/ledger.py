@@ -7,11 +7,12 @@ open, leased, stored or trained, and every lease is trained exactly once.
 
 import heapq
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from threading import Condition
 from typing import Any
 
 from common.errors import Verdict
+from common.exchange.frontier import NOTHING, Frontier
 from common.exchange.schedule import Lease, Schedule
 
 
@@ -28,14 +29,14 @@ class Ledger:
         self._cause: Verdict | None = None
         self._open = False
         self._dead: set[str] = set()
-        self._reset({"step": 0, "frontier": 0, "beyond": []}, ())
+        self._reset(NOTHING, ())
         self._reissued = 0
 
     def _reset(self, state: dict[str, Any], versions: Iterable[int]) -> None:
-        self._base = self._trained_steps = state["step"]
+        self._trained = Frontier(state)
+        self._base = self._trained.step
         self._versions = sorted(versions)
-        self._frontier = self._next = state["frontier"]  # every lease before it is trained
-        self._beyond = set(state["beyond"])  # trained as well
+        self._next = 0
         self._again: list[int] = []
         self._leased: dict[int, tuple[str, float]] = {}
         self._stored: set[int] = set()
@@ -94,16 +95,12 @@ class Ledger:
             self._changed.notify_all()
             return lost
 
-    def commit(self, step: int, numbers: Iterable[int]) -> None:
+    def commit(self, step: int, numbers: Collection[int]) -> None:
         """`numbers` were trained and `step` steps are done; their credits come back."""
         with self._changed:
             for number in numbers:
                 self._stored.discard(number)
-                self._beyond.add(number)
-            while self._frontier in self._beyond:
-                self._beyond.remove(self._frontier)
-                self._frontier += 1
-            self._trained_steps = step
+            self._trained.add(step, numbers)
             self._changed.notify_all()
 
     def close(self, cause: str | Verdict) -> None:
@@ -119,10 +116,9 @@ class Ledger:
             return self._cause
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON: steps done, frontier, trained beyond it."""
+        """As `Frontier.state`."""
         with self._changed:
-            beyond = sorted(self._beyond)
-            return {"step": self._trained_steps, "frontier": self._frontier, "beyond": beyond}
+            return self._trained.state()
 
     def restore(self, state: dict[str, Any], versions: Iterable[int] = ()) -> int:
         """Go back to `state`; returns the new generation that later records must carry. Beside
@@ -147,33 +143,27 @@ class Ledger:
         with self._changed:
             now = time.monotonic()
             held = [f"{w} has lease {n} for {now - t:.0f} s" for n, (w, t) in self._leased.items()]
-            waiting = f"{len(self._stored)} leases scored, {self._trained_steps} steps trained"
+            waiting = f"{len(self._stored)} leases scored, {self._trained.step} steps trained"
             return "; ".join([*held, waiting])
 
     def _fresh(self) -> int:
-        number = self._next_number()
+        number = self._trained.next_open(self._next)
         self._next = number + 1
-        return number
-
-    def _next_number(self) -> int:
-        number = max(self._next, self._frontier)
-        while number in self._beyond:
-            number += 1
         return number
 
     def _can_lease(self) -> bool:
         if not self._open:
             return False
         per_step = self._schedule.leases_per_step
-        ahead = self._schedule.ahead_of(self._trained_steps)
+        ahead = self._schedule.ahead_of(self._trained.step)
         if self._schedule.by_step:
-            number = self._again[0] if self._again else self._next_number()
-            within = number // per_step <= self._trained_steps + ahead
+            number = self._again[0] if self._again else self._trained.next_open(self._next)
+            within = number // per_step <= self._trained.step + ahead
             return within and number < self._schedule.total
         outstanding = len(self._leased) + len(self._stored)
         if outstanding >= (ahead + 1) * per_step:
             return False
-        return bool(self._again) or self._next_number() < self._schedule.total
+        return bool(self._again) or self._trained.next_open(self._next) < self._schedule.total
 
     def _describe(self, number: int) -> Lease:
         size = self._schedule.lease_size

@@ -23,6 +23,8 @@ PROFILE = "profile"
 """Key of rows that hold curves (learner/profile.py) and no scalars."""
 UNPLOTTED = frozenset({"step", "time", "pid", "version"})
 """Facts of a row that are no quantity to plot against steps; they are in the JSONL alone."""
+MOST_PENDING = 10_000
+"""Rows that a snapshot has room for."""
 _NUMBER = count()
 
 
@@ -50,6 +52,14 @@ class RowLogger(Protocol):
         ...
 
 
+class MetricsMailbox(MetricsSink, Protocol):
+    """Keeps rows until its reader has stored them."""
+
+    def pending(self) -> list[dict[str, Any]]:
+        """Rows that may not be stored yet: they belong into the next snapshot."""
+        ...
+
+
 class MetricsHub:
     """Thread-safe mailbox of metric rows for one reader, which keeps its own cursor."""
 
@@ -68,6 +78,11 @@ class MetricsHub:
             del self._rows[: max(0, cursor - self._forgotten)]
             self._forgotten = max(self._forgotten, cursor)
             return list(self._rows)
+
+    def pending(self) -> list[dict[str, Any]]:
+        """The rows that the reader may not have written yet, the newest ones where he is stuck."""
+        with self._lock:
+            return self._rows[-MOST_PENDING:]
 
 
 class MetricsLog:
@@ -119,7 +134,7 @@ class MetricsLog:
     def _write(self, row: dict[str, Any]) -> None:
         is_curve = PROFILE in row
         if self._board is None or row["step"] + is_curve <= self._last:
-            self._rewind(row["step"])
+            self._rewind(row["step"], is_curve)
         file = self._curves if is_curve else self._scalars
         assert file is not None
         assert self._board is not None
@@ -129,15 +144,15 @@ class MetricsLog:
         self._last = row["step"]
         self._board.add(row)
 
-    def _rewind(self, step: int) -> None:
-        """Begin, or begin again, with `step`."""
+    def _rewind(self, step: int, is_curve: bool) -> None:
+        """Begin, or begin again, with `step`, or with its curves, which follow its scalars."""
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
         scalars, curves = self._folder / "metrics.jsonl", self._folder / "profiles.jsonl"
-        for path in (scalars, curves):
-            _drop_from(path, step)
+        _drop_from(scalars, step + is_curve)
+        _drop_from(curves, step)
         self._scalars, self._curves = scalars.open("a"), curves.open("a")
-        self._board = EventFile(self._folder / "tensorboard", step)
+        self._board = EventFile(self._folder / "tensorboard", step + is_curve)
 
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(

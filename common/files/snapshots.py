@@ -66,9 +66,21 @@ class Snapshots:
             InputError: the disk is full, or the folder cannot be written.
             Diverged: a tensor that must be finite is not; the snapshots before stay.
         """
-        final = self.folder(step)
+        self.require_finite(step, tensors)
+        self.write(step, tensors, facts)
+
+    def require_finite(self, step: int, tensors: Mapping[str, Any]) -> None:
+        """Refuse to store what nobody could go on from.
+
+        Raises:
+            Diverged: a tensor that must be finite is not; the snapshots before stay.
+        """
         if name := self._not_finite(tensors):
             raise Diverged(f"step {step}: {name} is not finite; no snapshot of it is kept")
+
+    def write(self, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+        """As `save`, of tensors that were looked at."""
+        final = self.folder(step)
         temporary = self.root / f".{final.name}.{os.getpid()}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -89,6 +101,8 @@ class Snapshots:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self.steps()[: -self._keep]:
             shutil.rmtree(self.folder(old), ignore_errors=True)
+        for unfinished in self.root.glob(".step-*"):  # of a process that was killed meanwhile
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def verify(self, step: int) -> dict[str, Any]:
         """The facts of a snapshot whose files are as they were written.
@@ -176,7 +190,7 @@ class Snapshots:
             raise _damaged(path, f"it is of step {found['step']}")
         return found
 
-    def _not_finite(self, tensors: dict[str, Any]) -> str | None:
+    def _not_finite(self, tensors: Mapping[str, Any]) -> str | None:
         """The first tensor that should be finite and is not."""
         for entry in self._finite:
             for name, tensor in _tensors(tensors.get(entry), entry):

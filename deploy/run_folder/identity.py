@@ -39,7 +39,7 @@ HARMLESS = (
     *(f"teacher.{name}" for name in ("weights", "weights_ema", "batching", "replicas")),
     *(f"learner.{name}" for name in ("weights", "weights_ema", "micro_batch", "chunk_tokens")),
     *(f"learner.{name}" for name in ("profile_every", "checkpoint_every", "export_every")),
-    *(f"learner.{name}" for name in ("max_failures", "stall_seconds")),
+    *(f"learner.{name}" for name in ("max_failures", "stall_seconds", "checkpoint_minutes")),
 )
 """Fields that may change between a stop and --resume without a word."""
 LENS = ("evaluate.size", "evaluate.classifier")

@@ -33,6 +33,8 @@ class Start:
     """The snapshot's step; 0 begins anew."""
     words: tuple[str, ...] = ()
     """What the user should know of it."""
+    rows: tuple[dict[str, Any], ...] = ()
+    """Rows of metrics that nobody may have written when the snapshot was made."""
     aside: Path | None = None
     """Where the results of an earlier run move that left no snapshot to tell it by."""
 
@@ -73,7 +75,8 @@ def plan(
     read_rows(workspace.profiles)
     if at_step is not None and step < steps[-1]:
         words = (*words, f"steps {step + 1} to {steps[-1]} are thrown away")
-    return Start(fresh.identity, step, (*words, f"going on after step {step}"))
+    words, rows = (*words, f"going on after step {step}"), tuple(facts.get("rows", ()))
+    return Start(fresh.identity, step, words, rows)
 
 
 def take_over(config: RunConfig, workspace: Workspace, start: Start) -> None:

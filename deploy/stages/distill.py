@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from common.data.tokens import TokenDataset, load_tokens
 from common.errors import Closed, InputError, RunFailed
+from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
 from deploy.backend.bundles import node_labels, run_bundles
 from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
@@ -107,8 +108,7 @@ def distill(
         try:
             run = _check(config, workspace, target, begin, resume_from)
             outcome = Outcome(first := run.start.step, 0, 0.0)
-            if first < config.learner.steps:
-                outcome, gauges = _train(run, target, stop, local=local, launch=launch)
+            outcome, gauges = _train(run, target, stop, local=local, launch=launch)
         except KeyboardInterrupt:  # Stopped, or what Ray made of it
             if stop.name is None:
                 raise
@@ -157,12 +157,16 @@ def _train(
     local: bool,
     launch: Callable[[], Any] | None,
 ) -> tuple[Outcome, dict[str, Any]]:
+    if run.start.step >= run.config.learner.steps:
+        with closing(MetricsLog(run.workspace.root)) as log:
+            log.write([*run.start.rows])
+        return Outcome(run.start.step, 0, 0.0), {}
     if "perceptual" in run.config.objective.resources():
         own_classifier(run.config, run.workspace, target)
     log = run_logs(run.config, run.workspace, target)
     try:
         with Bar(target, "distill", run.config.learner.steps) as bar:
-            watch = Watch(log, bar, stop, target)
+            watch = Watch(log, bar, stop, target, run.start.rows)
             with _clusters_unless_begun(run.workspace, watch):
                 found = (_run_local if local else _run_on_ray)(run, watch, launch)
             if watch.failure is not None:

@@ -28,6 +28,7 @@ from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
 from learner.alternating_config import AlternatingConfig
 from learner.alternation import Alternation, LearnerParts, alternation
+from learner.checkpoints import Checkpoints
 from learner.learner import Learner
 from learner.objective import Student
 from learner.process_group import ProcessGroup
@@ -62,11 +63,14 @@ def learn(
         weights=services.weights,
         ledger=services.ledger,
         metrics=services.hub,
-        snapshots=snapshots,
+        checkpoints=Checkpoints(
+            snapshots,
+            every=config.learner.checkpoint_every,
+            minutes=config.learner.checkpoint_minutes,
+        ),
         found=snapshots.load(step) if step else None,
         ranks=ranks,
         weights_dtype=config.rollout.dtype if config.samples_student else None,
-        checkpoint_every=config.learner.checkpoint_every,
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
         take_over=None if is_begun else partial(take_over, config, workspace, start),

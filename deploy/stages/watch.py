@@ -1,6 +1,7 @@
 """What the driver does while a run goes on: rows to disk and screen, requests to stop."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
@@ -32,9 +33,11 @@ class Watch:
     bar: Bar
     stop: StopRequest
     target: Console
+    carried: tuple[dict[str, Any], ...] = ()
+    """Rows that came with the snapshot: they are written, once more maybe, before the first new
+    ones; before that the folder stays as it was."""
     failure: InputError | None = None
     rows: int = 0
-    recent: list[tuple[float, int]] = field(default_factory=list)
     shown: dict[str, float] = field(default_factory=dict)
     is_closing: bool = False
     deaths: dict[str, str] = field(default_factory=dict)
@@ -53,12 +56,9 @@ class Watch:
         rows = self._new_rows(services)
         self.rows += len(rows)
         steps = [row for row in rows if PROFILE not in row]
-        for row in steps:
-            self.recent = [*self.recent[-19:], (row["time"], int(row["images_total"]))]
-            (first, before), (last, after) = self.recent[0], self.recent[-1]
-            row["images_per_second"] = (after - before) / (last - first) if last > first else 0.0
         if rows and self.failure is None:
-            self._write(rows, services)
+            self._write([*self.carried, *rows], services)
+            self.carried = ()
         if steps:
             for row in steps:  # a step without student rows has no lag: show the last one
                 self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}

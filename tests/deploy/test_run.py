@@ -154,10 +154,9 @@ def test_a_stall_names_who_holds_what():
         weights=None,
         ledger=ledger,
         metrics=None,
-        snapshots=None,
+        checkpoints=None,
         ranks=SingleProcess(),
         weights_dtype="float32",
-        checkpoint_every=0,
         stall_seconds=0.05,
     )
     ledger.restore({"step": 0, "frontier": 0, "beyond": []})
