@@ -66,6 +66,12 @@ class LearnerConfig(Config):
     export_every: StepsOrNever = 0
     """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
     of quality over training; 0 keeps only the last step's, as student.safetensors."""
+    max_minutes: MinutesOrNever = 0.0
+    """Wall-clock limit of the command: after so long the run ends in order as by SIGTERM, with exit
+    code 0, to go on by --resume. 0 is no limit."""
+    stop_seconds: Seconds = 300.0
+    """A run on Ray that was told to stop has this long for its step and snapshot; then it is ended,
+    with what was stored before."""
     max_failures: Spare = 1
     """How often a dead learner is restarted from its newest snapshot."""
     stall_seconds: Seconds = 300.0

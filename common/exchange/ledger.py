@@ -31,6 +31,8 @@ class Ledger:
         self._dead: set[str] = set()
         self._reset(NOTHING, ())
         self._reissued = 0
+        self._restarts: list[dict[str, float]] = []
+        self._committed = 0.0  # when
 
     def _reset(self, state: dict[str, Any], versions: Iterable[int]) -> None:
         self._trained = Frontier(state)
@@ -101,6 +103,9 @@ class Ledger:
             for number in numbers:
                 self._stored.discard(number)
             self._trained.add(step, numbers)
+            self._committed = time.monotonic()
+            if self._restarts and "seconds" not in self._restarts[-1]:
+                self._restarts[-1]["seconds"] = self._committed - self._restarts[-1].pop("since")
             self._changed.notify_all()
 
     def close(self, cause: str | Verdict) -> None:
@@ -125,10 +130,22 @@ class Ledger:
         the state's own version of the student, `versions` of before are published again."""
         with self._changed:
             self._generation += 1
+            if self._open:
+                reached = {"reached": self._trained.step, "from": state["step"]}
+                self._restarts.append({**reached, "since": self._committed or time.monotonic()})
             self._open = True
             self._reset(state, versions)
             self._changed.notify_all()
             return self._generation
+
+    def restarts(self) -> list[dict[str, float]]:
+        """Of the learner: the step that it had `reached`, the one that it began again `from`, and
+        the `seconds` from its last step before to its first one after, if there was one."""
+        with self._changed:
+            return [
+                {name: value for name, value in restart.items() if name != "since"}
+                for restart in self._restarts
+            ]
 
     def gauges(self) -> dict[str, float]:
         with self._changed:

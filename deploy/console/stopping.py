@@ -1,15 +1,18 @@
-"""Ctrl-C and SIGTERM: the first one ends a run in order, the second one ends it at once."""
+"""Ctrl-C, SIGTERM and the wall-clock limit end a run in order; a second signal ends it at once."""
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-EXIT_CODES = {"Ctrl-C": 130, "SIGTERM": 0}
+LIMIT = "learner.max_minutes"
+EXIT_CODES = {"Ctrl-C": 130, "SIGTERM": 0, LIMIT: 0}
 """SIGTERM is what schedulers say before they take a machine away; the run ended as asked."""
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -26,36 +29,45 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """Whether somebody asked the run to stop, and how."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_seconds: float = 0) -> None:
+        """With a limit, the run is to stop after that time as well."""
         self.name: str | None = None
-        """Ctrl-C or SIGTERM; None as long as nobody asked."""
+        """Ctrl-C, SIGTERM or LIMIT; None as long as nobody asked."""
+        self._end = time.monotonic() + limit_seconds if limit_seconds else math.inf
         self._is_polled = False
+        self._is_signalled = False
 
     def poll_from_here(self) -> None:
         """From now on the caller looks at `name`; before, a request is raised as Stopped."""
         self._is_polled = True
 
+    def heed_limit(self) -> None:
+        """Ask for a stop where its time has come; called now and then by who looks at `name`."""
+        if self.name is None and time.monotonic() >= self._end:
+            self.name = LIMIT
+
     def receive(self, number: int, frame: object) -> None:
         name = NAMES[signal.Signals(number)]
-        if self.name is not None:
+        if self._is_signalled:
             if sys.stderr.isatty():
                 sys.stderr.write(SHOW_CURSOR)  # a progress bar hides it
             sys.stderr.write(f"\nvarkd: {name} again: ended at once\n")
             sys.stderr.flush()
             os._exit(128 + number)
-        self.name = name
+        self._is_signalled = True
+        self.name = self.name or name
         if not self._is_polled:
             raise Stopped(name)
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Receive both signals for the block.
+def stop_request(limit_seconds: float = 0) -> Iterator[StopRequest]:
+    """Receive both signals for the block, and heed a limit, if there is one.
 
     Raises:
         Stopped: what it was ended by, also where Ray made a plain KeyboardInterrupt of that.
     """
-    request = StopRequest()
+    request = StopRequest(limit_seconds)
     before = {number: signal.signal(number, request.receive) for number in NAMES}
     try:
         yield request

@@ -54,6 +54,11 @@ def to_markdown(report: dict[str, Any]) -> str:
 def _run_table(report: dict[str, Any]) -> list[str]:
     staleness, deaths = report["staleness"], report["worker_deaths"]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["contexts"].items())
+    again = [
+        f"after step {found['from']}, at step {found['reached']} already, next step after "
+        f"{_number(found.get('seconds'), '.1f')} s"
+        for found in report["learner_restarts"]
+    ]
     return [
         "| run | |",
         "|---|---|",
@@ -68,6 +73,7 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         f"{staleness['dropped']} images dropped |",
         f"| survival of the gate | {_number(report['survival_rate'], '.1%')} |",
         f"| rollout workers | {report['rollout_workers']}, {len(deaths)} died |",
+        *(["| learner began again | " + "; ".join(again) + " |"] if again else []),
         f"| seed, config | {report['seed']}, {report['config_digest']} |",
     ]
 

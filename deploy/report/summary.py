@@ -28,7 +28,6 @@ def summarise(
     config: RunConfig, facts: dict[str, Any], rows: list[dict[str, Any]], quality: Quality
 ) -> dict[str, Any]:
     """The report as data; every number is read from the run's own records."""
-    lags = [row["lag_mean"] for row in rows if "lag_mean" in row]
     survival = _survival(rows)
     return {
         "fid": {name: found["fid"] for name, found in quality.metrics.items()},
@@ -43,14 +42,10 @@ def summarise(
         "ended": facts.get("cause") or "all steps done",
         "images_per_second": _pace(rows),
         "weights_published": facts.get("published", 0),
-        "staleness": {
-            "mean": sum(lags) / len(lags) if lags else 0.0,
-            "max": max((row.get("lag_max", 0.0) for row in rows), default=0.0),
-            "dropped": facts.get("buffer/dropped", 0),
-            "bound": config.learner.max_staleness,
-        },
+        "staleness": _staleness(config, facts, rows),
         "rollout_workers": config.rollout.workers,
         "worker_deaths": facts.get("deaths", {}),
+        "learner_restarts": facts.get("restarts", []),
         "leases_reissued": facts.get("ledger/reissued", 0),
         "survival_rate": sum(survival) / len(survival) if survival else None,
         "seconds": _stage_seconds(rows),
@@ -77,6 +72,18 @@ def by_context(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {
         name: {context: sum(values) / len(values) for context, values in contexts.items()}
         for name, contexts in found.items()
+    }
+
+
+def _staleness(
+    config: RunConfig, facts: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, float]:
+    lags = [row["lag_mean"] for row in rows if "lag_mean" in row]
+    return {
+        "mean": sum(lags) / len(lags) if lags else 0.0,
+        "max": max((row.get("lag_max", 0.0) for row in rows), default=0.0),
+        "dropped": facts.get("buffer/dropped", 0),
+        "bound": config.learner.max_staleness,
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.exchange.metrics import PROFILE, read_rows
-from common.files.paths import read_json
+from common.files.paths import read_json, shortened
 
 
 def read_facts(path: Path, command: str) -> dict[str, Any]:
@@ -42,7 +42,19 @@ def read_run_facts(path: Path) -> dict[str, Any]:
                 f"{path}: {key} is {value!r}, no {kind.__name__}; remove the file and make it "
                 "again with `varkd distill`"
             )
+    restarts = facts.get("restarts", [])
+    if not isinstance(restarts, list) or not all(map(_is_restart, restarts)):
+        raise InputError(
+            f"{path}: restarts is {shortened(repr(restarts))}, no list of a learner's restarts; "
+            "remove the file and make it again with `varkd distill`"
+        )
     return facts
+
+
+def _is_restart(found: Any) -> bool:
+    """As `Ledger.restarts` gives them."""
+    numbers = isinstance(found, dict) and {"from", "reached"} <= found.keys()
+    return numbers and all(isinstance(value, int | float) for value in found.values())
 
 
 def read_numbers(path: Path) -> list[dict[str, Any]]:

@@ -29,12 +29,13 @@ from deploy.pipeline import Services, WorkerFactory, run_here, wire
 from deploy.run_folder.identity import identify
 from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.records import read_facts
-from deploy.run_folder.start import Begin, Start, plan, run_snapshots
+from deploy.run_folder.start import Begin, Start, plan
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
-from deploy.stages.learner_rank import learn, store_student
+from deploy.stages.learner_rank import learn
 from deploy.stages.quality import own_classifier
 from deploy.stages.run_logs import run_logs
+from deploy.stages.student_files import complete_students
 from deploy.stages.watch import Watch
 from learner.alternating_config import AlternatingConfig
 from learner.process_group import SingleProcess
@@ -103,7 +104,7 @@ def distill(
     started, config = time.monotonic(), settled_precision(config, target)
     resume = resume or resume_from is not None
     begin: Begin = "restart" if restart else "resume" if resume else "new"
-    with stop_request() as stop:
+    with stop_request(60 * config.learner.max_minutes) as stop:
         outcome, gauges, first = Outcome(0, 0, 0.0), {}, 0
         try:
             run = _check(config, workspace, target, begin, resume_from)
@@ -128,6 +129,7 @@ def _account(outcome: Outcome, first: int, stopped: str | None) -> dict[str, Any
         "stopped": stopped,
         "begun": outcome.steps > first,
         "resumed": first > 0,
+        "resumed_from": first,
     }
 
 
@@ -250,7 +252,7 @@ def _run_in_actors(
             watch.stop.poll_from_here()
             while job.running():
                 crew.check()
-                watch.poll(services)
+                watch.follow(services, config.learner.stop_seconds)
                 time.sleep(POLL_SECONDS)
             watch.poll(services)
             return job.result(), _gauges(services, crew.deaths | watch.deaths)
@@ -277,18 +279,14 @@ def _last_rows(watch: Watch, services: Services) -> None:
 
 
 def _gauges(services: Services, deaths: dict[str, str]) -> dict[str, Any]:
-    return {**services.buffer.gauges(), **services.ledger.gauges(), "deaths": deaths}
+    ledger = services.ledger
+    found = {**services.buffer.gauges(), **ledger.gauges(), "restarts": ledger.restarts()}
+    return {**found, "deaths": deaths}
 
 
 def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> None:
     """The newest snapshot's student and its average, and how the run went."""
-    found = run_snapshots(workspace).latest()
-    if found is None:
-        raise RunFailed("the learner ended without a snapshot")
-    tensors, state = found
-    steps = state["ledger"]["step"]
-    store_student(config, workspace, workspace.student, tensors["student"], steps)
-    store_student(config, workspace, workspace.student_ema, tensors["ema"], steps)
+    complete_students(config, workspace)
     if not facts["begun"] and workspace.facts.exists():  # all steps were done earlier
         facts = {**read_facts(workspace.facts, "distill"), "resumed": True}
     else:

@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
-from torch import Tensor
 
-from common.artifacts.backbone_file import save_backbone_state
-from common.artifacts.generator_file import save_generator_state
-from common.config.schema import digest
-from common.data.tokens import read_header
 from common.device import place
 from common.errors import InputError
+from common.files.snapshots import Snapshots
 from common.files.tensors import state_digest
-from common.models.backbone import BackboneConfig
 from common.models.distilled_decoding import DistilledDecoder
 from common.models.one_pass import OnePassConfig
 from common.models.velocity_model import VelocityModel
@@ -26,6 +21,7 @@ from deploy.config import RunConfig
 from deploy.pipeline import Services
 from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
+from deploy.stages.student_files import store_student, store_students
 from learner.alternating_config import AlternatingConfig
 from learner.alternation import Alternation, LearnerParts, alternation
 from learner.checkpoints import Checkpoints
@@ -56,18 +52,15 @@ def learn(
     snapshots = run_snapshots(workspace, start.identity)
     is_begun = services.ledger.state()["step"] > start.step
     step = snapshots.newest_step() if is_begun else start.step
+    learner = build_learner(config, workspace, ranks)
     trainer = Trainer(
-        build_learner(config, workspace, ranks),
+        learner,
         config.schedule(),
         buffer=services.buffer,
         weights=services.weights,
         ledger=services.ledger,
         metrics=services.hub,
-        checkpoints=Checkpoints(
-            snapshots,
-            every=config.learner.checkpoint_every,
-            minutes=config.learner.checkpoint_minutes,
-        ),
+        checkpoints=_checkpoints(config, snapshots),
         found=snapshots.load(step) if step else None,
         ranks=ranks,
         weights_dtype=config.rollout.dtype if config.samples_student else None,
@@ -76,7 +69,10 @@ def learn(
         take_over=None if is_begun else partial(take_over, config, workspace, start),
         after_step=partial(_keep_milestone, config, workspace) if is_first else None,
     )
-    return trainer.run()
+    outcome = trainer.run()
+    if is_first and outcome.steps > start.step:
+        store_students(config, workspace, learner.states(), outcome.steps)
+    return outcome
 
 
 def imported_late(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:
@@ -85,23 +81,16 @@ def imported_late(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:
     return ("sklearn.cluster",) if makes else ()
 
 
+def _checkpoints(config: RunConfig, snapshots: Snapshots) -> Checkpoints:
+    every, minutes = config.learner.checkpoint_every, config.learner.checkpoint_minutes
+    return Checkpoints(snapshots, every=every, minutes=minutes)
+
+
 def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Trained) -> None:
     every, step = config.learner.export_every, learner.steps_done
     if every and (step % every == 0 or step == config.learner.steps):
         for name, state in learner.states().items():
             store_student(config, workspace, workspace.milestone(name, step), state, step)
-
-
-def store_student(
-    config: RunConfig, workspace: Workspace, path: Path, state: dict[str, Tensor], steps: int
-) -> None:
-    """Write a student after `steps` as a file that can be sampled."""
-    spec, student = read_header(workspace.existing_tokens()).spec, config.models.student
-    facts = {"steps": steps, "config_digest": digest(config)}
-    if isinstance(student, BackboneConfig):
-        save_backbone_state(path, state, student, spec, **facts)
-    else:
-        save_generator_state(path, state, student, spec, **facts)
 
 
 def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Trained:

@@ -1,14 +1,16 @@
 """What the driver does while a run goes on: rows to disk and screen, requests to stop."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
-from common.errors import InputError, ServiceDied, Verdict
+from common.errors import InputError, RunFailed, ServiceDied, Verdict
 from common.exchange.metrics import PROFILE, RowLogger
+from deploy.console.faults import GO_ON
 from deploy.console.progress import Bar
-from deploy.console.stopping import StopRequest
+from deploy.console.stopping import LIMIT, StopRequest
 from deploy.pipeline import Services
 
 SHOWN = {
@@ -40,6 +42,7 @@ class Watch:
     rows: int = 0
     shown: dict[str, float] = field(default_factory=dict)
     is_closing: bool = False
+    closing_since: float | None = None
     deaths: dict[str, str] = field(default_factory=dict)
     """Who died that a run can do without."""
 
@@ -48,10 +51,32 @@ class Watch:
         is_ending = self.is_closing or self.stop.name is not None
         return min(seconds, HURRIED_SECONDS) if is_ending else seconds
 
+    def require_end(self, seconds: float) -> None:
+        """Called as long as the learner is at work.
+
+        Raises:
+            RunFailed: it was told to end `seconds` ago.
+        """
+        if not self.is_closing:
+            return
+        self.closing_since = self.closing_since or time.monotonic()
+        if time.monotonic() - self.closing_since > seconds:
+            raise RunFailed(
+                f"the learner did not end its step and store it within {seconds:g} s "
+                f"(learner.stop_seconds) of being told to; {GO_ON}"
+            )
+
+    def follow(self, services: Services, stop_seconds: float) -> None:
+        """As `poll`, of a learner in another process, which must end within `stop_seconds`."""
+        self.poll(services)
+        self.require_end(stop_seconds)
+
     def poll(self, services: Services) -> None:
+        self.stop.heed_limit()
         if self.stop.name is not None and not self.is_closing:
             self.is_closing = True
-            self.target.print(f"{self.stop.name}: stopping after this step; once more ends at once")
+            once_more = "" if self.stop.name == LIMIT else "; once more ends at once"
+            self.target.print(f"{self.stop.name}: stopping after this step{once_more}")
             services.close(f"stopped by {self.stop.name}")
         rows = self._new_rows(services)
         self.rows += len(rows)

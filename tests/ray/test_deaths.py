@@ -73,5 +73,8 @@ def test_the_only_worker_and_the_learner_are_killed_and_others_take_their_places
     assert [row["step"] for row in rows] == list(range(1, 31)), "every step once"
     restarted = next(i for i in range(1, 30) if rows[i]["pid"] != rows[i - 1]["pid"])
     assert rows[restarted]["step"] % 5 == 1, "it went on right after a snapshot"
+    (restart,) = facts["restarts"]
+    assert restart["from"] == rows[restarted - 1]["step"] <= restart["reached"]
+    assert 0 < restart["seconds"] < facts["wall_seconds"]
     assert [row["loss"] for row in rows] == [row["loss"] for row in rows_of(whole[1])]
     require_fresh(run)
