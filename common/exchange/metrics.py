@@ -225,6 +225,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return list({row["step"]: row for _, row in _lines(path)}.values())
 
 
+def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """As they were written, steps that were repeated too; none where there is no file.
+
+    Raises:
+        InputError: a line is no row.
+    """
+    if path.exists():
+        for _, row in _lines(path):
+            yield row
+
+
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(line, row) of what is whole."""
     require_file(path, "rows of metrics")

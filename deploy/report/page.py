@@ -66,6 +66,7 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         f"| contexts | {shares} |",
         f"| steps | {report['steps']} ({one_line(report['ended'])}) |",
         f"| images per second | {report['images_per_second']} |",
+        f"| bottleneck | {report['bottleneck'] or '-'} |",
         f"| wall clock | {report['wall_seconds']} s |",
         f"| weight versions published | {report['weights_published']} |",
         f"| staleness | mean {_number(staleness['mean'], '.2f')}, max "

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from deploy.console.versions import versions
 from deploy.report.quality import Quality
 
 LEAST_STEPS = 20
+HARDLY = 0.1
+"""Share of a step up to which the learner's waiting is none."""
 FINAL = (
     "confidence",
     "teacher_entropy",
@@ -49,6 +52,7 @@ def summarise(
         "leases_reissued": facts.get("ledger/reissued", 0),
         "survival_rate": sum(survival) / len(survival) if survival else None,
         "seconds": _stage_seconds(rows),
+        "bottleneck": bottleneck(config, _stage_seconds(rows)),
         "shares": by_context(rows).get("share", {}),
         "final": final_numbers(rows),
         "objective": config.objective.model_dump(mode="json"),
@@ -119,6 +123,22 @@ def _stage_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
         for stage in stages
         if (values := [row[f"seconds/{stage}"] for row in rows if f"seconds/{stage}" in row])
     }
+
+
+def bottleneck(config: RunConfig, seconds: Mapping[str, float]) -> str | None:
+    """Who sets the pace, by the seconds of a step by stage: the learner while it hardly waits, else
+    rollout or teacher, whichever's actors are busy longer; None where nothing was measured."""
+    wait, step = (seconds.get(stage, math.nan) for stage in ("wait", "step"))
+    if not wait + step > 0:
+        return None
+    if wait < HARDLY * (wait + step):
+        return f"learner (it waits {wait / (wait + step):.0%} of a step)"
+    each = {
+        "rollout": seconds.get("rollout", 0.0) / config.rollout.workers,
+        "teacher": seconds.get("teacher", 0.0) / config.teacher.replicas,
+    }
+    name = max(each, key=lambda role: each[role])
+    return f"{name} (the learner waits {wait / (wait + step):.0%} of a step)"
 
 
 def plain(value: Any) -> Any:

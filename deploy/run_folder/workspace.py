@@ -57,10 +57,11 @@ class Workspace:
 
     def traces(self) -> list[Path]:
         """What is there of a distillation and its evaluation: what belongs to one run alone."""
-        reports = ("report.json", "report.md", "samples.png", "curves.png", "diagnostics.png")
+        reports = ("report.json", "report.md", "report.html")
         files = (self.student, self.student_ema, self.metrics, self.profiles, self.facts)
         folders = (self.snapshots, self.milestones)
-        paths = (*files, *folders, *(self.root / name for name in reports))
+        pictures = ("samples.png", "curves.png", "diagnostics.png")
+        paths = (*files, *folders, *(self.root / name for name in (*reports, *pictures)))
         return [path for path in paths if path.exists() or path.is_symlink()]
 
     def has_run(self) -> bool:

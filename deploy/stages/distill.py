@@ -26,6 +26,7 @@ from deploy.console.faults import FaultLog
 from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest, stop_request
 from deploy.pipeline import Services, WorkerFactory, run_here, wire
+from deploy.report.html_page import write_page
 from deploy.run_folder.identity import identify
 from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.records import read_facts
@@ -292,3 +293,4 @@ def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> No
     else:
         facts = {**facts, "rollout_dtype": config.rollout.dtype}
     write_text(workspace.facts, json.dumps(facts, indent=2))
+    write_page(config, workspace, facts)

@@ -10,6 +10,7 @@ from common.files.atomic import write_text
 from deploy.backend.beside import Beside
 from deploy.config import RunConfig
 from deploy.report.grids import class_sheet, save_png
+from deploy.report.html_page import write_page
 from deploy.report.page import to_markdown
 from deploy.report.plots import curves, diagnostics, save
 from deploy.report.quality import REAL, Quality
@@ -39,7 +40,7 @@ def write_report(
     wall_seconds: float | None = None,
     jobs: Beside | None = None,
 ) -> dict[str, Any]:
-    """Evaluate every model of the run, in other processes with `jobs`, and write the report's five
+    """Evaluate every model of the run, in other processes with `jobs`, and write the report's six
     files."""
     facts = read_run_facts(workspace.root / "distill.json")
     rows = read_numbers(workspace.root / "metrics.jsonl")
@@ -65,6 +66,7 @@ def write_report(
     write_text(workspace.root / "report.json", text + "\n")
     write_text(workspace.root / "report.md", to_markdown(report))
     save_grids(workspace.board / GRIDS, grids)
+    write_page(config, workspace, facts, report)
     return report
 
 

@@ -13,6 +13,7 @@ from common.exchange.metrics import MetricsLog, RowLogger
 from deploy.backend.ray_metrics import RayMetrics
 from deploy.config import RunConfig
 from deploy.logger import LoggedRun
+from deploy.report.html_page import NAME, PageLogger
 from deploy.run_folder.workspace import Workspace
 
 Rows = list[dict[str, Any]]
@@ -95,7 +96,7 @@ class Aside:
 
 
 def run_logs(config: RunConfig, workspace: Workspace, target: Console) -> RunLogs:
-    """The files of the run folder, Ray's metrics, and the loggers of the config."""
+    """The files of the run folder, its page, Ray's metrics, and the loggers of the config."""
 
     def say(words: str) -> None:
         target.print(words, markup=False)
@@ -105,4 +106,5 @@ def run_logs(config: RunConfig, workspace: Workspace, target: Console) -> RunLog
         Aside(f"loggers.{kind}", lambda logger=logger: logger.open(run), say)
         for kind, logger in config.loggers.items()
     ]
+    others.insert(0, Aside(NAME, lambda: PageLogger(config, workspace), say))
     return RunLogs([MetricsLog(workspace.root), RayMetrics(run.id)], others)

@@ -14,7 +14,10 @@ from deploy.run_folder.workspace import Workspace
 from deploy.stages.distill import distill
 from deploy.stages.evaluate import write_report
 
-REPORT = ("report.json", "report.md", "samples.png", "curves.png", "diagnostics.png")
+REPORT = (
+    *("report.json", "report.md", "report.html"),
+    *("samples.png", "curves.png", "diagnostics.png"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,10 @@ def test_the_report_has_every_promised_number_and_picture_whatever_a_killed_one_
             assert len(set(picture.convert("L").tobytes())) > 20
     page = (run[1].root / "report.md").read_text()
     assert f"{stored['fid']['student_after']:.3f}" in page
+    live = (run[1].root / "report.html").read_text()
+    assert live.count("data:image/png;base64,") == 2
+    assert f"{stored['fid']['student_after']:.4g}" in live
+    assert stored["bottleneck"] in live
 
 
 def test_evaluation_prefers_the_teacher_and_real_images(run_in, quiet):
