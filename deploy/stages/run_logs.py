@@ -3,6 +3,7 @@ the run or end it."""
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,8 @@ from deploy.run_folder.workspace import Workspace
 Rows = list[dict[str, Any]]
 MOST_WAITING = 1000
 """Batches of rows that a slow logger may owe; it misses what comes then."""
-CLOSE_SECONDS = 20.0
+CLOSE_SECONDS = 10.0
+"""For all of them together, once a run is over: it may be on its way out."""
 
 
 class RunLogs:
@@ -37,8 +39,9 @@ class RunLogs:
     def close(self) -> None:
         """As `MetricsLog.close`; the others get CLOSE_SECONDS for what they owe."""
         with ExitStack() as stack:  # all of them, whatever the first one says
+            deadline = time.monotonic() + CLOSE_SECONDS
             for other in self._others:
-                stack.callback(other.close, CLOSE_SECONDS)
+                stack.callback(lambda other=other: other.close(deadline - time.monotonic()))
             for logger in self._own:
                 stack.callback(logger.close)
 
@@ -70,13 +73,14 @@ class Aside:
         """Wait up to `seconds` for what was handed over."""
         if not self._thread.ident:
             return
+        seconds = max(seconds, 0.1)
         try:
             self._waiting.put(None, timeout=seconds)
         except queue.Full:
             self._missed += self._waiting.qsize()
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._say(f"warning: {self._name} was still busy {seconds:g} s after the last step")
+            self._say(f"warning: {self._name} was still busy {seconds:.1f} s after the last step")
         if self._missed:
             self._say(f"warning: {self._name} was too slow for {self._missed} rows")
 
