@@ -129,8 +129,10 @@ class RunConfig(Config):
 
     @property
     def scoring(self) -> dict[str, AnyScorer]:
-        """The scorers that records pass: none, where the teacher is alone and nobody asks it."""
-        return self.scorers if self.objective.is_scored or len(self.scorers) > 1 else {}
+        """The scorers that records pass: none, where they have passed them already, or the teacher
+        is alone and nobody asks it."""
+        is_asked = self.objective.is_scored or len(self.scorers) > 1
+        return self.scorers if is_asked and self.rollout.replay is None else {}
 
     @property
     def reads_pairs(self) -> bool:
@@ -140,6 +142,8 @@ class RunConfig(Config):
     @property
     def samples_student(self) -> bool:
         """Whether workers hold the student; one of one pass may learn from the teacher alone."""
+        if self.rollout.replay is not None:
+            return False
         if isinstance(self.models.student, BackboneConfig):
             return True
         return any(source.sampler == "student" for source in self.contexts.used)

@@ -106,6 +106,8 @@ def require_newest(
         ValueError: rows may be stale or begin with data, or are rounded otherwise.
     """
     why = f"objective.kind={objective.kind} learns from the newest generator's own sequences"
+    if rollout.replay is not None:
+        raise ValueError(f"{why}, and cannot be trained on kept rollouts; leave rollout.replay out")
     if learner.max_staleness or learner.publish_every != 1:
         raise ValueError(
             f"{why}, but learner.max_staleness is {learner.max_staleness} and publish_every "

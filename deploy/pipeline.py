@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
+from pathlib import Path
 from typing import TypeAlias
 
 from common.artifacts.model_file import ModelFile
@@ -30,10 +31,11 @@ from deploy.backend.bundles import scorer_bundles
 from deploy.backend.launcher import Launcher
 from deploy.config import RunConfig
 from learner.train import Outcome
+from rollout.replay import ReplayWorker
 from rollout.worker import RolloutWorker
 from teacher_server.scorer import Bypass, Delivery, Onward, ScorerFiles, ScorerLink
 
-WorkerFactory: TypeAlias = Callable[[str], RolloutWorker]
+WorkerFactory: TypeAlias = Callable[[str], RolloutWorker | ReplayWorker]
 """Makes a worker of that name, at any time; one that comes late samples with the weights of then,
 which it fetches and verifies with its first lease. No name is used twice."""
 
@@ -75,11 +77,14 @@ def wire(
     )
     weights = place(WeightStore, schedule.versions_kept, site=ActorOptions("weights", calls))
     hub = place(MetricsHub, site=ActorOptions("metrics"))
+    services = Services(ledger, buffer, weights, hub)
+    if config.rollout.replay is not None:
+        return services, _replay_factory(config, config.rollout.replay, place, ledger, buffer)
     scorers = _chain(config, teacher, place, buffer, calls, tables)
     make_worker = _worker_factory(
         config, data, teacher, place, generated, weights, ledger, scorers, tables.for_student()
     )
-    return Services(ledger, buffer, weights, hub), make_worker
+    return services, make_worker
 
 
 def _chain(
@@ -155,6 +160,25 @@ def _worker_factory(
             generated=shared_generated,
             conditions=conditions,
             tokenizer=teacher.tokenizer,
+            site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus, "rollout"),
+        )
+
+    return make_worker
+
+
+def _replay_factory(
+    config: RunConfig, folder: Path, place: Launcher, ledger: Ledger, buffer: Buffer
+) -> WorkerFactory:
+    """Workers that read instead, and go past the scorers."""
+
+    def make_worker(name: str) -> ReplayWorker:
+        return place(
+            ReplayWorker,
+            folder,
+            name=name,
+            seed=derive_seed(config.seed, "replay"),
+            ledger=ledger,
+            onward=Delivery(buffer),
             site=ActorOptions(name, 4, config.rollout.cpus, config.rollout.gpus, "rollout"),
         )
 

@@ -33,6 +33,9 @@ class PretrainsConfig(Config):
 class BufferConfig(Config):
     max_mb: Megabytes = 2048.0
     """Scored records held before rollout has to wait."""
+    keep_gb: Gigabytes | None = None
+    """Keep the newest records, up to so many bytes, as rollouts/ in the run folder: for
+    `varkd replay`. By default none."""
 
 
 class SampleConfig(Config):

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from common.config.quantities import Batch, BatchOrChosen, Cpus, Fraction, Gpus, Processes, Spare
-from common.config.schema import Config
+from common.config.schema import Config, UserPath
 from rollout.sampler import SamplingConfig
 
 LARGEST_LEASE = {True: 256, False: 32}
@@ -37,6 +37,9 @@ class RolloutConfig(Config):
     """How the student draws tokens; the loss assumes the plain distribution."""
     class_dropout: Fraction = 0.1
     """Probability that a label becomes the null class, for rollout, student and teacher alike."""
+    replay: UserPath | None = None
+    """Rollouts that another run kept (buffer.keep_gb), to be trained on without sampling or
+    scoring; `varkd replay` sets it."""
     keep_noise: bool = False
     """Store the uniforms in the record (for replay and for one-step distillation)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -27,6 +27,7 @@ ORDER = (
     "pretrain",
     "generate",
     "distill",
+    "replay",
     "evaluate",
     "study",
     "sample",

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.config.sections import Section
 from common.data.tokens import TokenDataset
+from common.exchange.segments import Segments
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
 
@@ -114,6 +115,10 @@ def identify(
     if workspace.has_model(config, "student_before"):
         student = workspace.model(config, "student_before")
         files["the base student"] = (student.path, student.digest())
+    if (replay := config.rollout.replay) is not None:
+        kept = Segments(replay)
+        kept.require(config.rollout.batch_size)
+        files["the kept rollouts"] = (replay, kept.digest())
     if generated is not None:
         dataset = (workspace.teacher_tokens, generated.digest())
         files["the teacher's token dataset"] = dataset

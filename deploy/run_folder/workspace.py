@@ -50,6 +50,7 @@ class Workspace:
         self.snapshots = root / "snapshots"
         self.pretraining = root / "pretraining"
         self.milestones = root / "milestones"
+        self.rollouts = root / "rollouts"
         self.metrics = root / "metrics.jsonl"
         self.profiles = root / "profiles.jsonl"
         self.board = root / "tensorboard"
@@ -59,7 +60,7 @@ class Workspace:
         """What is there of a distillation and its evaluation: what belongs to one run alone."""
         reports = ("report.json", "report.md", "report.html")
         files = (self.student, self.student_ema, self.metrics, self.profiles, self.facts)
-        folders = (self.snapshots, self.milestones)
+        folders = (self.snapshots, self.milestones, self.rollouts)
         pictures = ("samples.png", "curves.png", "diagnostics.png")
         paths = (*files, *folders, *(self.root / name for name in (*reports, *pictures)))
         return [path for path in paths if path.exists() or path.is_symlink()]

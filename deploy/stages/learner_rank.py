@@ -10,6 +10,8 @@ import torch
 
 from common.device import place
 from common.errors import InputError
+from common.exchange.buffer import Buffer
+from common.exchange.segments import SegmentWriter
 from common.files.snapshots import Snapshots
 from common.files.tensors import state_digest
 from common.models.distilled_decoding import DistilledDecoder
@@ -25,6 +27,7 @@ from deploy.stages.student_files import store_student, store_students
 from learner.alternating_config import AlternatingConfig
 from learner.alternation import Alternation, LearnerParts, alternation
 from learner.checkpoints import Checkpoints
+from learner.keeping import KeptRecords
 from learner.learner import Learner
 from learner.objective import Student
 from learner.process_group import ProcessGroup
@@ -47,16 +50,16 @@ def learn(
 
     A learner that begins again in the middle of the run goes on from the run's newest snapshot.
     """
-    workspace = Workspace(root)
-    is_first = ranks.rank == 0
+    workspace, is_first = Workspace(root), ranks.rank == 0
     snapshots = run_snapshots(workspace, start.identity)
     is_begun = services.ledger.state()["step"] > start.step
     step = snapshots.newest_step() if is_begun else start.step
     learner = build_learner(config, workspace, ranks)
+    source = _kept(config, workspace, services, ranks)
     trainer = Trainer(
         learner,
         config.schedule(),
-        buffer=services.buffer,
+        buffer=source,
         weights=services.weights,
         ledger=services.ledger,
         metrics=services.hub,
@@ -70,9 +73,26 @@ def learn(
         after_step=partial(_keep_milestone, config, workspace) if is_first else None,
     )
     outcome = trainer.run()
-    if is_first and outcome.steps > start.step:
-        store_students(config, workspace, learner.states(), outcome.steps)
+    if outcome.steps > start.step:
+        if is_first:
+            store_students(config, workspace, learner.states(), outcome.steps)
+        _flush(source)
     return outcome
+
+
+def _kept(
+    config: RunConfig, workspace: Workspace, services: Services, ranks: ProcessGroup
+) -> Buffer | KeptRecords:
+    """The buffer, with what is taken from it kept where the run is to keep it."""
+    if config.buffer.keep_gb is None or config.rollout.replay is not None:
+        return services.buffer
+    most = config.buffer.keep_gb * 2**30 / ranks.world
+    return KeptRecords(services.buffer, SegmentWriter(workspace.rollouts, ranks.rank, most))
+
+
+def _flush(source: Buffer | KeptRecords) -> None:
+    if isinstance(source, KeptRecords):
+        source.flush()
 
 
 def imported_late(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:

@@ -91,6 +91,7 @@ OWNERS = {
     "pyarrow": {
         *("common/exchange/trajectory.py", "common/exchange/buffer.py", "common/data/tokens.py"),
         *("common/images/columns.py", "common/images/parquet.py", "common/exchange/assembly.py"),
+        *("common/exchange/segments.py", "rollout/replay.py"),
         *("rollout/worker.py", "teacher_server/teacher.py"),
         *("teacher_server/scorer.py", "teacher_server/scorers"),
     },
