@@ -14,6 +14,7 @@ from typing import Any
 from common.errors import Verdict
 from common.exchange.frontier import NOTHING, Frontier
 from common.exchange.schedule import Lease, Schedule
+from common.exchange.stall import stalled_stage
 
 
 class Ledger:
@@ -156,12 +157,15 @@ class Ledger:
             }
 
     def describe(self) -> str:
-        """Who holds what, for the watchdog."""
+        """Which stage the run waits for, and who holds what: for the watchdog."""
         with self._changed:
-            now = time.monotonic()
-            held = [f"{w} has lease {n} for {now - t:.0f} s" for n, (w, t) in self._leased.items()]
-            waiting = f"{len(self._stored)} leases scored, {self._trained.step} steps trained"
-            return "; ".join([*held, waiting])
+            now, scored = time.monotonic(), len(self._stored)
+            leased = {number: (w, now - since) for number, (w, since) in self._leased.items()}
+            per_step = self._schedule.leases_per_step
+            stage = stalled_stage(leased, scored, per_step, is_free=self._can_lease())
+            held = [f"{w} has lease {n} for {age:.0f} s" for n, (w, age) in leased.items()]
+            waiting = f"{scored} leases scored, {self._trained.step} steps trained"
+            return "; ".join([f"it waits for {stage}", *held, waiting])
 
     def _fresh(self) -> int:
         number = self._trained.next_open(self._next)

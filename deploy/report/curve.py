@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 MOST = 300
 """Points of a curve, at which half as many are made of them."""
 
+RECENT = 20
+
 
 @dataclass(slots=True)
 class Curve:
@@ -15,14 +17,12 @@ class Curve:
     values: list[float] = field(default_factory=list)
     width: int = 1
     """Values in a point."""
-    latest: float = math.nan
     _sums: tuple[float, float, int] = (0.0, 0.0, 0)
 
     def add(self, step: float, value: float) -> None:
         """One more value; what is not finite is left out."""
         if not math.isfinite(value):
             return
-        self.latest = value
         at, total, count = self._sums
         self._sums = at + step, total + value, count + 1
         if count + 1 == self.width:
@@ -36,6 +36,11 @@ class Curve:
         found = list(zip(self.steps, self.values, strict=True))
         at, total, count = self._sums
         return [*found, (at / count, total / count)] if count else found
+
+    def recent(self) -> float:
+        """Mean of the last points."""
+        last = [value for _, value in self.points()[-RECENT:]]
+        return sum(last) / len(last) if last else math.nan
 
     def _close(self) -> None:
         at, total, count = self._sums

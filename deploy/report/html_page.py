@@ -195,7 +195,7 @@ def _facts(
         "seed": str(config.seed),
     }
     stages = {
-        key.removeprefix("seconds/"): curve.latest
+        key.removeprefix("seconds/"): curve.recent()
         for key, curve in progress.curves.items()
         if key.startswith("seconds/")
     }

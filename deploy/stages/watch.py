@@ -12,6 +12,7 @@ from deploy.console.faults import GO_ON
 from deploy.console.progress import Bar
 from deploy.console.stopping import LIMIT, StopRequest
 from deploy.pipeline import Services
+from deploy.stages.stall_watch import StallWatch
 
 SHOWN = {
     "loss": "loss",
@@ -40,6 +41,7 @@ class Watch:
     ones; before that the folder stays as it was."""
     failure: InputError | None = None
     rows: int = 0
+    stall: StallWatch = field(default_factory=StallWatch)
     shown: dict[str, float] = field(default_factory=dict)
     is_closing: bool = False
     closing_since: float | None = None
@@ -88,6 +90,8 @@ class Watch:
             for row in steps:  # a step without student rows has no lag: show the last one
                 self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}
             self.bar.show(steps[-1]["step"], self.shown)
+        if not self.is_closing and "metrics" not in self.deaths:
+            self.stall.look(len(steps), services, self.target.print)
 
     def _new_rows(self, services: Services) -> list[dict]:
         if "metrics" in self.deaths:
