@@ -226,6 +226,11 @@ class RunConfig(Config):
                 f"rollout.min_workers is {self.rollout.min_workers}, but rollout.workers is "
                 f"{self.rollout.workers}"
             )
+        if self.rollout.most_workers < self.rollout.workers:
+            raise ValueError(
+                f"rollout.max_workers is {self.rollout.max_workers}, but the run begins with "
+                f"rollout.workers {self.rollout.workers}; raise the one or lower the other"
+            )
         return self
 
     @model_validator(mode="after")

@@ -21,11 +21,16 @@ class GroupConfig(Config):
 
 class RolloutConfig(Config):
     workers: Processes = 2
-    """Rollout worker actors; scaled independently of the learner."""
+    """Rollout worker actors at the start; scaled independently of the learner."""
     min_workers: Processes = 1
-    """The run ends with the cause when fewer workers are left alive."""
-    max_restarts: Spare = 0
-    """Workers that may be replaced in a run when they die; the others take over beyond that."""
+    """The run ends with the cause when fewer workers are left; none retires below that."""
+    max_workers: Processes | None = None
+    """The run has up to so many workers, by itself: one more while the learner waits for busy
+    workers, one less while they wait for the learner. By default their number changes only when
+    somebody asks for it (`varkd scale`), up to twice rollout.workers."""
+    max_restarts: Spare = 3
+    """Workers that may be replaced when they die; the others take over beyond that. One that had
+    worked for ten minutes does not count."""
     batch_size: BatchOrChosen = 32
     """Images per lease, decoded together; must divide learner.global_batch_size. 0 chooses the
     largest, up to 256 on a GPU and 32 on CPUs, that leaves every worker a lease of each step."""
@@ -84,4 +89,9 @@ class RolloutConfig(Config):
     @property
     def most_workers(self) -> int:
         """How far a run may grow while it goes on: its services have threads for so many."""
-        return 2 * self.workers
+        return self.max_workers or 2 * self.workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers changes by itself."""
+        return self.max_workers is not None and self.max_workers > self.min_workers

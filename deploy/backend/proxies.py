@@ -107,6 +107,7 @@ class RayLauncher:
         self._turn = 0
         self._reservation = Reservation([])
         self._rooms: dict[Any, HeldGroup | None] = {}
+        self._made: dict[Any, Any] = {}
 
     @contextmanager
     def reserved(
@@ -169,6 +170,13 @@ class RayLauncher:
             for reference in ready:
                 answer(missing.pop(reference), partial(ray.get, reference))
 
+    def is_there(self, placed: object) -> bool:
+        """Whether the actor behind `placed` found its room and is up, or will never be."""
+        actor = cast(ActorProxy, placed)._actor
+        if actor not in self._made:
+            self._made[actor] = actor.ready.remote()
+        return bool(ray.wait([self._made[actor]], timeout=0)[0])
+
     def living(self) -> dict[Any, str]:
         """The names of the actors that were placed and not ended."""
         return {actor: self.names[actor] for actor in list(self._actors)}
@@ -177,6 +185,7 @@ class RayLauncher:
         """End the actor behind `placed`; what it takes is free for another."""
         actor = cast(ActorProxy, placed)._actor
         self._actors.remove(actor)
+        self._made.pop(actor, None)
         ray.kill(actor)
         self._reservation.give_back(self._rooms.pop(actor))
 

@@ -188,4 +188,7 @@ def secure_environment() -> None:
 def logical_cpus(config: RunConfig) -> int:
     """CPUs that a private cluster must offer so that every actor starts, however few there are."""
     needed = sum(bundles.count * bundles.cpus for bundles in run_bundles(config))
+    rollout = config.rollout
+    if rollout.is_elastic:  # for who comes later
+        needed += (rollout.most_workers - rollout.workers) * rollout.cpus
     return max(os.cpu_count() or 1, int(needed) + 2)

@@ -35,7 +35,7 @@ HARMLESS = (
         for role in ("rollout", "teacher", "learner")
         for name in ("device", "cpus", "gpus")
     ),
-    *(f"rollout.{name}" for name in ("workers", "min_workers", "max_restarts")),
+    *(f"rollout.{name}" for name in ("workers", "min_workers", "max_workers", "max_restarts")),
     *(f"rollout.{name}" for name in ("in_flight", "keep_noise")),
     *(f"teacher.{name}" for name in ("weights", "weights_ema", "batching", "replicas")),
     *(f"learner.{name}" for name in ("weights", "weights_ema", "micro_batch", "chunk_tokens")),

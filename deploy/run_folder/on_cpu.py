@@ -11,6 +11,7 @@ ALONE = {
     "tokens.workers": 2,
     "teacher.replicas": 1,
     "rollout.workers": 2,
+    "rollout.max_workers": 2,
     "generate.workers": 2,
     "learner.world_size": 1,
 }

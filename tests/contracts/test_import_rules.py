@@ -57,10 +57,11 @@ ROOMS = {
     "deploy.logger": set(),
     "deploy.loggers": {"deploy.logger"},
     "deploy.config": {"deploy.sections", "deploy.one_pass", "deploy.logger"},
+    "deploy.load": set(),
     "deploy.console": set(),
     "deploy.run_folder": {"deploy.config"},
     "deploy.report": {"deploy.config", "deploy.console", "deploy.run_folder"},
-    "deploy.backend": {"deploy.layout", "deploy.config", "deploy.console"},
+    "deploy.backend": {"deploy.layout", "deploy.config", "deploy.console", "deploy.load"},
     "deploy.pipeline": {"deploy.config", "deploy.backend"},
     "deploy.stages": {
         *("deploy.logger", "deploy.layout", "deploy.config", "deploy.console", "deploy.run_folder"),

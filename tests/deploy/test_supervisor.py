@@ -7,7 +7,10 @@ from threading import Event
 import pytest
 
 from common.errors import InputError, ServiceDied, Verdict
+from common.exchange.schedule import Schedule
+from deploy.backend.scaler import Scaler
 from deploy.backend.supervisor import WorkerSupervisor
+from deploy.load import LoadMeter
 from rollout.config import RolloutConfig
 
 
@@ -39,6 +42,8 @@ class Services:
     closed: list[Verdict | str] = field(default_factory=list)
     made: dict[str, Worker] = field(default_factory=dict)
     ended: list[Worker] = field(default_factory=list)
+    away: set[str] = field(default_factory=set)
+    told: list[str] = field(default_factory=list)
 
     @property
     def ledger(self) -> "Services":
@@ -58,6 +63,15 @@ class Services:
         self.made[name] = Worker()
         return self.made[name]
 
+    def end(self, worker: Worker) -> None:
+        """Its process is gone, whether it was there or not."""
+        assert worker not in self.ended
+        self.ended.append(worker)
+        worker.die(ServiceDied("was ended"))
+
+    def is_there(self, worker: Worker) -> bool:
+        return all(self.made[name] is not worker for name in self.away)
+
 
 @pytest.fixture
 def start():
@@ -66,7 +80,12 @@ def start():
     def begin(**settings):
         services = Services()
         supervisor = WorkerSupervisor(
-            services, services.make, RolloutConfig(**settings), end_worker=services.ended.append
+            services,
+            services.make,
+            RolloutConfig(**settings),
+            end_worker=services.end,
+            is_there=services.is_there,
+            tell=services.told.append,
         )
         started.append(supervisor)
         return services, supervisor
@@ -99,6 +118,8 @@ def test_a_dead_worker_is_replaced_as_often_as_the_config_allows(start):
     until(supervisor, lambda: services.closed)
     assert "0 rollout workers are left" in str(supervisor.failure)
     assert "worker-1 had 1 open leases: its machine is gone" in str(supervisor.failure)
+    assert services.told[0] == "its machine is gone; worker-2 takes its place"
+    assert "nobody takes its place (rollout.max_restarts)" in services.told[1]
 
 
 def test_the_last_worker_may_be_replaced_too(start):
@@ -149,3 +170,86 @@ def test_a_worker_that_says_why_it_cannot_go_on_ends_the_run_and_is_not_replaced
     assert services.closed == [Verdict(InputError, "the teacher is of other tokens")]
     until(supervisor, lambda: not supervisor.workers)
     assert (list(services.made), supervisor.deaths) == (["worker-0", "worker-1"], {})
+
+
+def test_scaling_takes_those_first_who_wait_for_room_and_nobody_waits_for_them(start):
+    services, supervisor = start(workers=2, min_workers=2, max_workers=5)
+    services.away = {"worker-3", "worker-4"}
+    assert supervisor.scale(5) == ["worker-2", "worker-3", "worker-4"]
+    supervisor.check()
+    assert (supervisor.alive, supervisor.pending) == (5, ["worker-3", "worker-4"])
+    services.away = {"worker-4"}
+    supervisor.check()
+    assert supervisor.pending == ["worker-4"]
+    assert supervisor.scale(3) == ["worker-4", "worker-3"]
+    assert services.ended == [services.made["worker-4"]], "at once: it has begun nothing"
+    until(supervisor, lambda: list(supervisor.workers) == ["worker-0", "worker-1", "worker-2"])
+    assert (supervisor.alive, supervisor.deaths, supervisor.failure) == (3, {}, None)
+    assert sorted(services.expired) == ["worker-3", "worker-4"]
+    assert supervisor.scale(3) == []
+    for count in (1, 6):
+        sentence = rf"rollout={count}, but this run has 2 \(rollout.min_workers\) to 5"
+        with pytest.raises(InputError, match=sentence):
+            supervisor.scale(count)
+    assert (supervisor.alive, services.told) == (3, ["worker-3 has retired"])
+
+
+def steps(scaler, count, *, wait, rollout, workers, teacher=0.1):
+    """Steps of a second: what is said after each of them."""
+    row = {"seconds/wait": wait, "seconds/step": 1 - wait, "teacher/busy": teacher}
+    row["seconds/rollout"] = rollout * workers
+    for _ in range(count):
+        scaler.hear(row, workers)
+        yield scaler.decide(workers, 0).change
+
+
+@pytest.fixture
+def scaler():
+    def make(least=1, most=4, images=64):
+        schedule = Schedule(100, images, 8, max_staleness=0, publish_every=1)
+        config = RolloutConfig(workers=least, min_workers=least, max_workers=most)
+        return Scaler(config, schedule, 1, window_seconds=4)
+
+    return make
+
+
+def test_a_worker_is_added_while_the_learner_waits_and_one_retires_while_it_does_not(scaler):
+    waiting, idle = {"wait": 0.5, "rollout": 1.0}, {"wait": 0.0, "rollout": 0.3}
+    chosen = scaler()
+    assert list(steps(chosen, 24, **waiting, workers=2)) == [0] * 11 + [1] + [0] * 11 + [1]
+    assert list(steps(chosen, 12, **idle, workers=3)) == [0] * 11 + [-1]
+    for change in ({"workers": 4}, {"workers": 2, "teacher": 0.95}, {"workers": 2, "rollout": 0.7}):
+        assert not any(steps(scaler(), 30, **{**waiting, **change})), change
+    for change in ({"workers": 1}, {"workers": 3, "rollout": 0.6}, {"workers": 3, "wait": 0.1}):
+        assert not any(steps(scaler(), 30, **{**idle, **change})), change
+    assert not any(steps(scaler(images=16), 30, **waiting, workers=2)), "two leases are out at most"
+    assert not any(steps(scaler(3, 3), 30, **waiting, workers=3)), "somebody fixed the number"
+
+
+def test_windows_must_agree_and_a_worker_on_its_way_is_waited_for(scaler):
+    chosen = scaler()
+    row = {"seconds/wait": 0.5, "seconds/step": 0.5, "seconds/rollout": 1.0}
+    for _ in range(60):
+        assert not any(steps(chosen, 8, wait=0.5, rollout=1.0, workers=1))
+        assert not any(steps(chosen, 4, wait=0.1, rollout=1.0, workers=1)), "a good window"
+        chosen.hear(row, 1)
+        assert chosen.decide(2, 1).change == 0, "somebody comes already"
+
+
+def test_the_bottleneck_is_who_is_busy_while_others_wait():
+    def found(wait, rollout, teacher, workers=2):
+        meter = LoadMeter(world_size=2)
+        row = {"seconds/wait": wait, "seconds/step": 1 - wait, "teacher/busy": teacher}
+        for _ in range(3):
+            meter.add({**row, "seconds/rollout": rollout * workers / 2}, workers)
+        load = meter.load()
+        assert load is not None
+        assert load.sentence().startswith(load.bottleneck)
+        return load.bottleneck
+
+    assert LoadMeter(1).load() is None
+    assert found(0.05, 1.0, 1.0) == "learner"
+    assert found(0.4, 0.9, 0.5) == "rollout"
+    assert found(0.4, 0.8, 0.9) == "teacher"
+    assert found(0.5, 0.5, 0.1) == "none", "in turns"
+    assert found(0.25, 0.2, 0.0) == "learner"

@@ -28,7 +28,8 @@ def require_fresh(run):
 
 def test_a_run_goes_on_without_one_worker_and_ends_without_any(ray_cluster, run_in, quiet):
     """With the cause, and within 10 s of the last death."""
-    run = run_in("learner.steps=100000", "learner.max_failures=0", "rollout.workers=2")
+    alone = ("learner.max_failures=0", "rollout.workers=2", "rollout.max_restarts=0")
+    run = run_in("learner.steps=100000", *alone)
     killed_at = []
 
     def steps():
