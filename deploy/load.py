@@ -15,7 +15,7 @@ HARDLY_WAITS = 0.9
 BUSY = 0.7
 """Who is idle for longer than this leaves holds nobody up alone."""
 ADVICE: Mapping[Stage, str] = {
-    "learner": "it hardly waits: more learner.world_size, or larger GPUs, make the run faster",
+    "learner": "more learner.world_size, or larger GPUs, make the run faster",
     "teacher": "more teacher.replicas make the run faster",
     "rollout": "more rollout.workers make the run faster",
     "none": "they wait for one another: a larger learner.max_staleness lets sampling run ahead",

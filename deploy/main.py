@@ -60,7 +60,7 @@ def _run(argv: list[str] | None) -> None:
         sys.exit(1)
     except Stopped as stopped:
         sys.stderr.write(f"\nvarkd {arguments.command}: {stopped}; {arguments.interrupted}\n")
-        sys.exit(EXIT_CODES[stopped.name])
+        sys.exit(EXIT_CODES.get(stopped.name, 0))
 
 
 def _is_full(error: OSError) -> bool:

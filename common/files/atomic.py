@@ -41,11 +41,12 @@ def drop_leftovers(folder: Path) -> None:
     """Remove what processes that are gone left half-written in `folder`."""
     for half in folder.glob(".*.tmp"):
         pid = half.name.split(".")[-2]
-        if pid.isdigit() and not _is_alive(int(pid)):
+        if pid.isdigit() and not is_alive(int(pid)):
             half.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
     try:
         os.kill(pid, 0)  # sends nothing
     except (ProcessLookupError, OverflowError):

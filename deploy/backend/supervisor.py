@@ -45,6 +45,18 @@ class Supervised(Protocol):
     def close(self, cause: str | Verdict) -> None: ...
 
 
+class Places(Protocol):
+    """Where the workers live: the part of a launcher that the supervisor talks to."""
+
+    def end(self, placed: Any, /) -> object:
+        """Free what a worker takes that is not needed, or not alive, any more."""
+        ...
+
+    def is_there(self, placed: Any, /) -> bool:
+        """Whether one has found its room."""
+        ...
+
+
 class WorkerSupervisor:
     """Runs every worker in the background: `config.workers` of them from the start, others as they
     are added. To be used from one thread, which it never keeps waiting.
@@ -60,18 +72,14 @@ class WorkerSupervisor:
         services: Supervised,
         make_worker: Callable[[str], Runner],
         config: RolloutConfig,
-        *,
-        end_worker: Callable[[Any], object] = lambda worker: None,
-        is_there: Callable[[Any], bool] = lambda worker: True,
+        place: Places,
         tell: Callable[[str], object] = lambda sentence: None,
         faults: FaultLog | None = None,
     ) -> None:
-        """`end_worker` frees what a worker takes that is not needed, or not alive, any more;
-        `is_there` says whether one found its room; `tell` hears who comes and goes."""
+        """`tell` hears who comes and goes."""
         self._services = services
         self._make = make_worker
-        self._end = end_worker
-        self._is_there = is_there
+        self._place = place
         self._tell = tell
         self._config = config
         self._faults = faults or FaultLog(None)
@@ -137,7 +145,7 @@ class WorkerSupervisor:
         self._greet()
         self._retiring.add(name)
         if name in self._coming:
-            self._end(self._workers[name])  # it would hear of it when it has found its room
+            self._place.end(self._workers[name])  # it would hear of it when it has found its room
         else:
             self._pool.submit(self._workers[name].stop)
 
@@ -150,7 +158,9 @@ class WorkerSupervisor:
         """
         least, most = self._config.min_workers, self._config.most_workers
         if not least <= count <= most:
-            field = "2 * rollout.workers" if self._config.max_workers is None else "max_workers"
+            field = (
+                "2 * rollout.workers" if self._config.max_workers is None else "rollout.max_workers"
+            )
             raise InputError(
                 f"rollout={count}, but this run has {least} (rollout.min_workers) to {most} "
                 f"({field}) workers; choose a number between them, or begin it again with others"
@@ -175,11 +185,11 @@ class WorkerSupervisor:
             elif isinstance(error, UNDERSTOOD) and not isinstance(error, ServiceDied):
                 self._fail(Verdict.of(error))
             elif error is not None:
-                self._end(worker)
+                self._place.end(worker)
                 self._bury(name, error)
             elif name in self._retiring:
                 self._services.ledger.expire(name)
-                self._end(worker)
+                self._place.end(worker)
                 self._tell(f"{name} has retired")
         self._greet()
 
@@ -187,7 +197,7 @@ class WorkerSupervisor:
         """Who waited for room is there, or waits for long."""
         for name in self.pending:
             since = self._coming[name]
-            if self._is_there(self._workers[name]):
+            if self._place.is_there(self._workers[name]):
                 del self._coming[name]
                 if since is None:
                     self._tell(f"{name} has found its room")

@@ -34,6 +34,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def add_run_folder(parser: argparse.ArgumentParser) -> None:
+    folder = parser.add_argument(
+        "run_folder", metavar="RUN", type=path_option, help="the folder of a run, as --out named it"
+    )
+    complete(folder, shtab.DIRECTORY)
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="see `varkd options`"

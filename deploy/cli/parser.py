@@ -28,11 +28,15 @@ ORDER = (
     "generate",
     "distill",
     "replay",
+    "status",
+    "scale",
+    "stop",
     "evaluate",
     "study",
     "sample",
     "export",
     "options",
+    "doctor",
 )
 EXAMPLE = "\n\nFor example:\n"
 """Begins the last paragraph of a command's docstring."""

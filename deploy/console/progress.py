@@ -66,7 +66,7 @@ class Bar:
         self._numbers: list[str] = []
         self._progress, self._shares = display or shown_on(target), display is not None
         self._task = self._progress.add_task(self._head(), total=total, numbers=self._numbers)
-        self._pulse = Pulse(target, self._line)
+        self._pulse = Pulse(target, lambda: self.line)
 
     def __enter__(self) -> "Bar":
         if not self._shares:
@@ -93,6 +93,16 @@ class Bar:
     def post(self, row: Mapping[str, Any]) -> None:
         self.show(int(row["step"]), {name: float(row[name]) for name in self._shown})
 
+    @property
+    def line(self) -> str:
+        """What it shows, in one line."""
+        return GAP.join([self._head(), *self._numbers])
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the pace of the last minute; None while nothing tells."""
+        return self._pace.left(self._total, time.monotonic())
+
     def _tell(self, numbers: list[str]) -> None:
         self._numbers = numbers
         head = self._head()
@@ -100,12 +110,9 @@ class Bar:
 
     def _head(self) -> str:
         share = f" {self._done / self._total:.0%}" if self._total else ""
-        left = self._pace.left(self._total, time.monotonic())
+        left = self.seconds_left
         ahead = "" if left is None else f"{GAP}{clock(left)} left"
         return f"{self._title} {self._done}/{self._total}{share}{ahead}"
-
-    def _line(self) -> str:
-        return GAP.join([self._head(), *self._numbers])
 
 
 def shown_on(target: Console) -> Progress:

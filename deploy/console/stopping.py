@@ -21,7 +21,7 @@ class Stopped(KeyboardInterrupt):
     """Somebody stopped the command; what it had to end in order was ended."""
 
     def __init__(self, name: str) -> None:
-        """`name` is Ctrl-C or SIGTERM."""
+        """`name` is Ctrl-C, SIGTERM, or what asked for it."""
         super().__init__(f"stopped by {name}")
         self.name = name
 
@@ -32,10 +32,11 @@ class StopRequest:
     def __init__(self, limit_seconds: float = 0) -> None:
         """With a limit, the run is to stop after that time as well."""
         self.name: str | None = None
-        """Ctrl-C, SIGTERM or LIMIT; None as long as nobody asked."""
+        """Ctrl-C, SIGTERM, LIMIT, or what asked for it; None as long as nobody asked."""
         self._end = time.monotonic() + limit_seconds if limit_seconds else math.inf
         self._is_polled = False
         self._is_signalled = False
+        self._asked: str | None = None
 
     def poll_from_here(self) -> None:
         """From now on the caller looks at `name`; before, a request is raised as Stopped."""
@@ -46,18 +47,23 @@ class StopRequest:
         if self.name is None and time.monotonic() >= self._end:
             self.name = LIMIT
 
+    def ask(self, name: str) -> None:
+        """As good as a first signal, for somebody who cannot send one; from any thread."""
+        self._asked = name
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def receive(self, number: int, frame: object) -> None:
-        name = NAMES[signal.Signals(number)]
-        if self._is_signalled:
+        name, asked, self._asked = NAMES[signal.Signals(number)], self._asked, None
+        if self._is_signalled and asked is None:
             if sys.stderr.isatty():
                 sys.stderr.write(SHOW_CURSOR)  # a progress bar hides it
             sys.stderr.write(f"\nvarkd: {name} again: ended at once\n")
             sys.stderr.flush()
             os._exit(128 + number)
-        self._is_signalled = True
-        self.name = self.name or name
+        self._is_signalled |= asked is None
+        self.name = self.name or asked or name
         if not self._is_polled:
-            raise Stopped(name)
+            raise Stopped(self.name)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 The lock is the kernel's: it ends with the process that holds it, however that ends.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -58,6 +59,29 @@ def locked(root: Path, command: str) -> Iterator[None]:
         for folder in made:
             with suppress(OSError):  # it is in use now
                 folder.rmdir()
+
+
+def holder(root: Path) -> dict[str, Any] | None:
+    """Who holds the folder now: `command`, `pid`, `host` and `since`, as far as it was said; None
+    where nobody does, or where the file system does not tell one machine of another's locks."""
+    try:
+        handle = os.open(root / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        is_held = False
+    except OSError as error:
+        is_held = isinstance(error, BlockingIOError)
+    finally:
+        os.close(handle)
+    if not is_held:
+        return None
+    try:
+        found = read_json(root / HOLDER, "who holds a folder")
+    except (OSError, ValueError):  # it has only just begun
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _make(root: Path) -> list[Path]:

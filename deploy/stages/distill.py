@@ -6,8 +6,8 @@ Nothing in the run folder changes before the first step is done: see deploy/run_
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,19 +25,21 @@ from deploy.config import RunConfig
 from deploy.console.faults import FaultLog
 from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest, stop_request
+from deploy.control.live import LiveRun
 from deploy.pipeline import Services, WorkerFactory, run_here, wire
 from deploy.report.html_page import write_page
 from deploy.run_folder.identity import identify
 from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.records import read_facts
-from deploy.run_folder.start import Begin, Start, plan
+from deploy.run_folder.start import Begin, Start, plan, run_snapshots
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn
 from deploy.stages.quality import own_classifier
 from deploy.stages.run_logs import run_logs
+from deploy.stages.steering import Steering
 from deploy.stages.student_files import complete_students
-from deploy.stages.watch import Watch
+from deploy.stages.watch import Watch, clusters_unless_begun
 from learner.alternating_config import AlternatingConfig
 from learner.process_group import SingleProcess
 from learner.train import Outcome
@@ -168,30 +170,21 @@ def _train(
         own_classifier(run.config, run.workspace, target)
     log = run_logs(run.config, run.workspace, target)
     try:
-        with Bar(target, "distill", run.config.learner.steps) as bar:
-            watch = Watch(log, bar, stop, target, run.start.rows)
-            with _clusters_unless_begun(run.workspace, watch):
+        steps, checkpoints = run.config.learner.steps, run_snapshots(run.workspace)
+        with (
+            Bar(target, "distill", steps) as bar,
+            LiveRun(run.workspace.root, stop, checkpoints, lambda: bar.line, steps) as live,
+        ):
+            steering = Steering(run.config, live, target)
+            watch = Watch(log, bar, stop, target, steering, run.start.rows)
+            with clusters_unless_begun(run.workspace, watch):
                 found = (_run_local if local else _run_on_ray)(run, watch, launch)
             if watch.failure is not None:
                 raise watch.failure
-            return found
+            live.tell(cause=found[0].cause)
+            return found[0], found[1] | steering.facts()
     finally:
         log.close()
-
-
-@contextmanager
-def _clusters_unless_begun(workspace: Workspace, watch: Watch) -> Iterator[None]:
-    """The learner writes its cluster map before the first step: a run that is refused there leaves
-    the map of an earlier one as it was."""
-    path = workspace.clusters
-    before = path.read_bytes() if path.exists() else None
-    try:
-        yield
-    finally:
-        if not watch.rows and before is None:
-            path.unlink(missing_ok=True)
-        elif not watch.rows and before is not None and path.read_bytes() != before:
-            path.write_bytes(before)
 
 
 def _run_local(
@@ -239,9 +232,8 @@ def _run_in_actors(
 
     config, root, bar = run.config, run.workspace.root, watch.bar
     services, make_worker = run.wire(place)
-    crew = WorkerSupervisor(
-        services, make_worker, config.rollout, end_worker=place.end, faults=FaultLog(root)
-    )
+    tell, faults = watch.steering.say, FaultLog(root)
+    crew = WorkerSupervisor(services, make_worker, config.rollout, place, tell, faults)
     rank = partial(learn, config, root, start=run.start)
     place.give_ranks_back()
     # Starts up beside the actors.
@@ -253,7 +245,7 @@ def _run_in_actors(
             watch.stop.poll_from_here()
             while job.running():
                 crew.check()
-                watch.follow(services, config.learner.stop_seconds)
+                watch.follow(services, crew, config.learner.stop_seconds)
                 time.sleep(POLL_SECONDS)
             watch.poll(services)
             return job.result(), _gauges(services, crew.deaths | watch.deaths)

@@ -1,6 +1,8 @@
 """What the driver does while a run goes on: rows to disk and screen, requests to stop."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +10,14 @@ from rich.console import Console
 
 from common.errors import InputError, RunFailed, ServiceDied, Verdict
 from common.exchange.metrics import PROFILE, RowLogger
+from deploy.backend.supervisor import WorkerSupervisor
 from deploy.console.faults import GO_ON
 from deploy.console.progress import Bar
-from deploy.console.stopping import LIMIT, StopRequest
+from deploy.console.stopping import NAMES, StopRequest
 from deploy.pipeline import Services
+from deploy.run_folder.workspace import Workspace
 from deploy.stages.stall_watch import StallWatch
+from deploy.stages.steering import Steering
 
 SHOWN = {
     "loss": "loss",
@@ -30,12 +35,14 @@ HURRIED_SECONDS = 10.0
 @dataclass
 class Watch:
     """Moves metric rows from the hub to disk and to the screen, and closes the run where somebody
-    asked for that, or where rows cannot be written any more: the learner then ends in order."""
+    asked for that, or where rows cannot be written any more: the learner then ends in order. What
+    the rows say of the run's balance is for `steering`."""
 
     log: RowLogger
     bar: Bar
     stop: StopRequest
     target: Console
+    steering: Steering
     carried: tuple[dict[str, Any], ...] = ()
     """Rows that came with the snapshot: they are written, once more maybe, before the first new
     ones; before that the folder stays as it was."""
@@ -68,21 +75,26 @@ class Watch:
                 f"(learner.stop_seconds) of being told to; {GO_ON}"
             )
 
-    def follow(self, services: Services, stop_seconds: float) -> None:
+    def follow(self, services: Services, crew: WorkerSupervisor, stop_seconds: float) -> None:
         """As `poll`, of a learner in another process, which must end within `stop_seconds`."""
-        self.poll(services)
+        self.poll(services, crew)
         self.require_end(stop_seconds)
 
-    def poll(self, services: Services) -> None:
+    def poll(self, services: Services, crew: WorkerSupervisor | None = None) -> None:
+        """To be called a few times per second; `crew` are the workers, where they have processes
+        of their own."""
         self.stop.heed_limit()
         if self.stop.name is not None and not self.is_closing:
             self.is_closing = True
-            once_more = "" if self.stop.name == LIMIT else "; once more ends at once"
+            is_signal = self.stop.name in NAMES.values()
+            once_more = "; once more ends at once" if is_signal else ""
             self.target.print(f"{self.stop.name}: stopping after this step{once_more}")
             services.close(f"stopped by {self.stop.name}")
         rows = self._new_rows(services)
         self.rows += len(rows)
         steps = [row for row in rows if PROFILE not in row]
+        for row in steps:
+            self.steering.hear(row, crew)
         if rows and self.failure is None:
             self._write([*self.carried, *rows], services)
             self.carried = ()
@@ -91,9 +103,12 @@ class Watch:
                 self.shown |= {name: row[key] for name, key in SHOWN.items() if key in row}
             self.bar.show(steps[-1]["step"], self.shown)
         if not self.is_closing and "metrics" not in self.deaths:
-            self.stall.look(len(steps), services, self.target.print)
+            self.stall.look(len(steps), services, self.steering.say)
+        if not self.is_closing:
+            self.steering.steer(crew)
+        self.steering.tell(crew, self.bar.seconds_left, self.deaths)
 
-    def _new_rows(self, services: Services) -> list[dict]:
+    def _new_rows(self, services: Services) -> list[dict[str, Any]]:
         if "metrics" in self.deaths:
             return []
         try:
@@ -101,13 +116,28 @@ class Watch:
         except ServiceDied as error:
             self.deaths["metrics"] = str(error)
             said = str(error).partition(";")[0]
-            self.target.print(f"warning: {said}; the run goes on without metrics")
+            self.steering.say(f"warning: {said}; the run goes on without metrics")
             return []
 
-    def _write(self, rows: list[dict], services: Services) -> None:
+    def _write(self, rows: list[dict[str, Any]], services: Services) -> None:
         try:
             self.log.write(rows)
         except InputError as error:  # e.g. a full disk: a last snapshot may still find room
             self.failure = error
             self.is_closing = True
             services.close(Verdict.of(error))
+
+
+@contextmanager
+def clusters_unless_begun(workspace: Workspace, watch: Watch) -> Iterator[None]:
+    """The learner writes its cluster map before the first step: a run that is refused there leaves
+    the map of an earlier one as it was."""
+    path = workspace.clusters
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    finally:
+        if not watch.rows and before is None:
+            path.unlink(missing_ok=True)
+        elif not watch.rows and before is not None and path.read_bytes() != before:
+            path.write_bytes(before)

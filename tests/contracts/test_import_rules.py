@@ -60,12 +60,13 @@ ROOMS = {
     "deploy.load": set(),
     "deploy.console": set(),
     "deploy.run_folder": {"deploy.config"},
+    "deploy.control": {"deploy.console", "deploy.run_folder"},
     "deploy.report": {"deploy.config", "deploy.console", "deploy.run_folder"},
     "deploy.backend": {"deploy.layout", "deploy.config", "deploy.console", "deploy.load"},
     "deploy.pipeline": {"deploy.config", "deploy.backend"},
     "deploy.stages": {
         *("deploy.logger", "deploy.layout", "deploy.config", "deploy.console", "deploy.run_folder"),
-        *("deploy.report", "deploy.backend", "deploy.pipeline"),
+        *("deploy.report", "deploy.backend", "deploy.pipeline", "deploy.load", "deploy.control"),
     },
     "deploy.planning": {
         *("deploy.config", "deploy.run_folder", "deploy.backend", "deploy.stages"),
@@ -81,6 +82,7 @@ ROOMS = {
     "deploy.commands": {
         *("deploy.layout", "deploy.config", "deploy.console", "deploy.run_folder"),
         *("deploy.backend", "deploy.stages", "deploy.planning", "deploy.study", "deploy.cli"),
+        "deploy.control",
     },
     "deploy.main": {"deploy.cli", "deploy.console"},
 }

@@ -80,12 +80,7 @@ def start():
     def begin(**settings):
         services = Services()
         supervisor = WorkerSupervisor(
-            services,
-            services.make,
-            RolloutConfig(**settings),
-            end_worker=services.end,
-            is_there=services.is_there,
-            tell=services.told.append,
+            services, services.make, RolloutConfig(**settings), services, services.told.append
         )
         started.append(supervisor)
         return services, supervisor

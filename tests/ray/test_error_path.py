@@ -138,7 +138,7 @@ def test_a_workers_refusal_ends_the_run_before_a_second_worker_meets_it(placed, 
     run = run_in("rollout.workers=2", "rollout.in_flight=0")
     services, make_worker = foreign_services(run, placed)
     config, workspace = run
-    crew = WorkerSupervisor(services, make_worker, config.rollout)
+    crew = WorkerSupervisor(services, make_worker, config.rollout, placed)
     spec = preflight(config, workspace).spec
     more = replace(spec, num_classes=spec.num_classes + 1)
     begin(services, workspace.model(config, "student_before"), more)

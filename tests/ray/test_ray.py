@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from building.launchers import beside
 from building.waiting import until
 
 from common.artifacts.backbone_file import load_backbone
@@ -15,6 +16,9 @@ from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
 from deploy.backend.supervisor import WorkerSupervisor
 from deploy.config import RunConfig
+from deploy.control.client import ask, look
+from deploy.control.rendezvous import Rendezvous
+from deploy.control.view import lines
 from deploy.pipeline import wire
 from deploy.stages.distill import distill, preflight
 
@@ -45,7 +49,7 @@ def start(run: tuple, place):
     services, make_worker = wire(
         config, preflight(config, workspace), workspace.model(config, "teacher"), place
     )
-    crew = WorkerSupervisor(services, make_worker, config.rollout, end_worker=place.end)
+    crew = WorkerSupervisor(services, make_worker, config.rollout, place)
     place.wait_ready()
     student, _ = load_backbone(workspace.student_before)
     publish(services, student, 0)
@@ -96,7 +100,8 @@ def test_named_workers_sample_by_their_version_and_a_killed_ones_lease_is_reissu
 
     config: RunConfig
     only_sampled = ("contexts.sources.data.ratio=0", "rollout.class_dropout=0.0")
-    run = run_in("objective.kind=gkd", "rollout.workers=2", *only_sampled)
+    alone = ("rollout.workers=2", "rollout.max_restarts=0")
+    run = run_in("objective.kind=gkd", *alone, *only_sampled)
     config, _ = run
     services, crew, student = start(run, placed)
     named = list_named_actors(all_namespaces=True)
@@ -159,6 +164,46 @@ def test_workers_join_and_leave_a_run_that_goes_on(placed, run_in):
     assert (crew.deaths, crew.failure) == ({}, None)
     services.close("over")
     crew.dismiss()
+
+
+def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_in, quiet):
+    run = run_in("rollout.workers=1", "rollout.max_workers=3", "learner.steps=100000")
+    root, found = run[1].root, {}
+
+    def there(*names):
+        status = Rendezvous(root).status()
+        return status["workers"]["there"] == list(names) and status["state"] == "running"
+
+    def harm(made):
+        until(lambda: Rendezvous(root).status()["state"] == "running")
+        found["answer"] = ask(look(root), "scale", {"rollout": 2})
+        until(lambda: there("worker-0", "worker-1"))
+        for wanted in (4, 0, "many"):
+            with pytest.raises(InputError) as refused:
+                ask(look(root), "scale", {"rollout": wanted})
+            found[wanted] = str(refused.value)
+        ray_cluster.kill(made["worker-0"]._actor)
+        until(lambda: there("worker-1", "worker-2"))
+        found["lines"] = lines(look(root), time.time())
+        ask(look(root), "scale", {"rollout": 1})
+        until(lambda: there("worker-1"))
+        found["auto"] = ask(look(root), "scale", {"rollout": "auto"})
+        ask(look(root), "stop")
+
+    with run[1].locked("distill"):
+        facts = distill(*run, quiet, local=False, launch=lambda: beside(harm))
+    assert facts["stopped"] == "varkd stop"
+    assert list(facts["deaths"]) == ["worker-0"]
+    assert set(facts["busy"]) == {"learner", "teacher", "rollout"}
+    assert found["answer"] == "rollout workers: 1 -> 2; 1 on their way"
+    assert "1 (rollout.min_workers) to 3 (rollout.max_workers)" in found[4]
+    assert found[0].startswith("rollout=0, but this run has")
+    assert "no request that this run knows" in found["many"]
+    assert found["auto"].endswith("from now on 1 to 3 as the load asks")
+    text = "\n".join(found["lines"])
+    assert "2 sample (worker-1, worker-2); 1 to 3 may run, as somebody says" in text
+    assert "the process of worker-0 died" in text
+    assert "worker-2 takes its place" in text
 
 
 def is_gone(ray, actor):

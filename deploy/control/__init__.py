@@ -1,0 +1,1 @@
+"""A run that goes on, and commands that talk to it from elsewhere through its folder."""
