@@ -8,6 +8,8 @@ from pydantic import SerializeAsAny
 from common.config.plugins import from_package
 from common.config.quantities import (
     Batch,
+    Count,
+    CountOrNone,
     Cpus,
     Gpus,
     MinutesOrNever,
@@ -63,9 +65,14 @@ class LearnerConfig(Config):
     checkpoint_minutes: MinutesOrNever = 5.0
     """A snapshot is stored when the last one is as old as this, and after the last step: what a run
     loses that is killed. 0 leaves it to checkpoint_every."""
+    keep_last: Count = 2
+    """Newest snapshots that stay."""
     export_every: StepsOrNever = 0
     """Steps between students that stay, as milestones/<step>.safetensors and its EMA, for curves
     of quality over training; 0 keeps only the last step's, as student.safetensors."""
+    keep_best: CountOrNone = 0
+    """Only so many of those students stay: of the lowest mean divergence from the teacher since the
+    one before, as training saw it (divergence/student, else /data, else the loss). 0 keeps all."""
     max_minutes: MinutesOrNever = 0.0
     """Wall-clock limit of the command: after so long the run ends in order as by SIGTERM, with exit
     code 0, to go on by --resume. 0 is no limit."""

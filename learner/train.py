@@ -87,7 +87,7 @@ class Trainer:
         stall_seconds: float,
         while_waiting: Callable[[], object] | None = None,
         take_over: Callable[[], object] | None = None,
-        after_step: Callable[[Trained], object] | None = None,
+        after_step: Callable[[Trained, dict[str, float]], object] | None = None,
     ) -> None:
         """`found` is the snapshot to go on from. `take_over` is called by rank 0 after the first
         step and before anything of it is stored: until then the run may still be refused. Without
@@ -181,7 +181,7 @@ class Trainer:
             if self._schedule.is_published(step) or step == self._schedule.steps:
                 self._publisher.publish(self._learner)
         if self._after_step is not None:
-            self._after_step(self._learner)
+            self._after_step(self._learner, metrics)
         self._checkpoints.check()
         if self._checkpoints.is_due(step):
             self._snapshot()

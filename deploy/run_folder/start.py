@@ -39,11 +39,13 @@ class Start:
     """Where the results of an earlier run move that left no snapshot to tell it by."""
 
 
-def run_snapshots(workspace: Workspace, identity: dict[str, Any] | None = None) -> Snapshots:
+def run_snapshots(
+    workspace: Workspace, identity: dict[str, Any] | None = None, keep: int = 2
+) -> Snapshots:
     """The run's snapshots; those that are written say what the run depends on."""
     facts = {"identity": identity}
     finite = ("student", "ema", "optimizer")
-    return Snapshots(workspace.snapshots, facts=facts, finite=finite)
+    return Snapshots(workspace.snapshots, keep=keep, facts=facts, finite=finite)
 
 
 def plan(
@@ -83,6 +85,8 @@ def take_over(config: RunConfig, workspace: Workspace, start: Start) -> None:
     """Make the folder this run's, which has just done its first step."""
     if start.step:
         run_snapshots(workspace).drop_after(start.step)
+        for path in workspace.milestones_after(start.step):
+            path.unlink()
     elif start.aside is not None:
         start.aside.mkdir()
         for path in workspace.traces():

@@ -73,6 +73,13 @@ class Workspace:
         """A student that `learner.export_every` kept."""
         return self.milestones / f"{name}-{step:08d}.safetensors"
 
+    def milestones_after(self, step: int) -> list[Path]:
+        """Those of later steps."""
+        numbered = (
+            (path, path.stem.rpartition("-")[2]) for path in self.milestones.glob("student*")
+        )
+        return [path for path, at in numbered if at.isdecimal() and int(at) > step]
+
     def keep_config(self, config: "RunConfig") -> None:
         """Store the resolved config, so that the folder alone says what the run is.
 

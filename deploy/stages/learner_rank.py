@@ -23,7 +23,8 @@ from deploy.config import RunConfig
 from deploy.pipeline import Services
 from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
-from deploy.stages.student_files import store_student, store_students
+from deploy.stages.milestones import Milestones
+from deploy.stages.student_files import store_students
 from learner.alternating_config import AlternatingConfig
 from learner.alternation import Alternation, LearnerParts, alternation
 from learner.checkpoints import Checkpoints
@@ -51,7 +52,7 @@ def learn(
     A learner that begins again in the middle of the run goes on from the run's newest snapshot.
     """
     workspace, is_first = Workspace(root), ranks.rank == 0
-    snapshots = run_snapshots(workspace, start.identity)
+    snapshots = run_snapshots(workspace, start.identity, config.learner.keep_last)
     is_begun = services.ledger.state()["step"] > start.step
     step = snapshots.newest_step() if is_begun else start.step
     learner = build_learner(config, workspace, ranks)
@@ -70,7 +71,7 @@ def learn(
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
         take_over=None if is_begun else partial(take_over, config, workspace, start),
-        after_step=partial(_keep_milestone, config, workspace) if is_first else None,
+        after_step=Milestones(config, workspace) if is_first else None,
     )
     outcome = trainer.run()
     if outcome.steps > start.step:
@@ -104,13 +105,6 @@ def imported_late(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:
 def _checkpoints(config: RunConfig, snapshots: Snapshots) -> Checkpoints:
     every, minutes = config.learner.checkpoint_every, config.learner.checkpoint_minutes
     return Checkpoints(snapshots, every=every, minutes=minutes)
-
-
-def _keep_milestone(config: RunConfig, workspace: Workspace, learner: Trained) -> None:
-    every, step = config.learner.export_every, learner.steps_done
-    if every and (step % every == 0 or step == config.learner.steps):
-        for name, state in learner.states().items():
-            store_student(config, workspace, workspace.milestone(name, step), state, step)
 
 
 def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Trained:

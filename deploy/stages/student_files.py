@@ -23,11 +23,16 @@ from deploy.run_folder.workspace import Workspace
 
 
 def store_student(
-    config: RunConfig, workspace: Workspace, path: Path, state: Mapping[str, Tensor], steps: int
+    config: RunConfig,
+    workspace: Workspace,
+    path: Path,
+    state: Mapping[str, Tensor],
+    steps: int,
+    **extra: Any,
 ) -> None:
-    """Write a student after `steps` as a file that can be sampled."""
+    """Write a student after `steps` as a file that can be sampled; what else it says is `extra`."""
     spec, student = read_header(workspace.existing_tokens()).spec, config.models.student
-    facts, tensors = _facts(config, steps), dict(state)
+    facts, tensors = {**_facts(config, steps), **extra}, dict(state)
     if isinstance(student, BackboneConfig):
         save_backbone_state(path, tensors, student, spec, **facts)
     else:

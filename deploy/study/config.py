@@ -131,7 +131,9 @@ class Study:
         """The config of one cell; steps is the number that the budget gives the method."""
         run = self._runs[method]
         every = max(1, -(-steps // self.config.curve))
-        learner = run.learner.model_copy(update={"steps": steps, "export_every": every})
+        learner = run.learner.model_copy(
+            update={"steps": steps, "export_every": every, "keep_best": 0}
+        )
         return run.model_copy(update={"seed": seed, "learner": learner})
 
     def move_to_cpu(self) -> list[str]:

@@ -64,3 +64,26 @@ def test_a_learner_that_does_not_end_is_ended_in_a_stated_time():
     watch.require_end(5)
     with pytest.raises(RunFailed, match=r"within 0\.01 s \(learner\.stop_seconds\)"):
         watch.require_end(0.01)
+
+
+def test_the_newest_snapshots_and_the_best_students_stay(run_in):
+    """On the student's own rows, which every step has here."""
+    kept = ("learner.keep_last=3", "learner.keep_best=2")
+    settings = ("learner.export_every=2", "learner.checkpoint_every=1", "learner.ordered=true")
+    config, workspace = run_in(*kept, *settings, "learner.steps=7", name="run")
+    go((config, workspace))
+    assert Snapshots(workspace.snapshots).steps() == [5, 6, 7]
+    seen = {row["step"]: row["divergence/student"] for row in rows_of(workspace)}
+    windows = {2: (1, 2), 4: (3, 4), 6: (5, 6), 7: (7,)}
+    means = {at: sum(seen[s] for s in steps) / len(steps) for at, steps in windows.items()}
+    best = sorted(sorted(means, key=means.__getitem__)[:2])
+    for name in ("student", "student_ema"):
+        files = sorted(workspace.milestones.glob(f"{name}-0*"))
+        assert files == [workspace.milestone(name, step) for step in best]
+        assert read_metadata(files[0])["mean"] == pytest.approx(means[best[0]])
+        assert read_metadata(files[0])["measure"] == "divergence/student"
+    workspace.milestone("student", 4).write_bytes(b"of nobody")  # says nothing: it is left alone
+    go((run_in(*settings, "learner.steps=6")[0], workspace), resume_from=5)
+    left = {path.name for path in workspace.milestones.iterdir()}
+    assert not {"student-00000007.safetensors", "student_ema-00000007.safetensors"} & left
+    assert "student-00000006.safetensors" in left

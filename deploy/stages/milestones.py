@@ -1,0 +1,66 @@
+"""Students that stay from the middle of a run, and which of them are the best.
+
+No image is drawn while a run trains, so "best" is the divergence from the teacher that training
+itself saw since the milestone before: `divergence/student`, on the student's own samples, else on
+data, else the loss. FIDs of what stays are for `varkd evaluate`.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+
+from common.errors import InputError
+from common.files.tensors import read_metadata
+from deploy.config import RunConfig
+from deploy.run_folder.workspace import Workspace
+from deploy.stages.student_files import store_student
+from learner.train import Trained
+
+MEASURES = ("divergence/student", "divergence/data", "loss")
+
+
+class Milestones:
+    """Called by rank 0 after every step: the students of every `learner.export_every` steps and of
+    the last one, of which the `learner.keep_best` best ones stay, or all."""
+
+    def __init__(self, config: RunConfig, workspace: Workspace) -> None:
+        self._config = config
+        self._workspace = workspace
+        self._seen: defaultdict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, learner: Trained, metrics: Mapping[str, float]) -> None:
+        every, step = self._config.learner.export_every, learner.steps_done
+        if not every:
+            return
+        for name in MEASURES:
+            if name in metrics:
+                self._seen[name].append(metrics[name])
+        if step % every and step != self._config.learner.steps:
+            return
+        measure = next((name for name in MEASURES if name in self._seen), None)
+        mean = fmean(self._seen[measure]) if measure else None
+        self._seen.clear()
+        for student, state in learner.states().items():
+            path = self._workspace.milestone(student, step)
+            store_student(
+                self._config, self._workspace, path, state, step, measure=measure, mean=mean
+            )
+            if kept := self._config.learner.keep_best:
+                _prune(sorted(path.parent.glob(f"{student}-*.safetensors")), kept)
+
+
+def _prune(paths: list[Path], kept: int) -> None:
+    """Of those in the order of their steps that say how good they are; of two alike the later."""
+    means = {path: mean for path in reversed(paths) if (mean := _mean(path)) is not None}
+    for path in sorted(means, key=lambda path: means[path])[kept:]:
+        path.unlink(missing_ok=True)
+
+
+def _mean(path: Path) -> float | None:
+    try:
+        found = read_metadata(path).get("mean")
+    except InputError:
+        return None
+    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
