@@ -82,8 +82,8 @@ class Alternation:
         self._guidance.update(loss)
         self._generator.update(loss)
 
-    def published(self, dtype: str) -> Weights:
-        """The generator, versioned by the steps of both."""
+    def published(self, dtype: str, *, checked: bool = False) -> Weights:
+        """The generator, versioned by the steps of both; there is no canary of one."""
         return self._generator.published(dtype, version=self.steps_done)
 
     def states(self) -> dict[Literal["student", "student_ema"], dict[str, Tensor]]:

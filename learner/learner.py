@@ -16,6 +16,8 @@ from common.exchange.packed_weights import Packing
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from common.finite import NAMES, largest, require_finite
+from common.models.backbone import Backbone
+from common.models.canary import canary
 from common.randomness import derive_seed
 from learner.categorical import Categorical
 from learner.chunked import chunked_loss
@@ -230,12 +232,17 @@ class Learner:
         require_finite(self.steps_done + 1, dict(zip(NAMES, found, strict=True)), self._remedy)
         return found[1], rate
 
-    def published(self, dtype: str, *, version: int | None = None) -> Weights:
-        """The current student, versioned by steps done; to be copied before the next step."""
+    def published(
+        self, dtype: str, *, version: int | None = None, checked: bool = False
+    ) -> Weights:
+        """The current student, versioned by steps done; to be copied before the next step.
+        `checked` adds what it computes, unless that would have to be compiled for it."""
         version = self.steps_done if version is None else version
         if dtype not in self._packing:
             self._packing[dtype] = Packing(self._student, precision(dtype))
-        return Weights.of(version, self._packing[dtype].parts())
+        is_known = checked and not self._config.compile
+        value = canary(self._student) if is_known and isinstance(self._student, Backbone) else None
+        return Weights.of(version, self._packing[dtype].parts(), value)
 
     @torch.no_grad()
     def take_average(self) -> None:

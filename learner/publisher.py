@@ -13,6 +13,9 @@ from common.exchange.schedule import Schedule
 from common.exchange.views import view_of
 from common.exchange.weights import Weights
 
+CHECKED_EVERY = 16
+"""Of so many versions one comes with what the learner computes with it."""
+
 
 class RewindableWeights(Protocol):
     def publish(self, weights: Weights) -> None: ...
@@ -24,7 +27,7 @@ class Published(Protocol):
 
     @property
     def steps_done(self) -> int: ...
-    def published(self, dtype: str) -> Weights: ...
+    def published(self, dtype: str, *, checked: bool = False) -> Weights: ...
 
 
 class Publisher:
@@ -60,7 +63,8 @@ class Publisher:
         if self._dtype is None:
             weights = Weights.of(learner.steps_done, ())
         else:
-            weights = learner.published(self._dtype)
+            is_checked = self.count % CHECKED_EVERY == 0
+            weights = learner.published(self._dtype, checked=is_checked)
         self._offer(weights)
         self.count += 1
 

@@ -26,6 +26,7 @@ from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import WeightSource
 from common.models.backbone import Backbone, BackboneConfig
+from common.models.canary import require
 from common.models.generator import Generator, GeneratorConfig
 from common.models.plan import DecodePlan, natural_plan
 from common.randomness import Draws
@@ -270,6 +271,8 @@ class RolloutWorker:
         if self._student is not None:
             weights = self._weights.get(wanted, WEIGHTS_SECONDS)
             self._student.load_state_dict(unpack(weights.verified()))
+            if weights.canary is not None and isinstance(self._student, Backbone):
+                require(self._student, weights.canary, f"{self._name}, version {wanted}")
         self._loaded = (lease.generation, wanted)
 
 

@@ -6,7 +6,7 @@ so that its process stays small.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Condition
 from typing import Protocol, TypeAlias
 
@@ -27,10 +27,12 @@ class Weights:
     version: int
     payload: Payload
     digest: str
+    canary: float | None = field(default=None, kw_only=True)
+    """What the publisher computes with them (common/models/canary.py); not with every version."""
 
     @classmethod
-    def of(cls, version: int, payload: Payload) -> "Weights":
-        return cls(version, payload, _digest(payload))
+    def of(cls, version: int, payload: Payload, canary: float | None = None) -> "Weights":
+        return cls(version, payload, _digest(payload), canary=canary)
 
     def verified(self) -> Payload:
         """The payload.

@@ -100,24 +100,25 @@ class StoredWeights(Weights):
 
     def fetched(self) -> Weights:
         """With their bytes, where they lie in the store."""
-        return Weights(self.version, self.stored.get(), self.digest)
+        return Weights(self.version, self.stored.get(), self.digest, canary=self.canary)
 
 
 class WeightActorHost(ActorHost):
     """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
-    def fetch(self, version: int, offer: Any, digest: str) -> Any:
+    def fetch(self, bare: Weights, offer: Any) -> Any:
         """As `WeightStore.publish`, of bytes that the publisher offers."""
-        return self._keep(version, offer.take(), digest)
+        return self._keep(bare, offer.take())
 
-    def receive(self, version: int, payload: Any, digest: str) -> Any:
+    def receive(self, bare: Weights, payload: Any) -> Any:
         """As `WeightStore.publish`, of bytes that came with the call."""
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
-        return self._keep(version, ray.put(payload), digest)
+        return self._keep(bare, ray.put(payload))
 
-    def _keep(self, version: int, reference: Any, digest: str) -> Any:
-        return self.call("publish", StoredWeights(version, (), digest, Shared(reference)))
+    def _keep(self, bare: Weights, reference: Any) -> Any:
+        stored = StoredWeights(bare.version, (), bare.digest, Shared(reference), canary=bare.canary)
+        return self.call("publish", stored)
 
 
 class BufferActorHost(ActorHost):

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -68,15 +69,15 @@ class WeightsProxy(ActorProxy):
     def publish(self, weights: Weights) -> None:
         # An array's bytes stay where they are until Ray copies them to the store; others would go
         # through pickle first.
-        version = weights.version
+        bare = replace(weights, payload=())
         arrays = [np.frombuffer(part, np.uint8) for part in weights.payload]
         with offered(arrays) as offer:
             if offer is None:
                 receive = self._method("receive", "publish")
-                self._ask(lambda: receive.remote(version, arrays, weights.digest))
+                self._ask(lambda: receive.remote(bare, arrays))
             else:
                 fetch = self._method("fetch", "publish")
-                self._ask(lambda: fetch.remote(version, offer, weights.digest))
+                self._ask(lambda: fetch.remote(bare, offer))
 
     def get(self, version: int, timeout: float) -> Weights:
         get = self._method("call", "get")

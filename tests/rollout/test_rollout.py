@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from common.exchange.condition import ClassConditions
 from common.exchange.packed_weights import pack, unpack
 from common.exchange.schedule import Lease, Schedule
@@ -223,6 +223,26 @@ def test_what_is_being_scored_when_a_worker_is_told_to_stop_counts_or_says_what_
     assert run(kept) == len(kept.records) == 1
     with pytest.raises(InputError, match=r"^tokens\.parquet: of another tokenizer$"):
         run(Refuses())
+
+
+def test_weights_that_compute_something_else_here_are_not_sampled_with(tiny, data):
+    from common.models.backbones import llamagen
+
+    bundle = Weights.of(0, pack(tiny("llamagen"), torch.float32), canary=-1.0)
+    worker = RolloutWorker(
+        RolloutConfig(batch_size=4),
+        contexts(1.0),
+        llamagen.Config.tiny(),
+        name="worker-7",
+        schedule=SCHEDULE,
+        draws=Draws(0, len(data)),
+        data=data,
+        scorers=Keep(),
+        weights=History({0: bundle}),
+        ledger=None,
+    )
+    with pytest.raises(RunFailed, match=r"^worker-7, version 0: computes other"):
+        worker.sample(Lease(0, 0, 4, 0, 0, 1))
 
 
 def test_published_weights_survive_the_trip(tiny):
