@@ -241,10 +241,14 @@ class Sizing:
             computing = max(computing, held + 2 * gradients)
         computing += state_bytes(head)
         # As records, as tensors, and joined, while the step before is still learnt from.
-        share = 4 * settings.global_batch_size // settings.world_size * self.row_bytes
-        # A snapshot is read on the host; a version is packed and sent there.
-        starting = max(held + state_bytes(head), 3 * self.version_bytes)
-        return _process_mb(gpu, computing=computing, starting=starting, beside=share)
+        beside = 4 * settings.global_batch_size // settings.world_size * self.row_bytes
+        # A snapshot is read on the host, and copied there to be written; versions are packed, sent,
+        # and held where leases are pinned to them, once more in what is written.
+        pinned = 2 * (settings.max_staleness + 1) if self.config.schedule().pins_earlier else 0
+        starting = held + max(state_bytes(head), 3 * self.version_bytes)
+        computing += 0 if gpu else held
+        beside += pinned * self.version_bytes
+        return _process_mb(gpu, computing=computing, starting=starting, beside=beside)
 
 
 def _process_mb(

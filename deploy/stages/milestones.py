@@ -2,7 +2,7 @@
 
 No image is drawn while a run trains, so "best" is the divergence from the teacher that training
 itself saw since the milestone before: `divergence/student`, on the student's own samples, else on
-data, else the loss. FIDs of what stays are for `varkd evaluate`.
+data, else the loss; it begins anew where a run goes on from a snapshot.
 """
 
 import math
