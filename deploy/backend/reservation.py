@@ -7,7 +7,7 @@ they have room and is given back for Ray Train's own.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -103,6 +103,7 @@ class Reservation:
             f"{' and '.join(sizes)} on {nodes} {'node' if nodes == 1 else 'nodes'}; lower "
             f"{'; '.join(bundles.fields for bundles in roles.values())}, or make room"
             + (", or wait longer (cluster.wait_seconds)" if joined_address() else "")
+            + _without_node(roles.values())
         )
 
     def take(
@@ -134,6 +135,20 @@ class Reservation:
             remove_placement_group(held.group)
         self._held.clear()
         self._free.clear()
+
+
+def _without_node(roles: Iterable[Bundles]) -> str:
+    """Labels that are asked for and that no node has: nothing else would help."""
+    there = [node["Labels"].items() for node in ray.nodes() if node["Alive"]]
+    wanted = dict.fromkeys(label for bundles in roles for label in bundles.labels.items())
+    lacking = [label for label in wanted if not any(label in labels for labels in there)]
+    missing = [f"{name}={value}" for name, value in lacking]
+    if not missing:
+        return ""
+    return (
+        f"; no node is labelled {' or '.join(missing)}: start some (ray start --labels), or "
+        "correct cluster.role_label"
+    )
 
 
 def _several(held: Sequence[HeldGroup]) -> str:

@@ -26,6 +26,7 @@ class Config(LoggerConfig):
         earlier = client.search_runs([experiment], f"tags.`{TAG}` = '{run.id}'", max_results=1)
         if earlier:
             run_id = earlier[0].info.run_id
+            client.update_run(run_id, status="RUNNING")
         else:
             made = client.create_run(experiment, run_name=run.name, tags={TAG: run.id})
             run_id = made.info.run_id

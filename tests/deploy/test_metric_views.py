@@ -113,7 +113,9 @@ class MlflowClient:
     def say(self, *what): print(json.dumps(what), file=self.file, flush=True)
     def get_experiment_by_name(self, name): return None
     def create_experiment(self, name): self.say(name); return "7"
-    def search_runs(self, ids, question, max_results): self.say(ids, question); return []
+    def search_runs(self, ids, question, max_results):
+        self.say(ids, question); return [Some(info=Some(run_id="e"))] if "again" in question else []
+    def update_run(self, run, status): self.say(run, status)
     def create_run(self, experiment, run_name, tags):
         self.say(run_name, tags); return Some(info=Some(run_id="r"))
     def log_dict(self, run, values, name): self.say(name, values["seed"])
@@ -129,12 +131,12 @@ def seen(tmp_path, monkeypatch):
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     monkeypatch.syspath_prepend(tmp_path)
 
-    def by(package, code, *overrides):
+    def by(package, code, *overrides, folder="a run"):
         (tmp_path / f"{package}.py").write_text(code)
         config, _ = open_run(Path("smoke"), [f"loggers.{package}={{}}", *overrides])
         (logger,) = config.loggers.values()
         logger.require()
-        run = LoggedRun.of(tmp_path / "a run", config.model_dump(mode="json"))
+        run = LoggedRun.of(tmp_path / folder, config.model_dump(mode="json"))
         opened = logger.open(run)
         opened.write([row(3), row(4), {"step": 4, "profile": {}}])
         opened.close()
@@ -161,6 +163,9 @@ def test_mlflow_has_one_run_for_a_run_folder(seen):
         ["r", [["loss", 1 / 3, 1000000003000, 3], ["loss", 0.25, 1000000004000, 4]]],
         ["finished"],
     ]
+    again, _ = seen("mlflow", MLFLOW, folder="again")
+    assert [line[0] for line in again[1:]] == [["7"], "e", "e", "finished"]
+    assert again[2] == ["e", "RUNNING"]
     assert re.fullmatch(r"a-run-[0-9a-f]{6}", run.id)
     assert run_id(run.folder) != run_id(run.folder.with_name("b"))
 

@@ -130,7 +130,7 @@ def test_a_role_with_a_label_takes_room_on_nodes_that_have_it_alone(ray_cluster,
     labels = {"ray.io/node-id": node["NodeID"]}
     with reserved([Bundles("rollout", 1, 1, 0, placed="alone", labels=labels)], 30, print):
         assert groups() == [*before, [{"CPU": 1.0}]]
-    none = r"no room in 1 s for .* on a node labelled varkd-role=rollout each"
+    none = r"no room in 1 s for .* each\): .*; no node is labelled varkd-role=rollout: start some"
     with pytest.raises(InputError, match=none), reserved([wanted[2]], 1, print):
         pass
     assert groups() == before
