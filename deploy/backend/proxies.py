@@ -141,6 +141,7 @@ class RayLauncher:
             num_cpus=site.cpus,
             num_gpus=site.gpus,
             scheduling_strategy=strategy,
+            label_selector=None if held else self._reservation.labels(site.section) or None,
         ).remote(cls, args, kwargs, site.computing)
         self._actors.append(actor)
         self.names[actor] = site.name

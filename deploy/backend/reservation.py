@@ -48,6 +48,7 @@ class Reservation:
 
     def __init__(self, wanted: Sequence[Bundles]) -> None:
         """Asks for the room and returns at once: see `wait`."""
+        self._labels = {bundles.section: dict(bundles.labels) for bundles in wanted}
         self._held: list[HeldGroup] = []
         self._free: defaultdict[str, deque[tuple[HeldGroup, int]]] = defaultdict(deque)
         needing = [bundles for bundles in wanted if bundles.resources]
@@ -116,6 +117,10 @@ class Reservation:
         held, index = self._free[section].popleft()
         strategy = PlacementGroupSchedulingStrategy(held.group, placement_group_bundle_index=index)
         return strategy, held
+
+    def labels(self, section: str) -> dict[str, str]:
+        """What a node of that role is labelled with: for actors that `take` has no room for."""
+        return self._labels.get(section, {})
 
     def give_back(self, held: HeldGroup | None) -> None:
         """Let others have the room of an actor that ended; the roles that last keep theirs."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 MOST = 300
 """Points of a curve, at which half as many are made of them."""
 
-RECENT = 20
-
 
 @dataclass(slots=True)
 class Curve:
@@ -36,11 +34,6 @@ class Curve:
         found = list(zip(self.steps, self.values, strict=True))
         at, total, count = self._sums
         return [*found, (at / count, total / count)] if count else found
-
-    def recent(self) -> float:
-        """Mean of the last points."""
-        last = [value for _, value in self.points()[-RECENT:]]
-        return sum(last) / len(last) if last else math.nan
 
     def _close(self) -> None:
         at, total, count = self._sums

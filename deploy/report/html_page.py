@@ -19,6 +19,7 @@ from common.exchange.metrics import PROFILE, iterate_rows
 from common.files.atomic import write_text
 from deploy.config import RunConfig
 from deploy.console.versions import versions
+from deploy.load import LoadMeter
 from deploy.report.chart import Chart, chart
 from deploy.report.curve import Curve
 from deploy.report.summary import bottleneck
@@ -26,6 +27,8 @@ from deploy.run_folder.workspace import Workspace
 
 NAME = "report.html"
 EVERY_SECONDS = 60.0
+LOAD_STEPS = 50
+"""Steps over which it is said who is the bottleneck."""
 CHARTS = {
     "Loss": ("loss",),
     "Images a second": ("images_per_second",),
@@ -53,6 +56,8 @@ class Progress:
         self.config = config
         self.curves: dict[str, Curve] = {}
         self.latest: dict[str, Any] = {}
+        self.bottleneck: str | None = None
+        self._load = LoadMeter(config.learner.world_size)
         self._pace: list[tuple[float, int]] = []
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -62,9 +67,20 @@ class Progress:
             self.latest = {**self.latest, **row}
             if isinstance(row.get("time"), int | float):
                 self._pace = [*self._pace[-199:], (row["time"], row["step"])]
+            self._weigh(row)
             for key, value in row.items():
                 if _chart_of(key) is not None and isinstance(value, int | float):
                     self.curves.setdefault(key, Curve()).add(row["step"], value)
+
+    def _weigh(self, row: Row) -> None:
+        """Who is the bottleneck over the last steps, with as many workers as the config says."""
+        if "seconds/step" in row and "seconds/wait" in row:
+            self._load.add(row, self.config.rollout.workers)
+        if self._load.steps >= LOAD_STEPS or self.bottleneck is None:
+            load = self._load.load()
+            self.bottleneck = None if load is None else load.sentence()
+        if self._load.steps >= LOAD_STEPS:
+            self._load.clear()
 
     @property
     def step(self) -> int:
@@ -158,7 +174,7 @@ def render(
         status=_status(progress, running, facts),
         share=100 * min(1.0, progress.step / steps),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        facts=_facts(progress, facts, report),
+        facts=_facts(progress, facts),
         deaths=facts.get("deaths", {}),
         charts=progress.charts(),
         metrics=_metrics(report),
@@ -179,9 +195,7 @@ def _status(progress: Progress, running: bool, facts: Mapping[str, Any]) -> str:
     return f"{done}: {facts.get('cause') or 'ended; the command said why'}"
 
 
-def _facts(
-    progress: Progress, facts: Mapping[str, Any], report: Mapping[str, Any] | None
-) -> dict[str, str]:
+def _facts(progress: Progress, facts: Mapping[str, Any]) -> dict[str, str]:
     row, config = progress.latest, progress.config
     found = {
         "images trained": f"{row.get('images_total', 0):,}",
@@ -194,12 +208,7 @@ def _facts(
         "objective": config.objective.kind,
         "seed": str(config.seed),
     }
-    stages = {
-        key.removeprefix("seconds/"): curve.recent()
-        for key, curve in progress.curves.items()
-        if key.startswith("seconds/")
-    }
-    named = report["bottleneck"] if report else bottleneck(config, stages)
+    named = bottleneck(facts) or progress.bottleneck
     if named is not None:
         found["bottleneck"] = named
     if "wall_seconds" in facts:

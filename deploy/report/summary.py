@@ -10,11 +10,10 @@ import torch
 from common.config.schema import digest
 from deploy.config import RunConfig
 from deploy.console.versions import versions
+from deploy.load import Load
 from deploy.report.quality import Quality
 
 LEAST_STEPS = 20
-HARDLY = 0.1
-"""Share of a step up to which the learner's waiting is none."""
 FINAL = (
     "confidence",
     "teacher_entropy",
@@ -52,7 +51,7 @@ def summarise(
         "leases_reissued": facts.get("ledger/reissued", 0),
         "survival_rate": sum(survival) / len(survival) if survival else None,
         "seconds": _stage_seconds(rows),
-        "bottleneck": bottleneck(config, _stage_seconds(rows)),
+        "bottleneck": bottleneck(facts),
         "shares": by_context(rows).get("share", {}),
         "final": final_numbers(rows),
         "objective": config.objective.model_dump(mode="json"),
@@ -125,20 +124,13 @@ def _stage_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def bottleneck(config: RunConfig, seconds: Mapping[str, float]) -> str | None:
-    """Who sets the pace, by the seconds of a step by stage: the learner while it hardly waits, else
-    rollout or teacher, whichever's actors are busy longer; None where nothing was measured."""
-    wait, step = (seconds.get(stage, math.nan) for stage in ("wait", "step"))
-    if not wait + step > 0:
+def bottleneck(facts: Mapping[str, Any]) -> str | None:
+    """The sentence about who held the others up, from distill.json; None where nobody knows."""
+    busy = facts.get("busy")
+    if not busy:
         return None
-    if wait < HARDLY * (wait + step):
-        return f"learner (it waits {wait / (wait + step):.0%} of a step)"
-    each = {
-        "rollout": seconds.get("rollout", 0.0) / config.rollout.workers,
-        "teacher": seconds.get("teacher", 0.0) / config.teacher.replicas,
-    }
-    name = max(each, key=lambda role: each[role])
-    return f"{name} (the learner waits {wait / (wait + step):.0%} of a step)"
+    load = Load(busy["learner"], busy.get("teacher"), busy["rollout"], facts.get("steps", 0))
+    return load.sentence()
 
 
 def plain(value: Any) -> Any:

@@ -61,7 +61,7 @@ ROOMS = {
     "deploy.console": set(),
     "deploy.run_folder": {"deploy.config"},
     "deploy.control": {"deploy.console", "deploy.run_folder"},
-    "deploy.report": {"deploy.config", "deploy.console", "deploy.run_folder"},
+    "deploy.report": {"deploy.load", "deploy.config", "deploy.console", "deploy.run_folder"},
     "deploy.backend": {"deploy.layout", "deploy.config", "deploy.console", "deploy.load"},
     "deploy.pipeline": {"deploy.config", "deploy.backend"},
     "deploy.stages": {

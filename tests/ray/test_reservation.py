@@ -113,6 +113,9 @@ def test_ranks_whose_room_was_taken_meanwhile_end_with_a_sentence(
 
 
 def test_a_role_with_a_label_takes_room_on_nodes_that_have_it_alone(ray_cluster, run_in):
+    from ray.exceptions import GetTimeoutError
+
+    from deploy.backend.proxies import RayLauncher
     from deploy.backend.reservation import reserved
     from deploy.backend.train_job import scaling
 
@@ -130,6 +133,12 @@ def test_a_role_with_a_label_takes_room_on_nodes_that_have_it_alone(ray_cluster,
     labels = {"ray.io/node-id": node["NodeID"]}
     with reserved([Bundles("rollout", 1, 1, 0, placed="alone", labels=labels)], 30, print):
         assert groups() == [*before, [{"CPU": 1.0}]]
+    place, late = RayLauncher(), Bundles("rollout", 0, 1, 0, labels=wanted[2].labels)
+    with place.reserved([late], 1, print):
+        place(where_class(), site=ActorOptions("late", 1, 1, 0, "rollout"))
+        with pytest.raises(GetTimeoutError):
+            ray_cluster.get(place.living().popitem()[0].ready.remote(), timeout=0.5)
+    place.shutdown()
     none = r"no room in 1 s for .* each\): .*; no node is labelled varkd-role=rollout: start some"
     with pytest.raises(InputError, match=none), reserved([wanted[2]], 1, print):
         pass
