@@ -74,7 +74,7 @@ class Watched:
                 continue
             self.cpu[key] = (int(stat[11]) + int(stat[12])) / TICKS
             if words.strip():
-                self.names[key] = _role(words)
+                self.names[key] = role_of(words)
 
     def total(self) -> float:
         return sum(self.cpu.values())
@@ -83,7 +83,7 @@ class Watched:
         return time.perf_counter() - self.started
 
 
-def _role(words: str) -> str:
+def role_of(words: str) -> str:
     """What a process is, by its command or by the title that Ray gives it."""
     if words.startswith("ray::"):
         return re.split(r"[ .(]", words)[0]

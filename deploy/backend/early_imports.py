@@ -20,6 +20,8 @@ ENVIRONMENT = {
 """Of every process that speaks with Ray."""
 PRIVATE_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that watches for nodes to be reclaimed
+    # Every call of every actor is a task: the GCS would keep the last 100,000, of 3 KB each.
+    "RAY_task_events_max_num_task_in_gcs": "10000",
     "RAY_prestart_worker_first_driver": "0",  # they know no job, so a fork server for them alone
 }
 """For a cluster that is started here."""
