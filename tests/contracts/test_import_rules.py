@@ -71,6 +71,10 @@ ROOMS = {
     "deploy.planning": {
         *("deploy.config", "deploy.run_folder", "deploy.backend", "deploy.stages"),
     },
+    "deploy.doctor": {
+        *("deploy.config", "deploy.console", "deploy.run_folder", "deploy.backend"),
+        "deploy.planning",
+    },
     "deploy.study": {
         *("deploy.layout", "deploy.config", "deploy.console", "deploy.run_folder"),
         *("deploy.report", "deploy.backend", "deploy.stages"),
@@ -82,7 +86,7 @@ ROOMS = {
     "deploy.commands": {
         *("deploy.layout", "deploy.config", "deploy.console", "deploy.run_folder"),
         *("deploy.backend", "deploy.stages", "deploy.planning", "deploy.study", "deploy.cli"),
-        "deploy.control",
+        *("deploy.control", "deploy.doctor"),
     },
     "deploy.main": {"deploy.cli", "deploy.console"},
 }

@@ -14,6 +14,9 @@ from common.exchange.ledger import Ledger
 from common.exchange.schedule import Schedule
 from common.exchange.weights import Weights, WeightStore
 from deploy.backend.actors import ActorOptions
+from deploy.backend.node_check import NodeLook, check_nodes, look
+from deploy.doctor.nodes import nodes
+from deploy.run_folder.opening import open_run
 from teacher_server.scorer import Delivery
 
 pytestmark = pytest.mark.ray
@@ -120,3 +123,15 @@ def test_rays_own_tools_show_actors_and_tasks_by_their_roles(placed, ray_cluster
 def kinds_of(ray):
     """Of the tasks that ran so far; they are told every second."""
     return {event["cat"] for event in ray.timeline()}
+
+
+def test_every_node_is_asked_for_its_software_and_the_run_folder(ray_cluster, tmp_path, quiet):
+    config, _ = open_run(Path("smoke"), [])
+    (found,) = nodes(config, tmp_path / "not" / "yet", quiet)
+    assert found.state == "ok", found
+    assert f"same software, shares {tmp_path}" in found.said
+    assert list(tmp_path.iterdir()) == []
+    (answer,) = check_nodes(tmp_path).values()
+    assert isinstance(answer, NodeLook)
+    away = look(str(tmp_path / "away"), "mark", "own")
+    assert (away.sees, away.refusal) == (False, "No such file or directory")
