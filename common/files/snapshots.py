@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.errors import Diverged, InputError
+from common.errors import Diverged, InputError, RunFailed
 from common.files.atomic import unwritable
 from common.files.paths import read_json
 from common.files.pickled import read_pickle
@@ -40,12 +40,15 @@ class Snapshots:
         keep: int = 2,
         facts: Mapping[str, Any] | None = None,
         finite: tuple[str, ...] = (),
+        guard: Callable[[], object] = lambda: None,
     ) -> None:
-        """`facts` go into every snapshot; entries of the tensors named in `finite` must be so."""
+        """`facts` go into every snapshot; entries of the tensors named in `finite` must be so.
+        `guard` raises where nothing may be stored any more; it is asked before anything changes."""
         self.root = root
         self._keep = keep
         self._facts = dict(facts or {})
         self._finite = finite
+        self._guard = guard
 
     def folder(self, step: int) -> Path:
         return self.root / f"step-{step:08d}"
@@ -90,9 +93,12 @@ class Snapshots:
             (temporary / FACTS).write_text(text)
             for path in (temporary / TENSORS, temporary / FACTS, temporary):
                 _flush(path)
+            self._guard()
             self._rename(temporary, final)
         except OSError as error:
             raise unwritable(final, error) from error
+        except RunFailed:  # of the guard
+            raise
         except RuntimeError as error:  # torch.save reports a write that was cut off this way
             raise InputError(
                 f"{final}: could not be written whole; free some space or choose another --out"

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.errors import InputError
+from common.errors import InputError, RunFailed
 from common.files.atomic import unwritable
 from common.files.paths import read_json
 
@@ -82,6 +82,32 @@ def holder(root: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # it has only just begun
         return {}
     return found if isinstance(found, dict) else {}
+
+
+class Tenancy:
+    """What a process of a run that may outlive its command asks before it writes in the folder."""
+
+    def __init__(self, root: Path) -> None:
+        """Made while the command holds the folder."""
+        self._root = root
+        self._holder = self._read()
+
+    def require(self) -> None:
+        """
+        Raises:
+            RunFailed: another command holds the folder now.
+        """
+        if self._read() != self._holder:
+            raise RunFailed(
+                f"{self._root}: another command is at work here, and the one that this learner "
+                "belongs to is gone; nothing was stored"
+            )
+
+    def _read(self) -> str | None:
+        try:
+            return (self._root / HOLDER).read_text()
+        except OSError:
+            return None
 
 
 def _make(root: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from common.exchange.metrics import read_rows
 from common.files.snapshots import Snapshots
 from deploy.config import RunConfig
 from deploy.run_folder.identity import NOTED, Identity
+from deploy.run_folder.lock import Tenancy
 from deploy.run_folder.workspace import Workspace
 
 Begin = Literal["new", "resume", "restart"]
@@ -40,12 +41,16 @@ class Start:
 
 
 def run_snapshots(
-    workspace: Workspace, identity: dict[str, Any] | None = None, keep: int = 2
+    workspace: Workspace,
+    identity: dict[str, Any] | None = None,
+    keep: int = 2,
+    tenancy: Tenancy | None = None,
 ) -> Snapshots:
     """The run's snapshots; those that are written say what the run depends on."""
     facts = {"identity": identity}
     finite = ("student", "ema", "optimizer")
-    return Snapshots(workspace.snapshots, keep=keep, facts=facts, finite=finite)
+    guard = tenancy.require if tenancy else lambda: None
+    return Snapshots(workspace.snapshots, keep=keep, facts=facts, finite=finite, guard=guard)
 
 
 def plan(

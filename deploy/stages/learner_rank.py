@@ -21,6 +21,7 @@ from common.randomness import derive_seed
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.config import RunConfig
 from deploy.pipeline import Services
+from deploy.run_folder.lock import Tenancy
 from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.milestones import Milestones
@@ -52,7 +53,7 @@ def learn(
     A learner that begins again in the middle of the run goes on from the run's newest snapshot.
     """
     workspace, is_first = Workspace(root), ranks.rank == 0
-    snapshots = run_snapshots(workspace, start.identity, config.learner.keep_last)
+    snapshots = run_snapshots(workspace, start.identity, config.learner.keep_last, Tenancy(root))
     is_begun = services.ledger.state()["step"] > start.step
     step = snapshots.newest_step() if is_begun else start.step
     learner = build_learner(config, workspace, ranks)

@@ -11,6 +11,7 @@ from common.exchange.ledger import Ledger
 from common.files.snapshots import Snapshots
 from common.files.tensors import read_metadata
 from deploy.console.stopping import EXIT_CODES, LIMIT, StopRequest
+from deploy.run_folder.lock import HOLDER
 from deploy.stages.watch import Watch
 
 MINUTES = 0.05
@@ -39,6 +40,25 @@ def test_a_wall_clock_limit_ends_a_run_in_order(run_in):
     assert [row["step"] for row in rows_of(workspace)] == [1, 2, 3, 4]
 
 
+def test_who_has_lost_the_folder_stores_nothing_in_it(run_in):
+    """As a learner that outlives its driver by seconds, when the next command is at work."""
+    config, workspace = run_in("learner.steps=9", "learner.checkpoint_every=2")
+    lock = workspace.root / HOLDER
+
+    class Outlived(Ledger):
+        def commit(self, step, numbers):
+            super().commit(step, numbers)
+            if step == 3:
+                lock.write_text('{"command": "distill", "pid": 2}')
+
+    lock.write_text('{"command": "distill", "pid": 1}')
+    with pytest.raises(RunFailed, match=f"{workspace.root}: another command is at work here"):
+        go((config, workspace), launch=lambda: Replacing({Ledger: Outlived}))
+    assert Snapshots(workspace.snapshots).steps() == [2]
+    assert not [path for path in workspace.snapshots.iterdir() if path.name.startswith(".")]
+    assert not workspace.student.exists()
+
+
 class Dead(Ledger):
     """Its process dies when all is done."""
 
@@ -56,7 +76,7 @@ def test_the_student_is_there_before_the_driver_ends(run_in):
 
 
 def test_a_learner_that_does_not_end_is_ended_in_a_stated_time():
-    watch = Watch(None, None, StopRequest(), None)
+    watch = Watch(None, None, StopRequest(), None, None)
     watch.require_end(0.01)
     watch.is_closing = True
     watch.require_end(0.01)
