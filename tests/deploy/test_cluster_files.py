@@ -180,6 +180,9 @@ def test_every_group_has_room_for_its_role(manifest):
         assert each * need.gpus <= int(start["num-gpus"])
         assert store_mb >= anywhere + data_mb * (need.bundles.section == "rollout")
         assert memory_mb >= RAY_MB + each * need.host_mb + anywhere + store_mb
+    rollout, workers = groups["rollout"], config.rollout
+    most = int(rollout["rayStartParams"]["num-gpus"]) * rollout["maxReplicas"]
+    assert workers.workers < workers.most_workers <= most / workers.gpus
     start, store_mb, memory_mb = pod(cluster["headGroupSpec"])
     assert (start["num-cpus"], start["num-gpus"]) == ("0", "0")
     assert store_mb >= data_mb + anywhere
