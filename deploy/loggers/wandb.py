@@ -47,4 +47,4 @@ class WandbLogger:
                 self._next = row["step"] + 1
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()

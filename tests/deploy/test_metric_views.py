@@ -102,7 +102,7 @@ class Run:
     def __init__(self, how): self.file = open(os.environ["SEEN"], "w"); self.say(how)
     def say(self, what): print(json.dumps(what, default=vars), file=self.file)
     def log(self, values, step): self.say([step, values])
-    def finish(self, **how): self.say("finished"); self.file.close()
+    def finish(self): self.say("finished"); self.file.close()
 def init(**how): return Run(how)
 """
 MLFLOW = """
