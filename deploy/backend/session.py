@@ -180,8 +180,8 @@ def secure_environment() -> None:
     """Let nobody else in: Ray's servers, of which three know no password, listen to this machine
     only (a setting that its name promises to other systems), and want this run's random token."""
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
+    wants_token = os.environ.setdefault("RAY_AUTH_MODE", "token") == "token"
+    if wants_token and not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 

@@ -1,4 +1,5 @@
-"""What `ray job submit --working-dir .` uploads from here, by Ray's own packaging."""
+"""What `ray job submit --working-dir .` uploads from here, by Ray's own packaging, and what its
+environment means to a command that starts a cluster of its own."""
 
 import os
 import shutil
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from deploy.backend.session import secure_environment
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"common", "constraints", "deploy", "learner", "rollout", "studies", "teacher_server"}
@@ -64,3 +67,27 @@ def test_data_weights_and_secrets_stay_at_home_and_ones_own_code_does_not(tmp_pa
         shutil.copy(ROOT / name, folder / name)
     sent = uploaded(folder, tmp_path / "package.zip").keys()
     assert sent - {".gitignore", ".rayignore"} == set(SENT)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_made"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_MODE": "token"}, True),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "mine"}, False),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/a/token"}, False),
+        ({"RAY_AUTH_MODE": "disabled"}, False),
+    ],
+)
+def test_a_cluster_of_ones_own_has_a_token_whatever_a_submission_left_behind(
+    monkeypatch, given, is_made
+):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    secure_environment()
+    made = os.environ.get("RAY_AUTH_TOKEN", "")
+    assert (len(made) == 64) is is_made
+    assert os.environ["RAY_AUTH_MODE"] == given.get("RAY_AUTH_MODE", "token")
