@@ -47,6 +47,15 @@ def test_a_learner_that_begins_again_within_a_run_is_there_once(tmp_path):
     assert [found[PROFILE] for found in read_rows(tmp_path / "profiles.jsonl")] == [{"first": 2}]
 
 
+def test_a_log_that_begins_with_curves_keeps_the_scalars_of_their_step(tmp_path):
+    """They are two rows, and of a snapshot's the first one may be on disk already."""
+    write(tmp_path, row(1), row(2), row(3))
+    write(tmp_path, {"step": 2, PROFILE: {"first": 1}}, row(3, loss=0.25))
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [(found["step"], found["loss"]) for found in rows] == [(1, 0.5), (2, 0.5), (3, 0.25)]
+    assert [found["step"] for found in read_rows(tmp_path / "profiles.jsonl")] == [2]
+
+
 def test_a_new_run_begins_anew_even_over_lines_that_are_none(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\0\0\n[]\n")
     write(tmp_path, row(1))
