@@ -1,5 +1,6 @@
 """What the benchmarks share that measure processes: a private Ray cluster, and rows to send."""
 
+import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,23 @@ def launcher(cpus: int, store_mb: int) -> Iterator[Any]:
             yield place
         finally:
             place.shutdown()
+
+
+@contextmanager
+def simulated_nodes(count: int, cpus: int) -> Iterator[None]:
+    """A cluster of so many nodes with so many CPUs each, on this machine; the block joins it as it
+    would join any other."""
+    from ray.cluster_utils import Cluster
+
+    there = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
+    try:
+        for _ in range(count - 1):
+            there.add_node(num_cpus=cpus)
+        os.environ["RAY_ADDRESS"] = there.address
+        yield
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        there.shutdown()
 
 
 def leased(record: pa.RecordBatch, lease: Lease) -> pa.RecordBatch:

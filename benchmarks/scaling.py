@@ -1,25 +1,32 @@
 """How many leases a second the plumbing carries: 1, 2, 4 and 8 workers that sleep 50 ms a lease.
 
     python -m benchmarks.scaling --out scaling.json
+    python -m benchmarks.scaling --nodes 4 --learner-ms 10
 
 Ledger, workers, a scorer that passes records on, buffer and this process as the learner: all calls
 of a run and none of its computing. A worker's own limit is 20 leases a second; `efficiency` is the
-share of it that is reached, `cpu_ms` the CPU milliseconds of all processes for a lease.
+share of it that is reached, `growth` the share of what so many times the first row would be,
+`cpu_ms` the CPU milliseconds of all processes for a lease. With `--nodes` the workers lie on so
+many simulated nodes; with `--learner-ms` the learner sleeps as well, for every lease, and
+`bottleneck` is what a run would say of itself.
 """
 
+import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
 
 from benchmarks.measuring import machine, parser, report, tree_seconds
-from benchmarks.on_ray import START, launcher, leased, scored_rows
+from benchmarks.on_ray import START, launcher, leased, scored_rows, simulated_nodes
 from common.exchange.buffer import Buffer
 from common.exchange.ledger import Ledger
 from common.exchange.schedule import Schedule
 from common.exchange.trajectory import to_arrow
 from deploy.backend.actors import ActorOptions
+from deploy.load import LoadMeter
 from teacher_server.scorer import Delivery, Onward
 
 SECONDS = 30.0
@@ -46,6 +53,12 @@ class Sleeper:
         self._scorers = scorers
         self._record = to_arrow(scored_rows(8, 64, 64))
 
+    def node(self) -> str:
+        """Where it lives."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
     def run(self, leases: int) -> None:
         """Hand over so many leases; two may be under way while the next one is slept over."""
         with ThreadPoolExecutor(2) as pool:
@@ -64,10 +77,15 @@ class Sleeper:
 def main() -> None:
     options = _parser().parse_args()
     on = machine(options)
-    rows = []
-    with launcher(cpus=4, store_mb=512) as place:
+    rows: list[dict[str, Any]] = []
+    each = -(-max(options.workers) // options.nodes)  # a full cluster has workers on every node
+    nodes = simulated_nodes(options.nodes, each) if options.nodes > 1 else nullcontext()
+    with nodes, launcher(cpus=max(4, each), store_mb=512) as place:
         for workers in options.workers:
-            rows.append(row_of(place, workers, options.leases, options.sleep_ms / 1000))
+            rows.append(row_of(place, workers, options))
+    first = rows[0]["leases_per_s"] / rows[0]["workers"]
+    for row in rows:
+        row["growth"] = row["leases_per_s"] / row["workers"] / first
     report("scaling", options, on, rows)
 
 
@@ -76,11 +94,14 @@ def _parser():
     found.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     found.add_argument("--leases", type=int, default=100, help="of each worker")
     found.add_argument("--sleep-ms", type=float, default=50)
+    found.add_argument("--learner-ms", type=float, default=0, help="of each lease")
+    found.add_argument("--nodes", type=int, default=1, help="simulated on this machine")
     return found
 
 
-def row_of(place: Any, workers: int, leases: int, sleep: float) -> dict[str, float]:
+def row_of(place: Any, workers: int, options: argparse.Namespace) -> dict[str, Any]:
     """Run `workers` to their ends; a step of the learner is one lease of each."""
+    leases, sleep = options.leases, options.sleep_ms / 1000
     schedule = Schedule(
         steps=leases + 8,
         global_batch_size=8 * workers,
@@ -95,36 +116,48 @@ def row_of(place: Any, workers: int, leases: int, sleep: float) -> dict[str, flo
         Passing, onward=Delivery(buffer), site=ActorOptions(f"scorer-{workers}", THREADS)
     )
     crew = [
-        place(Sleeper, f"worker-{index}", sleep, ledger=ledger, scorers=passing)
-        for index in range(workers)
+        place(Sleeper, name, sleep, ledger=ledger, scorers=passing, site=ActorOptions(name, cpus=1))
+        for name in (f"worker-{workers}-{index}" for index in range(workers))
     ]
     place.wait_ready()
+    meter, nodes = LoadMeter(1), len({worker.node() for worker in crew})
     with ThreadPoolExecutor(workers) as pool:
         started, worked = time.perf_counter(), tree_seconds()
         ledger.restore(START)
         running = [pool.submit(worker.run, leases) for worker in crew]
         for step in range(leases):
-            share = None
-            while share is None:
-                share = buffer.take(step, shard=0, shards=1, timeout=SECONDS)
-            ledger.commit(step + 1, share.leases)
+            meter.add(_step(step, ledger, buffer, workers, options), workers)
         for worker in running:
             worker.result()
         seconds, cpu = time.perf_counter() - started, tree_seconds() - worked
     for placed in (*crew, passing, buffer, ledger):
         place.end(placed)
-    return _figures(workers, workers * leases, seconds, cpu, sleep)
-
-
-def _figures(
-    workers: int, total: int, seconds: float, cpu: float, sleep: float
-) -> dict[str, float]:
+    load, total = meter.load(), workers * leases
+    assert load is not None
     return {
         "workers": workers,
+        "nodes": nodes,
         "leases_per_s": total / seconds,
         "efficiency": total / seconds * sleep / workers,
         "cpu_ms": 1000 * cpu / total,
+        **load.as_dict(),
     }
+
+
+def _step(
+    step: int, ledger: Ledger, buffer: Buffer, workers: int, options: argparse.Namespace
+) -> dict[str, float]:
+    """Take a lease of every worker, sleep over it; the seconds, as a learner posts them."""
+    asked, share = time.perf_counter(), None
+    while share is None:
+        share = buffer.take(step, shard=0, shards=1, timeout=SECONDS)
+    began = time.perf_counter()
+    time.sleep(options.learner_ms / 1000 * workers)
+    ledger.commit(step + 1, share.leases)
+    ended = time.perf_counter()
+    sampled = options.sleep_ms / 1000 * workers
+    times = {"seconds/wait": began - asked, "seconds/step": ended - began}
+    return times | {"seconds/rollout": sampled}
 
 
 if __name__ == "__main__":
