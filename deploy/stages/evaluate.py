@@ -7,6 +7,7 @@ from PIL.Image import Image
 from rich.console import Console
 
 from common.files.atomic import write_text
+from common.models.generator import GeneratorConfig
 from deploy.backend.beside import Beside
 from deploy.config import RunConfig
 from deploy.report.grids import class_sheet, save_png
@@ -30,6 +31,8 @@ TITLES = {
     "student_before": "student before",
     "student_after": "student after",
 }
+AVERAGED = {"student_ema": "its average"}
+"""Shown as well where a student draws in one pass, and the average is what is used of it."""
 
 
 def write_report(
@@ -58,7 +61,7 @@ def write_report(
     if wall_seconds is not None:
         report["wall_seconds"] = round(wall_seconds, 2)
     report = plain(report)
-    save_png(workspace.root / "samples.png", _sample_sheet(quality))
+    save_png(workspace.root / "samples.png", _sample_sheet(config, quality))
     pictures["curves.png"] = curves(rows, report["fid"])
     for name, picture in pictures.items():
         save(workspace.root / name, picture)
@@ -78,9 +81,11 @@ def _threshold(config: RunConfig, rows: list[dict[str, Any]]) -> float | None:
     return next((row["gate/tau"] for row in reversed(rows) if "gate/tau" in row), gate.tau)
 
 
-def _sample_sheet(quality: Quality) -> Image:
+def _sample_sheet(config: RunConfig, quality: Quality) -> Image:
     """Real images beside those of the models, a row per class."""
-    titles = TITLES | {
+    one_pass = isinstance(config.models.student, GeneratorConfig)
+    titles = TITLES | (AVERAGED if one_pass else {})
+    titles |= {
         name: name.replace("_after_", " ").replace("_", " ")
         for name in quality.images
         if name.startswith("student_after_")
