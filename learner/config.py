@@ -83,7 +83,7 @@ class LearnerConfig(Config):
     """How often a dead learner is restarted from its newest snapshot."""
     stall_seconds: Seconds = 300.0
     """The run ends, naming the stage, when no batch arrives for this long; a process that answers
-    nothing for this long is ended as if it had died."""
+    nothing for half of it is ended as if it had died, so that others can take its place."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, schedule, clipping, EMA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -110,8 +110,8 @@ class Heartbeat:
             return
         self.lost.setdefault(
             name,
-            f"{name} has not answered for {seconds:.0f} s (learner.stall_seconds), although its "
-            f"process lives: it hangs, or was stopped, or its machine is out of reach; it was "
-            f"ended; {GO_ON}",
+            f"{name} has not answered for {seconds:.0f} s (half of learner.stall_seconds), "
+            f"although its process lives: it hangs, or was stopped, or its machine is out of "
+            f"reach; it was ended; {GO_ON}",
         )
         ray.kill(actor)

@@ -235,10 +235,10 @@ def _run_in_actors(
     tell, faults = watch.steering.say, FaultLog(root)
     crew = WorkerSupervisor(services, make_worker, config.rollout, place, tell, faults)
     rank = partial(learn, config, root, start=run.start)
-    place.give_ranks_back()
-    # Starts up beside the actors.
+    place.give_ranks_back()  # and the learner starts up beside the actors
     job = TrainJob(config.learner, root, services, rank, patience, node_labels(config, "learner"))
-    with Heartbeat(place.living, lambda: watch.patience(config.learner.stall_seconds)) as heartbeat:
+    silence = partial(watch.patience, config.learner.stall_seconds)
+    with Heartbeat(place.living, silence) as heartbeat:
         try:
             place.wait_ready(bar.say)
             bar.say("waiting for the learner")

@@ -56,9 +56,10 @@ class Watch:
     """Who died that a run can do without."""
 
     def patience(self, seconds: float) -> float:
-        """How long anybody may be silent: `seconds`, and less while the run is being ended."""
+        """How long anybody may be silent where the learner waits for batches for `seconds`: half of
+        it, so that others can still take its place; less while the run is being ended."""
         is_ending = self.is_closing or self.stop.name is not None
-        return min(seconds, HURRIED_SECONDS) if is_ending else seconds
+        return min(seconds / 2, HURRIED_SECONDS) if is_ending else seconds / 2
 
     def require_end(self, seconds: float) -> None:
         """Called as long as the learner is at work.

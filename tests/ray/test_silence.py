@@ -24,7 +24,7 @@ def process_of(proxy):
 def test_a_run_goes_on_without_metrics_and_a_service_that_hangs_ends_it_by_name(
     ray_cluster, run_in, quiet
 ):
-    run = run_in("learner.steps=3000", "learner.checkpoint_every=2", "learner.stall_seconds=2.0")
+    run = run_in("learner.steps=3000", "learner.checkpoint_every=2", "learner.stall_seconds=4.0")
     stopped = []
 
     def newest():
