@@ -12,7 +12,8 @@ WAITS = 0.2
 """Share of its time that the learner waits, from which on a worker more is worth its place."""
 HARDLY_WAITS = 0.05
 WORKERS_BUSY = 0.8
-"""Who is idle for more than this leaves room in the workers that are there."""
+"""Who is idle for more than this has room for more; of the time that the learner waits, for on
+policy they have nothing to do while it works."""
 TEACHER_BUSY = 0.9
 """From there on more samples only wait for the teacher."""
 WINDOW_SECONDS = 10.0
@@ -34,7 +35,7 @@ NOTHING = Decision(0)
 class Scaler:
     """Looks at windows of steps, and says something after some that agree.
 
-    A worker is added while the learner waits, the workers are busy and the teacher is not; one
+    A worker is added while the learner waits for workers that are busy, and the teacher is not; one
     retires while the learner hardly waits and those that are left would not be busy all the time
     either. After a change, or while a worker is on its way, it begins to look anew. Between the two
     lies a range in which nothing happens, so that it does not go to and fro.
@@ -87,7 +88,7 @@ class Scaler:
     def _wish_of(self, load: Load, alive: int) -> int:
         waits = 1 - load.learner
         is_teacher_free = load.teacher is None or load.teacher < TEACHER_BUSY
-        if waits >= WAITS and load.rollout >= WORKERS_BUSY and is_teacher_free:
+        if waits >= WAITS and load.rollout >= WORKERS_BUSY * waits and is_teacher_free:
             return int(alive < self._most)
         if waits > HARDLY_WAITS or alive <= self._least or alive < 2:
             return 0

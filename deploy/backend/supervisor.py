@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from common.errors import UNDERSTOOD, InputError, RunFailed, ServiceDied, Verdict
-from deploy.console.faults import FaultLog
+from deploy.console.faults import GO_ON, FaultLog
 from rollout.config import RolloutConfig
 
 WORKED_SECONDS = 600.0
@@ -221,12 +221,13 @@ class WorkerSupervisor:
         """Let another worker take a dead one's place, if it was to go on and that is left."""
         if name in self._retiring:
             return
+        said = self.deaths[name].removesuffix(f"; {GO_ON}")
         is_early = time.monotonic() - self._began[name] < WORKED_SECONDS
         if is_early and self._restarts >= self._config.max_restarts:
-            self._tell(f"{self.deaths[name]}; nobody takes its place (rollout.max_restarts)")
+            self._tell(f"{said}; nobody takes its place (rollout.max_restarts)")
             return
         self._restarts += is_early
-        self._tell(f"{self.deaths[name]}; {self.add()} takes its place")
+        self._tell(f"{said}; {self.add()} takes its place")
 
     def _fail(self, failure: Verdict) -> None:
         self.failure = failure

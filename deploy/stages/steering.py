@@ -9,6 +9,7 @@ from common.errors import InputError
 from deploy.backend.scaler import Scaler
 from deploy.backend.supervisor import WorkerSupervisor
 from deploy.config import RunConfig
+from deploy.console.faults import GO_ON
 from deploy.control.live import LiveRun
 from deploy.control.rendezvous import Answer, Request
 from deploy.load import LoadMeter
@@ -71,7 +72,8 @@ class Steering:
         """Say how it goes to whoever looks."""
         self._said |= {"seconds_left": seconds_left, "deaths": dict(deaths)}
         if crew is not None:
-            self._said["deaths"] |= crew.deaths
+            died = {name: why.removesuffix(f"; {GO_ON}") for name, why in crew.deaths.items()}
+            self._said["deaths"] |= died
             self._said["workers"] = self._workers(crew)
         self._live.tell(**self._said)
 

@@ -213,7 +213,9 @@ def test_a_worker_is_added_while_the_learner_waits_and_one_retires_while_it_does
     chosen = scaler()
     assert list(steps(chosen, 24, **waiting, workers=2)) == [0] * 11 + [1] + [0] * 11 + [1]
     assert list(steps(chosen, 12, **idle, workers=3)) == [0] * 11 + [-1]
-    for change in ({"workers": 4}, {"workers": 2, "teacher": 0.95}, {"workers": 2, "rollout": 0.7}):
+    in_turns = steps(scaler(), 12, wait=0.5, rollout=0.5, workers=2)
+    assert list(in_turns) == [0] * 11 + [1], "as on policy"
+    for change in ({"workers": 4}, {"workers": 2, "teacher": 0.95}, {"workers": 2, "rollout": 0.3}):
         assert not any(steps(scaler(), 30, **{**waiting, **change})), change
     for change in ({"workers": 1}, {"workers": 3, "rollout": 0.6}, {"workers": 3, "wait": 0.1}):
         assert not any(steps(scaler(), 30, **{**idle, **change})), change
