@@ -24,11 +24,11 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.control.client import ask, ending_of, require_live, wait_ended
 
     root, target = arguments.run_folder, results()
-    seen = require_live(root)
+    began = ((seen := require_live(root)).status or {}).get("began")
     ask(seen, "stop")
     with busy(console(), f"{root}: waiting for the run to end"):
         seen = wait_ended(root, lambda seen: None)
-    if seen.status is None:
+    if seen.status is None or seen.status.get("began") != began:
         target.print(f"{root}: ended before its first step; the folder is as it was")
         return 0
     target.print(f"{root}: {ending_of(seen)}")

@@ -15,6 +15,7 @@ from deploy.control.live import LiveRun
 from deploy.control.rendezvous import Rendezvous
 from deploy.control.view import lines
 from deploy.main import main
+from deploy.run_folder.lock import holder, locked
 
 
 def varkd(capsys, *arguments):
@@ -61,6 +62,7 @@ def test_a_run_in_one_process_is_watched_and_stopped_from_elsewhere(begin, capsy
     assert Snapshots(workspace.snapshots).steps() == [steps], "stopped with a snapshot"
     assert workspace.train_tokens.exists()
     assert not odd.exists()
+    assert (odd.parent / "elsewhere.request.json").is_symlink(), "of somebody else"
     code, out, _ = varkd(capsys, "status", root, "--watch")
     assert (code, f"{steps} of 20000" in out, "not running since" in out) == (0, True, True), out
     for words in (("stop",), ("scale", "rollout=1")):
@@ -104,6 +106,20 @@ def test_what_is_no_run_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, 
     code, out, err = varkd(capsys, *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert sentence in err
+
+
+def test_another_command_at_work_in_the_folder_is_no_run(live, tmp_path, capsys):
+    assert holder(tmp_path) is None
+    with live() as begun:
+        begun.begin()
+    with locked(tmp_path, "evaluate"):
+        assert (found := holder(tmp_path)) is not None
+        assert (found["command"], found["pid"]) == ("evaluate", os.getpid())
+        code, out, _ = varkd(capsys, "status", tmp_path)
+        assert (code, "`varkd evaluate` is at work; not running since" in out) == (0, True), out
+        code, _, err = varkd(capsys, "stop", tmp_path)
+        assert (code, "`varkd evaluate` is at work here" in err) == (2, True), err
+    assert holder(tmp_path) is None
 
 
 @pytest.fixture
