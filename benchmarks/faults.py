@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.measuring import machine, parser, report
 from benchmarks.start_up import MARK, ROOT, SMALL, prepare
 
-STEPS, STRIKE = 90, 30
+STEPS, STRIKE = 300, 30
 PATIENCE_SECONDS = 90.0
 """A command that has not ended by then hangs."""
 LEFT_SECONDS = 3.0

@@ -100,6 +100,7 @@ def _start(
     import ray
     from ray.exceptions import RayError
 
+    from deploy.backend.head_watch import HeadWatch
     from deploy.backend.private_head import PrivateHead
 
     with _waiting(told, "starting a private Ray cluster") as say:
@@ -115,6 +116,7 @@ def _start(
                     folder=folder,
                     workers=begun_imports(stack),
                 )
+                stack.enter_context(HeadWatch(head))  # until all has been ended
                 stack.callback(head.end)
                 stack.callback(ray.shutdown)
                 ray.init(

@@ -169,6 +169,10 @@ class TrainJob:
             returned: Any = self._fit.result().return_value
         except TrainingFailedError as error:
             raise RunFailed(f"the learner failed: {self._account(_cause(error))}") from error
+        except RayActorError as error:
+            raise RunFailed(
+                f"the learner's controller (Ray Train) died: {ray_reason(error)}; {GO_ON}"
+            ) from error
         if isinstance(returned, Verdict):
             raise returned.error()
         return Outcome(**returned)

@@ -1,0 +1,102 @@
+"""Whether the processes of a private cluster are there that all others need.
+
+Ray waits a minute for its store of facts (the GCS) and then ends the process that waits, without a
+word of ours and with other processes left behind. So the head is looked at from a thread: the
+command hears of a loss at its next look, and where it does not end then, it is ended.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import psutil
+
+from common.errors import RunFailed
+from deploy.console.faults import GO_ON
+
+LOOK_SECONDS = 0.5
+STOPPED_LOOKS = 8
+"""So many looks in a row a process may be stopped, e.g. by a debugger."""
+END_SECONDS = 15.0
+"""A command has this long to end in order without its cluster's head."""
+_watches: list["HeadWatch"] = []
+
+
+class Head(Protocol):
+    """As Ray's `Node`."""
+
+    all_processes: Any
+
+    def end(self) -> None: ...
+
+
+class HeadWatch:
+    """Watches while the block lasts."""
+
+    def __init__(self, head: Head, force: Callable[[int], object] = os._exit) -> None:
+        """`force` ends this process."""
+        self._head = head
+        self._force = force
+        self._stopped: dict[str, int] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
+        self.loss: str | None = None
+        """The sentence about it."""
+
+    def __enter__(self) -> Self:
+        _watches.append(self)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        _watches.remove(self)
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            if (lost := self._lost()) is not None:
+                self.loss = f"the private cluster's {lost}; {GO_ON}"
+                break
+        if self.loss is None or self._ended.wait(END_SECONDS):
+            return
+        sys.stderr.write(f"varkd: {self.loss}\n")
+        sys.stderr.flush()
+        self._head.end()
+        self._force(1)
+
+    def _lost(self) -> str | None:
+        for kind, infos in list(self._head.all_processes.items()):
+            for process in [info.process for info in infos]:
+                if process.poll() is not None:
+                    return f"{kind} died (exit code {process.returncode})"
+                if self._is_stopped(kind, process.pid):
+                    seconds = STOPPED_LOOKS * LOOK_SECONDS
+                    return f"{kind} has been stopped for {seconds:g} s, although its process lives"
+        return None
+
+    def _is_stopped(self, kind: str, pid: int) -> bool:
+        try:
+            now = psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+        self._stopped[kind] = self._stopped.get(kind, 0) + 1 if now else 0
+        return self._stopped[kind] >= STOPPED_LOOKS
+
+
+def require_head() -> None:
+    """Called again and again by whoever uses the cluster.
+
+    Raises:
+        RunFailed: a process of the private cluster's head is gone; its name and what to do.
+    """
+    for watch in _watches:
+        if watch.loss is not None:
+            raise RunFailed(watch.loss)
