@@ -36,9 +36,16 @@ class Head(Protocol):
 class HeadWatch:
     """Watches while the block lasts."""
 
-    def __init__(self, head: Head, force: Callable[[int], object] = os._exit) -> None:
-        """`force` ends this process."""
+    def __init__(
+        self,
+        head: Head,
+        *,
+        patience: float = END_SECONDS,
+        force: Callable[[int], object] = os._exit,
+    ) -> None:
+        """`force` ends this process, which has `patience` seconds to end in order."""
         self._head = head
+        self._patience = patience
         self._force = force
         self._stopped: dict[str, int] = {}
         self._ended = threading.Event()
@@ -65,7 +72,7 @@ class HeadWatch:
             if (lost := self._lost()) is not None:
                 self.loss = f"the private cluster's {lost}; {GO_ON}"
                 break
-        if self.loss is None or self._ended.wait(END_SECONDS):
+        if self.loss is None or self._ended.wait(self._patience):
             return
         sys.stderr.write(f"varkd: {self.loss}\n")
         sys.stderr.flush()

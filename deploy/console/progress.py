@@ -94,6 +94,11 @@ class Bar:
         self.show(int(row["step"]), {name: float(row[name]) for name in self._shown})
 
     @property
+    def is_full(self) -> bool:
+        """Whether all of it is done."""
+        return self._done >= self._total
+
+    @property
     def line(self) -> str:
         """What it shows, in one line."""
         return GAP.join([self._head(), *self._numbers])

@@ -258,7 +258,7 @@ def _run_in_actors(
             watch.stop.poll_from_here()  # ended in order from here, whatever happened
             if job.running():  # an actor was refused, or Ctrl-C: let the learner end in order
                 services.close("the run was given up")
-                job.wait(GIVE_UP_SECONDS)
+                job.wait(min(GIVE_UP_SECONDS, config.learner.stop_seconds))
             _last_rows(watch, services)
             crew.dismiss()
             place.shutdown()

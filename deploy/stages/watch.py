@@ -65,15 +65,16 @@ class Watch:
         """Called as long as the learner is at work.
 
         Raises:
-            RunFailed: it was told to end `seconds` ago.
+            RunFailed: it was told to end, or has done all its steps, `seconds` ago.
         """
-        if not self.is_closing:
+        if not (self.is_closing or self.bar.is_full):
             return
         self.closing_since = self.closing_since or time.monotonic()
         if time.monotonic() - self.closing_since > seconds:
+            since = "being told to" if self.is_closing else "its last one"
             raise RunFailed(
                 f"the learner did not end its step and store it within {seconds:g} s "
-                f"(learner.stop_seconds) of being told to; {GO_ON}"
+                f"(learner.stop_seconds) of {since}; {GO_ON}"
             )
 
     def follow(self, services: Services, crew: WorkerSupervisor, stop_seconds: float) -> None:

@@ -75,14 +75,18 @@ def test_the_student_is_there_before_the_driver_ends(run_in):
     assert not workspace.facts.exists()
 
 
-def test_a_learner_that_does_not_end_is_ended_in_a_stated_time():
-    watch = Watch(None, None, StopRequest(), None, None)
+@pytest.mark.parametrize(("done", "of"), [(True, "its last one"), (False, "being told to")])
+def test_a_learner_that_does_not_end_is_ended_in_a_stated_time(done, of):
+    class Steps:
+        is_full = False
+
+    watch = Watch(None, Steps(), StopRequest(), None, None)
     watch.require_end(0.01)
-    watch.is_closing = True
+    Steps.is_full, watch.is_closing = done, not done
     watch.require_end(0.01)
     time.sleep(0.02)
     watch.require_end(5)
-    with pytest.raises(RunFailed, match=r"within 0\.01 s \(learner\.stop_seconds\)"):
+    with pytest.raises(RunFailed, match=rf"within 0\.01 s \(learner\.stop_seconds\) of {of};"):
         watch.require_end(0.01)
 
 

@@ -1,0 +1,62 @@
+"""The head of a private cluster that is lost while a command uses it."""
+
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+from building.waiting import until
+
+from common.errors import RunFailed
+from deploy.backend.head_watch import HeadWatch, require_head
+
+
+@pytest.fixture
+def head():
+    """One process, as Ray's node has it."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    info = SimpleNamespace(process=process)
+    found = SimpleNamespace(all_processes={"gcs_server": [info]}, ended=threading.Event())
+    found.end, found.process = found.ended.set, process
+    yield found
+    process.kill()
+    process.wait()
+
+
+def lost():
+    try:
+        require_head()
+    except RunFailed as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "the private cluster's gcs_server died (exit code -9); go on from"),
+        (signal.SIGSTOP, "the private cluster's gcs_server has been stopped for 4 s, although"),
+    ],
+)
+def test_a_command_hears_of_it_and_may_end_in_order(head, number, words):
+    forced = []
+    with HeadWatch(head, force=forced.append):
+        require_head()
+        head.process.send_signal(number)
+        until(lost)
+        assert lost().startswith(words)
+    assert lost() is None
+    assert not forced
+    assert not head.ended.is_set()
+
+
+def test_one_that_hangs_in_it_is_ended(head, capfd):
+    forced = []
+    with HeadWatch(head, force=forced.append, patience=0.1):
+        head.process.kill()
+        until(lambda: forced)
+    assert forced == [1]
+    assert head.ended.is_set()
+    assert "varkd: the private cluster's gcs_server died" in capfd.readouterr().err
