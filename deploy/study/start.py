@@ -15,12 +15,12 @@ from common.data.tokens import load_tokens, read_header
 from common.errors import InputError
 from common.files.atomic import write_text
 from common.files.made_from import difference
-from common.files.paths import read_json
+from common.files.paths import read_json, require_file
 from common.images.opening import open_images
 from common.tokenization.tokenizer import TrainableTokenizerConfig
 from deploy.config import PretrainsConfig, RunConfig
 from deploy.console.progress import busy
-from deploy.run_folder.borrowing import link
+from deploy.run_folder.borrowing import link, shared
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import generate
 from deploy.stages.pretrain import pretrain
@@ -41,7 +41,7 @@ def prepare(study: Study, root: Path, target: Console, *, local: bool) -> None:
     """Make in `root` what is not there yet.
 
     Raises:
-        InputError: the folder holds the start of another study.
+        InputError: the folder holds the start of another study, or no files of one.
     """
     config, workspace = study.start, Workspace(root)
     with busy(target, "start: reading what it is made from"):
@@ -54,6 +54,9 @@ def prepare(study: Study, root: Path, target: Console, *, local: bool) -> None:
             "another --out, change that back, or throw the old results away with --restart"
         )
     require_metrics(config, workspace)
+    for path in shared(workspace):
+        if path.exists():
+            require_file(path, "what an earlier start made")
     write_text(root / MARK, json.dumps({"made_from": ours}))
     _make(study, workspace, target, local=local)
     features = feature_facts(study.judging, workspace, target)

@@ -7,7 +7,7 @@ classifier (its digest is reported), and nothing else.
 Shape letters: B batch, C channels, H height, W width, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from common.config.quantities import Batch, LearningRate, Steps, Width
 from common.config.schema import Config
 from common.device import autocast, fastest_precision, precision
-from common.files.tensors import load_tensors, save_tensors, state_digest
+from common.files.tensors import load_tensors, reading_header, save_tensors, state_digest
 from common.finite import largest, require_finite
 from common.without_compiler import without_compiler
 
@@ -165,8 +165,22 @@ def save_classifier(path: Path, model: Classifier, facts: dict[str, Any]) -> Non
 
 
 def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
-    """The module and what was written beside it."""
+    """The module and what was written beside it.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
     tensors, metadata = load_tensors(path)
+    with reading_header(path):
+        with torch.device("meta"):  # the header may say any size
+            outline = Classifier(**metadata["classifier"]).state_dict()
+        facts = {**metadata["facts"]}
+        if _shapes(outline) != _shapes(tensors):
+            raise ValueError("its tensors are not those of such a classifier")
     model = Classifier(**metadata["classifier"])
     model.load_state_dict(tensors)
-    return model.eval(), metadata["facts"] | {"digest": state_digest(model)}
+    return model.eval(), facts | {"digest": state_digest(model)}
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}

@@ -29,6 +29,8 @@ KEPT: list[tuple[str, str, Damage]] = [
     ("study report", "study/start/start.json", Damage("fifo")),
     ("resume", "run/*.jsonl", Damage("fifo", 0.1413674534886893)),
     ("export", "run/*.json", Damage("device", 0.962900498575463)),
+    ("study", "study/start/*.safetensors", Damage("value")),
+    ("study", "study/start/*.safetensors", Damage("folder")),
 ]
 """(command, file, damage) that once ended otherwise."""
 
