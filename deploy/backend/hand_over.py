@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from common.errors import ServiceDied
-from deploy.backend.actor_proxy import ray_reason
+from deploy.backend.actor_proxy import died
 
 _OFFERED: dict[str, Any] = {}
 """What this process has ready for others to fetch."""
@@ -26,6 +26,7 @@ class Offer:
     """What an actor of any class, Ray Train's as well, has ready for another one."""
 
     sender: Any
+    name: str
     key: str
 
     def take(self) -> Any:
@@ -38,7 +39,7 @@ class Offer:
         try:
             ray.get(done)
         except RayActorError as error:
-            raise ServiceDied(f"the sender died: {ray_reason(error)}") from error
+            raise ServiceDied(died(self.name, error)) from error
         return taken
 
 
@@ -52,7 +53,7 @@ def offered(value: Any) -> Iterator[Offer | None]:
     key = secrets.token_hex(8)
     _OFFERED[key] = value
     try:
-        yield Offer(context.current_actor, key)
+        yield Offer(context.current_actor, context.get_actor_name() or "the sender", key)
     finally:
         del _OFFERED[key]
 
