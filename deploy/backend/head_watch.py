@@ -74,9 +74,11 @@ class HeadWatch:
                 break
         if self.loss is None or self._ended.wait(self._patience):
             return
-        sys.stderr.write(f"varkd: {self.loss}\n")
+        ending = threading.Thread(target=self._head.end, daemon=True)
+        ending.start()
+        ending.join(END_SECONDS)
+        sys.stderr.write(f"varkd: {self.loss}\n")  # the last line, whatever was said meanwhile
         sys.stderr.flush()
-        self._head.end()
         self._force(1)
 
     def _lost(self) -> str | None:
