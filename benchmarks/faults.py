@@ -6,7 +6,8 @@
 Every row is a real run in `ordered` mode with two workers, whose process is killed or stopped at a
 third of the steps. `seconds` is the time from there to the end of the command, `left` counts its
 processes three seconds later, `resume` says whether the run, gone on with where it had ended, has
-the losses of one that nobody hit, to the bit, and each step once. docs/faults.md has the results.
+student and losses of one that nobody hit, to the bit, and each step once. docs/faults.md has the
+results.
 """
 
 import json
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from benchmarks.measuring import machine, parser, report
 from benchmarks.start_up import MARK, ROOT, SMALL, prepare
+from common.files.tensors import load_tensors, tensors_digest
 
 STEPS, STRIKE = 300, 30
 PATIENCE_SECONDS = 90.0
@@ -71,7 +73,7 @@ def main() -> None:
         whole = Path(place, "whole")
         Command(source, whole).wait()
         for number, fault in enumerate(given.only):
-            rows.append(row_of(fault, source, Path(place, f"run{number}"), losses(whole)))
+            rows.append(row_of(fault, source, Path(place, f"run{number}"), whole))
             sys.stderr.write(f"{rows[-1]}\n")
     report("faults", given, on, rows)
 
@@ -109,7 +111,7 @@ class Command:
         return lines[-1] if lines else ""
 
 
-def row_of(fault: str, source: Path, folder: Path, expected: list[float]) -> dict[str, object]:
+def row_of(fault: str, source: Path, folder: Path, whole: Path) -> dict[str, object]:
     """Hit one run, and go on with it."""
     name, _, role = fault.partition(" ")
     command = Command(source, folder)
@@ -126,7 +128,8 @@ def row_of(fault: str, source: Path, folder: Path, expected: list[float]) -> dic
         kill(pid, signal.SIGKILL)
     went_on, said = len(losses(folder)) == STEPS and ending == "0", command.last_line()
     resumed = "" if went_on else Command(source, folder, resume=True).wait()
-    same = losses(folder) == expected
+    same = student(folder) == student(whole)
+    rows = "same losses" if losses(folder) == losses(whole) else f"{len(losses(folder))} rows"
     return {
         "fault": fault,
         "hit": len(hit),
@@ -134,7 +137,7 @@ def row_of(fault: str, source: Path, folder: Path, expected: list[float]) -> dic
         "seconds": round(seconds, 1),
         "left": left,
         "went_on": went_on,
-        "resume": f"{resumed} {'same losses' if same else 'OTHER LOSSES'}".strip(),
+        "resume": f"{resumed} {'same student' if same else 'ANOTHER STUDENT'}, {rows}".strip(),
         "said": said[:300],
     }
 
@@ -146,6 +149,12 @@ def losses(folder: Path) -> list[float]:
         return []
     lines = path.read_text().split("\n")[:-1]
     return [json.loads(line)["loss"] for line in lines]
+
+
+def student(folder: Path) -> str | None:
+    """Digest of what the run trained."""
+    path = folder / "student.safetensors"
+    return tensors_digest(load_tensors(path)[0]) if path.exists() else None
 
 
 def processes(mark: str) -> Iterator[tuple[int, str]]:
