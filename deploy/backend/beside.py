@@ -1,17 +1,20 @@
 """Work that other processes do while this one goes on."""
 
 import pickle
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from common.errors import RunFailed, Verdict
+from common.errors import InputError, RunFailed, Verdict
 from deploy.backend.forking.fork_server import ForkServer
 from deploy.backend.forking.job import Answer, Fault, Order, Outcome, StoppedBy
 from deploy.console.stopping import NAMES, Stopped, StopRequest, stop_request
 
 LOOK_SECONDS = 0.2
+STOP_SECONDS = 30.0
 
 
 class Job:
@@ -104,6 +107,18 @@ class Beside:
         self._begun.append(job)
         return job
 
+    def stop(self, number: int) -> None:
+        """Send all of them a signal, and give them `STOP_SECONDS` to end in order."""
+        for job in self._begun:
+            job.stop(number)
+        end = time.monotonic() + STOP_SECONDS
+        while running := {file: job for job in self._begun for file in job.waited_for}:
+            if time.monotonic() > end:
+                return
+            for file in wait(list(running), LOOK_SECONDS):
+                with suppress(Stopped, InputError, RunFailed, RuntimeError):
+                    running[file].result()
+
     def end(self) -> None:
         for job in self._begun:
             job.end()
@@ -111,10 +126,15 @@ class Beside:
 
 @contextmanager
 def beside(server: ForkServer | None) -> Iterator[Beside]:
-    """Jobs beside the block; those that go on when it ends, however it does, end with it."""
+    """Jobs beside the block; those that go on when it ends, however it does, end with it: in order
+    where somebody stopped it."""
     begun = Beside(server)
     try:
         yield begun
+    except KeyboardInterrupt as error:  # or Stopped, which is one
+        names = {name: number for number, name in NAMES.items()}
+        begun.stop(names.get(getattr(error, "name", ""), signal.SIGINT))
+        raise
     finally:
         begun.end()
 
