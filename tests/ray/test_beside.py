@@ -2,7 +2,9 @@
 
 import operator
 import os
+import subprocess
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ from building.waiting import require_ended, until
 from common.errors import InputError, RunFailed
 from deploy.backend.beside import beside, wait_for
 from deploy.backend.forking.fork_server import ForkServer
+from deploy.console.stopping import Stopped
 from deploy.run_folder.shipped import shipped
 from deploy.stages.quality import assess
 
@@ -75,6 +78,22 @@ def test_a_block_that_raises_ends_its_jobs(server):
     with pytest.raises(KeyboardInterrupt):
         give_up()
     require_ended(ours)
+
+
+def test_a_block_that_somebody_stops_lets_its_jobs_end_in_order(server, tmp_path):
+    begun = []
+
+    def stopped():
+        with beside(server) as jobs:
+            words = ["sh", "-c", "touch here; exec sleep 600"]
+            begun.append(jobs.begin("wait", partial(subprocess.run, words, cwd=tmp_path)))
+            until((tmp_path / "here").exists)
+            raise Stopped("SIGTERM")
+
+    with pytest.raises(Stopped):
+        stopped()
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):  # and not that its process died
+        begun[0].result()
 
 
 def test_without_a_server_this_process_does_the_jobs_in_turn():

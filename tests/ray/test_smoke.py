@@ -32,23 +32,19 @@ def smoke(server, tmp_path, tiny_overrides):
             running.ended(30)
 
 
-@pytest.mark.parametrize("while_waiting", [False, True])
-def test_ctrl_c_ends_the_trainings_in_order(smoke, while_waiting):
-    """While the cluster starts, or afterwards, when they are waited for."""
+def test_ctrl_c_ends_the_trainings_in_order(smoke):
+    """When they are waited for; tests/ray/test_beside.py has what happens before."""
     workspace, running = smoke()
     logs = [workspace.root / f"pretrain_{name}.jsonl" for name in ("teacher", "student")]
     until(lambda: all(log.exists() and log.read_text() for log in logs))
-    if while_waiting:
-        until(lambda: "pretrain teacher" in running.said())
+    until(lambda: "pretrain teacher" in running.said())
     everybody = psutil.Process(running.process.pid).children(recursive=True)
     running.send(signal.SIGINT)
     trial = running.ended(120)
     said = trial.out + trial.err
     assert trial.code == 130, said
     done = Snapshots(workspace.pretraining / "teacher").newest_step()
-    assert done
-    if while_waiting:
-        assert f"stopped by Ctrl-C after step {done}" in said
+    assert f"stopped by Ctrl-C after step {done}" in said
     assert "varkd smoke: stopped by Ctrl-C; run the same command again" in said
     assert not workspace.teacher.exists()
     require_ended(everybody)
