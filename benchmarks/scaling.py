@@ -99,16 +99,21 @@ def _parser():
     return found
 
 
-def row_of(place: Any, workers: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Run `workers` to their ends; a step of the learner is one lease of each."""
-    leases, sleep = options.leases, options.sleep_ms / 1000
-    schedule = Schedule(
+def schedule_of(workers: int, leases: int) -> Schedule:
+    """A lease of every worker in a step, and nobody waits for the learner."""
+    return Schedule(
         steps=leases + 8,
         global_batch_size=8 * workers,
         lease_size=8,
         max_staleness=10**6,
         publish_every=1,
     )
+
+
+def row_of(place: Any, workers: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Run `workers` to their ends; a step of the learner is one lease of each."""
+    leases, sleep = options.leases, options.sleep_ms / 1000
+    schedule = schedule_of(workers, leases)
     site = ActorOptions(f"services-{workers}", THREADS)
     ledger = place(Ledger, schedule, site=ActorOptions(f"ledger-{workers}", THREADS))
     buffer = place(Buffer, schedule, max_bytes=2**30, ledger=ledger, site=site)
