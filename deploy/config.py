@@ -190,6 +190,14 @@ class RunConfig(Config):
         return self if rollout is self.rollout else self.model_copy(update={"rollout": rollout})
 
     @model_validator(mode="after")
+    def _targets_are_kept_for_who_reads_them(self) -> Self:
+        scorers = any(scorer.reads_target for scorer in self.scoring.values())
+        if self.rollout.keep_target or not (scorers or self.objective.reads_target):
+            return self
+        rollout = self.rollout.model_copy(update={"keep_target": True})
+        return self.model_copy(update={"rollout": rollout})
+
+    @model_validator(mode="after")
     def _leases_fill_a_step(self) -> Self:
         images, lease = self.learner.global_batch_size, self.rollout.batch_size
         if images % (lease * self.learner.world_size):

@@ -53,6 +53,8 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Whether records pass the teacher on their way; what it says is for diagnostics as well."""
     needs_pairs: ClassVar[bool] = False
     """Whether rows must be tokens that known noise was carried to (sampling.flow)."""
+    reads_target: ClassVar[bool] = False
+    """Whether it asks for the data sequences that rows began as (`target_token`)."""
     students: ClassVar[type[PluginConfig]] = BackboneConfig
     """Configs of the students that it trains."""
     columns: ClassVar[tuple[str, ...]] = ()

@@ -47,6 +47,8 @@ class RolloutConfig(Config):
     scoring; `varkd replay` sets it."""
     keep_noise: bool = False
     """Store the uniforms in the record (for replay and for one-step distillation)."""
+    keep_target: bool = False
+    """Store the data sequence that each row began as; what compares rows with it sets this."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the student samples."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"

@@ -202,6 +202,7 @@ class RolloutWorker:
             plan=plan,
             token_BL=done.token_BL,
             logprob_BL=done.logprob_BL,
+            target_token_BL=plan.to_slots(work.cell_BL) if self._config.keep_target else None,
             seed_B=done.seed_B,
             vector_BLD=done.vector_BLD,
             noise_BL=noise(seeds, self._data.spec.length) if self._config.keep_noise else None,

@@ -81,6 +81,9 @@ class ScorerConfig(PluginConfig, ABC):
     """Whether it may look at the teacher's `signal.entropy`; where neither a scorer nor the
     objective does, the teacher saves a pass through its head."""
 
+    reads_target: ClassVar[bool] = False
+    """Whether it compares rows with the data sequences that they began as (`target_token`)."""
+
     @abstractmethod
     def build(self, files: ScorerFiles) -> Scorer:
         """The scorer, in the process in which it works.

@@ -23,6 +23,8 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 3):
                                      `token` are the nearest codes (absent: the codes' own)
     input_token   uint16/32[L]       what student and teacher read in every slot, where that differs
                                      from `token`, which both are asked for (absent: the same)
+    target_token  uint16/32[L]       the data sequence that the row is compared with, by slot of its
+                                     plan, e.g. by a reward (absent: nobody asks for it)
     group,        int64              which rows are samples of one condition, and which of them a
     member                           row is, from 0 (absent: every row is alone in its group)
     signal.NAME   float16/32[L, ..]  what the teacher says (absent before scoring)
@@ -49,10 +51,9 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from common.exchange.provenance import LAWS, POLICIES
-from common.exchange.trajectory_batch import TrajectoryBatch, concatenate
+from common.exchange.soundness import require_sound
+from common.exchange.trajectory_batch import OF_ROWS, TrajectoryBatch, concatenate
 from common.exchange.views import view_of
-from common.finite import is_finite
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 
@@ -66,8 +67,8 @@ READABLE = ("2", "3")
 TEXT = ("context", "policy", "law")
 """Columns of words."""
 INTEGERS = ("id", "version", "label", "prefix", "order", "token")
-OF_ROWS = ("group", "member", "teacher_condition", "seed")
-OPTIONAL_INTEGERS = ("input_token", *OF_ROWS)
+OPTIONAL_IDS = ("input_token", "target_token")
+OPTIONAL_INTEGERS = (*OPTIONAL_IDS, *OF_ROWS)
 INTEGER_TYPES = (np.int32, np.int64, np.uint16, np.uint32)
 
 
@@ -83,9 +84,10 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
         "token": _to_ids(batch.token_BL, batch.spec.vocab_size),
         "logprob": _to_column(batch.logprob_BL),
     }
-    columns |= {name: _to_column(value) for name, value in _optional(batch).items()}
-    if batch.input_token_BL is not None:
-        columns["input_token"] = _to_ids(batch.input_token_BL, batch.spec.vocab_size)
+    columns |= {name: _to_column(value) for name, value in batch.optional_columns.items()}
+    for name in OPTIONAL_IDS:
+        if (value_BL := getattr(batch, f"{name}_BL")) is not None:
+            columns[name] = _to_ids(value_BL, batch.spec.vocab_size)
     columns |= {f"signal.{name}": _to_column(value) for name, value in batch.signal.items()}
     columns |= {f"sequence.{name}": _to_column(value) for name, value in batch.sequence.items()}
     on_policy = batch.version_B[batch.on_policy_B]
@@ -96,20 +98,6 @@ def to_arrow(batch: TrajectoryBatch) -> pa.RecordBatch:
         "spec": json.dumps(batch.spec.as_dict()),
     }
     return pa.RecordBatch.from_pydict(columns).replace_schema_metadata(metadata)
-
-
-def _optional(batch: TrajectoryBatch) -> dict[str, Tensor]:
-    """The columns that are there, of those that need not be."""
-    found = {
-        "noise": batch.noise_BL,
-        "input_token": batch.input_token_BL,
-        "group": batch.group_B,
-        "member": batch.member_B,
-        "teacher_condition": batch.teacher_condition_B,
-        "seed": batch.seed_B,
-        "vector": batch.vector_BLD,
-    }
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
@@ -128,7 +116,7 @@ def from_arrow(record: pa.RecordBatch) -> TrajectoryBatch:
     except (pa.ArrowException, AttributeError, LookupError, TypeError, ValueError) as error:
         absent = f"no {error}" if isinstance(error, KeyError) else error
         raise InputError(f"record is damaged: {absent}") from None
-    _check(batch)
+    require_sound(batch)
     return batch
 
 
@@ -160,6 +148,7 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         logprob_BL=column["logprob"],
         noise_BL=column.get("noise"),
         input_token_BL=column.get("input_token"),
+        target_token_BL=column.get("target_token"),
         group_B=column.get("group"),
         member_B=column.get("member"),
         teacher_condition_B=column.get("teacher_condition"),
@@ -191,84 +180,6 @@ def _require_schema(version: str | None) -> None:
 def id_type(count: int) -> torch.dtype:
     """The narrowest of the record's types for numbers below `count`."""
     return torch.uint16 if count <= 2**16 else torch.uint32
-
-
-def _check(batch: TrajectoryBatch) -> None:
-    _check_shapes(batch)
-    spec = batch.spec
-    for name, value, limit in (
-        ("tokens", batch.token_BL, spec.vocab_size),
-        ("input tokens", batch.input_BL, spec.vocab_size),
-        ("labels", batch.label_B, _conditions(batch)),
-        ("prefixes", batch.prefix_B, spec.length + 1),
-    ):
-        low, high = int(value.min()), int(value.max())
-        if low < 0 or high >= limit:
-            known = "the vocabulary has" if "tokens" in name else "the spec allows less than"
-            raise InputError(f"record holds {name} {low}..{high}, but {known} {limit}")
-    if not (batch.plan.order_BL.sort().values == torch.arange(spec.length)).all():
-        raise InputError("record column order holds rows that do not visit every position once")
-    _check_groups(batch)
-    numbers = {"logprob": batch.logprob_BL, **_optional(batch), **batch.signal, **batch.sequence}
-    for name, value in numbers.items():
-        if not is_finite(value):
-            raise InputError(f"record column {name} holds values that are not finite")
-
-
-def _conditions(batch: TrajectoryBatch) -> int:
-    """How many ids there are."""
-    found = batch.facts.get("conditions", str(batch.spec.num_classes + 1))
-    if not found.isdecimal():
-        raise InputError(f"record has conditions {found!r}, expected how many there are")
-    return int(found)
-
-
-def _check_shapes(batch: TrajectoryBatch) -> None:
-    count, length = len(batch.context), batch.spec.length
-    if not count or not all(isinstance(name, str) for name in batch.context):
-        raise InputError("record has no rows, or rows without a context")
-    for name, known in (("policy", POLICIES), ("law", LAWS)):
-        if strange := set(getattr(batch, name)) - set(known):
-            found = ", ".join(sorted(map(repr, strange)))
-            raise InputError(f"record column {name} holds {found}, expected {' or '.join(known)}")
-    if min(batch.plan.step_sizes) < 1:
-        raise InputError(f"record has steps of {batch.plan.step_sizes} slots")
-    row, whole = (count,), (count, length)
-    columns = {
-        "id": (batch.id_B, row),
-        "version": (batch.version_B, row),
-        "label": (batch.label_B, row),
-        "prefix": (batch.prefix_B, row),
-        "order": (batch.plan.order_BL, whole),
-        "token": (batch.token_BL, whole),
-        "logprob": (batch.logprob_BL, whole),
-        **{name: (value, (*whole, *value.shape[2:])) for name, value in batch.signal.items()},
-    }
-    for name, value in _optional(batch).items():
-        columns[name] = (value, row if name in OF_ROWS else whole)
-    if (vector_BLD := batch.vector_BLD) is not None:
-        columns["vector"] = (vector_BLD, (*whole, vector_BLD.shape[-1]))
-    columns |= {name: (v, (*row, *v.shape[1:])) for name, v in batch.sequence.items()}
-    for name, (value, shape) in columns.items():
-        if tuple(value.shape) != shape:
-            raise InputError(f"record column {name} is {list(value.shape)}, expected {list(shape)}")
-
-
-def _check_groups(batch: TrajectoryBatch) -> None:
-    """Every group has its members 0 to group_size - 1, of one label and one prefix."""
-    size = batch.facts.get("group_size", "1")
-    if batch.group_B is None or batch.member_B is None:
-        if size != "1" or batch.group_B is not batch.member_B:
-            raise InputError(f"record has groups of {size}, but no columns group and member")
-        return
-    rows = sorted(zip(batch.group_B.tolist(), batch.member_B.tolist(), strict=True))
-    groups = sorted({group for group, _ in rows})
-    members = range(int(size) if size.isdecimal() else 0)
-    if rows != [(group, member) for group in groups for member in members]:
-        raise InputError(f"record does not hold whole groups of {size}: (group, member) are {rows}")
-    alike = torch.stack([batch.group_B, batch.label_B, batch.prefix_B]).unique(dim=1)
-    if alike.shape[1] != len(groups):
-        raise InputError("record holds groups whose rows have different labels or prefixes")
 
 
 def _to_column(value: Tensor) -> pa.Array:

@@ -15,6 +15,8 @@ from common.spec import SequenceSpec
 
 COLUMNS = ("signal", "sequence")
 """Fields that hold columns by name."""
+OF_ROWS = ("group", "member", "teacher_condition", "seed")
+"""Optional columns of one number per row."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class TrajectoryBatch:
     input_token_BL: Tensor | None = None
     """What a network reads in every slot where that differs from what it is asked for there
     (`token_BL`), e.g. a token that was perturbed. None: the same."""
+    target_token_BL: Tensor | None = None
+    """The data sequence that a row is compared with, where anything asks for it. None: nobody does,
+    or the row is that sequence itself."""
     group_B: Tensor | None = None
     """Number of the condition of which a row is one of several samples. None: the row's id."""
     member_B: Tensor | None = None
@@ -90,9 +95,29 @@ class TrajectoryBatch:
         return replace(self, **columns, **moved)
 
     @property
+    def optional_columns(self) -> dict[str, Tensor]:
+        """The columns that are there, of those that need not be, by their names in the record."""
+        found = {
+            "noise": self.noise_BL,
+            "input_token": self.input_token_BL,
+            "target_token": self.target_token_BL,
+            "group": self.group_B,
+            "member": self.member_B,
+            "teacher_condition": self.teacher_condition_B,
+            "seed": self.seed_B,
+            "vector": self.vector_BLD,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
     def input_BL(self) -> Tensor:
         """What teacher and student read; what they are asked for is `token_BL`."""
         return self.token_BL if self.input_token_BL is None else self.input_token_BL
+
+    @property
+    def target_BL(self) -> Tensor:
+        """The data sequence that a row is compared with; itself where it has none."""
+        return self.token_BL if self.target_token_BL is None else self.target_token_BL
 
     @property
     def sources(self) -> tuple[tuple[str, Policy], ...]:
@@ -129,11 +154,13 @@ class TrajectoryBatch:
 def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
     """Join batches that share spec and step sizes; facts are those of the first.
 
-    Input tokens that only some have are filled with the tokens; what else only some have is an
-    error of whoever made the batches.
+    Input and target tokens that only some have are filled with the tokens; what else only some have
+    is an error of whoever made the batches.
     """
     if any(batch.input_token_BL is not None for batch in batches):
         batches = [replace(batch, input_token_BL=batch.input_BL) for batch in batches]
+    if any(batch.target_token_BL is not None for batch in batches):
+        batches = [replace(batch, target_token_BL=batch.target_BL) for batch in batches]
     first = batches[0]
     if any(b.spec != first.spec or b.plan.step_sizes != first.plan.step_sizes for b in batches):
         raise ValueError("only batches of one spec and one plan geometry can be joined")

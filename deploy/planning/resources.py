@@ -117,6 +117,7 @@ class Sizing:
             noise=config.rollout.keep_noise,
             groups=config.schedule().group_size > 1,
             seeds=generator is not None or any(source.has_pairs for source in config.contexts.used),
+            targets=config.rollout.keep_target,
             code_width=0 if generator is None else generator.code_width,
         )
 

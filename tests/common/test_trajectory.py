@@ -186,13 +186,14 @@ def test_optional_columns_travel_and_absent_ones_stay_absent(scored):
         label_B=torch.tensor([0, 0, 2, 2]),
         prefix_B=torch.tensor([6, 6, 2, 2]),
         input_token_BL=(pairs.token_BL + 1) % 24,
+        target_token_BL=(pairs.token_BL + 2) % 24,
         group_B=torch.tensor([7, 7, 8, 8]),
         member_B=torch.tensor([0, 1, 0, 1]),
         sequence={"reward": torch.rand(4), "features": torch.rand(4, 3, 2)},
         facts=pairs.facts | {"group_size": "2"},
     )
     back = from_arrow(to_arrow(whole))
-    for name in ("input_token_BL", "group_B", "member_B"):
+    for name in ("input_token_BL", "target_token_BL", "group_B", "member_B"):
         assert torch.equal(getattr(back, name), getattr(whole, name)), name
     for name, value in whole.sequence.items():
         assert torch.equal(back.sequence[name], value)
@@ -203,11 +204,17 @@ def test_optional_columns_travel_and_absent_ones_stay_absent(scored):
     mixed = concatenate([halves[0], replace(halves[1], input_token_BL=None)])
     wanted_BL = torch.cat([halves[0].input_BL, halves[1].token_BL])
     assert torch.equal(mixed.input_BL, wanted_BL)
+    mixed = concatenate([halves[0], replace(halves[1], target_token_BL=None)])
+    wanted_BL = torch.cat([whole.target_BL[:2], halves[1].token_BL])
+    assert torch.equal(mixed.target_BL, wanted_BL), "a row without a target is its own"
 
 
 GROUPS = {
     "holds input tokens 0..24, but the vocabulary has 24": {
         "input_token_BL": torch.tensor([[24] + [0] * 5] * 4)
+    },
+    "holds target tokens 0..24, but the vocabulary has 24": {
+        "target_token_BL": torch.tensor([[24] + [0] * 5] * 4)
     },
     "column input_token is .4, 5., expected .4, 6.": {"input_token_BL": torch.zeros(4, 5).long()},
     "does not hold whole groups of 2": {"member_B": torch.tensor([0, 1, 0, 0])},

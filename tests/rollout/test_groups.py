@@ -29,7 +29,7 @@ def sampled_by(tiny, data):
         sources = {"data": {}, "student": {"ratio": 3, **THIRD}}
         keep = Unchanging(student)
         worker = RolloutWorker(
-            RolloutConfig(batch_size=12, class_dropout=0.4),
+            RolloutConfig(batch_size=12, class_dropout=0.4, keep_target=size > 1),
             ContextsConfig.model_validate({"mix_per": "sample", "sources": sources}),
             family,
             name="w",
@@ -61,6 +61,11 @@ def test_a_group_shares_its_condition_and_each_sample_has_its_own_noise(sampled_
     drawn = [n for n in range(0, 12, 3) if batch.context[n] == "student"]
     assert drawn
     assert any(not torch.equal(batch.token_BL[n], batch.token_BL[n + 1]) for n in drawn)
+    read_BL = batch.plan.to_grid(torch.where(given_BL, batch.token_BL, -1))
+    target_BL = batch.plan.to_grid(batch.target_BL)
+    assert torch.equal(read_BL[read_BL >= 0], target_BL[read_BL >= 0]), "it goes on as it began"
+    assert len(target_BL.unique(dim=0)) == 4, "one data row for each group"
+    assert alone.target_token_BL is None
     assert alone.group_B is None, "groups of one leave the record as it is"
 
 
