@@ -8,6 +8,7 @@ from common.config.plugins import from_package, named_by_kind
 from common.config.quantities import (
     Seed,
 )
+from common.config.parts import parts
 from common.config.schema import Config, UserPath
 from common.data.token_source import TokenSourceConfig
 from common.data.token_sources import images as image_tokens
@@ -18,6 +19,7 @@ from common.images.opening import ImagesConfig
 from common.models.backbone import BackboneConfig
 from common.models.generator import GeneratorConfig
 from common.models.one_pass import OnePassConfig
+from common.perceptual.lpips import LpipsConfig
 from common.tokenization.tokenizer import TokenizerConfig
 from deploy.logger import LoggerConfig
 from deploy.one_pass import (
@@ -266,6 +268,12 @@ class RunConfig(Config):
         if isinstance(student, OnePassConfig):
             spec = self.tokenizer.describe(self.images.size)
             require_steps(student, spec, self.evaluate, self.sample)
+        return self
+
+    @model_validator(mode="after")
+    def _networks_see_images(self) -> Self:
+        for key, net in parts(self, LpipsConfig):
+            net.require_side(key, self.images.size)
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common.models.velocity_model import VelocityModel
+from common.perceptual.lpips import LpipsConfig
 from learner.relaxation import ClusterMap, RelaxationConfig
 
 Render = Callable[[Tensor], Tensor]
@@ -40,6 +41,7 @@ class Loaders(TypedDict, total=False):
     teacher_head: Callable[[], nn.Linear]
     render: Callable[[torch.device], Render]
     perceptual: Callable[[torch.device], Perceptual]
+    lpips: Callable[[LpipsConfig, torch.device], Perceptual]
     positions: Callable[[], tuple[int, ...]]
     guidance: Callable[[], VelocityModel]
 
@@ -85,6 +87,14 @@ class Resources:
             InputError: it is none that gradients can pass, or was not made yet.
         """
         return self._loader("perceptual")(self._device)
+
+    def lpips(self, config: LpipsConfig) -> Perceptual:
+        """The published network of the files that `config` names.
+
+        Raises:
+            InputError: one is missing, or something else.
+        """
+        return self._loader("lpips")(config, self._device)
 
     @cached_property
     def positions(self) -> tuple[int, ...]:

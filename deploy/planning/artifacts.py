@@ -5,9 +5,11 @@ from pathlib import Path
 
 from common.artifacts.model_file import ModelFile
 from common.artifacts.student_file import StudentFile
+from common.config.parts import parts
 from common.data.tokens import count_images, read_header
 from common.images.opening import open_images
 from common.models.backbone import BackboneConfig
+from common.perceptual.lpips import PACKAGE, LpipsConfig
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
@@ -54,6 +56,9 @@ def check_files(config: RunConfig, workspace: Workspace, spec: SequenceSpec) -> 
                 ModelFile(path, *rest).check()
             elif path == section.weights:
                 StudentFile(path, *rest).check()
+    for _, net in parts(config, LpipsConfig):
+        if net.is_installed and net.weights.exists():
+            net.check()
 
 
 def missing(config: RunConfig, workspace: Workspace) -> list[str]:
@@ -75,7 +80,9 @@ def missing(config: RunConfig, workspace: Workspace) -> list[str]:
     if config.images.kind != "digits":
         wanted += [("images.train", path, "") for path in config.images.missing("train")]
         wanted += [("images.test", path, "") for path in config.images.missing("test")]
-    return [
+    wanted += [(f"{key}.weights", net.weights, "") for key, net in parts(config, LpipsConfig)]
+    packages = [net for _, net in parts(config, LpipsConfig) if not net.is_installed]
+    return [f"missing: the package {PACKAGE}, pip install {PACKAGE}" for _ in packages[:1]] + [
         f"missing: {name} {path}" + (f", which `varkd {command}` makes" if command else "")
         for name, path, command in wanted
         if path is not None and not path.exists()

@@ -29,14 +29,15 @@ from deploy.planning.skeletons import (
     BlankModelFile,
     blank_student,
     classifier_like,
+    lpips_like,
     tokenizer_like,
 )
 from deploy.stages.learner_rank import (
     learner_of,
     looked_through,
-    perceptual,
     trained_positions,
 )
+from deploy.stages.perceptual import layers_of
 from learner.alternating_config import AlternatingConfig
 from learner.alternation import Alternation
 from learner.config import LearnerConfig
@@ -195,7 +196,8 @@ def resources_like(
         clusters=clusters,
         teacher_head=lambda: head,
         render=lambda _: tokenizer_like(config, device).image_of,
-        perceptual=lambda _: perceptual(classifier_like(config, spec, device)),
+        perceptual=lambda _: layers_of(classifier_like(config, spec, device)),
+        lpips=lambda net, _: lpips_like(net, device),
         positions=lambda: trained_positions(config),
         guidance=partial(looked_through, guidance),
     )

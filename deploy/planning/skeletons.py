@@ -10,6 +10,7 @@ from common.models.backbone import Backbone, BackboneConfig
 from common.models.distilled_decoding import DistilledDecoder
 from common.models.velocity_model import VelocityModel
 from common.outline import META, outlines
+from common.perceptual.lpips import Lpips, LpipsConfig
 from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
@@ -48,6 +49,13 @@ def classifier_like(config: RunConfig, spec: SequenceSpec, device: torch.device)
     """The run's classifier, the same."""
     with device:
         model = Classifier(config.evaluate.classifier.width, max(1, spec.num_classes))
+    return model.requires_grad_(False).eval()
+
+
+def lpips_like(config: LpipsConfig, device: torch.device) -> Lpips:
+    """The published network without its files, the same."""
+    with outlines() if device == META else device:
+        model = Lpips(config.network)
     return model.requires_grad_(False).eval()
 
 

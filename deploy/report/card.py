@@ -49,7 +49,7 @@ def model_card(
     """Markdown for the file called `title`, whose SHA-256 is `sha`."""
     architecture = config.models.teacher if name == "teacher" else config.models.student
     spec, weights = model.spec, state_digest(model)
-    steps = _steps(workspace.root / "distill.json")
+    steps, looks = _trained(workspace.root / "distill.json")
     grid = "x".join(map(str, spec.grid)) + (f", scales {list(spec.scales)}" if spec.scales else "")
     teacher = workspace.model(config, "teacher").path if name != "teacher" else None
     rows = {
@@ -57,11 +57,10 @@ def model_card(
         "sizes": _flat(architecture.model_dump(mode="json", exclude={"kind"})),
         "tokens": f"vocabulary {spec.vocab_size}, grid {grid}, {spec.num_classes} classes",
         "tokenizer": _flat(config.tokenizer.model_dump(mode="json")),
-        "teacher": f"{teacher.name}, sha256 {sha256(teacher)}"
-        if teacher
-        else "this is the teacher",
+        "teacher": _file(teacher) if teacher else "this is the teacher",
         "teacher sizes": _flat(config.models.teacher.model_dump(mode="json")),
         "objective": _flat(config.objective.model_dump(mode="json")),
+        **({"images compared by": looks} if looks else {}),
         "contexts": ", ".join(
             f"{kind} {share:.1%}" for kind, share in config.contexts.shares().items()
         ),
@@ -99,13 +98,15 @@ def _is_published(name: str, official: Official) -> bool:
     return bool(official.published) and fnmatch(name, official.published)
 
 
-def _steps(path: Path) -> str:
+def _trained(path: Path) -> tuple[str, str]:
+    """Steps that were done, and which networks images were compared by, if any."""
     if not path.exists():
-        return "0"
+        return "0", ""
     try:
-        return str(read_facts(path, "distill").get("steps", "unknown"))
+        facts = read_facts(path, "distill")
     except InputError:  # the weights are there: a broken record of them is no reason to keep them
-        return "unknown"
+        return "unknown", ""
+    return str(facts.get("steps", "unknown")), str(facts.get("perceptual") or "")
 
 
 def _data(config: RunConfig, workspace: Workspace) -> str:
@@ -146,6 +147,10 @@ def _metrics(workspace: Workspace, name: ModelName, weights: str) -> list[str]:
 
 def _flat(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def _file(path: Path) -> str:
+    return f"{path.name}, sha256 {sha256(path)}"
 
 
 def sha256(path: Path) -> str:

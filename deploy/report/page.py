@@ -63,6 +63,7 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         "| run | |",
         "|---|---|",
         f"| objective | {report['objective']['kind']} |",
+        *([f"| images compared by | {one_line(looks)} |"] if (looks := report["perceptual"]) else []),
         f"| contexts | {shares} |",
         f"| steps | {report['steps']} ({one_line(report['ended'])}) |",
         f"| images per second | {report['images_per_second']} |",

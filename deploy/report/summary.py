@@ -55,6 +55,7 @@ def summarise(
         "shares": by_context(rows).get("share", {}),
         "final": final_numbers(rows),
         "objective": config.objective.model_dump(mode="json"),
+        "perceptual": facts.get("perceptual") or None,
         "contexts": config.contexts.shares(),
         "seed": config.seed,
         "one_process": facts.get("local", False),

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config.parts import parts
 from common.config.sections import Section
 from common.data.tokens import TokenDataset
 from common.exchange.segments import Segments
+from common.perceptual.lpips import LpipsConfig
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
 
@@ -119,6 +121,8 @@ def identify(
         kept = Segments(replay)
         kept.require(config.rollout.batch_size)
         files["the kept rollouts"] = (replay, kept.digest())
+    for key, net in parts(config, LpipsConfig):
+        files[network_of(key)] = (net.weights, net.digest())
     if generated is not None:
         dataset = (workspace.teacher_tokens, generated.digest())
         files["the teacher's token dataset"] = dataset
@@ -129,13 +133,19 @@ def identify(
     )
 
 
+def network_of(key: str) -> str:
+    """What a network by which images are compared is called, whose table is at `key`."""
+    return f"the network of {key}"
+
+
 def _fields(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     looks = "perceptual" in config.objective.resources()
+    moved = tuple(f"{key}.weights" for key, _ in parts(config, LpipsConfig))  # contents count
     return {
         key: value
         for key, value in _flat(tree, "")
-        if not _is_below(key, HARMLESS) or (looks and _is_below(key, LENS) and key not in ROUNDING)
+        if not _is_below(key, (*HARMLESS, *moved)) or (looks and _is_below(key, LENS) and key not in ROUNDING)
     }
 
 

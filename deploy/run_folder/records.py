@@ -34,7 +34,8 @@ def read_run_facts(path: Path) -> dict[str, Any]:
         InputError: it is not there, or a value is of another type than a run writes.
     """
     facts = read_facts(path, "distill")
-    kinds = {"wall_seconds": float, "steps": int, "published": int, "deaths": dict, "busy": dict}
+    kinds = {"wall_seconds": float, "steps": int, "published": int, "perceptual": str}
+    kinds |= {"deaths": dict, "busy": dict}
     for key, kind in kinds.items():
         value = facts.get(key, kind())
         if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):

@@ -36,7 +36,7 @@ from deploy.run_folder.start import Begin, Start, plan, run_snapshots
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn
-from deploy.stages.quality import own_classifier
+from deploy.stages.perceptual import compared_by
 from deploy.stages.run_logs import run_logs
 from deploy.stages.steering import Steering
 from deploy.stages.student_files import complete_students
@@ -167,8 +167,8 @@ def _train(
         with closing(MetricsLog(run.workspace.root)) as log:
             log.write([*run.start.rows])
         return Outcome(run.start.step, 0, 0.0), {}
-    if "perceptual" in run.config.objective.resources():
-        own_classifier(run.config, run.workspace, target)
+    contents = run.start.identity["contents"]
+    perceptual = compared_by(run.config, run.workspace, contents, target)
     log = run_logs(run.config, run.workspace, target)
     try:
         steps, checkpoints = run.config.learner.steps, run_snapshots(run.workspace)
@@ -183,7 +183,7 @@ def _train(
             if watch.failure is not None:
                 raise watch.failure
             live.tell(cause=found[0].cause)
-            return found[0], found[1] | steering.facts()
+            return found[0], found[1] | steering.facts() | {"perceptual": perceptual}
     finally:
         log.close()
 

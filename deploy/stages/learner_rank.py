@@ -25,6 +25,7 @@ from deploy.run_folder.lock import Tenancy
 from deploy.run_folder.start import Start, run_snapshots, take_over
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.milestones import Milestones
+from deploy.stages.perceptual import classifier_features
 from deploy.stages.student_files import store_students
 from learner.alternating_config import AlternatingConfig
 from learner.alternation import Alternation, LearnerParts, alternation
@@ -34,10 +35,9 @@ from learner.learner import Learner
 from learner.objective import Student
 from learner.process_group import ProcessGroup
 from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
-from learner.resources import Perceptual, Render, Resources
+from learner.resources import Render, Resources
 from learner.teacher_targets import TeacherTargets
 from learner.train import Outcome, Trained, Trainer
-from rollout.evaluation.features import Classifier, load_classifier
 
 
 def learn(
@@ -177,6 +177,7 @@ def run_resources(
         teacher_head=lambda: workspace.model(config, "teacher").head(),
         render=partial(tokenizer_render, workspace),
         perceptual=partial(classifier_features, config, workspace),
+        lpips=lambda net, device: net.load().to(device),
         positions=lambda: trained_positions(config),
         guidance=partial(looked_through, guidance),
     )
@@ -198,28 +199,6 @@ def tokenizer_render(workspace: Workspace, device: torch.device) -> Render:
     """The decoder of the run's tokenizer, with frozen weights."""
     tokenizer = load_tokenizer(workspace.existing_tokenizer()).to(device)
     return tokenizer.requires_grad_(False).image_of
-
-
-def classifier_features(
-    config: RunConfig, workspace: Workspace, device: torch.device
-) -> Perceptual:
-    """The run's own classifier as a perceptual net; official extractors read integers, which carry
-    no gradient.
-
-    Raises:
-        InputError: there is none; `varkd distill` trains it before it starts anything.
-    """
-    if not workspace.classifier.exists():
-        raise InputError(
-            f"objective.kind={config.objective.kind} compares images by the run's own classifier, "
-            f"but {workspace.classifier} is not there; begin again with `varkd distill`"
-        )
-    return perceptual(load_classifier(workspace.classifier)[0].to(device).requires_grad_(False))
-
-
-def perceptual(model: Classifier) -> Perceptual:
-    """Its layers' features of images in [-1, 1]."""
-    return lambda image_BCHW: model.layers((image_BCHW + 1) * 127.5)
 
 
 def cluster_map(

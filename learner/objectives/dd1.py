@@ -14,9 +14,10 @@ Shape letters: B sequences, L slots, D code width, H height, W width, F features
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from common.config.plugins import PluginConfig
@@ -26,6 +27,7 @@ from common.exchange.provenance import TEACHER, Policy
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.distilled_decoding import DistilledDecoder, DistilledDecoderConfig
 from common.models.generator import gaussian
+from common.perceptual.lpips import LpipsConfig
 from common.randomness import uniform
 from learner.objective import (
     Objective,
@@ -50,14 +52,28 @@ class Config(ObjectiveConfig):
     cross_entropy: Weight = 0.1
     """Weight of the logits' loss."""
     distance: Literal["features", "vectors"] = "features"
-    """features: between images, after the tokenizer's decoder, as LPIPS but in the layers of the
-    run's feature classifier. vectors: mean squared difference of code vectors, without images."""
+    """features: between images, after the tokenizer's decoder: LPIPS where `lpips` names its files,
+    else as LPIPS but in the layers of the run's feature classifier. vectors: mean squared
+    difference of code vectors, without images."""
+    lpips: LpipsConfig | None = None
+    """The published network behind `features`, as in the paper."""
     weight: Weight = 1.0
     """Of the distance."""
 
     def resources(self) -> frozenset[str]:
-        images = {"render", "perceptual"} if self.distance == "features" else set()
-        return frozenset({"codebook", "positions", *images})
+        names = {"codebook", "positions"}
+        if self.distance == "features":
+            names |= {"render", "perceptual" if self.lpips is None else "lpips"}
+        return frozenset(names)
+
+    @model_validator(mode="after")
+    def _lpips_is_of_images(self) -> Self:
+        if self.lpips is not None and self.distance != "features":
+            raise ValueError(
+                f"objective.lpips compares images, but objective.distance is {self.distance}; "
+                "leave one of them out"
+            )
+        return self
 
     def build(self, resources: Resources) -> Objective:
         return DistilledDecoding(self, resources)
@@ -80,7 +96,8 @@ class DistilledDecoding(Objective):
         self._config = config
         self._codebook_VD, self._positions = resources.codebook_VD, resources.positions
         if config.distance == "features":
-            self._render, self._perceptual = resources.render, resources.perceptual
+            net, self._render = config.lpips, resources.render
+            self._perceptual = resources.perceptual if net is None else resources.lpips(net)
 
     @property
     def config(self) -> Config:

@@ -38,6 +38,9 @@ ROOMS = {
         *("common.finite", "common.models"),
     },
     "common.flow": {"common.config"},
+    "common.perceptual": {
+        *("common.errors", "common.files", "common.config", "common.outline"),
+    },
     "common.tokenization": {
         *("common.errors", "common.files", "common.config", "common.memory", "common.spec"),
         *("common.models", "common.outline", "common.flow"),
@@ -94,6 +97,7 @@ OWNERS = {
     "ray": {"deploy/backend"},
     "torch_fidelity": {"rollout/evaluation/metrics.py"},
     "torchvision": set(),
+    "lpips": set(),
     "filelock": {"deploy/run_folder/lock.py", "deploy/backend/private_cluster.py"},
     "pyarrow": {
         *("common/exchange/trajectory.py", "common/exchange/buffer.py", "common/data/tokens.py"),

@@ -7,7 +7,8 @@ from common.errors import InputError
 from common.files.tensors import load_tensors
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.stages.distill import distill
-from deploy.stages.learner_rank import classifier_features, cluster_map, tokenizer_render
+from deploy.stages.learner_rank import cluster_map, tokenizer_render
+from deploy.stages.perceptual import classifier_features
 from learner.process_group import SingleProcess
 from learner.relaxation import cluster_codebook
 from rollout.evaluation.features import Classifier, load_classifier, save_classifier
