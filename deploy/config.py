@@ -5,9 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from common.config.plugins import from_package, named_by_kind
-from common.config.quantities import (
-    Seed,
-)
+from common.config.quantities import Seed
 from common.config.parts import parts
 from common.config.schema import Config, UserPath
 from common.data.token_source import TokenSourceConfig

@@ -1,5 +1,7 @@
 """LPIPS without its package's code: the same distances, from files that are judged first."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from building.lpips import channels, images, layers, package
@@ -73,7 +75,7 @@ def test_the_digest_is_of_what_is_read(files, weights, tmp_path):
     assert digest(files["alex"]) != first
 
 
-def test_other_files_are_refused_by_name(files, weights, tmp_path, monkeypatch):
+def test_other_files_are_refused_by_name(files, weights, tmp_path):
     other = tmp_path / "other.pth"
 
     def refused(words, path=other):
@@ -92,5 +94,9 @@ def test_other_files_are_refused_by_name(files, weights, tmp_path, monkeypatch):
     refused(r"vgg\.pth: lin0\.model\.1\.weight has negative numbers", files["vgg"])
     (weights / "vgg.pth").unlink()
     refused(r"v0\.1/vgg\.pth: no such file", files["vgg"])
-    monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if str(tmp_path) not in p])
-    refused("needs the package lpips, which is not installed, .*; pip install lpips", files["vgg"])
+
+
+@pytest.mark.skipif(find_spec("lpips") is not None, reason="the package is installed")
+def test_without_the_package_a_sentence_says_how_to_get_it(files):
+    with pytest.raises(InputError, match=r"package lpips, which is not .*; pip install lpips"):
+        LpipsConfig(weights=files["vgg"]).check()

@@ -1,6 +1,7 @@
 """A run whose loss compares images by LPIPS: what it says, keeps and refuses."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_a_run_names_its_network_and_goes_on_with_the_same_alone(opened, given, 
 FEATURES = {"samples": 1, "classes": "1 of 2", "reference": "", "note": "", "batch_size": 1}
 
 
-def test_files_of_the_network_are_looked_for_before_a_run(opened, tmp_path, monkeypatch):
+def test_files_of_the_network_are_looked_for_before_a_run(opened, tmp_path):
     config, workspace = opened()
     spec = sequence_spec(config, workspace)
     assert not any("objective.lpips" in sentence for sentence in missing(config, workspace))
@@ -111,13 +112,17 @@ def test_files_of_the_network_are_looked_for_before_a_run(opened, tmp_path, monk
         check_files(*opened(weights=tmp_path / "alex.pth"), spec)
     away = opened(weights=tmp_path / "nowhere.pth")
     assert f"missing: objective.lpips.weights {tmp_path / 'nowhere.pth'}" in missing(*away)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_files(*away, spec)
-    check_files(config, workspace, spec)
+
+
+@pytest.mark.skipif(find_spec("lpips") is not None, reason="the package is installed")
+def test_a_plan_and_the_doctor_miss_the_package(opened, monkeypatch):
+    config, workspace = opened()
+    monkeypatch.undo()  # the place with the package
+    check_files(config, workspace, sequence_spec(config, workspace))
     assert "missing: the package lpips, pip install lpips" in missing(config, workspace)
-    found = {finding.name: finding for finding in run_files(*away)}
+    found = {finding.name: finding for finding in run_files(config, workspace)}
     states = [found[name].state for name in ("objective.lpips", "objective.lpips.weights")]
-    assert states == ["FAIL", "FAIL"]
+    assert states == ["FAIL", "ok"]
 
 
 def test_a_config_that_no_network_suits_is_refused(opened):
