@@ -1,12 +1,13 @@
 """The whole run in one validated object; every command reads the sections it needs."""
 
+from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from common.config.parts import parts
 from common.config.plugins import from_package, named_by_kind
 from common.config.quantities import Seed
-from common.config.parts import parts
 from common.config.schema import Config, UserPath
 from common.data.token_source import TokenSourceConfig
 from common.data.token_sources import images as image_tokens
@@ -19,6 +20,7 @@ from common.models.generator import GeneratorConfig
 from common.models.one_pass import OnePassConfig
 from common.perceptual.lpips import LpipsConfig
 from common.tokenization.tokenizer import TokenizerConfig
+from deploy.contexts import require_passes, require_rows
 from deploy.logger import LoggerConfig
 from deploy.one_pass import (
     pairs_of,
@@ -39,7 +41,6 @@ from learner.config import AnyObjective, LearnerConfig
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig
 from rollout.evaluation.metrics import EvaluateConfig
-from rollout.prefix import PrefixDistribution
 from teacher_server.scorer import ScorerConfig
 from teacher_server.scorers import teacher as teacher_scorer
 from teacher_server.teacher import TeacherConfig
@@ -244,6 +245,9 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _contexts_suit_the_objective(self) -> Self:
         self.objective.check_student(self.models.student)
+        describe = partial(self.tokenizer.describe, self.images.size)
+        require_passes(self.contexts, self.models.student, describe)
+        require_rows(self.contexts, self.models.student, describe)
         self.objective.check(self.contexts.policies())
         return self
 
@@ -272,20 +276,6 @@ class RunConfig(Config):
     def _networks_see_images(self) -> Self:
         for key, net in parts(self, LpipsConfig):
             net.require_side(key, self.images.size)
-        return self
-
-    @model_validator(mode="after")
-    def _aligned_prefixes_end_with_rows(self) -> Self:
-        for kind, source in self.contexts.sources.items():
-            if not isinstance(source, PrefixDistribution) or source.align == "none":
-                continue
-            student = self.models.student
-            if not (isinstance(student, BackboneConfig) and student.has_rows):
-                raise ValueError(
-                    f"contexts.sources.{kind}.align is {source.align}, but a {student.kind} does "
-                    "not decode row by row; set it to none"
-                )
-            source.lengths(self.tokenizer.describe(self.images.size))
         return self
 
     @model_validator(mode="after")

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from common.errors import Diverged
 from common.models.plan import DecodePlan
-from rollout.context import RolloutRequest, SamplerName
+from rollout.context import RolloutRequest
+from rollout.drawn import Drawn, Sampler
 from rollout.one_pass_sampler import OnePassSampler
-from rollout.prefix_sampler import PrefixSampler
 
-AnySampler = PrefixSampler | OnePassSampler
+AnySampler = Sampler | OnePassSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +29,58 @@ class Completed:
     """Noise seeds of pairs, and of what a one-pass student made; -1 of other rows."""
     vector_BLD: Tensor | None = None
     """Where a one-pass student made rows: what it means, and of other rows their codes."""
+    input_token_BL: Tensor | None = None
+    """What is read in every slot, where rows are not read as they are."""
 
 
 def complete(
-    samplers: Mapping[SamplerName, AnySampler],
+    samplers: Mapping[str, AnySampler],
     work: RolloutRequest,
     seeds: Sequence[int],
     order_seeds: Sequence[int],
     plan: DecodePlan,
-    diverged: Callable[[SamplerName], str],
+    diverged: Callable[[str], str],
 ) -> Completed:
-    """What is read, with every sampler's rows put in their places.
+    """What is read, with every sampler's rows put in their places; `samplers` by the way that they
+    make rows (`ContextConfig.way`).
 
     Raises:
         Diverged: in the words of `diverged`, where a sampler's numbers are not finite.
     """
     token_BL = plan.to_slots(work.cell_BL)
     done = Completed(token_BL, torch.zeros(token_BL.shape), work.seed_B)
-    for name, sampler in samplers.items():
-        rows = work.rows_of(name)
+    reading: list[tuple[Tensor, Tensor]] = []
+    for way, sampler in samplers.items():
+        rows = work.rows_of(way)
         if not len(rows):
             continue
         own, orders = ([of[row] for row in rows.tolist()] for of in (seeds, order_seeds))
         try:
             if isinstance(sampler, OnePassSampler):
                 done = _with_whole_rows(done, sampler, work, rows, own)
-            else:
-                token_BL[rows], done.logprob_BL[rows] = sampler(
-                    work.rows(rows), own, plan.rows(rows), orders
-                )
+                continue
+            drawn = sampler(work.rows(rows), own, plan.rows(rows), orders)
         except Diverged as error:
-            raise Diverged(diverged(name)) from error
-    return done
+            raise Diverged(diverged(way)) from error
+        _put(done, rows, drawn, reading)
+    return done if not reading else replace(done, input_token_BL=_read(done.token_BL, reading))
+
+
+def _put(
+    done: Completed, rows: Tensor, drawn: Drawn, reading: list[tuple[Tensor, Tensor]]
+) -> None:
+    """A sampler's rows in their places; what is read of them in `reading`, if it is not they."""
+    done.token_BL[rows], done.logprob_BL[rows] = drawn.token_BL, drawn.logprob_BL
+    if drawn.input_token_BL is not None:
+        reading.append((rows, drawn.input_token_BL))
+
+
+def _read(token_BL: Tensor, reading: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The tokens, but what is read instead of some rows."""
+    input_BL = token_BL.clone()
+    for rows, value_nL in reading:
+        input_BL[rows] = value_nL
+    return input_BL
 
 
 def _with_whole_rows(

@@ -40,6 +40,12 @@ class ContextConfig(PluginConfig, ABC):
         return None
 
     @property
+    def way(self) -> str | None:
+        """Who makes its rows in a worker: its sampler, slot by slot behind the prefix, unless it has
+        a way of its own (rollout/forced.py)."""
+        return self.sampler
+
+    @property
     def policy(self) -> Policy:
         """Who samples what follows the prefix, also where that was done once for a file."""
         return self.sampler or (TEACHER if self.is_generated else DATA)
@@ -178,8 +184,8 @@ class RolloutRequest:
     context: tuple[str, ...]
     policy: tuple[Policy, ...]
     law: tuple[Law, ...]
-    sampler: tuple[SamplerName | None, ...]
-    """Who samples what follows the prefix; None: the whole sequence is in cell_BL."""
+    way: tuple[str | None, ...]
+    """Who makes each row (`ContextConfig.way`); None: the whole sequence is in cell_BL."""
     prefix_B: Tensor
     cell_BL: Tensor
     """Codes that are read, by grid position (not yet in plan order)."""
@@ -187,9 +193,9 @@ class RolloutRequest:
     """Noise seeds of rows that are read with theirs, -1 of the others; None where no source has
     pairs of noise and tokens."""
 
-    def rows_of(self, sampler: SamplerName) -> Tensor:
-        """Numbers of the rows that `sampler` continues."""
-        return torch.tensor([n for n, name in enumerate(self.sampler) if name == sampler]).long()
+    def rows_of(self, way: str) -> Tensor:
+        """Numbers of the rows that are made so."""
+        return torch.tensor([n for n, name in enumerate(self.way) if name == way]).long()
 
     def rows(self, chosen: Tensor) -> "RolloutRequest":
         """Some rows, in the given order."""
@@ -200,7 +206,7 @@ class RolloutRequest:
             tuple(self.context[n] for n in numbers),
             tuple(self.policy[n] for n in numbers),
             tuple(self.law[n] for n in numbers),
-            tuple(self.sampler[n] for n in numbers),
+            tuple(self.way[n] for n in numbers),
             self.prefix_B[chosen],
             self.cell_BL[chosen],
             None if self.seed_B is None else self.seed_B[chosen],
@@ -235,7 +241,7 @@ def assign(
         context,
         policy=tuple(source.policy for source in sources),
         law=tuple(source.law(sampling) for source in sources),
-        sampler=tuple(source.sampler for source in sources),
+        way=tuple(source.way for source in sources),
         prefix_B=torch.tensor(prefixes),
         cell_BL=cell_BL,
         seed_B=_pair_seeds(contexts, sources, indices, draws),

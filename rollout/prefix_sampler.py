@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from common.errors import InputError
 from common.exchange.condition import Conditions
@@ -15,6 +14,7 @@ from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
+from rollout.drawn import Drawn
 from rollout.sampler import SamplingConfig, sample
 
 
@@ -35,10 +35,9 @@ class PrefixSampler:
         seeds: Sequence[int],
         plan: DecodePlan,
         order_seeds: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(token_BL, logprob_BL) in the slots of `plan`, whatever steps the sampler takes itself.
-
-        Seeds give the noise and, unless there are `order_seeds`, the order as well.
+    ) -> Drawn:
+        """As `rollout.drawn.Sampler`, whatever steps the sampler takes itself; the order is what rows
+        of one condition share.
 
         Raises:
             InputError: the sampler's order begins with other cells than the plan's prefix.
@@ -56,7 +55,7 @@ class PrefixSampler:
         )
         token_BL, logprob_BL = decoded.token_BL.cpu(), decoded.logprob_BL.cpu()
         if torch.equal(decoded.plan.order_BL, plan.order_BL):
-            return token_BL, logprob_BL
+            return Drawn(token_BL, logprob_BL)
         slot_BL = decoded.plan.slots_in(plan)
         given_BL = torch.arange(slot_BL.shape[1]) < work.prefix_B[:, None]
         if not torch.equal(slot_BL < work.prefix_B[:, None], given_BL):
@@ -65,4 +64,4 @@ class PrefixSampler:
                 "so it cannot continue a prefix of the student's order; set min_prefix and "
                 "max_prefix to 0"
             )
-        return token_BL.gather(1, slot_BL), logprob_BL.gather(1, slot_BL)
+        return Drawn(token_BL.gather(1, slot_BL), logprob_BL.gather(1, slot_BL))

@@ -34,7 +34,8 @@ from common.tokenization.codes import flow_codes
 from common.tokenization.tokenizer import load_tokenizer
 from rollout.completion import AnySampler, complete
 from rollout.config import RolloutConfig
-from rollout.context import ContextsConfig, RolloutRequest, SamplerName, assign
+from rollout.context import ContextsConfig, RolloutRequest, assign
+from rollout.forced import ForcedContext, ForcedPass
 from rollout.one_pass_sampler import OnePassSampler
 from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import noise
@@ -114,13 +115,18 @@ class RolloutWorker:
 
     def _build_samplers(
         self, teacher_file: ModelFile | None, dtype: torch.dtype
-    ) -> dict[SamplerName, AnySampler]:
+    ) -> dict[str, AnySampler]:
+        """By the way that they make rows (`ContextConfig.way`)."""
         table = self._conditions.shared
-        found: dict[SamplerName, AnySampler] = {}
+        found: dict[str, AnySampler] = {}
         if isinstance(self._student, Generator):
             found["student"] = OnePassSampler(self._student, table)
         elif self._student is not None:
             found["student"] = PrefixSampler(self._student, self._config.sampling, table)
+            forced = ForcedPass(self._student, self._config.sampling, table)
+            for source in self._contexts.used:
+                if isinstance(source, ForcedContext):
+                    found[source.way] = source.sampler_of(forced)
         sampling = self._contexts.teacher_sampling
         if sampling is None:
             return found
@@ -202,6 +208,7 @@ class RolloutWorker:
             plan=plan,
             token_BL=done.token_BL,
             logprob_BL=done.logprob_BL,
+            input_token_BL=done.input_token_BL,
             target_token_BL=plan.to_slots(work.cell_BL) if self._config.keep_target else None,
             seed_B=done.seed_B,
             vector_BLD=done.vector_BLD,
@@ -236,8 +243,8 @@ class RolloutWorker:
         facts = batch.facts | {"group_size": str(size)}
         return replace(batch, group_B=group_B, member_B=member_B, facts=facts)
 
-    def _diverged(self, name: SamplerName) -> str:
-        if name == "teacher":
+    def _diverged(self, way: str) -> str:
+        if way == "teacher":
             return (
                 "the teacher's log-probabilities are not finite while it is sampled; check "
                 "teacher.weights, or set rollout.dtype=float32"

@@ -15,16 +15,19 @@ def bytes_per_image(
     groups: bool = False,
     seeds: bool = False,
     targets: bool = False,
+    inputs: bool = False,
     code_width: int = 0,
 ) -> int:
     """Wire size of one scored row: fixed columns, order and token, logprob.
 
     `signal_bytes` are those of what scorers say of it, `targets` the sequences that rows are
-    compared with, `code_width` D of vectors that go with the codes.
+    compared with, `inputs` what is read in their places, `code_width` D of vectors that go with the
+    codes.
     """
     numbers = 8 * (4 + 2 * groups + seeds)
     words = 3 * (4 + 7)  # an offset each, and about as many letters
-    slot = id_type(spec.length).itemsize + (1 + targets) * id_type(spec.vocab_size).itemsize
+    codes = (1 + targets + inputs) * id_type(spec.vocab_size).itemsize
+    slot = id_type(spec.length).itemsize + codes
     slot += 4 + 8 * noise
     slot += 4 * code_width
     return numbers + words + spec.length * slot + signal_bytes

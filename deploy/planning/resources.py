@@ -18,6 +18,7 @@ from common.models.packed_linear import packed_bytes
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
 from deploy.config import RunConfig
+from deploy.planning.forced_passes import forced_bytes, forced_sources
 from deploy.planning.hardware import MB
 from deploy.planning.memory import (
     chain_bytes,
@@ -118,6 +119,7 @@ class Sizing:
             groups=config.schedule().group_size > 1,
             seeds=generator is not None or any(source.has_pairs for source in config.contexts.used),
             targets=config.rollout.keep_target,
+            inputs=any(source.has_input for source in forced_sources(config)),
             code_width=0 if generator is None else generator.code_width,
         )
 
@@ -222,6 +224,7 @@ class Sizing:
             # Built in float32, then cast; later every version arrives as bytes and as tensors.
             starting = max(state_bytes(self.student) + weights, 3 * weights)
             decoding = decoding_bytes(self.config, sampler)
+            decoding = max(decoding, forced_bytes(self.config, sampler))
         if self.config.contexts.teacher_sampling is not None:
             teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).eval()
             held = state_bytes(teacher)

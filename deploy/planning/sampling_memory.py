@@ -89,12 +89,12 @@ def _left_before(module: nn.Module, call: int) -> Iterator[None]:
 
 
 def sampled_prefixes(config: RunConfig, spec: SequenceSpec, sampler: SamplerName) -> list[int]:
-    """Lengths of prefixes that `sampler` continues; none where it never samples anything."""
+    """Lengths of prefixes that `sampler` continues slot by slot; none where it never does."""
     draws = Draws(config.seed, 1)
     found = [
         source.prefix(index, draws, spec=spec, step=index)
         for source in config.contexts.used
-        if source.sampler == sampler
+        if source.way == sampler
         for index in range(PREFIX_DRAWS)
     ]
     return [prefix for prefix in found if prefix < spec.length]

@@ -14,6 +14,7 @@ from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
 from deploy.config import RunConfig
 from deploy.planning.blank_tensors import META, flops
+from deploy.planning.forced_passes import forced_rows, forced_sources
 from deploy.planning.hardware import Hardware
 from deploy.planning.memory import (
     blank_batch,
@@ -49,7 +50,7 @@ def image_flops(sizing: Sizing) -> float:
     content, decoding as one forward pass of 2 flops per parameter and token."""
     config, spec = sizing.config, sizing.spec
     student, teacher = blank_student(config, spec), sizing.teacher
-    policies, share = policies_of(config), _teacher_share(sizing)
+    policies = policies_of(config)
     batch = blank_batch(student, policies, config.rollout.sampling)
     head = skeleton(config.models.teacher, spec).head.requires_grad_(False)
 
@@ -63,8 +64,11 @@ def image_flops(sizing: Sizing) -> float:
 
     passes = flops(score_and_learn) / len(policies) / cycle
     guided = config.contexts.teacher_sampling
-    by_teacher = share * (2 if guided and guided.guidance else 1) * parameters(teacher)
-    by_student = (1 - share) * parameters(student) if config.samples_student else 0.0
+    by_teacher = _share(sizing, "teacher") * (2 if guided and guided.guidance else 1)
+    by_teacher *= parameters(teacher)
+    by_student = 0.0
+    if config.samples_student:
+        by_student = _student_passes(sizing) * parameters(student)
     sampling = 2 * (by_teacher + by_student) * spec.length
     return passes + sampling + _chain_flops(sizing, head)
 
@@ -98,11 +102,18 @@ def _build_and_score(scorer: ScorerConfig, files: ScorerFiles, lease: Trajectory
     scorer.build(files).score(to_arrow(lease))
 
 
-def _teacher_share(sizing: Sizing) -> float:
-    """Share of the images that the teacher samples in rollout workers."""
+def _share(sizing: Sizing, way: str) -> float:
+    """Share of the images that are made so in rollout workers."""
     contexts = sizing.config.contexts
     shares = contexts.shares()
-    return sum(shares[kind] for kind, s in contexts.sources.items() if s.sampler == "teacher")
+    return sum(shares[kind] for kind, s in contexts.sources.items() if s.way == way)
+
+
+def _student_passes(sizing: Sizing) -> float:
+    """Passes of the student for an image in rollout workers: whole ones serve a group."""
+    forced = math.fsum(_share(sizing, source.way) for source in forced_sources(sizing.config))
+    slot_by_slot = 1 - _share(sizing, "teacher") - forced
+    return slot_by_slot + forced / sizing.config.rollout.group.size
 
 
 def _probe(sizing: Sizing) -> float:
@@ -136,18 +147,25 @@ def _sampled(
     """Tokens of a lease, and seconds that were too much: where both sample, each took its time for
     all images, of which it has a share."""
     seeds, by_teacher = range(len(class_B)), sizing.config.contexts.teacher_sampling
-    noise_BL, share = noise(seeds, sizing.spec.length), _teacher_share(sizing)
+    noise_BL, share = noise(seeds, sizing.spec.length), _share(sizing, "teacher")
+    slot_by_slot = 1 - share
+    slot_by_slot -= math.fsum(_share(sizing, s.way) for s in forced_sources(sizing.config))
     token_BL, too_much = torch.zeros(noise_BL.shape, dtype=torch.long), 0.0
     for model, sampling, part in (
         (teacher, by_teacher, share),
-        (student, sizing.config.rollout.sampling, 1 - share),
+        (student, sizing.config.rollout.sampling, slot_by_slot),
     ):
-        if sampling is not None and isinstance(model, Backbone):
+        if sampling is not None and isinstance(model, Backbone) and part > 0:
             started = time.perf_counter()
             plan = model.plan(seeds, sampling.decoding)
             decoded = decode(model, class_B, sampling=sampling, noise_BL=noise_BL, plan=plan)
             token_BL, seconds = decoded.token_BL, time.perf_counter() - started
             too_much += (1 - part) * seconds
+    for source in forced_sources(sizing.config):
+        assert isinstance(student, Backbone), "no other has such sources"
+        started = time.perf_counter()
+        token_BL = forced_rows(sizing.config, source, student).token_BL
+        too_much += (1 - _share(sizing, source.way)) * (time.perf_counter() - started)
     return token_BL, too_much
 
 

@@ -1,0 +1,113 @@
+"""Draws in all slots from one pass over a noisy data sequence (rollout/contexts/parallel.py)."""
+
+import pytest
+import torch
+from building.samplers import Unchanging, tokens_of
+
+from common.config.plugins import kinds, load_plugin
+from common.errors import InputError
+from common.exchange.schedule import Lease, Schedule
+from common.exchange.trajectory import from_arrow
+from common.models.filters import FilterConfig, filtered_logprob
+from common.models.guidance import Guidance, guide, scale_per_slot
+from common.randomness import Draws
+from rollout.config import RolloutConfig
+from rollout.context import ContextsConfig
+from rollout.contexts.parallel import noisy
+from rollout.sampler import draw, noise
+from rollout.worker import RolloutWorker
+
+ROWS, GROUP = 6, 3
+
+
+@pytest.fixture
+def sampled(tiny, data):
+    """A record of a worker, its student, and how many rows its passes had."""
+
+    def build(kind, share=0.5, size=GROUP, count=ROWS, sampling=None, **sources):
+        family, student = load_plugin("common.models.backbones", kind).Config.tiny(), tiny(kind, 1)
+        tokens, keep = tokens_of(student.spec, data), Unchanging(student)
+        settings = {"batch_size": count, "class_dropout": 0.4, "keep_target": True}
+        contexts = {"parallel": {"noise": share, "ratio": 3}, **sources}
+        worker = RolloutWorker(
+            RolloutConfig.model_validate(settings | {"sampling": sampling or {}}),
+            ContextsConfig.model_validate({"mix_per": "sample", "sources": contexts}),
+            family,
+            name="w",
+            schedule=Schedule(9, count, count, 2, 1, group_size=size),
+            draws=Draws(3, len(tokens)),
+            data=tokens,
+            scorers=keep,
+            weights=keep,
+            ledger=keep,
+        )
+        held, passes = worker._student, []
+        features = held.features
+        held.features = lambda c, t, p: passes.append(len(t)) or features(c, t, p)
+        batch = from_arrow(worker.sample(Lease(0, 0, count, 0, None, 1)))
+        held.features = features
+        return batch, held, passes
+
+    return build
+
+
+@pytest.mark.parametrize("kind", kinds("common.models.backbones"))
+def test_a_group_is_drawn_from_one_pass_over_what_it_shares(sampled, kind):
+    batch, student, passes = sampled(kind)
+    assert passes == [ROWS // GROUP], "one pass, one row of it for each group"
+    assert set(batch.policy) == {"student"}
+    assert set(batch.law) == {"exact"}
+    assert (batch.prefix_B == 0).all()
+    seeds = [Draws(3, 10).noise_seed(index) for index in range(ROWS)]
+    with torch.no_grad():
+        logprob_BLV = student(batch.label_B, batch.input_BL, batch.plan).log_softmax(-1)
+    drawn_BL = draw(logprob_BLV, noise(seeds, batch.spec.length))
+    assert torch.equal(batch.token_BL, drawn_BL), "with the noise of every sample's own"
+    wanted_BL = logprob_BLV.gather(-1, batch.token_BL[..., None])[..., 0]
+    torch.testing.assert_close(batch.logprob_BL, wanted_BL, atol=1e-5, rtol=1e-5)
+    alone, *_ = sampled(kind, size=1, count=ROWS // GROUP)
+    conditions = torch.arange(ROWS) // GROUP
+    for name in ("input_BL", "target_BL"):
+        assert torch.equal(getattr(batch, name), getattr(alone, name)[conditions]), name
+    assert not torch.equal(batch.input_BL, batch.target_BL)
+
+
+def test_what_is_read_is_data_where_it_was_not_replaced(sampled):
+    clean, *_ = sampled("llamagen", share=0.0)
+    assert torch.equal(clean.input_BL, clean.target_BL)
+    assert not torch.equal(clean.token_BL, clean.target_BL)
+    vocab, data_KL = 8, torch.randint(8, (200, 50), generator=torch.Generator().manual_seed(0))
+    count = data_KL.numel()
+    for share in (1.0, 0.5):
+        kept = float((noisy(data_KL, share, range(200), vocab) == data_KL).double().mean())
+        wanted = 1 - share + share / vocab
+        assert abs(kept - wanted) < 4 * (wanted * (1 - wanted) / count) ** 0.5
+    again_KL = noisy(data_KL[3:5], 0.5, (3, 4), vocab)
+    assert torch.equal(again_KL, noisy(data_KL, 0.5, range(200), vocab)[3:5])
+
+
+def test_filters_and_guidance_are_the_samplers_own_and_make_the_law_approximate(sampled):
+    """Beside data rows, which are read as they are."""
+    sampling = {"guidance": 2.0, "top_k": 4, "temperature": 0.8}
+    batch, student, _ = sampled("var", sampling=sampling, size=1, count=8, data={})
+    assert {"data", "parallel"} == set(batch.context)
+    mine = torch.tensor([name == "parallel" for name in batch.context])
+    assert [law == "approximate" for law in batch.law] == mine.tolist()
+    assert torch.equal(batch.input_BL[~mine], batch.token_BL[~mine])
+    scales = Guidance(scale=2.0).scales(batch.plan, student.guidance_rule)
+    null_B = torch.full_like(batch.label_B, batch.spec.null_class)
+    with torch.no_grad():
+        pair = (student(of, batch.input_BL, batch.plan) for of in (batch.label_B, null_B))
+        logit_BLV = guide(*pair, scale_per_slot(scales, batch.plan)[:, None])
+    wanted_BLV = filtered_logprob(logit_BLV, FilterConfig(top_k=4, temperature=0.8))
+    wanted_BL = wanted_BLV.gather(-1, batch.token_BL[..., None])[..., 0]
+    torch.testing.assert_close(batch.logprob_BL[mine], wanted_BL[mine], atol=1e-4, rtol=1e-4)
+    assert (batch.logprob_BL[~mine] == 0).all()
+
+
+def test_students_of_one_pass_are_refused(run_in):
+    with pytest.raises(InputError, match="reads data by a student that decodes token by token"):
+        run_in(
+            *("models.student={kind='dd1_llamagen'}", "contexts.sources={parallel={}}"),
+            *("objective={kind='dd1'}",),
+        )
