@@ -1,4 +1,4 @@
-"""What a decoded record must satisfy before anybody computes with it (common/exchange/trajectory.py).
+"""What a decoded record must satisfy before anybody computes with it (see trajectory.py).
 
 Shape letters: B sequences, L slots, D code width.
 """
@@ -33,7 +33,12 @@ def require_sound(batch: TrajectoryBatch) -> None:
     if not (batch.plan.order_BL.sort().values == torch.arange(spec.length)).all():
         raise InputError("record column order holds rows that do not visit every position once")
     _check_groups(batch)
-    numbers = {"logprob": batch.logprob_BL, **batch.optional_columns, **batch.signal, **batch.sequence}
+    numbers = {
+        "logprob": batch.logprob_BL,
+        **batch.optional_columns,
+        **batch.signal,
+        **batch.sequence,
+    }
     for name, value in numbers.items():
         if not is_finite(value):
             raise InputError(f"record column {name} holds values that are not finite")

@@ -138,7 +138,6 @@ class Lpips(nn.Module):
             if place in self._taps:
                 weight_C = self.get_buffer(f"lin{len(found)}")
                 places = map_BCHW.shape[2] * map_BCHW.shape[3]
-                # Its gradient at 0 is 0, where that of a square root is not finite.
                 norm_BHW = torch.linalg.vector_norm(map_BCHW, dim=1, keepdim=True)
                 unit_BCHW = map_BCHW / (norm_BHW + EPSILON)
                 found.append((unit_BCHW * (weight_C / places).sqrt()[:, None, None]).flatten(1))
@@ -170,6 +169,4 @@ def _require(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]], advice:
         found = checkpoint.shapes.get(name)
         if found != shape:
             said = "is not there" if found is None else f"has shape {list(found)}"
-            raise InputError(
-                f"{checkpoint.path}: {name} {said}, expected {list(shape)}; {advice}"
-            )
+            raise InputError(f"{checkpoint.path}: {name} {said}, expected {list(shape)}; {advice}")

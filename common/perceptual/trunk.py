@@ -28,9 +28,7 @@ class Outline(NamedTuple):
 
 
 OUTLINES: dict[Network, Outline] = {
-    "vgg": Outline(
-        "VGG16", "vgg16-397923af.pth", (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), 16
-    ),
+    "vgg": Outline("VGG16", "vgg16-397923af.pth", (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), 16),
     "alex": Outline(
         "AlexNet", "alexnet-owt-7be5be79.pth", (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), 31
     ),

@@ -53,6 +53,7 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def _run_table(report: dict[str, Any]) -> list[str]:
     staleness, deaths = report["staleness"], report["worker_deaths"]
+    looks = report["perceptual"]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["contexts"].items())
     again = [
         f"after step {found['from']}, at step {found['reached']} already, next step after "
@@ -63,7 +64,7 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         "| run | |",
         "|---|---|",
         f"| objective | {report['objective']['kind']} |",
-        *([f"| images compared by | {one_line(looks)} |"] if (looks := report["perceptual"]) else []),
+        *([f"| images compared by | {one_line(looks)} |"] if looks else []),
         f"| contexts | {shares} |",
         f"| steps | {report['steps']} ({one_line(report['ended'])}) |",
         f"| images per second | {report['images_per_second']} |",

@@ -145,7 +145,8 @@ def _fields(config: RunConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in _flat(tree, "")
-        if not _is_below(key, (*HARMLESS, *moved)) or (looks and _is_below(key, LENS) and key not in ROUNDING)
+        if not _is_below(key, (*HARMLESS, *moved))
+        or (looks and _is_below(key, LENS) and key not in ROUNDING)
     }
 
 

@@ -9,7 +9,6 @@ from typing import Unpack
 import torch
 
 from common.device import place
-from common.errors import InputError
 from common.exchange.buffer import Buffer
 from common.exchange.segments import SegmentWriter
 from common.files.snapshots import Snapshots
