@@ -37,7 +37,6 @@ from deploy.stages.learner_rank import (
     looked_through,
     trained_positions,
 )
-from deploy.stages.perceptual import layers_of
 from learner.alternating_config import AlternatingConfig
 from learner.alternation import Alternation
 from learner.config import LearnerConfig
@@ -196,7 +195,7 @@ def resources_like(
         clusters=clusters,
         teacher_head=lambda: head,
         render=lambda _: tokenizer_like(config, device).image_of,
-        perceptual=lambda _: layers_of(classifier_like(config, spec, device)),
+        perceptual=lambda _: classifier_like(config, spec, device).perceptual,
         lpips=lambda net, _: lpips_like(net, device),
         positions=lambda: trained_positions(config),
         guidance=partial(looked_through, guidance),

@@ -10,12 +10,12 @@ from common.models.backbone import Backbone, BackboneConfig
 from common.models.distilled_decoding import DistilledDecoder
 from common.models.velocity_model import VelocityModel
 from common.outline import META, outlines
+from common.perceptual.classifier import Classifier
 from common.perceptual.lpips import Lpips, LpipsConfig
 from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
 from learner.objective import Student
-from rollout.evaluation.features import Classifier
 
 
 def skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.files.atomic import write_atomically
 from common.images.opening import ImageSource
-from rollout.evaluation.features import as_rgb
+from common.perceptual.classifier import as_rgb
 
 CELL_PIXELS = 48
 """Side to which smaller images are enlarged, about."""

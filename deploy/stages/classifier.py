@@ -10,18 +10,12 @@ from common.errors import InputError
 from common.files.made_from import difference
 from common.files.tensors import read_metadata
 from common.images.opening import ImageSource, open_images
+from common.perceptual.classifier import Classifier, load_classifier, save_classifier
 from common.randomness import derive_seed
 from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
 from deploy.run_folder.workspace import Workspace
-from rollout.evaluation.features import (
-    Classifier,
-    accuracy,
-    load_classifier,
-    save_classifier,
-    train_classifier,
-    training_precision,
-)
+from rollout.evaluation.features import accuracy, train_classifier, training_precision
 
 REPORTED = ("digest", "accuracy", "accuracy_on")
 

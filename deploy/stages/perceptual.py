@@ -7,13 +7,13 @@ from rich.console import Console
 
 from common.config.parts import parts
 from common.errors import InputError
+from common.perceptual.classifier import load_classifier
 from common.perceptual.lpips import LpipsConfig
 from deploy.config import RunConfig
 from deploy.run_folder.identity import network_of
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.quality import own_classifier
 from learner.resources import Perceptual
-from rollout.evaluation.features import Classifier, load_classifier
 
 
 def compared_by(
@@ -21,9 +21,7 @@ def compared_by(
 ) -> str:
     """Which networks the run compares images by, for its report; its own classifier is trained
     where it is not there. `contents` are the digests of the run's identity."""
-    found = [
-        net.title(contents[network_of(key)]) for key, net in parts(config, LpipsConfig)
-    ]
+    found = [net.title(contents[network_of(key)]) for key, net in parts(config, LpipsConfig)]
     if "perceptual" in config.objective.resources():
         digest = own_classifier(config, workspace, target)["digest"]
         found.append(f"the run's own feature classifier (digest {digest})")
@@ -44,9 +42,4 @@ def classifier_features(
             f"objective.kind={config.objective.kind} compares images by the run's own classifier, "
             f"but {workspace.classifier} is not there; begin again with `varkd distill`"
         )
-    return layers_of(load_classifier(workspace.classifier)[0].to(device).requires_grad_(False))
-
-
-def layers_of(model: Classifier) -> Perceptual:
-    """Its layers' features of images in [-1, 1]."""
-    return lambda image_BCHW: model.layers((image_BCHW + 1) * 127.5)
+    return load_classifier(workspace.classifier)[0].to(device).requires_grad_(False).perceptual

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.files.made_from import difference
 from common.files.tensors import load_tensors, save_tensors, tensors_digest
-from rollout.evaluation.features import load_classifier
+from common.perceptual.classifier import load_classifier
 from rollout.evaluation.metrics import EvaluateConfig
 
 NAME = re.compile(r"reference-[\w.-]+-features-\w+")

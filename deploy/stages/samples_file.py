@@ -21,8 +21,8 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.files.atomic import write_atomically
+from common.perceptual.classifier import as_rgb
 from deploy.console.progress import Bar
-from rollout.evaluation.features import as_rgb
 
 STALE_SECONDS = 3600
 """A file to which nothing was added for so long is not being written any more."""

@@ -23,9 +23,9 @@ from common.files.pickled import read_pickle
 from common.finite import is_finite
 from common.flow.laws import FlowCodes
 from common.models.backbone import Backbone
+from common.perceptual.classifier import Classifier, as_rgb, load_classifier
 from common.randomness import derive_seed
 from rollout.evaluation.config import EvaluateConfig as EvaluateConfig
-from rollout.evaluation.features import Classifier, as_rgb, load_classifier
 from rollout.evaluation.torchvision_compat import ensure_torchvision
 from rollout.sampler import SamplingConfig, sample
 

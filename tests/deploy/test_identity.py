@@ -8,11 +8,12 @@ from common.data.tokens import load_tokens, read_header, save_tokens
 from common.errors import Diverged, InputError
 from common.files.tensors import load_tensors, save_tensors
 from common.images.opening import ImagesConfig, open_images
+from common.perceptual.classifier import load_classifier
 from deploy.stages.classifier import classifier_facts
 from deploy.stages.generate import generate, load_generated
 from learner.process_group import SingleProcess
 from learner.relaxation import RelaxationConfig, run_clusters
-from rollout.evaluation.features import ClassifierConfig, load_classifier, train_classifier
+from rollout.evaluation.features import ClassifierConfig, train_classifier
 
 DATASET = "contexts.sources.teacher={source='dataset',sampling={guidance=1.5}}"
 

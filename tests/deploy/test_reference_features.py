@@ -8,11 +8,11 @@ from building.runs import TINY
 from safetensors.torch import load_file
 
 from common.files.tensors import load_tensors, save_tensors, tensors_digest
+from common.perceptual.classifier import load_classifier
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.judge import Judge
 from deploy.stages.quality import assess
-from rollout.evaluation.features import load_classifier
 
 
 def embedded(run, quiet) -> tuple[dict[str, float], int]:
@@ -68,7 +68,7 @@ def test_features_of_another_make_are_computed_anew(evaluated, quiet, change):
     if change == "seed":
         model, facts = load_classifier(run[1].classifier)
         model.output.bias.data.add_(1)
-        from rollout.evaluation.features import save_classifier
+        from common.perceptual.classifier import save_classifier
 
         save_classifier(run[1].classifier, model, facts)
     elif change == "images":

@@ -5,13 +5,13 @@ import torch
 
 from common.errors import InputError
 from common.files.tensors import load_tensors
+from common.perceptual.classifier import Classifier, load_classifier, save_classifier
 from common.tokenization.tokenizer import load_tokenizer
 from deploy.stages.distill import distill
 from deploy.stages.learner_rank import cluster_map, tokenizer_render
 from deploy.stages.perceptual import classifier_features
 from learner.process_group import SingleProcess
 from learner.relaxation import cluster_codebook
-from rollout.evaluation.features import Classifier, load_classifier, save_classifier
 
 
 @pytest.mark.parametrize("source", ["codebook", "lm_embedding"])

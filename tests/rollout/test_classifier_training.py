@@ -9,13 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.device import fastest_precision
 from common.images.opening import ImagesConfig, open_images
+from common.perceptual.classifier import Classifier, load_classifier, save_classifier
 from deploy.stages.classifier import classifier_facts
 from rollout.evaluation.features import (
-    Classifier,
     ClassifierConfig,
     accuracy,
-    load_classifier,
-    save_classifier,
     train_classifier,
     training_precision,
 )

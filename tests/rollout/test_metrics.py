@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from common.errors import InputError
+from common.perceptual.classifier import Classifier, save_classifier
 from deploy.report.summary import plain
 from deploy.stages.distill import distill
 from deploy.stages.evaluate import write_report
-from rollout.evaluation.features import Classifier, save_classifier
 from rollout.evaluation.metrics import EvaluateConfig, balanced_labels, left_out, measure
 
 CONFIG = EvaluateConfig()
@@ -32,7 +32,7 @@ def images(count, seed=0):
 
 
 def features(path, pixel_NCHW):
-    from rollout.evaluation.features import load_classifier
+    from common.perceptual.classifier import load_classifier
 
     with torch.no_grad():
         return load_classifier(path)[0].features(pixel_NCHW).double().numpy()

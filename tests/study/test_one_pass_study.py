@@ -10,6 +10,7 @@ from building.studies import one_pass_study
 from common.artifacts.generator_file import load_generator
 from common.data.tokens import load_tokens
 from common.errors import InputError
+from common.perceptual.classifier import load_classifier
 from deploy.run_folder.borrowing import link
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.second_stage import second_stage
@@ -18,7 +19,6 @@ from deploy.study.config import open_study
 from deploy.study.page.publish import publish
 from deploy.study.runner import collect, run_cells, run_study
 from deploy.study.slots import slots_alone
-from rollout.evaluation.features import load_classifier
 
 ROWS = {
     "teacher": {0},
