@@ -123,7 +123,7 @@ class Toy:
     def _averaged(self, measure: Callable):
         """`measure` while the student is its average."""
         kept = {name: value.clone() for name, value in self.student.state_dict().items()}
-        self.student.load_state_dict(self.learner.states()["student_ema"])
+        self.student.load_state_dict(dict(self.learner.states())["student_ema"])
         found = measure()
         self.student.load_state_dict(kept)
         return found

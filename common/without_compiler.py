@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 COMPILER = "torch._dynamo"
@@ -26,7 +26,11 @@ def _is_compile_supported(device_type: Any) -> bool:
 
 
 STAND_INS: dict[str, dict[str, Any]] = {
-    COMPILER: {"disable": _as_it_is, "graph_break": lambda: None},
+    COMPILER: {
+        "disable": _as_it_is,
+        "graph_break": lambda: None,
+        "config": SimpleNamespace(error_on_nested_fx_trace=True),  # read by torch's checkpoint
+    },
     f"{COMPILER}.utils": {"is_compile_supported": _is_compile_supported},
 }
 """What is asked of it. torchvision imports the last one."""

@@ -6,7 +6,8 @@ Distilled Decoding 2, stage 2 (arXiv 2510.21003, algorithm 3; docs/one_step.md).
 and is to the loop around it what one learner is.
 """
 
-from typing import Any, Literal, Required, TypedDict, Unpack
+from collections.abc import Iterator, Mapping
+from typing import Any, Required, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from common.models.velocity_model import VelocityModel
 from common.randomness import derive_seed
 from learner.alternating_config import AlternatingConfig
 from learner.config import LearnerConfig
-from learner.learner import Learner
+from learner.learner import Learner, StudentName
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
 from learner.resources import Resources
@@ -82,11 +83,16 @@ class Alternation:
         self._guidance.update(loss)
         self._generator.update(loss)
 
+    @property
+    def is_spread(self) -> bool:
+        """Each rank holds both whole (deploy/config.py sees to it)."""
+        return False
+
     def published(self, dtype: str, *, checked: bool = False) -> Weights:
         """The generator, versioned by the steps of both; there is no canary of one."""
         return self._generator.published(dtype, version=self.steps_done)
 
-    def states(self) -> dict[Literal["student", "student_ema"], dict[str, Tensor]]:
+    def states(self) -> Iterator[tuple[StudentName, Mapping[str, Tensor]]]:
         """The generator's, as `Learner.states`."""
         return self._generator.states()
 

@@ -3,38 +3,42 @@
 Shape letters: B sequences, L slots, N tokens, C width, V codes.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.device import autocast, place, precision
+from common.device import place, precision
 from common.errors import InputError
 from common.exchange.condition import ClassConditions, Conditions
 from common.exchange.packed_weights import Packing
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
-from common.finite import NAMES, largest, require_finite
+from common.finite import NAMES, require_finite
 from common.models.backbone import Backbone
 from common.models.canary import canary
 from common.randomness import derive_seed
-from learner.categorical import Categorical
-from learner.chunked import chunked_loss
+from learner.blocks import recompute_activations
 from learner.compiled import compile_layers
 from learner.config import LearnerConfig
-from learner.diagnostics import StepStatistics, observe
-from learner.gathered_tokens import GatheredTokens, select
-from learner.objective import Objective, Reading, SequenceRows, Student
+from learner.diagnostics import StepStatistics
+from learner.layout import Layout, layout_of
+from learner.micro_batch import MicroBatches
+from learner.objective import Objective, Student
 from learner.optimizer import Average, build_adamw
-from learner.process_group import ProcessGroup, SingleProcess, sum_gradients
+from learner.process_group import ProcessGroup, SingleProcess
 from learner.profile import Profile
-from learner.reading import head_of
 from learner.reduction import Coefficients, coefficients, sequence_coefficients
-from learner.restoring import fitting, require_like, restore_optimizer
+from learner.restoring import fitting, optimizer_state, require_like, restore_optimizer
 from learner.seeding import seeded
 from learner.teacher_targets import TeacherTargets, entropy
 from learner.token_weights import ObjectiveState, TokenWeights
+
+StudentName = Literal["student", "student_ema"]
+"""What others call the student and its moving average."""
 
 
 class Learner:
@@ -60,24 +64,33 @@ class Learner:
         self._remedy = config.optimizer.remedy(section)
         self._objective = objective
         self._device = place(config.device)
-        self._student = student.to(self._device, torch.float32).train()
-        objective.config.freeze(self._student)
-        if config.compile:
-            compile_layers(self._student)
-        self._trained = [p for p in self._student.parameters() if p.requires_grad]
-        self._optimizer = build_adamw(config.optimizer, self._student)
-        self._average = Average(self._student, config.optimizer.ema)
+        self._student = self._prepared(student)
+        self._ranks = ranks or SingleProcess()
+        self._layout = layout_of(self._student, self._ranks)
+        self._optimizer = build_adamw(config.optimizer, self._layout.trained)
+        self._average = Average(self._layout.held, config.optimizer.ema)
         self._packing: dict[str, Packing] = {}
+        conditions = conditions or ClassConditions(student.spec.num_classes)
+        self._micro_batches = MicroBatches(
+            config, objective, self._student, self._layout, conditions, teacher, self._device
+        )
         self._seed = seed
-        self._conditions = conditions or ClassConditions(student.spec.num_classes)
         self._contexts = contexts
         self._teacher = teacher
         if teacher is not None:
             teacher.head.to(self._device).requires_grad_(False)
-        self._ranks = ranks or SingleProcess()
         self._state: ObjectiveState = {}
         self.profile = Profile(config.profile_every, config.steps)
         self.steps_done = 0
+
+    def _prepared(self, student: Student) -> Student:
+        student = student.to(self._device, torch.float32).train()
+        self._objective.config.freeze(student)
+        if self._config.compile:
+            compile_layers(student)
+        if self._config.activation_checkpointing:
+            recompute_activations(student)
+        return student
 
     def step(self, batch: TrajectoryBatch, *, now: int | None = None) -> dict[str, float]:
         """One update from this rank's share of the global batch; returns numbers to plot. Rows lag
@@ -100,12 +113,10 @@ class Learner:
         with seeded(seed, self._device):
             for first in range(0, len(batch), self._config.micro_batch):
                 rows = slice(first, first + self._config.micro_batch)
-                self._accumulate(
-                    batch.rows(rows),
-                    token_weights.rows(rows),
-                    factors.rows(rows),
-                    statistics,
-                )
+                parts = batch.rows(rows), token_weights.rows(rows), factors.rows(rows)
+                total = self._layout.run(partial(self._micro_batches.loss, *parts, statistics))
+                self._layout.backward(total, is_last=rows.stop >= len(batch))
+                statistics.loss += total.detach()
         norm, rate = self.update(statistics.loss)
         lag_B = (self.steps_done if now is None else now) - light.version_B
         self.steps_done += 1
@@ -146,67 +157,6 @@ class Learner:
             weight_B = batch.rows_where(config.uses).float()
         return Coefficients(of_tokens, sequence_coefficients(weight_B, sums))
 
-    def _sequence_loss(
-        self, batch: TrajectoryBatch, token_weights: TokenWeights, read: Reading
-    ) -> Tensor:
-        columns = token_weights.column, token_weights.sequence_column
-        hidden_BLC = read.hidden_BLC.float()
-        beside = {name: value.float() for name, value in read.beside.items()}
-        rows = SequenceRows(batch, hidden_BLC, self._student, *columns, beside, self._teacher)
-        loss_B = self._objective.sequence_loss(rows)
-        if loss_B.shape != (len(batch),):
-            raise ValueError(
-                f"sequence_loss of objective.kind={self._objective.config.kind} is "
-                f"{list(loss_B.shape)}, expected one number for each of {len(batch)} rows"
-            )
-        return loss_B
-
-    def _accumulate(
-        self,
-        batch: TrajectoryBatch,
-        token_weights: TokenWeights,
-        factors: Coefficients,
-        statistics: StepStatistics,
-    ) -> None:
-        """Forward and backward for some rows; tokens of weight 0 never reach the head."""
-        batch = batch.to(self._device)
-        with autocast(self._device, precision(self._config.dtype)):
-            class_B = self._conditions.resolve(batch.label_B)
-            read = self._objective.read(self._student, class_B, batch)
-            losses = []
-            for source in dict.fromkeys(batch.sources):
-                chosen = select(source, batch, token_weights, factors.token_BL)
-                if len(chosen.token_N):
-                    losses.append(self._loss(chosen, chosen.take(read.hidden_BLC), statistics))
-            total = torch.stack(losses).sum() if losses else torch.zeros((), device=self._device)
-        if factors.sequence_B is not None:
-            loss_B = self._sequence_loss(batch, token_weights, read)
-            statistics.add_sequences(batch.context, loss_B, factors.sequence_B != 0)
-            total = total + (factors.sequence_B * loss_B).sum()
-        if total.requires_grad:
-            total.backward()
-        statistics.loss += total.detach()
-
-    def _loss(
-        self, chosen: GatheredTokens, hidden_NC: Tensor, statistics: StepStatistics
-    ) -> Tensor:
-        def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
-            teacher = None
-            if self._teacher is not None and self._objective.config.needs_teacher:
-                teacher = self._teacher.distribution(chosen.signal_of(tokens))
-            chunk = chosen.chunk(tokens, Categorical(logit_nV.float()), teacher)
-            watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
-            unknown = "entropy" not in chosen.signal
-            watched = observe(self._objective, chunk, watch_n, confidence_too=unknown)
-            loss_n = self._objective.token_loss(chunk)
-            statistics.add_tokens(chosen.context, slot_n, {"divergence": loss_n})
-            statistics.add_tokens(chosen.context, slot_n[watch_n], watched)
-            return (chosen.coefficient_N[tokens] * loss_n).sum()
-
-        chunk_tokens = self._config.chunk_tokens
-        head = head_of(self._student)
-        return chunked_loss(hidden_NC, head, weighted, chunk_tokens, chosen.groups())
-
     def update(self, loss: Tensor) -> tuple[float, float]:
         """Let the optimizer follow the gradients that are there, the last part of `step`: norm of
         the gradient and learning rate; `loss` is this rank's part.
@@ -214,51 +164,74 @@ class Learner:
         Raises:
             Diverged: loss, norm or weights are not finite.
         """
-        parameters = self._trained
-        for parameter in parameters:
-            if parameter.grad is None:  # e.g. nothing was open on this rank
-                parameter.grad = torch.zeros_like(parameter)
-        loss = loss.clone()  # the tally adds its own up later
-        if self._ranks.world > 1:
-            grads = [p.grad for p in parameters if p.grad is not None]
-            sum_gradients([*grads, loss], self._ranks)
-        norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.max_grad_norm)
+        self._layout.sum_gradients()
+        loss = self._ranks.sum_(loss.clone())  # the tally adds its own up later
+        norm = self._layout.clip(self._config.optimizer.max_grad_norm)
         rate = self._config.optimizer.rate(self.steps_done, self._config.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         # All ranks see the same three numbers, and wait for the device once.
-        found = torch.stack([loss, norm, largest(parameters)]).tolist()
+        found = torch.stack([loss, norm, self._layout.largest()]).tolist()
         require_finite(self.steps_done + 1, dict(zip(NAMES, found, strict=True)), self._remedy)
         return found[1], rate
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether all ranks are to be asked for `published`, `states` and `snapshot`, as each holds
+        a part."""
+        return self._layout.is_spread
+
+    @torch.no_grad()
     def published(
         self, dtype: str, *, version: int | None = None, checked: bool = False
     ) -> Weights:
         """The current student, versioned by steps done; to be copied before the next step.
-        `checked` adds what it computes, unless that would have to be compiled for it."""
+        `checked` adds what it computes, unless that would have to be compiled for it. Where the
+        student is spread, rank 0 gets it and the others an empty one."""
         version = self.steps_done if version is None else version
-        if dtype not in self._packing:
-            self._packing[dtype] = Packing(self._student, precision(dtype))
-        is_known = checked and not self._config.compile
-        value = canary(self._student) if is_known and isinstance(self._student, Backbone) else None
+        is_known = checked and not self._config.compile and isinstance(self._student, Backbone)
+        value = self._layout.run(self._canary) if is_known else None
+        state = self._layout.gathered(self._layout.held, self._sent_as(dtype))
+        if not state:
+            return Weights.of(version, ())
+        if dtype not in self._packing or self._layout.is_spread:
+            self._packing[dtype] = Packing(state, self._sent_as(dtype))
         return Weights.of(version, self._packing[dtype].parts(), value)
+
+    def _sent_as(self, dtype: str) -> dict[str, torch.dtype]:
+        """Types of what is sent: parameters travel in `dtype`, buffers as they are (a quantiser
+        must stay exact)."""
+        return {name: precision(dtype) for name, _ in self._student.named_parameters()}
+
+    def _canary(self) -> float:
+        assert isinstance(self._student, Backbone)
+        return canary(self._student)
 
     @torch.no_grad()
     def take_average(self) -> None:
         """The student becomes its moving average; the optimizer's moments stay."""
-        self._student.load_state_dict(self._average.state)
+        for name, value in self._average.state.items():
+            self._layout.held[name].copy_(value)
 
-    def states(self) -> dict[Literal["student", "student_ema"], dict[str, Tensor]]:
-        """The student's tensors and their moving average: views, not copies."""
-        return {"student": self._student.state_dict(), "student_ema": self._average.state}
+    def states(self) -> Iterator[tuple[StudentName, Mapping[str, Tensor]]]:
+        """The student's tensors, then their moving average: views, not copies. Where they are
+        spread, rank 0 gets copies, made when they are asked for, and the others go through the
+        same and get none."""
+        if state := self._layout.gathered(self._layout.held):
+            yield "student", state
+        del state
+        if state := self._layout.gathered(self._average.state):
+            yield "student_ema", state
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything needed to continue: student, average, optimizer, objective, what it owns."""
+        """Everything needed to continue: student, average, optimizer, objective, what it owns;
+        `Rows` in the place of tensors that are spread."""
+        layout = self._layout
         return {
-            "student": self._student.state_dict(),
-            "ema": self._average.state,
-            "optimizer": self._optimizer.state_dict(),
+            "student": {name: layout.stored(name, value) for name, value in layout.held.items()},
+            "ema": {name: layout.stored(name, v) for name, v in self._average.state.items()},
+            "optimizer": optimizer_state(self._optimizer, layout.trained, layout.stored),
             "objective": dict(self._state),
             "profile": self.profile.state(),
             "owned": self._objective.owned(),
@@ -271,7 +244,7 @@ class Learner:
             InputError: the snapshot was trained with another cluster map (or what else an objective
                 owns), or is of another model.
         """
-        with fitting():
+        with fitting(), torch.no_grad():
             self._restore(tensors)
         self.steps_done = step
 
@@ -288,9 +261,10 @@ class Learner:
         own = self._student.state_dict()
         for entry in ("student", "ema"):
             require_like(tensors[entry], own, entry)
-        self._student.load_state_dict(tensors["student"])
-        for name, value in tensors["ema"].items():
-            self._average.state[name].copy_(value)
-        restore_optimizer(self._optimizer, self._student, tensors["optimizer"])
+        for entry, held in (("student", self._layout.held), ("ema", self._average.state)):
+            for name, value in held.items():
+                value.copy_(self._layout.own(name, tensors[entry][name]))
+        trained, part = self._layout.trained, self._layout.own
+        restore_optimizer(self._optimizer, trained, tensors["optimizer"], whole=own, own=part)
         self._state = dict(tensors["objective"])
         self.profile.restore(tensors["profile"], self._device)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.config.quantities import Factor, Fraction, LearningRate, StepsOrNever, Weight
@@ -72,27 +72,24 @@ class AdamW(torch.optim.AdamW):
             super().load_state_dict(state_dict)
 
 
-def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+def build_adamw(config: OptimizerConfig, trained: Mapping[str, Tensor]) -> torch.optim.AdamW:
+    """Of parameters by their names."""
+    decayed = [p for p in trained.values() if p.ndim >= 2]
+    plain = [p for p in trained.values() if p.ndim < 2]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    kinds = {p.device.type for p in model.parameters()}
+    kinds = {p.device.type for p in trained.values()}
     fused = kinds <= {"cpu", "cuda"}  # one pass over all tensors; the dry run has blank ones
     return AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
 class Average:
-    """Exponential moving average of a module's floating-point state.
+    """Exponential moving average of a state's floating-point tensors, which stay where they are."""
 
-    The module's tensors must stay where they are: they are looked up once.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, current: Mapping[str, Tensor], decay: float) -> None:
         self._decay = decay
-        current = module.state_dict()
         self.state = {name: value.detach().clone() for name, value in current.items()}
         pairs = [(value, current[name].detach()) for name, value in self.state.items()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]

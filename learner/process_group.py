@@ -1,9 +1,10 @@
 """The other learner processes, as one rank sees them."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class ProcessGroup(Protocol):
@@ -20,6 +21,15 @@ class ProcessGroup(Protocol):
 
         Raises:
             RuntimeError: a rank left.
+        """
+        ...
+
+    def begin_sum(self, tensor: Tensor) -> Callable[[], object]:
+        """As `sum_`, beside what the caller does next: the tensor is the sum, and may be touched
+        again, once what is returned was called.
+
+        Raises:
+            RuntimeError: a rank left; of what is returned as well.
         """
         ...
 
@@ -41,7 +51,30 @@ class SingleProcess:
     def sum_(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def begin_sum(self, tensor: Tensor) -> Callable[[], object]:
+        return lambda: self.sum_(tensor)
+
     def barrier(self) -> None: ...
+
+
+class TorchProcesses:
+    """The processes of torch's default group, which is set up already."""
+
+    def __init__(self) -> None:
+        self.rank = distributed.get_rank()
+        self.world = distributed.get_world_size()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        distributed.all_reduce(tensor)
+        return tensor
+
+    def begin_sum(self, tensor: Tensor) -> Callable[[], object]:
+        work = distributed.all_reduce(tensor, async_op=True)
+        assert work is not None, "this rank is one of the group"
+        return work.wait
+
+    def barrier(self) -> None:
+        distributed.barrier()
 
 
 def gather(ranks: ProcessGroup, value: Tensor, counted: Tensor) -> Tensor:
@@ -55,12 +88,3 @@ def gather(ranks: ProcessGroup, value: Tensor, counted: Tensor) -> Tensor:
     slots[mine] = value.double().masked_fill(~counted, torch.nan).flatten()
     found = ranks.sum_(slots)
     return found[~found.isnan()]
-
-
-def sum_gradients(grads: list[Tensor], ranks: ProcessGroup) -> None:
-    """Add up over ranks in one flat message; coefficients are global already, so sum, not mean."""
-    flat = ranks.sum_(torch.cat([grad.flatten() for grad in grads]))
-    first = 0
-    for grad in grads:
-        grad.copy_(flat[first : first + grad.numel()].view_as(grad))
-        first += grad.numel()

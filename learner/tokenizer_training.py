@@ -154,7 +154,8 @@ class TokenizerTraining:
         self._tokenizer = tokenizer.to(self._device).train()
         self._batches = batches
         self._config = config
-        self._optimizer = build_adamw(config.optimizer, tokenizer)
+        self._trained = {n: p for n, p in tokenizer.named_parameters() if p.requires_grad}
+        self._optimizer = build_adamw(config.optimizer, self._trained)
         generator = torch.Generator().manual_seed(derive_seed(seed, "revival"))
         self.revival = Revival(tokenizer.shape.vocab_size, config.revive_after, generator)
         self.steps_done = 0
@@ -208,7 +209,7 @@ class TokenizerTraining:
         with fitting():
             require_like(tensors["tokenizer"], self._tokenizer.state_dict(), "tokenizer")
             self._tokenizer.load_state_dict(tensors["tokenizer"])
-            restore_optimizer(self._optimizer, self._tokenizer, tensors["optimizer"])
+            restore_optimizer(self._optimizer, self._trained, tensors["optimizer"])
             self.revival.restore(tensors["revival"])
             self._batches.restore(tensors["batches"])
         self.steps_done = step

@@ -3,11 +3,11 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from learner.checkpoints import Checkpoints
 from learner.intake import Intake
+from learner.learner import StudentName
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
 from learner.publisher import Publisher, RewindableWeights
@@ -43,9 +44,11 @@ class Trained(Protocol):
     def steps_done(self) -> int: ...
     @property
     def profile(self) -> Profile: ...
+    @property
+    def is_spread(self) -> bool: ...
     def step(self, batch: TrajectoryBatch) -> dict[str, float]: ...
     def published(self, dtype: str, *, checked: bool = False) -> Weights: ...
-    def states(self) -> dict[Literal["student", "student_ema"], dict[str, Tensor]]: ...
+    def states(self) -> Iterator[tuple[StudentName, Mapping[str, Tensor]]]: ...
     def snapshot(self) -> dict[str, Any]: ...
     def restore(self, tensors: dict[str, Any], step: int) -> None: ...
 

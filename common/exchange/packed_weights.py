@@ -7,6 +7,7 @@ with the header's length, the header in JSON, the tensors one after the other.
 
 import json
 from bisect import bisect_right
+from collections.abc import Mapping
 from itertools import accumulate
 from math import prod
 
@@ -35,20 +36,20 @@ ALIGNED = 64
 
 
 class Packing:
-    """Packs one module again and again, and takes memory for what it has to convert only once."""
+    """Packs one module's state again and again, and takes memory for what it has to convert only once."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        """Parameters travel in `dtype`; buffers as they are (a quantiser must stay exact)."""
-        self._module = module
-        self._dtype = dtype
+    def __init__(self, state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+        """`state` is the module's, whose tensors stay where they are; those that `dtypes` names
+        travel in its types, the others as they are."""
+        self._state = state
+        self._dtypes = dtypes
         self._converted: dict[str, Tensor] = {}
 
     def parts(self) -> Payload:
         """The header, then a part for every tensor that is not empty: its own memory, where its
         type and device allow it. Whoever keeps them copies them before the module changes."""
-        parameters = dict(self._module.named_parameters())
-        state = self._module.state_dict()
-        kinds = {name: self._dtype if name in parameters else state[name].dtype for name in state}
+        state = self._state
+        kinds = {name: self._dtypes.get(name, value.dtype) for name, value in state.items()}
         # Wide ones first: so every offset is a multiple of its tensor's item.
         names = sorted(state, key=lambda name: -kinds[name].itemsize)
         header, end = {}, 0
@@ -75,8 +76,10 @@ class Packing:
 
 
 def pack(module: nn.Module, dtype: torch.dtype) -> Payload:
-    """A module's state, once: what travels to rollout workers; `Packing.parts`."""
-    return Packing(module, dtype).parts()
+    """A module's state, once: what travels to rollout workers; `Packing.parts`. Parameters travel in
+    `dtype`; buffers as they are (a quantiser must stay exact)."""
+    dtypes = {name: dtype for name, _ in module.named_parameters()}
+    return Packing(module.state_dict(), dtypes).parts()
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

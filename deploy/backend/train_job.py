@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import Tensor, distributed
+from torch import distributed
 
 from common.errors import UNDERSTOOD, RunFailed, Verdict
 from deploy.backend.actor_proxy import ray_reason
@@ -23,7 +23,7 @@ from deploy.backend.joined_cluster import joined_address
 from deploy.console.faults import GO_ON, FaultLog
 from deploy.layout import check_layout
 from learner.config import LearnerConfig
-from learner.process_group import ProcessGroup
+from learner.process_group import ProcessGroup, SingleProcess, TorchProcesses
 from learner.train import Outcome
 
 TRAIN_STORAGE = ".ray_train"
@@ -52,24 +52,6 @@ class Learn(Protocol):
     def __call__(self, services: Any, ranks: ProcessGroup) -> Outcome: ...
 
 
-class TrainProcessGroup:
-    """The process group that Ray Train set up; sums are exact counterparts of one process."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world = context.get_world_size()
-
-    def sum_(self, tensor: Tensor) -> Tensor:
-        if self.world > 1:
-            distributed.all_reduce(tensor)
-        return tensor
-
-    def barrier(self) -> None:
-        if self.world > 1:
-            distributed.barrier()
-
-
 def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any] | Verdict:
     """What every Ray Train worker runs.
 
@@ -79,8 +61,10 @@ def learn_on_rank(arguments: dict[str, Any]) -> dict[str, Any] | Verdict:
     torch.set_num_threads(arguments["threads"])
     services: Closable = arguments["services"]
     learn: Learn = arguments["learn"]
+    is_alone = ray.train.get_context().get_world_size() == 1
+    ranks = SingleProcess() if is_alone else TorchProcesses()  # of the group that Ray Train set up
     try:
-        outcome = learn(services, TrainProcessGroup())
+        outcome = learn(services, ranks)
     except UNDERSTOOD as error:
         verdict = Verdict.of(error)
         services.close(verdict)

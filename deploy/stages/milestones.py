@@ -42,7 +42,7 @@ class Milestones:
         measure = next((name for name in MEASURES if name in self._seen), None)
         mean = fmean(self._seen[measure]) if measure else None
         self._seen.clear()
-        for student, state in learner.states().items():
+        for student, state in learner.states():
             path = self._workspace.milestone(student, step)
             store_student(
                 self._config, self._workspace, path, state, step, measure=measure, mean=mean

@@ -4,9 +4,9 @@ The learner writes them as soon as the last snapshot is on disk; whoever finds t
 other steps, because somebody was killed in between, makes them of that snapshot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from common.models.backbone import BackboneConfig
 from deploy.config import RunConfig
 from deploy.run_folder.start import run_snapshots
 from deploy.run_folder.workspace import Workspace
+from learner.learner import StudentName
 
 
 def store_student(
@@ -42,11 +43,11 @@ def store_student(
 def store_students(
     config: RunConfig,
     workspace: Workspace,
-    states: Mapping[Literal["student", "student_ema"], Mapping[str, Tensor]],
+    states: Iterable[tuple[StudentName, Mapping[str, Tensor]]],
     steps: int,
 ) -> None:
     """The student and its average, `states` by the names of their files."""
-    for name, state in states.items():
+    for name, state in states:
         store_student(config, workspace, getattr(workspace, name), state, steps)
 
 

@@ -37,7 +37,7 @@ assert peak_bytes(run) > 0
 assert "torch._dynamo" not in sys.modules
 
 model = torch.nn.Linear(2, 1)
-optimizer = build_adamw(OptimizerConfig(), model)
+optimizer = build_adamw(OptimizerConfig(), dict(model.named_parameters()))
 optimizer.zero_grad()
 model(torch.ones(1, 2)).sum().backward()
 before = model.weight.clone()

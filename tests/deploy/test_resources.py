@@ -114,6 +114,18 @@ def test_a_learners_average_and_moments_lie_beside_its_activations():
     assert 3 * weights < 2 * held(64) - held(128) < 4 * weights
 
 
+def test_activations_that_are_computed_again_are_not_held(run_in):
+    spec = SequenceSpec(64, 16, (4, 4), 10)
+    config = load_plugin("common.models.backbones", "llamagen").Config(width=64, depth=8)
+
+    def held(again):
+        settings, _ = run_in(f"learner.activation_checkpointing={again}", "rollout.batch_size=8")
+        head = skeleton(config, spec).head.requires_grad_(False)
+        return learning_bytes(settings, skeleton(config, spec).train(), head)
+
+    assert held("true") < 0.8 * held("false")
+
+
 SHAPES = {
     "an official grid": (SequenceSpec(16384, 256, (16, 16), 1000), []),
     "a larger one in half precision": (

@@ -121,7 +121,7 @@ def trained(steps, *, shifted=0):
     ours, student = learner(steps)
     for step in range(steps):
         metrics = ours.step(pairs(step * ROWS, shifted=shifted))
-    student.load_state_dict(ours.states()["student_ema"])
+    student.load_state_dict(dict(ours.states())["student_ema"])
     return student.eval(), metrics
 
 

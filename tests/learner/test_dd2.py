@@ -105,7 +105,7 @@ def test_a_run_killed_between_the_turns_goes_on_to_the_same_numbers():
         assert go(again, again_generator, 9 - killed) == rows[killed:]
         assert same(state(generator), state(again_generator))
         assert same(state(guidance), state(again_guidance))
-        assert same(whole.states()["student_ema"], again.states()["student_ema"])
+        assert same(dict(whole.states())["student_ema"], dict(again.states())["student_ema"])
 
 
 def test_each_network_has_a_schedule_of_its_own():
@@ -133,7 +133,7 @@ def test_at_an_alignment_the_generator_becomes_its_average_and_waits():
     )
     trained, generator, _ = in_turns(config, steps=100)
     go(trained, generator, 6)
-    average = {n: v.clone() for n, v in trained.states()["student_ema"].items()}
+    average = {n: v.clone() for n, v in dict(trained.states())["student_ema"].items()}
     assert not same(average, state(generator))
     assert trained.schedule.is_published(6)
     rows = [trained.step(generated(generator, 6 * ROWS, ROWS, 6))]

@@ -111,7 +111,7 @@ def second_stage(start):
     for step in range(STAGE2 * (K + 1)):
         version = step if ours.schedule.is_published(step) else version
         metrics = ours.step(generated(generator, step, version))
-    generator.load_state_dict(ours.states()["student_ema"])
+    generator.load_state_dict(dict(ours.states())["student_ema"])
     return generator.eval(), (metrics["generator/steps"], metrics["guidance/steps"])
 
 

@@ -54,3 +54,7 @@ class Company(SingleProcess):
         total = self._shared[0] + self._shared[1]
         self._barrier.wait(timeout=60)
         return total
+
+    def begin_sum(self, tensor):
+        tensor.copy_(self.sum_(tensor))
+        return lambda: None
