@@ -16,7 +16,6 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TypeAlias
-
 from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
 from common.errors import ServiceDied, Verdict
@@ -29,15 +28,14 @@ from common.randomness import Draws, derive_seed
 from deploy.backend.actors import ActorOptions
 from deploy.backend.bundles import scorer_bundles
 from deploy.backend.launcher import Launcher
+from deploy.backend.role import ROLLOUT, Role, limits_of, role_name
 from deploy.config import RunConfig
 from learner.train import Outcome
 from rollout.replay import ReplayWorker
 from rollout.worker import RolloutWorker
 from teacher_server.scorer import Bypass, Delivery, Onward, ScorerFiles, ScorerLink
 
-WorkerFactory: TypeAlias = Callable[[str], RolloutWorker | ReplayWorker]
-"""Makes a worker of that name, at any time; one that comes late samples with the weights of then,
-which it fetches and verifies with its first lease. No name is used twice."""
+Worker: TypeAlias = RolloutWorker | ReplayWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +61,14 @@ def wire(
     place: Launcher,
     generated: TokenDataset | None = None,
     conditions: ConditionTables | None = None,
-) -> tuple[Services, WorkerFactory]:
-    """Create every service, hand each the ones it talks to, and say how workers are made;
-    `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
+) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
+    """Create every service, hand each the ones it talks to, and say how workers and, by name,
+    replicas of scorers are made, at any time: a worker that comes late samples with the weights of then, which it
+    fetches and verifies with its first lease. `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
     default those of the config. What only the teacher may know of them is handed to nobody else."""
     tables = conditions or config.conditions.tables(data.spec.num_classes)
     schedule = config.schedule()
-    calls = 4 + 2 * config.rollout.most_workers * (1 + config.rollout.in_flight)
+    calls = 6 + 2 * config.rollout.most_workers * (1 + config.rollout.in_flight)
     ledger = place(Ledger, schedule, site=ActorOptions("ledger", calls))
     limit = int(config.buffer.max_mb * 2**20)
     buffer = place(
@@ -78,13 +77,15 @@ def wire(
     weights = place(WeightStore, schedule.versions_kept, site=ActorOptions("weights", calls))
     hub = place(MetricsHub, site=ActorOptions("metrics"))
     services = Services(ledger, buffer, weights, hub)
+    limits = limits_of(config)[ROLLOUT]
     if config.rollout.replay is not None:
-        return services, _replay_factory(config, config.rollout.replay, place, ledger, buffer)
-    scorers = _chain(config, teacher, place, buffer, calls, tables)
+        replay = _replay_factory(config, config.rollout.replay, place, ledger, buffer)
+        return services, Role(limits, "worker", replay), {}
+    onward, scorers = _chain(config, teacher, place, buffer, calls, tables)
     make_worker = _worker_factory(
-        config, data, teacher, place, generated, weights, ledger, scorers, tables.for_student()
+        config, data, teacher, place, generated, weights, ledger, onward, tables.for_student()
     )
-    return services, make_worker
+    return services, Role(limits, "worker", make_worker), scorers
 
 
 def _chain(
@@ -94,11 +95,9 @@ def _chain(
     buffer: Buffer,
     calls: int,
     tables: ConditionTables,
-) -> Callable[[], Onward]:
-    """The scorers from the last to the first, each with its neighbour; gives a worker its way in.
-
-    Whoever sends has its own order of the replicas, so that calls go round.
-    """
+) -> tuple[Callable[[], Onward], dict[str, Role[ScorerLink]]]:
+    """The scorers from the last to the first, each with a way to its neighbours; gives a worker its
+    way in, and how replicas of each are made."""
     reads = config.reads_entropy
     files = ScorerFiles(config.teacher, teacher, config.learner.ordered, tables, reads)
 
@@ -106,27 +105,39 @@ def _chain(
         return Delivery(buffer)
 
     onward: Callable[[], Onward] = end
-    for name, scorer in reversed(config.scoring.items()):
-        bundles = scorer_bundles(config, name)
-        role = name if name == "teacher" else f"scorer-{name}"
-        links = [
-            place(
-                ScorerLink,
-                scorer,
-                files,
-                onward=onward(),
-                site=ActorOptions(
-                    f"{role}-{index}", calls, bundles.cpus, bundles.gpus, bundles.section
-                ),
-            )
-            for index in range(bundles.count)
-        ]
-        onward = partial(place.any_of, links)
+    roles: dict[str, Role[ScorerLink]] = {}
+    for name in reversed(config.scoring):
+        roles[role := role_name(config, name)] = _scorer_role(
+            config, name, files, place, calls, onward
+        )
+        onward = partial(place.any_of, role)
     schedule = config.schedule()
     if not schedule.phases:
-        return onward
+        return onward, roles
     through = onward
-    return lambda: Bypass(schedule, through(), end())
+    return lambda: Bypass(schedule, through(), end()), roles
+
+
+def _scorer_role(
+    config: RunConfig,
+    name: str,
+    files: ScorerFiles,
+    place: Launcher,
+    calls: int,
+    onward: Callable[[], Onward],
+) -> Role[ScorerLink]:
+    """A scorer, with its first replicas; the teacher says itself how busy it is."""
+    bundles, role = scorer_bundles(config, name), role_name(config, name)
+    busy = None if role == "teacher" else role
+
+    def make(actor: str) -> ScorerLink:
+        site = ActorOptions(actor, calls, bundles.cpus, bundles.gpus, bundles.section)
+        scorer = config.scoring[name]
+        return place(ScorerLink, scorer, files, onward=onward(), name=busy, site=site)
+
+    first = {f"{role}-{number}": make(f"{role}-{number}") for number in range(bundles.count)}
+    place.announce(role, list(first.values()))
+    return Role(limits_of(config)[role], role, make, first, is_asked=True)
 
 
 def _worker_factory(
@@ -139,7 +150,7 @@ def _worker_factory(
     ledger: Ledger,
     scorers: Callable[[], Onward],
     conditions: ConditionTables,
-) -> WorkerFactory:
+) -> Callable[[str], RolloutWorker]:
     shared = place.share(data)  # gigabytes for ImageNet: once per node, not once per worker
     shared_generated = None if generated is None else place.share(generated)
 
@@ -168,7 +179,7 @@ def _worker_factory(
 
 def _replay_factory(
     config: RunConfig, folder: Path, place: Launcher, ledger: Ledger, buffer: Buffer
-) -> WorkerFactory:
+) -> Callable[[str], ReplayWorker]:
     """Workers that read instead, and go past the scorers."""
 
     def make_worker(name: str) -> ReplayWorker:
@@ -186,8 +197,8 @@ def _replay_factory(
 
 
 def run_here(
-    make_worker: WorkerFactory, count: int, train: Callable[[Callable[[], object]], Outcome]
+    workers: Role[Worker], count: int, train: Callable[[Callable[[], object]], Outcome]
 ) -> Outcome:
     """Everything in this thread: whenever the learner waits, the next worker samples a lease."""
-    turns = cycle([make_worker(f"worker-{number}") for number in range(count)])
+    turns = cycle([workers.make(f"{workers.member}-{number}") for number in range(count)])
     return train(lambda: next(turns).produce())

@@ -17,6 +17,8 @@ from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow
 from learner.process_group import ProcessGroup
 
 TAKE_SECONDS = 0.5
+BUSY = "busy."
+"""Metadata of a record: how busy a scorer other than the teacher was, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Taken:
     batch: TrajectoryBatch
     leases: list[int]
     numbers: dict[str, float]
-    """To plot: seconds that its records took, and how loaded the teacher was with them."""
+    """To plot: seconds that its records took, and how loaded the scorers were with them."""
 
     @classmethod
     def of(cls, share: Share) -> "Taken":
@@ -45,6 +47,9 @@ class Taken:
         for name in ("busy", "waiting"):
             found = [float(batch.facts.get(f"teacher_{name}", 0)) for batch in batches]
             numbers[f"teacher/{name}"] = sum(found) / len(found)
+        for key in (key for key in batches[0].facts if key.startswith(BUSY)):
+            found = [float(batch.facts.get(key, 0)) for batch in batches]
+            numbers[f"busy/{key.removeprefix(BUSY)}"] = sum(found) / len(found)
         return cls(concatenate(batches), share.leases, numbers)
 
 

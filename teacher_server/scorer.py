@@ -10,16 +10,18 @@ A scorer adds `signal.NAME` columns per token (B, L, ...) or `sequence.NAME` col
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from threading import Condition
 from typing import ClassVar, Protocol
 
 import pyarrow as pa
 
 from common.artifacts.model_file import ModelFile
 from common.config.plugins import PluginConfig
-from common.config.quantities import Cpus, Gpus, Processes
 from common.exchange.buffer import TrajectorySink
 from common.exchange.condition import ConditionTables
 from common.exchange.schedule import Schedule
+from teacher_server.busy_share import BusyShare
+from teacher_server.replicas import ReplicasConfig
 from teacher_server.teacher import TeacherConfig
 
 PUT_SECONDS = 5.0
@@ -57,15 +59,6 @@ class ScorerFiles:
     """Whether anybody reads the teacher's `signal.entropy`, which takes a pass through its head."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScorerActors:
-    """How many processes a scorer has, and what each reserves."""
-
-    replicas: int
-    cpus: float
-    gpus: float
-
-
 class ScorerConfig(PluginConfig, ABC):
     """One table of [scorers].
 
@@ -93,22 +86,15 @@ class ScorerConfig(PluginConfig, ABC):
         """
 
     @abstractmethod
-    def actors(self, teacher: TeacherConfig) -> ScorerActors:
+    def actors(self, teacher: TeacherConfig) -> ReplicasConfig:
         """Its processes on the cluster."""
 
 
-class OwnActorsConfig(ScorerConfig):
+class OwnActorsConfig(ScorerConfig, ReplicasConfig):
     """A scorer whose table says itself how many processes it has."""
 
-    replicas: Processes = 1
-    """Actors of this scorer."""
-    cpus: Cpus = 1
-    """Logical CPUs reserved per replica on the cluster."""
-    gpus: Gpus = 0
-    """GPUs (or a fraction) reserved per replica."""
-
-    def actors(self, teacher: TeacherConfig) -> ScorerActors:
-        return ScorerActors(self.replicas, self.cpus, self.gpus)
+    def actors(self, teacher: TeacherConfig) -> ReplicasConfig:
+        return self
 
 
 class Onward(Protocol):
@@ -127,13 +113,50 @@ class Onward(Protocol):
 class ScorerLink:
     """One scorer in its process, and what comes after it."""
 
-    def __init__(self, config: ScorerConfig, files: ScorerFiles, *, onward: Onward) -> None:
+    def __init__(
+        self, config: ScorerConfig, files: ScorerFiles, *, onward: Onward, name: str | None = None
+    ) -> None:
+        """Records say by `name` how busy it is; by default they do not, or the scorer itself says
+        so as the teacher does."""
         self._scorer = config.build(files)
         self._onward = onward
+        self._name = name
+        self._load = BusyShare()
+        self._changed = Condition()
+        self._begun = self._done = 0
+        self._is_stopped = False
 
     def score(self, record: pa.RecordBatch) -> bool:
         """As `Onward.score`."""
-        return self._onward.score(self._scorer.score(record))
+        with self._changed:
+            self._begun += 1
+        try:
+            return self._onward.score(self._scored(record))
+        finally:
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
+
+    def run(self) -> int:
+        """Be there until told to stop, and until what was begun is done; how many records that
+        were."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped and self._done == self._begun)
+            return self._done
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def _scored(self, record: pa.RecordBatch) -> pa.RecordBatch:
+        if self._name is None:
+            return self._scorer.score(record)
+        with self._load:
+            scored = self._scorer.score(record)
+        facts = {**scored.schema.metadata, f"busy.{self._name}".encode(): self._load.spelt()}
+        return scored.replace_schema_metadata(facts)
 
 
 class Bypass:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from common.artifacts.model_file import ModelFile
 from common.config.plugins import from_package
-from common.config.quantities import Cpus, Gpus, Processes
-from common.config.schema import Config, UserPath
+from common.config.schema import UserPath
 from common.device import place, precision
 from common.errors import Diverged
 from common.exchange.condition import ClassConditions, Conditions, ConditionTables
@@ -27,6 +26,7 @@ from common.models.backbone import Backbone
 from common.models.guidance import Guidance, guide, scale_per_slot
 from common.spec import require_same_spec
 from teacher_server.batching import Batcher, BatchingConfig
+from teacher_server.replicas import ReplicasConfig
 
 JOINED_TOKENS = 256
 """Up to so many tokens both branches of guidance go through the model together, which saves calls.
@@ -36,7 +36,7 @@ on one thread, CPU seconds of one pass over those of two: 0.58 for 16 tokens of 
 4,096 of 384 wide."""
 
 
-class TeacherConfig(Config):
+class TeacherConfig(ReplicasConfig):
     weights: UserPath | None = None
     """The teacher's file: an official checkpoint (.pt, .pth, .safetensors, FSDP folder) or one of
     ours; by default teacher.safetensors in the run folder."""
@@ -53,16 +53,10 @@ class TeacherConfig(Config):
     """What the teacher sends per token."""
     batching: BatchingConfig = BatchingConfig()
     """How requests are joined; `ordered` runs score every lease by itself."""
-    replicas: Processes = 1
-    """Teacher server actors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the teacher scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; the entropy is always computed in float32."""
-    cpus: Cpus = 1
-    """Logical CPUs reserved per replica on the cluster, and threads that it computes with."""
-    gpus: Gpus = 0
-    """GPUs (or a fraction) reserved per replica."""
 
 
 class Teacher:

@@ -24,8 +24,8 @@ from common.files.paths import read_json
 FORMAT = "varkd-segment-1"
 SEGMENT_BYTES = 2**26
 """Of compressed records in a file, about."""
-OF_SCORING = ("teacher_seconds", "teacher_busy", "teacher_waiting")
-"""Metadata that say how the run went, and nothing of the rows."""
+OF_SCORING = ("teacher_seconds", "teacher_busy", "teacher_waiting", "busy.")
+"""Beginnings of metadata that say how the run went, and nothing of the rows."""
 
 
 class SegmentWriter:
@@ -209,7 +209,7 @@ def _damaged(path: Path, what: str) -> InputError:
 def renumbered(record: pa.RecordBatch, facts: dict[str, str]) -> pa.RecordBatch:
     """The same rows as the answer to another lease. They do not go stale: `oldest` is -1."""
     kept: Iterator[tuple[bytes, bytes]] = iter(record.schema.metadata.items())
-    metadata = {key: value for key, value in kept if key.decode() not in OF_SCORING}
+    metadata = {key: value for key, value in kept if not key.decode().startswith(OF_SCORING)}
     return record.replace_schema_metadata(
         {**metadata, **{k.encode(): v.encode() for k, v in {**facts, "oldest": "-1"}.items()}}
     )

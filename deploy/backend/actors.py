@@ -91,6 +91,12 @@ class ActorHost:
         except UNDERSTOOD as error:
             return Raised(Verdict.of(error))
 
+    def hear(self, key: str, version: int, members: Any) -> None:
+        """Whom this process's routes of that key lead to from now on."""
+        from deploy.backend.routes import hear  # a service has none
+
+        hear(key, version, members)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights(Weights):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deploy.backend.role import section_of
 from deploy.config import RunConfig
 
 
@@ -75,7 +76,7 @@ def scorer_bundles(config: RunConfig, name: str) -> Bundles:
     scorer = config.scorers[name]
     actors, is_teacher = scorer.actors(config.teacher), scorer.kind == "teacher"
     return Bundles(
-        "teacher" if is_teacher else f"scorers.{name}",
+        section_of(config, name),
         *(actors.replicas, actors.cpus, actors.gpus),
         "teacher server" if is_teacher else f"scorer {name}",
         "replicas",

@@ -3,12 +3,13 @@
 The classes themselves do not know.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 
+from common.errors import Verdict
 from deploy.backend.actors import ActorOptions, threads_of
 from deploy.config import RunConfig
 
@@ -22,12 +23,24 @@ class Launcher(Protocol):
         self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
     ) -> T: ...
     def share(self, value: T) -> T: ...
-    def any_of(self, replicas: list[T]) -> T: ...
+    def any_of(self, role: str) -> Any:
+        """A way to those of a role that are there."""
+        ...
+
+    def announce(
+        self, role: str, members: "list[Any] | Verdict", to: Iterable[object] = ()
+    ) -> None:
+        """Who of a role is there from now on, or why nobody will be."""
+        ...
+
     def end(self, placed: object) -> None: ...
 
 
 class LocalLauncher:
     """This process: callers bring their own threads, and one replica is as good as many."""
+
+    def __init__(self) -> None:
+        self._there: dict[str, Any] = {}
 
     def __call__(
         self, cls: type[T], *args: Any, site: ActorOptions | None = None, **kwargs: Any
@@ -37,8 +50,14 @@ class LocalLauncher:
     def share(self, value: T) -> T:
         return value
 
-    def any_of(self, replicas: list[T]) -> T:
-        return replicas[0]
+    def any_of(self, role: str) -> Any:
+        return self._there[role]
+
+    def announce(
+        self, role: str, members: "list[Any] | Verdict", to: Iterable[object] = ()
+    ) -> None:
+        if not isinstance(members, Verdict):
+            self._there[role] = members[0]
 
     def end(self, placed: object) -> None:
         """Nothing: it goes when nobody holds it."""

@@ -1,7 +1,7 @@
 """Make plain objects live in Ray actors and still look like themselves."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from common.errors import ServiceDied
+from common.errors import Verdict
 from common.exchange.buffer import Buffer
 from common.exchange.weights import Weights, WeightStore
 from deploy.backend.actor_proxy import ActorProxy, answer, failed
@@ -26,38 +26,11 @@ from deploy.backend.actors import (
 from deploy.backend.bundles import Bundles
 from deploy.backend.hand_over import offered
 from deploy.backend.records import BufferProxy
-from deploy.backend.reservation import HeldGroup, Reservation, reserved
+from deploy.backend.reservation import HeldBundle, Reservation, reserved
+from deploy.backend.routes import Route
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 5.0
-
-
-class ReplicaProxy:
-    """Replicas of one service: call after call goes to the next, and one that died is left out.
-
-    Only for calls that may be repeated, such as scoring: the buffer discards duplicates.
-    """
-
-    def __init__(self, replicas: list[ActorProxy], first: int) -> None:
-        self._replicas = replicas[first:] + replicas[:first]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            while True:
-                chosen, *others = self._replicas
-                self._replicas = [*others, chosen]
-                try:
-                    return getattr(chosen, name)(*args, **kwargs)
-                except ServiceDied:
-                    rest = [replica for replica in self._replicas if replica is not chosen]
-                    if not rest:
-                        raise
-                    self._replicas = rest
-
-        return call
 
 
 class WeightsProxy(ActorProxy):
@@ -106,8 +79,9 @@ class RayLauncher:
         self._actors: list[Any] = []
         self.names: dict[Any, str] = {}
         self._turn = 0
+        self._there: dict[str, tuple[int, list[Any] | Verdict]] = {}
         self._reservation = Reservation([])
-        self._rooms: dict[Any, HeldGroup | None] = {}
+        self._rooms: dict[Any, tuple[str, HeldBundle | None]] = {}
         self._made: dict[Any, Any] = {}
 
     @contextmanager
@@ -145,7 +119,7 @@ class RayLauncher:
         ).remote(cls, args, kwargs, site.computing)
         self._actors.append(actor)
         self.names[actor] = site.name
-        self._rooms[actor] = held
+        self._rooms[actor] = site.section, held
         return cast(T, proxy(actor, site.name))
 
     def share(self, value: T) -> T:
@@ -155,10 +129,27 @@ class RayLauncher:
         except RayError as error:
             raise failed("the token data", error) from error
 
-    def any_of(self, replicas: list[T]) -> T:
-        """A view of all replicas that starts at another one for every caller."""
+    def any_of(self, role: str) -> Any:
+        """A way to those of a role that are there, whoever that is at the time; it starts at
+        another one for every caller."""
         self._turn += 1
-        return cast(T, ReplicaProxy(cast(list[ActorProxy], replicas), self._turn % len(replicas)))
+        return Route(self._key(role), *self._there[role], self._turn)
+
+    def announce(
+        self, role: str, members: "list[Any] | Verdict", to: Iterable[object] = ()
+    ) -> None:
+        """Who of a role is there from now on, or why nobody will be: for who asks for a way to them
+        later, and for actors that hold one. Returns at once."""
+        version = self._there.get(role, (0,))[0] + 1
+        self._there[role] = version, members
+        for placed in to:
+            actor = cast(ActorProxy, placed)._actor
+            actor.hear.options(name=f"{self.names[actor]}.hear").remote(
+                self._key(role), version, members
+            )
+
+    def _key(self, role: str) -> str:
+        return f"{self.namespace}/{role}"
 
     def wait_ready(self, say: Callable[[str], object] = lambda what: None) -> None:
         """Block until every actor is up; `say` hears of those that are not yet.
@@ -189,7 +180,7 @@ class RayLauncher:
         self._actors.remove(actor)
         self._made.pop(actor, None)
         ray.kill(actor)
-        self._reservation.give_back(self._rooms.pop(actor))
+        self._reservation.give_back(*self._rooms.pop(actor))
 
     def shutdown(self) -> None:
         """End every actor that was placed."""

@@ -61,6 +61,8 @@ SERIES: dict[str, Series] = {
     "buffer/lost": _counter("buffer_lost", "Records lost with their node"),
     "teacher/busy": _gauge("teacher_busy", "Share of its time in which a teacher replica scored"),
     "teacher/waiting": _gauge("teacher_waiting", "Records that waited for a replica"),
+    "busy/": _gauge("scorer_busy", "Share of its time in which a scorer worked", "scorer"),
+    "actors/": _gauge("actors", "Workers and replicas that are there", "role"),
     "gate/": _gauge("gate", "State of the gate", "quantity"),
     "horizon/": _gauge("horizon", "State of the horizon", "quantity"),
     "share/": _gauge("context_share", "Share of the step's rows by context", "context"),

@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -42,6 +43,10 @@ class HeldGroup:
     roles: tuple[Bundles, ...]
 
 
+HeldBundle: TypeAlias = tuple[HeldGroup, int]
+"""A group, and which of its bundles."""
+
+
 class Reservation:
     """The placement groups of one run: one for the roles that last as long as it (PACK), one for
     each rollout worker, and one for the ranks."""
@@ -50,7 +55,7 @@ class Reservation:
         """Asks for the room and returns at once: see `wait`."""
         self._labels = {bundles.section: dict(bundles.labels) for bundles in wanted}
         self._held: list[HeldGroup] = []
-        self._free: defaultdict[str, deque[tuple[HeldGroup, int]]] = defaultdict(deque)
+        self._free: defaultdict[str, deque[HeldBundle]] = defaultdict(deque)
         needing = [bundles for bundles in wanted if bundles.resources]
         self._hold(*(bundles for bundles in needing if bundles.placed == "together"))
         for bundles in needing:
@@ -109,30 +114,38 @@ class Reservation:
 
     def take(
         self, section: str
-    ) -> tuple[PlacementGroupSchedulingStrategy | None, HeldGroup | None]:
+    ) -> tuple[PlacementGroupSchedulingStrategy | None, HeldBundle | None]:
         """(scheduling strategy, key for `give_back`) of the next actor of a role; a role that
         reserves nothing, or has more actors than were asked for, waits for room as Ray does."""
         if not self._free[section]:
             return None, None
-        held, index = self._free[section].popleft()
+        held, index = bundle = self._free[section].popleft()
         strategy = PlacementGroupSchedulingStrategy(held.group, placement_group_bundle_index=index)
-        return strategy, held
+        return strategy, bundle
 
     def labels(self, section: str) -> dict[str, str]:
         """What a node of that role is labelled with: for actors that `take` has no room for."""
         return self._labels.get(section, {})
 
-    def give_back(self, held: HeldGroup | None) -> None:
-        """Let others have the room of an actor that ended; the roles that last keep theirs."""
-        if held in self._held and held.roles[0].placed != "together":
-            self._held.remove(held)
-            remove_placement_group(held.group)
+    def give_back(self, section: str, bundle: HeldBundle | None) -> None:
+        """Let others have the room of an actor that ended; the roles that last keep theirs, for
+        who takes its place."""
+        if bundle is None or bundle[0] not in self._held:
+            return
+        if bundle[0].roles[0].placed == "together":
+            self._free[section].appendleft(bundle)
+        else:
+            self._release(bundle[0])
 
     def give_ranks_back(self) -> None:
         """Ray Train is about to ask for the room of the learner's ranks itself."""
         for held in list(self._held):
             if held.roles[0].placed == "by Ray Train":
-                self.give_back(held)
+                self._release(held)
+
+    def _release(self, held: HeldGroup) -> None:
+        self._held.remove(held)
+        remove_placement_group(held.group)
 
     def remove(self) -> None:
         """Hold nothing any more; actors in the groups end."""

@@ -18,6 +18,7 @@ from deploy.backend.bundles import run_bundles
 from deploy.backend.early_imports import ENVIRONMENT, PRIVATE_ENVIRONMENT, begun_imports
 from deploy.backend.joined_cluster import joined_address, refused, require_cluster
 from deploy.backend.private_cluster import private_folder, require_limits, worker_environment
+from deploy.backend.role import limits_of
 from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
 from deploy.console.stopping import handlers_kept
@@ -190,7 +191,8 @@ def secure_environment() -> None:
 def logical_cpus(config: RunConfig) -> int:
     """CPUs that a private cluster must offer so that every actor starts, however few there are."""
     needed = sum(bundles.count * bundles.cpus for bundles in run_bundles(config))
-    rollout = config.rollout
-    if rollout.is_elastic:  # for who comes later
-        needed += (rollout.most_workers - rollout.workers) * rollout.cpus
+    each = {bundles.section: bundles.cpus for bundles in run_bundles(config)}
+    for limits in limits_of(config).values():  # for who comes later
+        if limits.is_elastic:
+            needed += (limits.most - limits.count) * each[limits.section]
     return max(os.cpu_count() or 1, int(needed) + 2)

@@ -1,32 +1,20 @@
-"""Keeps the rollout workers running; they come and go while the run goes on."""
+"""Keeps the rollout workers and the replicas of the scorers running; they come and go while the run
+goes on."""
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol
 
-from common.errors import UNDERSTOOD, InputError, RunFailed, ServiceDied, Verdict
+from common.errors import UNDERSTOOD, Closed, RunFailed, ServiceDied, Verdict
+from deploy.backend.crew import Crew, Ended, Places
+from deploy.backend.role import Role, Runner
 from deploy.console.faults import GO_ON, FaultLog
-from rollout.config import RolloutConfig
 
 WORKED_SECONDS = 600.0
 """Who lived for so long died of something that happens now and then, such as a machine's end; who
 did not may never get far."""
-UNSAID_SECONDS = 10.0
-"""A worker that is there sooner does not wait for room."""
-
-
-class Runner(Protocol):
-    """What the supervisor asks of a worker; both are called from threads of its own."""
-
-    def run(self) -> int:
-        """Work until told to stop, or until the run is over."""
-        ...
-
-    def stop(self) -> None:
-        """Let `run` return after what was begun; may be called before it."""
-        ...
 
 
 class Leases(Protocol):
@@ -45,200 +33,137 @@ class Supervised(Protocol):
     def close(self, cause: str | Verdict) -> None: ...
 
 
-class Places(Protocol):
-    """Where the workers live: the part of a launcher that the supervisor talks to."""
+class Supervisor:
+    """One crew for every role. To be used from one thread, which it never keeps waiting.
 
-    def end(self, placed: Any, /) -> object:
-        """Free what a worker takes that is not needed, or not alive, any more."""
-        ...
-
-    def is_there(self, placed: Any, /) -> bool:
-        """Whether one has found its room."""
-        ...
-
-
-class WorkerSupervisor:
-    """Runs every worker in the background: `config.workers` of them from the start, others as they
-    are added. To be used from one thread, which it never keeps waiting.
-
-    A dead worker's leases go to the others, and up to `config.max_restarts` times a new worker
-    takes its place; below `config.min_workers` the whole run is closed with the cause of the last
-    death. A worker that says why it cannot go on closes the run at once: the next one would fail
-    alike.
+    Another one takes the place of who died, up to `max_restarts` times a role; a dead worker's
+    leases go to the others, and who sends to a scorer hears which replicas are there. With fewer
+    than the least that a role may have, the whole run is closed with the cause of the last death.
+    Who says why it cannot go on closes the run at once: the next one would fail alike.
     """
 
     def __init__(
         self,
         services: Supervised,
-        make_worker: Callable[[str], Runner],
-        config: RolloutConfig,
+        roles: Mapping[str, Role[Runner]],
         place: Places,
         tell: Callable[[str], object] = lambda sentence: None,
         faults: FaultLog | None = None,
     ) -> None:
-        """`tell` hears who comes and goes."""
+        """`roles` by the name by which their number is asked for; `tell` hears who comes and
+        goes."""
         self._services = services
-        self._make = make_worker
         self._place = place
         self._tell = tell
-        self._config = config
         self._faults = faults or FaultLog(None)
         # As many again for those that are told to stop.
-        self._pool = ThreadPoolExecutor(2 * config.most_workers, thread_name_prefix="supervisor")
-        self._workers: dict[str, Runner] = {}
-        self._running: dict[str, Future[int]] = {}
-        self._began: dict[str, float] = {}
-        self._coming: dict[str, float | None] = {}
-        self._retiring: set[str] = set()
-        self._made = 0
-        self._restarts = 0
+        threads = sum(2 * role.limits.most for role in roles.values())
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="supervisor")
+        self.crews = {
+            name: Crew(name, role, place, self._pool, tell) for name, role in roles.items()
+        }
+        self._known = {name: list(role.first) for name, role in roles.items()}
+        self._restarts = dict.fromkeys(roles, 0)
         self.deaths: dict[str, str] = {}
         self.failure: Verdict | None = None
-        for _ in range(config.workers):
-            self.add()
-
-    @property
-    def workers(self) -> Mapping[str, Runner]:
-        """Those that run, by name; one that retires is among them until its last lease is done."""
-        return self._workers
-
-    @property
-    def alive(self) -> int:
-        """Workers that run, or wait for their room, and are to go on."""
-        return len(self._running.keys() - self._retiring)
+        self._is_over = False
 
     @property
     def pending(self) -> list[str]:
-        """Those among them that are not there yet."""
-        return [name for name in self._coming if name not in self._retiring]
+        """Those of all crews that are not there yet."""
+        return [name for crew in self.crews.values() for name in crew.pending]
 
     @property
-    def retiring(self) -> list[str]:
-        return sorted(self._retiring & self._running.keys())
+    def counts(self) -> dict[str, int]:
+        """How many of each role are there."""
+        return {name: crew.alive - len(crew.pending) for name, crew in self.crews.items()}
 
-    def add(self) -> str:
-        """Make one more worker and let it run; its name. On a cluster that is full it waits.
-
-        Raises:
-            ValueError: the services have no threads for another one.
-        """
-        if self.alive >= self._config.most_workers:
-            raise ValueError(f"{self.alive} workers run, and no more may")
-        name = f"worker-{self._made}"
-        self._made += 1
-        worker = self._workers[name] = self._make(name)
-        self._coming[name] = self._began[name] = time.monotonic()
-        self._running[name] = self._pool.submit(worker.run)
-        return name
-
-    def retire(self, name: str) -> None:
-        """Let a worker finish what it has begun and end; what it could not hand over, the others
-        get. Returns at once: it is gone from `workers` when that is done.
-
-        Raises:
-            ValueError: no such worker is to go on, or too few would be left.
-        """
-        if name in self._retiring or name not in self._running:
-            raise ValueError(f"no worker {name} runs that could retire")
-        if self.alive <= self._config.min_workers:
-            raise ValueError(f"without {name} there are fewer than rollout.min_workers")
-        self._greet()
-        self._retiring.add(name)
-        if name in self._coming:
-            self._place.end(self._workers[name])  # it would hear of it when it has found its room
-        else:
-            self._pool.submit(self._workers[name].stop)
-
-    def scale(self, count: int) -> list[str]:
-        """Add or retire workers until `count` are to go on; their names. Whoever waits for room
-        goes first, then the youngest.
-
-        Raises:
-            InputError: `count` lies outside of what the run was begun with.
-        """
-        least, most = self._config.min_workers, self._config.most_workers
-        if not least <= count <= most:
-            field = (
-                "2 * rollout.workers" if self._config.max_workers is None else "rollout.max_workers"
-            )
-            raise InputError(
-                f"rollout={count}, but this run has {least} (rollout.min_workers) to {most} "
-                f"({field}) workers; choose a number between them, or begin it again with others"
-            )
-        changed = [self.add() for _ in range(count - self.alive)]
-        there = [name for name in self._running if name not in {*self._retiring, *self._coming}]
-        leaving = [*self.pending[::-1], *there[::-1]][: max(0, self.alive - count)]
-        for name in leaving:
-            self.retire(name)
-        return changed + leaving
+    def scale(self, role: str, count: int) -> list[str]:
+        """As `Crew.scale` of that role."""
+        changed = self.crews[role].scale(count)
+        self._announce(self.crews[role])
+        return changed
 
     def check(self) -> None:
-        """Handle workers that ended; cheap, to be called a few times per second."""
-        for name in [name for name, future in self._running.items() if future.done()]:
-            error = self._running.pop(name).exception()
-            worker, was_coming = self._workers.pop(name), name in self._coming
-            self._coming.pop(name, None)
-            if self.failure is not None:
-                continue  # the ledger is closed
-            if name in self._retiring and was_coming:
-                self._services.ledger.expire(name)
-            elif isinstance(error, UNDERSTOOD) and not isinstance(error, ServiceDied):
-                self._fail(Verdict.of(error))
-            elif error is not None:
-                self._place.end(worker)
-                self._bury(name, error)
-            elif name in self._retiring:
-                self._services.ledger.expire(name)
-                self._place.end(worker)
-                self._tell(f"{name} has retired")
-        self._greet()
+        """Handle who ended; cheap, to be called a few times per second."""
+        for crew in self.crews.values():
+            for end in crew.ended():
+                if not self._is_over:
+                    self._settle(crew, end)
+            crew.greet()
+            self._announce(crew)
 
-    def _greet(self) -> None:
-        """Who waited for room is there, or waits for long."""
-        for name in self.pending:
-            since = self._coming[name]
-            if self._place.is_there(self._workers[name]):
-                del self._coming[name]
-                if since is None:
-                    self._tell(f"{name} has found its room")
-            elif since is not None and time.monotonic() - since > UNSAID_SECONDS:
-                self._coming[name] = None
-                self._tell(f"{name} waits for room on the cluster; the run goes on meanwhile")
+    def _settle(self, crew: Crew, end: Ended) -> None:
+        if end.was_retiring and end.was_coming:
+            self._expire(crew, end.name)
+        elif isinstance(end.error, UNDERSTOOD) and not isinstance(end.error, ServiceDied):
+            self._fail(Verdict.of(end.error))
+        elif end.error is not None:
+            self._place.end(end.member)
+            self._bury(crew, end, end.error)
+        elif end.was_retiring:
+            self._expire(crew, end.name)
+            self._place.end(end.member)
+            self._tell(f"{end.name} has retired")
 
-    def _bury(self, name: str, error: BaseException) -> None:
-        self.deaths[name] = self._faults.sentence(name, error)
-        lost = self._services.ledger.expire(name)
-        self._replace(name)
-        if self.alive < self._config.min_workers:
-            sentence = (
-                f"{self.alive} rollout workers are left (rollout.min_workers is "
-                f"{self._config.min_workers}); {name} had {len(lost)} open leases: "
-                f"{self.deaths[name]}"
-            )
-            self._fail(Verdict.of(RunFailed(sentence)))
+    def _expire(self, crew: Crew, name: str) -> list[int]:
+        return [] if crew.role.is_asked else self._services.ledger.expire(name)
 
-    def _replace(self, name: str) -> None:
-        """Let another worker take a dead one's place, if it was to go on and that is left."""
-        if name in self._retiring:
+    def _bury(self, crew: Crew, end: Ended, error: BaseException) -> None:
+        self.deaths[end.name] = self._faults.sentence(end.name, error)
+        leases, limits = self._expire(crew, end.name), crew.limits
+        self._replace(crew, end)
+        if crew.alive >= limits.least:
             return
-        said = self.deaths[name].removesuffix(f"; {GO_ON}")
-        is_early = time.monotonic() - self._began[name] < WORKED_SECONDS
-        if is_early and self._restarts >= self._config.max_restarts:
-            self._tell(f"{said}; nobody takes its place (rollout.max_restarts)")
+        had = "" if crew.role.is_asked else f"; {end.name} had {len(leases)} open leases"
+        field = f" ({limits.least_field} is {limits.least})" if limits.least_field else ""
+        sentence = f"{crew.alive} {limits.noun} are left{field}{had}: {self.deaths[end.name]}"
+        self._fail(Verdict.of(RunFailed(sentence)))
+
+    def _replace(self, crew: Crew, end: Ended) -> None:
+        """Let another one take a dead one's place, if it was to go on and that is left."""
+        if end.was_retiring:
             return
-        self._restarts += is_early
-        self._tell(f"{said}; {self.add()} takes its place")
+        said = self.deaths[end.name].removesuffix(f"; {GO_ON}")
+        is_early = end.lived < WORKED_SECONDS
+        if is_early and self._restarts[crew.name] >= crew.limits.max_restarts:
+            field = f"{crew.limits.section}.max_restarts"
+            self._tell(f"{said}; nobody takes its place ({field})")
+            return
+        self._restarts[crew.name] += is_early
+        self._tell(f"{said}; {crew.add()} takes its place")
+
+    def _announce(self, crew: Crew) -> None:
+        """Tell who sends to them which of a crew are there, if that has changed."""
+        there = crew.there
+        if not self._is_over and crew.role.is_asked and [*there] != self._known[crew.name]:
+            self._known[crew.name] = [*there]
+            self._place.announce(crew.name, [*there.values()], to=self._everybody())
+
+    def _everybody(self) -> list[Any]:
+        return [member for crew in self.crews.values() for member in crew.members.values()]
 
     def _fail(self, failure: Verdict) -> None:
-        self.failure = failure
+        self.failure, self._is_over = failure, True
         self._services.close(failure)
+        self._close_ways(failure)
+
+    def _close_ways(self, cause: Verdict) -> None:
+        """Nobody is to wait for a scorer any more."""
+        for name, crew in self.crews.items():
+            if crew.role.is_asked:
+                self._place.announce(name, cause, to=self._everybody())
 
     def dismiss(self, seconds: float = 10.0) -> None:
-        """Tell everybody to stop and wait up to `seconds` for their last record."""
+        """Tell everybody to stop and wait up to `seconds` for the workers' last record; what is
+        left ends with its process."""
         self._services.close("the run is over")
+        self._is_over = True
+        self._close_ways(self.failure or Verdict(Closed, "the run is over"))
+        working = [crew for crew in self.crews.values() if not crew.role.is_asked]
         deadline = time.monotonic() + seconds
-        while self._running and time.monotonic() < deadline:
-            with suppress(ServiceDied):  # the ledger: there is nobody to give leases back to
+        while any(crew.members for crew in working) and time.monotonic() < deadline:
+            with suppress(ServiceDied):
                 self.check()
             time.sleep(0.02)
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,11 +1,15 @@
-"""Give a live run another number of rollout workers, from any machine that sees its folder.
+"""Give a live run another number of rollout workers or of replicas of a scorer, from any machine
+that sees its folder.
 
-Between rollout.min_workers and rollout.max_workers (or twice rollout.workers). The run keeps that
-number from then on; `auto` lets it choose again, where rollout.max_workers is set. Who retires
-finishes what it has begun; who finds no room on the cluster waits for it, and the run goes on.
+Workers between rollout.min_workers and rollout.max_workers (or twice rollout.workers); replicas
+from 1 to teacher.max_replicas (or twice teacher.replicas), and those of another table of [scorers]
+likewise, as scorer-NAME. The run keeps that number from then on; `auto` lets it choose again, where
+a largest number is set. Who retires finishes what it has begun; who finds no room on the cluster
+waits for it, and the run goes on.
 
 For example:
   varkd scale runs/cifar10 rollout=8
+  varkd scale runs/cifar10 teacher=2
   varkd scale runs/cifar10 rollout=auto
 """
 
@@ -18,7 +22,7 @@ INTERRUPTED = "see `varkd status` for what became of it"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_folder(parser)
-    parser.add_argument("target", metavar="rollout=N", help="how many workers, or auto")
+    parser.add_argument("target", metavar="ROLE=N", help="rollout, teacher or scorer-NAME, and how many of them, or auto")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,10 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     role, _, text = arguments.target.partition("=")
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else None
-    if role != "rollout" or (number is None and text != "auto"):
+    if not (role == "rollout" or role == "teacher" or role.startswith("scorer-")) or (
+        number is None and text != "auto"
+    ):
         raise InputError(
-            f"{shortened(arguments.target)}: expected rollout=N or rollout=auto, for the number of "
-            "rollout workers alone changes while a run goes on"
+            f"{shortened(arguments.target)}: expected rollout=N, teacher=N or scorer-NAME=N, or "
+            "auto for N: these numbers alone change while a run goes on"
         )
     seen = require_live(arguments.run_folder)
     results().print(ask(seen, "scale", {role: "auto" if number is None else number}))

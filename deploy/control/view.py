@@ -28,8 +28,9 @@ def _facts(seen: Seen, now: float) -> Iterator[tuple[str, str]]:
     yield _state(seen, now)
     if (step := _number(status.get("step"))) is not None:
         yield "step", _pace(status, step, is_live=seen.is_live)
-    if seen.is_live and (workers := _mapping(status.get("workers"))):
-        yield "workers", _workers(workers)
+    if seen.is_live:
+        for role, crew in _mapping(status.get("crews")).items():
+            yield str(role), _crew(_mapping(crew), "sample" if role == "rollout" else "score")
     yield from (("died", str(why)) for why in _mapping(status.get("deaths")).values())
     if (fill := _number(status.get("buffer_fill"))) is not None:
         yield "buffer", f"{fill:.0%} of what may wait"
@@ -69,9 +70,9 @@ def _pace(status: Mapping[str, Any], step: float, *, is_live: bool) -> str:
     return text
 
 
-def _workers(workers: Mapping[str, Any]) -> str:
+def _crew(workers: Mapping[str, Any], what: str) -> str:
     there = _several(workers.get("there"))
-    text = f"{len(there)} sample ({', '.join(map(str, there)) or 'nobody'})"
+    text = f"{len(there)} {what} ({', '.join(map(str, there)) or 'nobody'})"
     for key, words in (("pending", "wait for room"), ("retiring", "retire")):
         if names := _several(workers.get(key)):
             text += f", {len(names)} {words} ({', '.join(map(str, names))})"

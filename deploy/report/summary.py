@@ -130,8 +130,8 @@ def bottleneck(facts: Mapping[str, Any]) -> str | None:
     busy = facts.get("busy")
     if not busy:
         return None
-    load = Load(busy["learner"], busy.get("teacher"), busy["rollout"], facts.get("steps", 0))
-    return load.sentence()
+    scorers = {name: share for name, share in busy.items() if name not in ("learner", "rollout")}
+    return Load(busy["learner"], scorers, busy["rollout"], facts.get("steps", 0)).sentence()
 
 
 def plain(value: Any) -> Any:

@@ -21,13 +21,14 @@ from common.files.atomic import write_text
 from deploy.backend.bundles import node_labels, run_bundles
 from deploy.backend.head_watch import require_head
 from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
+from deploy.backend.role import ROLLOUT, Role
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
 from deploy.console.faults import FaultLog
 from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest, stop_request
 from deploy.control.live import LiveRun
-from deploy.pipeline import Services, WorkerFactory, run_here, wire
+from deploy.pipeline import Services, Worker, run_here, wire
 from deploy.report.html_page import write_page
 from deploy.run_folder.identity import identify
 from deploy.run_folder.precision import settled_precision
@@ -44,6 +45,7 @@ from deploy.stages.watch import Watch, clusters_unless_begun
 from learner.alternating_config import AlternatingConfig
 from learner.process_group import SingleProcess
 from learner.train import Outcome
+from teacher_server.scorer import ScorerLink
 
 POLL_SECONDS = 0.2
 GIVE_UP_SECONDS = 60.0
@@ -60,7 +62,7 @@ class Run:
     """The teacher's own tokens, where a context reads them."""
     start: Start
 
-    def wire(self, place: Launcher) -> tuple[Services, WorkerFactory]:
+    def wire(self, place: Launcher) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
         teacher = self.workspace.model(self.config, "teacher")
         return wire(self.config, self.data, teacher, place, self.generated)
 
@@ -191,7 +193,7 @@ def _train(
 def _run_local(
     run: Run, watch: Watch, launch: Callable[[], Any] | None
 ) -> tuple[Outcome, dict[str, Any]]:
-    services, make_worker = run.wire((launch or LocalLauncher)())
+    services, workers, _ = run.wire((launch or LocalLauncher)())
 
     def train(sample: Callable[[], object]) -> Outcome:
         def while_waiting() -> None:
@@ -204,7 +206,7 @@ def _run_local(
     watch.stop.poll_from_here()
     try:
         with threads_as_on_ray(run.config, watch.target.print):
-            outcome = run_here(make_worker, run.config.rollout.workers, train)
+            outcome = run_here(workers, run.config.rollout.workers, train)
     finally:
         watch.poll(services)
     return outcome, _gauges(services, deaths={})
@@ -228,13 +230,13 @@ def _run_in_actors(
 ) -> tuple[Outcome, dict[str, Any]]:
     """On a cluster that has room; `place` is a RayLauncher, `patience` the learner's."""
     from deploy.backend.heartbeat import Heartbeat
-    from deploy.backend.supervisor import WorkerSupervisor
+    from deploy.backend.supervisor import Supervisor
     from deploy.backend.train_job import TRAIN_STORAGE, TrainJob
 
     config, root, bar = run.config, run.workspace.root, watch.bar
-    services, make_worker = run.wire(place)
+    services, workers, scorers = run.wire(place)
     tell, faults = watch.steering.say, FaultLog(root)
-    crew = WorkerSupervisor(services, make_worker, config.rollout, place, tell, faults)
+    crew = Supervisor(services, {ROLLOUT: workers, **scorers}, place, tell, faults)
     rank = partial(learn, config, root, start=run.start)
     place.give_ranks_back()  # and the learner starts up beside the actors
     job = TrainJob(config.learner, root, services, rank, patience, node_labels(config, "learner"))

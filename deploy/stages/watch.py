@@ -10,7 +10,7 @@ from rich.console import Console
 
 from common.errors import InputError, RunFailed, ServiceDied, Verdict
 from common.exchange.metrics import PROFILE, RowLogger
-from deploy.backend.supervisor import WorkerSupervisor
+from deploy.backend.supervisor import Supervisor
 from deploy.console.faults import GO_ON
 from deploy.console.progress import Bar
 from deploy.console.stopping import NAMES, StopRequest
@@ -50,6 +50,8 @@ class Watch:
     rows: int = 0
     stall: StallWatch = field(default_factory=StallWatch)
     shown: dict[str, float] = field(default_factory=dict)
+    actors: dict[str, int] = field(default_factory=dict)
+    """How many of each role were there last."""
     is_closing: bool = False
     closing_since: float | None = None
     deaths: dict[str, str] = field(default_factory=dict)
@@ -77,12 +79,12 @@ class Watch:
                 f"(learner.stop_seconds) of {since}; {GO_ON}"
             )
 
-    def follow(self, services: Services, crew: WorkerSupervisor, stop_seconds: float) -> None:
+    def follow(self, services: Services, crew: Supervisor, stop_seconds: float) -> None:
         """As `poll`, of a learner in another process, which must end within `stop_seconds`."""
         self.poll(services, crew)
         self.require_end(stop_seconds)
 
-    def poll(self, services: Services, crew: WorkerSupervisor | None = None) -> None:
+    def poll(self, services: Services, crew: Supervisor | None = None) -> None:
         """To be called a few times per second; `crew` are the workers, where they have processes
         of their own."""
         self.stop.heed_limit()
@@ -95,8 +97,11 @@ class Watch:
         rows = self._new_rows(services)
         self.rows += len(rows)
         steps = [row for row in rows if PROFILE not in row]
+        if crew is not None:
+            self.actors = {f"actors/{role}": count for role, count in crew.counts.items()}
         for row in steps:
             self.steering.hear(row, crew)
+            row |= self.actors
         if rows and self.failure is None:
             self._write([*self.carried, *rows], services)
             self.carried = ()

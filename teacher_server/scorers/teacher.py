@@ -3,7 +3,8 @@
 Everything about it is in [teacher]; its place in [scorers] says what comes before and after it.
 """
 
-from teacher_server.scorer import ScorerActors, ScorerConfig, ScorerFiles
+from teacher_server.replicas import ReplicasConfig
+from teacher_server.scorer import ScorerConfig, ScorerFiles
 from teacher_server.teacher import Teacher, TeacherConfig
 
 
@@ -19,5 +20,5 @@ class Config(ScorerConfig):
             entropy=files.entropy,
         )
 
-    def actors(self, teacher: TeacherConfig) -> ScorerActors:
-        return ScorerActors(teacher.replicas, teacher.cpus, teacher.gpus)
+    def actors(self, teacher: TeacherConfig) -> ReplicasConfig:
+        return teacher

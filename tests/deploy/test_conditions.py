@@ -19,9 +19,10 @@ from common.exchange.trajectory import from_arrow, to_arrow
 from common.exchange.weights import Weights, WeightStore
 from deploy.backend.launcher import LocalLauncher
 from deploy.pipeline import wire
+from teacher_server.scorer import ScorerLink
 from teacher_server.teacher import Teacher, guided_features
 
-SERVICES = (Buffer, Ledger, Teacher, WeightStore)
+SERVICES = (Buffer, Ledger, ScorerLink, WeightStore)
 SECRET = b"what only the teacher may know"
 
 
@@ -52,6 +53,7 @@ class Wire(pickle.Pickler):
 
 class Sending(LocalLauncher):
     def __init__(self):
+        super().__init__()
         self.sent = {}
 
     def __call__(self, cls, *args, site=None, **kwargs):
@@ -66,11 +68,11 @@ def scored(run, tables):
     config, workspace = run
     place, data = Sending(), load_tokens(workspace.train_tokens)
     teacher = workspace.model(config, "teacher")
-    services, make_worker = wire(config, data, teacher, place, conditions=tables)
+    services, workers, _ = wire(config, data, teacher, place, conditions=tables)
     student = workspace.model(config, "student_before").load()
     services.weights.publish(Weights.of(0, pack(student, torch.float32)))
     services.ledger.restore(START)
-    worker = make_worker("worker-0")
+    worker = workers.make("worker-0")
     assert worker.produce()
     assert worker.produce()
     share = services.buffer.take(0, shard=0, shards=1, timeout=0)

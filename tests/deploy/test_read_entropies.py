@@ -32,11 +32,11 @@ class Incurious(Curious):
 def columns(config, workspace):
     """The teacher's, in the first record of a run."""
     data, teacher = load_tokens(workspace.train_tokens), workspace.model(config, "teacher")
-    services, make_worker = wire(config, data, teacher, LocalLauncher())
+    services, workers, _ = wire(config, data, teacher, LocalLauncher())
     student = workspace.model(config, "student_before").load()
     services.weights.publish(Weights.of(0, pack(student, torch.float32)))
     services.ledger.restore(START)
-    worker = make_worker("worker-0")
+    worker = workers.make("worker-0")
     assert worker.produce()
     assert worker.produce()
     share = services.buffer.take(0, shard=0, shards=1, timeout=0)

@@ -200,10 +200,10 @@ def test_keeping_noise_puts_it_on_the_wire(run_in):
     from deploy.pipeline import wire
 
     config, workspace = run_in("rollout.keep_noise=true")
-    _, make_worker = wire(
+    _, workers, _ = wire(
         config, preflight(config, workspace), workspace.model(config, "teacher"), LocalLauncher()
     )
-    worker = make_worker("worker-0")
+    worker = workers.make("worker-0")
     worker._loaded = (1, 0)
     record = worker.sample(Lease(0, 0, 8, 0, 0, 1))
     batch = from_arrow(record)

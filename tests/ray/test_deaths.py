@@ -51,7 +51,7 @@ def test_a_run_goes_on_without_one_worker_and_ends_without_any(ray_cluster, run_
     require_fresh(run)
 
 
-def test_the_only_worker_and_the_learner_are_killed_and_others_take_their_places(
+def test_the_only_worker_teacher_and_learner_are_killed_and_others_take_their_places(
     ray_cluster, run_in, quiet
 ):
     """And in `ordered` mode the numbers are those of a run in which nobody died."""
@@ -64,12 +64,14 @@ def test_the_only_worker_and_the_learner_are_killed_and_others_take_their_places
     def kill(made):
         until(lambda: len(read_rows(run[1].metrics)) >= 3)
         ray_cluster.kill(made["worker-0"]._actor)
+        until(lambda: len(read_rows(run[1].metrics)) >= 7)
+        ray_cluster.kill(made["teacher-0"]._actor)
         until(lambda: len(read_rows(run[1].metrics)) >= 12)
         os.kill(read_rows(run[1].metrics)[-1]["pid"], signal.SIGKILL)
 
     facts = distill(*run, quiet, local=False, launch=lambda: beside(kill))
     assert facts["steps"] == 30
-    assert list(facts["deaths"]) == ["worker-0"]
+    assert list(facts["deaths"]) == ["worker-0", "teacher-0"]
     rows = rows_of(run[1])
     assert [row["step"] for row in rows] == list(range(1, 31)), "every step once"
     restarted = next(i for i in range(1, 30) if rows[i]["pid"] != rows[i - 1]["pid"])

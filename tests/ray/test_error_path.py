@@ -18,7 +18,8 @@ from common.errors import Closed, Diverged, InputError, RunFailed, Verdict
 from common.exchange.packed_weights import pack
 from common.exchange.weights import Weights
 from deploy import main as command_line
-from deploy.backend.supervisor import WorkerSupervisor
+from deploy.backend.role import ROLLOUT
+from deploy.backend.supervisor import Supervisor
 from deploy.console.faults import FaultLog
 from deploy.pipeline import Services, wire
 from deploy.stages.distill import distill, preflight
@@ -136,9 +137,9 @@ def begin(services: Services, file: ModelFile, spec=None):
 @pytest.mark.ray
 def test_a_workers_refusal_ends_the_run_before_a_second_worker_meets_it(placed, run_in):
     run = run_in("rollout.workers=2", "rollout.in_flight=0")
-    services, make_worker = foreign_services(run, placed)
+    services, workers, scorers = foreign_services(run, placed)
     config, workspace = run
-    crew = WorkerSupervisor(services, make_worker, config.rollout, placed)
+    crew = Supervisor(services, {ROLLOUT: workers, **scorers}, placed)
     spec = preflight(config, workspace).spec
     more = replace(spec, num_classes=spec.num_classes + 1)
     begin(services, workspace.model(config, "student_before"), more)
@@ -157,7 +158,7 @@ def test_a_workers_refusal_ends_the_run_before_a_second_worker_meets_it(placed, 
 @pytest.mark.parametrize("victim", ["ledger", "buffer", "weights", "teacher-0"])
 def test_the_death_of_a_service_is_a_sentence_that_names_it(ray_cluster, run_in, quiet, victim):
     endless = ("learner.steps=100000", "learner.export_every=0")
-    config, workspace = run_in(*endless, "rollout.workers=1")
+    config, workspace = run_in(*endless, "rollout.workers=1", "teacher.max_restarts=0")
     steps = 2
 
     def kill(made):

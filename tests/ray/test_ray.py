@@ -12,9 +12,11 @@ from building.waiting import until
 from common.artifacts.backbone_file import load_backbone
 from common.errors import InputError, ServiceDied
 from common.exchange.packed_weights import pack
+from common.exchange.metrics import read_rows
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
-from deploy.backend.supervisor import WorkerSupervisor
+from deploy.backend.role import ROLLOUT
+from deploy.backend.supervisor import Supervisor
 from deploy.config import RunConfig
 from deploy.control.client import ask, look
 from deploy.control.rendezvous import Rendezvous
@@ -46,10 +48,10 @@ def publish(services, student, version):
 def start(run: tuple, place):
     """Services with running workers and published weights, but no learner."""
     config, workspace = run
-    services, make_worker = wire(
+    services, workers, scorers = wire(
         config, preflight(config, workspace), workspace.model(config, "teacher"), place
     )
-    crew = WorkerSupervisor(services, make_worker, config.rollout, place)
+    crew = Supervisor(services, {ROLLOUT: workers, **scorers}, place)
     place.wait_ready()
     student, _ = load_backbone(workspace.student_before)
     publish(services, student, 0)
@@ -109,9 +111,9 @@ def test_named_workers_sample_by_their_version_and_a_killed_ones_lease_is_reissu
     roles = {"ledger", "buffer", "weights", "metrics", "teacher-0", "worker-0", "worker-1"}
     assert mine == roles, "actors have the names of their roles"
     services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
-    ray_cluster.kill(crew.workers["worker-0"]._actor)
+    ray_cluster.kill(crew.crews[ROLLOUT].members["worker-0"]._actor)
     wait_for(lambda: crew.check() or "worker-0" in crew.deaths)
-    assert list(crew.workers) == ["worker-1"]
+    assert list(crew.crews[ROLLOUT].members) == ["worker-1"]
     assert crew.failure is None
     ids = []
     for step in range(config.learner.steps):
@@ -149,12 +151,12 @@ def test_workers_join_and_leave_a_run_that_goes_on(placed, run_in):
 
     for step in range(config.learner.steps):
         if step == 1:
-            assert crew.add() == "worker-1"
+            assert crew.crews[ROLLOUT].add() == "worker-1"
             placed.wait_ready()
         if step == 3:
-            gone = crew.workers["worker-0"]
-            crew.retire("worker-0")
-            wait_for(lambda: crew.check() or list(crew.workers) == ["worker-1"])
+            gone = crew.crews[ROLLOUT].members["worker-0"]
+            crew.crews[ROLLOUT].retire("worker-0")
+            wait_for(lambda: crew.check() or list(crew.crews[ROLLOUT].members) == ["worker-1"])
             wait_for(partial(is_dead, gone))
         train(step)
     assert sorted(ids) == list(range(config.learner.steps * config.learner.global_batch_size))
@@ -170,20 +172,24 @@ def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_
     run = run_in("rollout.workers=1", "rollout.max_workers=3", "learner.steps=100000")
     root, found = run[1].root, {}
 
-    def there(*names):
+    def there(*names, role="rollout"):
         status = Rendezvous(root).status()
-        return status["workers"]["there"] == list(names) and status["state"] == "running"
+        return status["crews"][role]["there"] == list(names) and status["state"] == "running"
 
     def harm(made):
         until(lambda: Rendezvous(root).status()["state"] == "running")
         found["answer"] = ask(look(root), "scale", {"rollout": 2})
         until(lambda: there("worker-0", "worker-1"))
-        for wanted in (4, 0, "many"):
+        wrong = [("rollout", 4), ("rollout", 0), ("rollout", "many"), ("judge", 9), ("teacher", 9)]
+        for role, wanted in wrong:
             with pytest.raises(InputError) as refused:
-                ask(look(root), "scale", {"rollout": wanted})
-            found[wanted] = str(refused.value)
+                ask(look(root), "scale", {role: wanted})
+            found[role, wanted] = str(refused.value)
         ray_cluster.kill(made["worker-0"]._actor)
-        until(lambda: there("worker-1", "worker-2"))
+        ray_cluster.kill(made["teacher-0"]._actor)
+        until(lambda: there("worker-1", "worker-2") and there("teacher-1", role="teacher"))
+        before = len(read_rows(run[1].metrics))
+        until(lambda: len(read_rows(run[1].metrics)) > before + 2)
         found["lines"] = lines(look(root), time.time())
         ask(look(root), "scale", {"rollout": 1})
         until(lambda: there("worker-1"))
@@ -193,12 +199,15 @@ def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_
     with run[1].locked("distill"):
         facts = distill(*run, quiet, local=False, launch=lambda: beside(harm))
     assert facts["stopped"] == "varkd stop"
-    assert list(facts["deaths"]) == ["worker-0"]
+    assert sorted(facts["deaths"]) == ["teacher-0", "worker-0"]
+    assert read_rows(run[1].metrics)[-1]["actors/teacher"] == 1
+    assert found["judge", 9] == "judge=9, but this run has rollout, teacher; name one of them"
+    assert "1 to 2 (2 * teacher.replicas)" in found["teacher", 9]
     assert set(facts["busy"]) == {"learner", "teacher", "rollout"}
     assert found["answer"] == "rollout workers: 1 -> 2; 1 on their way"
-    assert "1 (rollout.min_workers) to 3 (rollout.max_workers)" in found[4]
-    assert found[0].startswith("rollout=0, but this run has")
-    assert "no request that this run knows" in found["many"]
+    assert "1 (rollout.min_workers) to 3 (rollout.max_workers)" in found["rollout", 4]
+    assert found["rollout", 0].startswith("rollout=0, but this run has")
+    assert "no request that this run knows" in found["rollout", "many"]
     assert found["auto"].endswith("from now on 1 to 3 as the load asks")
     text = "\n".join(found["lines"])
     assert "2 sample (worker-1, worker-2); 1 to 3 may run, as somebody says" in text
@@ -206,32 +215,31 @@ def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_
     assert "worker-2 takes its place" in text
 
 
-def is_gone(ray, actor):
-    try:
-        ray.get(actor.__ray_ready__.remote(), timeout=60)
-    except ray.exceptions.RayActorError:
-        return True
-    return False
-
-
-def test_a_dead_teacher_replica_is_left_out(placed, run_in, ray_cluster):
-    run = run_in("teacher.replicas=2", "rollout.workers=1")
-    services, crew, _ = start(run, placed)
-    from deploy.backend.proxies import ActorProxy, ReplicaProxy
-
-    actors = [actor for actor in placed._actors if placed.names[actor].startswith("teacher")]
-    assert len(actors) == 2
-    ray_cluster.kill(actors[1])
+def test_replicas_are_replaced_added_and_retired_and_who_sends_to_them_hears_of_it(
+    placed, run_in, ray_cluster
+):
+    """One worker, which was handed the way to the first replica alone."""
+    fresh = ("learner.max_staleness=0", "learner.publish_every=1")
+    run = run_in("rollout.workers=1", "teacher.max_restarts=1", "teacher.max_replicas=2", *fresh)
+    services, crew, student = start(run, placed)
+    replicas = crew.crews["teacher"]
+    assert run[0].teacher.is_elastic
+    ray_cluster.kill(replicas.members["teacher-0"]._actor)
     services.ledger.restore({"step": 0, "frontier": 0, "beyond": []})
-    assert take(services, 0).records
-    crew.check()
-    assert crew.deaths == {}
-    ray_cluster.kill(actors[0])
-    until(lambda: is_gone(ray_cluster, actors[0]))  # the call above only asks for it
-    both = ReplicaProxy([ActorProxy(actor, "teacher") for actor in actors], 0)
-    with pytest.raises(ServiceDied, match="the process of teacher died"):
-        both.score(None)
-    services.close("over")
+    wait_for(lambda: crew.check() or (list(replicas.there) == ["teacher-1"]))
+    share = take(services, 0)
+    assert crew.scale("teacher", 2) == ["teacher-2"]
+    wait_for(lambda: crew.check() or not crew.pending)
+    assert crew.counts == {"rollout": 1, "teacher": 2}
+    replicas.retire("teacher-1")
+    wait_for(lambda: crew.check() or list(replicas.members) == ["teacher-2"])
+    publish(services, student, 1)
+    services.ledger.commit(1, share.leases)
+    assert take(services, 1).records, "the newest alone"
+    ray_cluster.kill(replicas.members["teacher-2"]._actor)
+    wait_for(lambda: crew.check() or crew.failure is not None)
+    assert "0 teacher replicas are left: the process of teacher-2 died" in str(crew.failure)
+    assert list(crew.deaths) == ["teacher-0", "teacher-2"]
     crew.dismiss()
 
 

@@ -12,6 +12,7 @@ class Replacing(LocalLauncher):
     """Creates a test's own subclasses where a run asks for their originals."""
 
     def __init__(self, instead: Mapping[type, type]) -> None:
+        super().__init__()
         self._instead = instead
 
     def __call__(
