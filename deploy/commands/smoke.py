@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=tuple(methods),
         default=(usual := next(iter(methods))),
-        help=f"the objective; dd1 and dd2 have students of one pass (default: {usual})",
+        help=f"the objective; students of dd1 and dd2 need one pass, and longer (default: {usual})",
     )
 
 
