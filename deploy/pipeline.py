@@ -16,6 +16,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TypeAlias
+
 from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
 from common.errors import ServiceDied, Verdict
@@ -63,9 +64,12 @@ def wire(
     conditions: ConditionTables | None = None,
 ) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
     """Create every service, hand each the ones it talks to, and say how workers and, by name,
-    replicas of scorers are made, at any time: a worker that comes late samples with the weights of then, which it
-    fetches and verifies with its first lease. `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
-    default those of the config. What only the teacher may know of them is handed to nobody else."""
+    replicas of scorers are made, at any time: a worker that comes late samples with the weights of
+    then, which it fetches and verifies with its first lease.
+
+    `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
+    default those of the config. What only the teacher may know of them is handed to nobody else.
+    """
     tables = conditions or config.conditions.tables(data.spec.num_classes)
     schedule = config.schedule()
     calls = 6 + 2 * config.rollout.most_workers * (1 + config.rollout.in_flight)

@@ -25,7 +25,7 @@ from learner.blocks import recompute_activations
 from learner.compiled import compile_layers
 from learner.config import LearnerConfig
 from learner.diagnostics import StepStatistics
-from learner.layout import Layout, layout_of
+from learner.layout import layout_of
 from learner.micro_batch import MicroBatches
 from learner.objective import Objective, Student
 from learner.optimizer import Average, build_adamw

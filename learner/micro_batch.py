@@ -52,9 +52,7 @@ class MicroBatches:
             for source in dict.fromkeys(batch.sources):
                 chosen = select(source, batch, token_weights, factors.token_BL)
                 if len(chosen.token_N):
-                    losses.append(
-                        self._of_tokens(chosen, chosen.take(read.hidden_BLC), statistics)
-                    )
+                    losses.append(self._of_tokens(chosen, chosen.take(read.hidden_BLC), statistics))
             total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
         if factors.sequence_B is not None:
             loss_B = self._of_sequences(batch, token_weights, read)

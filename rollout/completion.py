@@ -66,9 +66,7 @@ def complete(
     return done if not reading else replace(done, input_token_BL=_read(done.token_BL, reading))
 
 
-def _put(
-    done: Completed, rows: Tensor, drawn: Drawn, reading: list[tuple[Tensor, Tensor]]
-) -> None:
+def _put(done: Completed, rows: Tensor, drawn: Drawn, reading: list[tuple[Tensor, Tensor]]) -> None:
     """A sampler's rows in their places; what is read of them in `reading`, if it is not they."""
     done.token_BL[rows], done.logprob_BL[rows] = drawn.token_BL, drawn.logprob_BL
     if drawn.input_token_BL is not None:

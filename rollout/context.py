@@ -41,8 +41,8 @@ class ContextConfig(PluginConfig, ABC):
 
     @property
     def way(self) -> str | None:
-        """Who makes its rows in a worker: its sampler, slot by slot behind the prefix, unless it has
-        a way of its own (rollout/forced.py)."""
+        """Who makes its rows in a worker: its sampler, slot by slot behind the prefix, unless it
+        has a way of its own (rollout/forced.py)."""
         return self.sampler
 
     @property

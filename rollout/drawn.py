@@ -34,8 +34,8 @@ class Sampler(Protocol):
         plan: DecodePlan,
         order_seeds: Sequence[int] | None = None,
     ) -> Drawn:
-        """The rows of `work` in the slots of `plan`. Seeds give each row's own noise; `order_seeds`,
-        by default the same, what rows of one condition share.
+        """The rows of `work` in the slots of `plan`. Seeds give each row's own noise;
+        `order_seeds`, by default the same, what rows of one condition share.
 
         Raises:
             InputError: the sampler cannot make such rows.

@@ -36,8 +36,8 @@ class PrefixSampler:
         plan: DecodePlan,
         order_seeds: Sequence[int] | None = None,
     ) -> Drawn:
-        """As `rollout.drawn.Sampler`, whatever steps the sampler takes itself; the order is what rows
-        of one condition share.
+        """As `rollout.drawn.Sampler`, whatever steps the sampler takes itself; the order is what
+        rows of one condition share.
 
         Raises:
             InputError: the sampler's order begins with other cells than the plan's prefix.

@@ -36,7 +36,7 @@ ALIGNED = 64
 
 
 class Packing:
-    """Packs one module's state again and again, and takes memory for what it has to convert only once."""
+    """Packs one module's state again and again; takes memory for what it converts only once."""
 
     def __init__(self, state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
         """`state` is the module's, whose tensors stay where they are; those that `dtypes` names
@@ -76,8 +76,8 @@ class Packing:
 
 
 def pack(module: nn.Module, dtype: torch.dtype) -> Payload:
-    """A module's state, once: what travels to rollout workers; `Packing.parts`. Parameters travel in
-    `dtype`; buffers as they are (a quantiser must stay exact)."""
+    """A module's state, once: what travels to rollout workers; `Packing.parts`. Parameters travel
+    in `dtype`; buffers as they are (a quantiser must stay exact)."""
     dtypes = {name: dtype for name, _ in module.named_parameters()}
     return Packing(module.state_dict(), dtypes).parts()
 

@@ -74,9 +74,7 @@ class Scaler:
         """For so many `alive` of each role, of whom some may not be there yet; the number of
         `fixed` roles is somebody's choice."""
         free = {
-            role
-            for role, limits in self._limits.items()
-            if limits.is_elastic and role not in fixed
+            role for role, limits in self._limits.items() if limits.is_elastic and role not in fixed
         }
         if not free:
             return NOTHING

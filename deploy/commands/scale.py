@@ -22,7 +22,11 @@ INTERRUPTED = "see `varkd status` for what became of it"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_folder(parser)
-    parser.add_argument("target", metavar="ROLE=N", help="rollout, teacher or scorer-NAME, and how many of them, or auto")
+    parser.add_argument(
+        "target",
+        metavar="ROLE=N",
+        help="rollout, teacher or scorer-NAME, and how many of them, or auto",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""How many workers and replicas a live run has, by its numbers or on request, and what it says of itself."""
+"""How many workers and replicas a live run has, by its numbers or on request, and what it tells."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -20,7 +20,7 @@ from common.exchange.weights import Weights, WeightStore
 from deploy.backend.launcher import LocalLauncher
 from deploy.pipeline import wire
 from teacher_server.scorer import ScorerLink
-from teacher_server.teacher import Teacher, guided_features
+from teacher_server.teacher import guided_features
 
 SERVICES = (Buffer, Ledger, ScorerLink, WeightStore)
 SECRET = b"what only the teacher may know"

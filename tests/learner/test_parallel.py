@@ -8,7 +8,6 @@ import torch
 from building.objectives import Company
 from building.ranks import learner_of, on_ranks, trained
 
-from common.errors import InputError
 from common.exchange.signal import entropies
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import concatenate

@@ -11,8 +11,8 @@ from building.waiting import until
 
 from common.artifacts.backbone_file import load_backbone
 from common.errors import InputError, ServiceDied
-from common.exchange.packed_weights import pack
 from common.exchange.metrics import read_rows
+from common.exchange.packed_weights import pack
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
 from deploy.backend.role import ROLLOUT

@@ -74,7 +74,7 @@ def test_prefix_law_is_uniform_on_its_integers(data):
 def test_context_tables_are_validated():
     with pytest.raises(ValueError, match="every ratio is 0"):
         ContextsConfig.model_validate({"sources": {"data": {"ratio": 0}}})
-    with pytest.raises(ValueError, match="choose one of: data, parallel, .*student, teacher"):
+    with pytest.raises(ValueError, match=r"choose one of: data, parallel, .*student, teacher"):
         ContextsConfig.model_validate({"sources": {"dream": {"ratio": 1}}})
     with pytest.raises(ValueError, match=r"min_prefix 0\.9 is larger than max_prefix 0\.2"):
         contexts(1.0, min_prefix=0.9, max_prefix=0.2)

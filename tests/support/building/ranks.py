@@ -89,6 +89,8 @@ def trained(
     for settings in runs:
         learner = learner_of(student, teacher, ranks, **settings)
         rows = [learner.step(own) for _ in range(STEPS)]
-        states = {name: {k: v.clone() for k, v in state.items()} for name, state in learner.states()}
+        states = {
+            name: {k: v.clone() for k, v in state.items()} for name, state in learner.states()
+        }
         found.append(Seen(rows, states, learner.published("float32", checked=True).copied()))
     return found
