@@ -20,7 +20,7 @@ from common.models.generator import GeneratorConfig
 from common.models.one_pass import OnePassConfig
 from common.perceptual.lpips import LpipsConfig
 from common.tokenization.tokenizer import TokenizerConfig
-from deploy.contexts import require_passes, require_rows
+from deploy.contexts import require_exact, require_labels, require_passes, require_rows
 from deploy.logger import LoggerConfig
 from deploy.one_pass import (
     pairs_of,
@@ -249,6 +249,8 @@ class RunConfig(Config):
         require_passes(self.contexts, self.models.student, describe)
         require_rows(self.contexts, self.models.student, describe)
         self.objective.check(self.contexts.policies())
+        require_labels(self.contexts, self.objective)
+        require_exact(self.contexts, self.objective)
         return self
 
     @model_validator(mode="after")

@@ -55,6 +55,8 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Whether rows must be tokens that known noise was carried to (sampling.flow)."""
     reads_target: ClassVar[bool] = False
     """Whether it asks for the data sequences that rows began as (`target_token`)."""
+    learns_labels: ClassVar[bool] = False
+    """Whether the codes of the student's rows are labels, which it is to say, and not samples."""
     students: ClassVar[type[PluginConfig]] = BackboneConfig
     """Configs of the students that it trains."""
     columns: ClassVar[tuple[str, ...]] = ()

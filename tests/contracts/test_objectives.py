@@ -32,6 +32,8 @@ NOT_ZERO_AT_THE_TEACHER = {
     ("dd1", "teacher"),  # the teacher's tokens
     ("mle", "data"),  # labels
     ("minillm", "data"),
+    ("sar", "data"),
+    ("sar", "student"),
     ("imitkd", "data"),  # a hard target
     ("imitkd", "student"),
     ("sinkd", "data"),  # a transport plan of finite epsilon
