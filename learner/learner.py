@@ -84,7 +84,8 @@ class Learner:
         self.steps_done = 0
 
     def _prepared(self, student: Student) -> Student:
-        student = student.to(self._device, torch.float32).train()
+        student.train(self._objective.config.with_dropout)
+        student = student.to(self._device, torch.float32)
         self._objective.config.freeze(student)
         if self._config.compile:
             compile_layers(student)
@@ -101,11 +102,12 @@ class Learner:
             Diverged: loss, gradient, weights or another number of this step is not finite. The
                 state is of no use then; nothing of it may be published or stored.
         """
+        self._objective.config.check_rows(batch)
         light = self._without_wide_columns(batch)
         token_weights = self._objective.token_weights(light, self._state, self._ranks)
         factors = self._coefficients(light, token_weights)
         length = batch.token_BL.shape[1]
-        diagnosed = self._objective.config.diagnosed
+        diagnosed = self._objective.config.observes()
         statistics = StepStatistics(diagnosed, self._contexts, length, self._device)
         statistics.add_batch(light, token_weights)
         self._optimizer.zero_grad(set_to_none=True)
