@@ -77,6 +77,10 @@ class ScorerConfig(PluginConfig, ABC):
     reads_target: ClassVar[bool] = False
     """Whether it compares rows with the data sequences that they began as (`target_token`)."""
 
+    def adds_to_tokens(self) -> tuple[str, ...]:
+        """`token_columns`, or what of them these settings ask for."""
+        return self.token_columns
+
     @abstractmethod
     def build(self, files: ScorerFiles) -> Scorer:
         """The scorer, in the process in which it works.

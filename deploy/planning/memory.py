@@ -214,7 +214,7 @@ def _scored(config: RunConfig, batch: TrajectoryBatch, head: nn.Linear) -> Traje
         signal["entropy"] = torch.zeros(batch.token_BL.shape)
     sequence = dict(batch.sequence)
     for scorer in config.scoring.values():
-        signal |= {name: torch.zeros(batch.token_BL.shape) for name in scorer.token_columns}
+        signal |= {name: torch.zeros(batch.token_BL.shape) for name in scorer.adds_to_tokens()}
         sequence |= {name: torch.zeros(len(batch.id_B)) for name in scorer.sequence_columns}
     return replace(batch.scored(signal, {"head": ""}), sequence=sequence)
 

@@ -110,7 +110,7 @@ class Sizing:
             per_token = config.teacher.signal.bytes_per_token(width, self.spec.vocab_size)
             per_token += 4 * config.reads_entropy
         for scorer in config.scoring.values():
-            per_token += 4 * len(scorer.token_columns)
+            per_token += 4 * len(scorer.adds_to_tokens())
             per_row += 4 * len(scorer.sequence_columns)
         return bytes_per_image(
             self.spec,

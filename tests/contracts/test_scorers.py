@@ -48,7 +48,7 @@ def test_a_scorer_adds_columns_and_touches_nothing(kind, files, record, taught):
     assert added
     assert all(name.startswith(("signal.", "sequence.")) for name in added)
     if kind != "teacher":  # its columns are those of the signal
-        declared = [f"signal.{name}" for name in config.token_columns]
+        declared = [f"signal.{name}" for name in config.adds_to_tokens()]
         declared += [f"sequence.{name}" for name in config.sequence_columns]
         assert sorted(added) == sorted(declared)
     for name in before.schema.names:
