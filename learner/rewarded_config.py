@@ -1,7 +1,7 @@
 """What objectives with rewards have in common in their config."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ class RewardedConfig(ObjectiveConfig):
 
     with_dropout: ClassVar[bool] = False
 
-    rewards: Annotated[dict[str, Weight], Field(min_length=1)] = {"teacher_logprob": 1.0}
+    rewards: dict[str, Weight] = Field(default={"teacher_logprob": 1.0}, min_length=1)
     """Weights by name of what [scorers] write of whole rows, e.g. decoded_mse=1."""
     per_token: bool = False
     """Credit every token with its own share of the rewards, where scorers tell it (a patch decoder

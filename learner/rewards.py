@@ -163,21 +163,8 @@ def remember(
     Raises:
         InputError: no group of several steps on end could be judged.
     """
-    kept_B, group_B = rewards.kept_B, rewards.group_B
-    kept_BR, rows = rewards.part_BR[kept_B], kept_B.sum().double()
-    size_K = torch.bincount(group_B).double()
-    value_B1 = rewards.total_B[:, None]
-    centred_B1 = value_B1 - (_added(value_B1, group_B) / size_K[:, None].clamp_min(1))[group_B]
-    spread_K = _added(centred_B1.square(), group_B)[:, 0] / (size_K - 1).clamp_min(1)
-    same_K = (_extreme(value_B1, group_B, "amin") == _extreme(value_B1, group_B, "amax"))[:, 0]
-    kept_K = rewards.kept_K
-    of_student_K = _added(batch.on_policy_B[:, None].double(), group_B)[:, 0] > 0
-    numbers = [
-        *(rows, kept_K.sum().double(), (of_student_K & ~kept_K).sum().double()),
-        *(spread_K.sqrt()[kept_K].sum(), (same_K & kept_K).sum().double()),
-        *kept_BR.sum(0).unbind(),
-    ]
-    rows_, groups, left_out, spread, same, *sums = ranks.sum_(torch.stack(numbers)).tolist()
+    counts = ranks.sum_(torch.stack(_counts(batch, rewards)))
+    rows, groups, left_out, spread, same, *sums = counts.tolist()
     state["reward/groups_left_out"] = state.get("reward/groups_left_out", 0.0) + left_out
     if left_out or groups:
         state[EMPTY] = 0.0 if groups else state.get(EMPTY, 0.0) + 1
@@ -188,8 +175,27 @@ def remember(
         )
     if not groups:
         return
-    means = {name: total / rows_ for name, total in zip(weights, sums, strict=True)}
+    means = {name: total / rows for name, total in zip(weights, sums, strict=True)}
     state["reward/mean"] = sum(weights[name] * mean for name, mean in means.items())
     state |= {f"reward/{name}": mean for name, mean in means.items()}
     state["reward/group_std"] = spread / groups
     state["reward/constant_groups"] = same / groups
+
+
+def _counts(batch: TrajectoryBatch, rewards: Rewards) -> list[Tensor]:
+    """Kept rows, kept groups, groups left out; over the kept ones their standard deviations and how
+    many have none; sums of the parts."""
+    kept_B, kept_K, group_B = rewards.kept_B, rewards.kept_K, rewards.group_B
+    value_B1, size_K1 = rewards.total_B[:, None], torch.bincount(group_B)[:, None]
+    centred_B1 = value_B1 - (_added(value_B1, group_B) / size_K1)[group_B]
+    spread_K1 = _added(centred_B1.square(), group_B) / (size_K1 - 1).clamp_min(1)
+    same_K1 = _extreme(value_B1, group_B, "amin") == _extreme(value_B1, group_B, "amax")
+    of_student_K = _added(batch.on_policy_B[:, None].double(), group_B)[:, 0] > 0
+    return [
+        kept_B.sum().double(),
+        kept_K.sum().double(),
+        (of_student_K & ~kept_K).sum().double(),
+        spread_K1[:, 0].sqrt()[kept_K].sum(),
+        (same_K1[:, 0] & kept_K).sum().double(),
+        *rewards.part_BR[kept_B].sum(0).unbind(),
+    ]

@@ -30,9 +30,14 @@ class Drawing:
         Raises:
             InputError: the tokenizer is missing or damaged.
         """
-        device = place(files.config.device)
+        device = cls.device_of(files)
         tokenizer = load_tokenizer(files.teacher.tokenizer).to(device).requires_grad_(False)
         return cls(tokenizer, tokenizer.shape, device)
+
+    @staticmethod
+    def device_of(files: ScorerFiles) -> torch.device:
+        """Where scorers that look at images work: where the teacher does."""
+        return place(files.config.device)
 
     @torch.no_grad()
     def images(self, batch: TrajectoryBatch, token_BL: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class RewardScorer:
             return judged
         except InputError:
             raise
-        except Exception as error:  # somebody's own code: a fault in it costs groups, not the run
+        except Exception as error:  # noqa: BLE001 - a fault in somebody's code costs groups alone
             lease = batch.facts.get("lease", "?")
             LOG.warning("reward %s failed for lease %s: %r", self._part, lease, error)
             return Judged(torch.full((len(batch),), torch.nan))

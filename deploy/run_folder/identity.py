@@ -142,7 +142,7 @@ def network_of(key: str) -> str:
 
 def _fields(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
-    looks = "perceptual" in config.objective.resources()
+    looks = config.uses_classifier
     moved = tuple(f"{key}.weights" for key, _ in parts(config, LpipsConfig))  # contents count
     return {
         key: value

@@ -175,7 +175,7 @@ def run_resources(
         clusters=partial(cluster_map, config, workspace, ranks),
         teacher_head=lambda: workspace.model(config, "teacher").head(),
         render=partial(tokenizer_render, workspace),
-        perceptual=partial(classifier_features, config, workspace),
+        perceptual=partial(classifier_features, workspace),
         lpips=lambda net, device: net.load().to(device),
         positions=lambda: trained_positions(config),
         guidance=partial(looked_through, guidance),

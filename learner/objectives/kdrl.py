@@ -25,6 +25,7 @@ from pydantic import SerializeAsAny, model_validator
 from torch import Tensor
 
 from common.config.plugins import PluginConfig, from_package
+from common.config.quantities import RewardOrNone
 from common.exchange.provenance import Policy, is_on_policy
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import BackboneConfig
@@ -70,7 +71,7 @@ class Config(RewardedConfig, BetaConfig):
     mask: Literal["none", "response", "group"] = "none"
     """Whom distillation leaves out: nobody; rows that did well; all rows of groups in which any
     did. Such tokens stay in the denominator."""
-    correct: float | None = None
+    correct: RewardOrNone = None
     """The least weighted reward of a row that did well; by default its group's mean."""
     sequence_level: bool = False
     """Credit a token with the divergence of all that follows; needs kd=k1 or full_rkl."""
@@ -231,7 +232,7 @@ class Kdrl(Objective):
         """The divergence that is in the advantage: what follows a token, and its own by k1."""
         config = self._config
         if not config.sequence_level:
-            return log_ratio(batch, batch.rollout_BL) if "k1" == self._estimator else 0.0
+            return log_ratio(batch, batch.rollout_BL) if self._estimator == "k1" else 0.0
         ratio_BL = log_ratio(batch, batch.rollout_BL)
         ahead_BL = returns(ratio_BL, 1.0)
         return ahead_BL if self._estimator == "k1" else ahead_BL - ratio_BL

@@ -230,5 +230,5 @@ def test_parts_that_do_not_fit_are_refused(message):
 
 def test_a_reward_that_nobody_writes_is_refused_by_name(student):
     batch = rollouts(student.sequences, student.logprob_BL(), V, group=8, sequence={})
-    with pytest.raises(InputError, match="objective.rewards has good, but the records hold no"):
+    with pytest.raises(InputError, match=r"objective\.rewards has good, but the records hold no"):
         built().token_weights(batch, {}, SingleProcess())

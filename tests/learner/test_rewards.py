@@ -112,7 +112,9 @@ def test_what_failed_takes_its_group_with_it_and_nothing_else(batch):
     assert state["reward/groups_left_out"] == 1
     for name in WEIGHTS:
         assert state[f"reward/{name}"] == pytest.approx(float(batch.sequence[name][kept_B].mean()))
-    assert state["reward/mean"] == pytest.approx(2 * state["reward/sharp"] + state["reward/kind"] / 2)
+    assert state["reward/mean"] == pytest.approx(
+        2 * state["reward/sharp"] + state["reward/kind"] / 2
+    )
     total_KG = rewards.total_B.view(-1, G)[rewards.kept_K]
     assert state["reward/group_std"] == pytest.approx(float(total_KG.std(1).mean()))
     assert state["reward/constant_groups"] == 0
