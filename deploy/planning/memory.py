@@ -212,11 +212,16 @@ def _scored(config: RunConfig, batch: TrajectoryBatch, head: nn.Linear) -> Traje
         signal = config.teacher.signal.encode(hidden_BLC, head)
     if config.reads_entropy:
         signal["entropy"] = torch.zeros(batch.token_BL.shape)
-    sequence = dict(batch.sequence)
+    return judged(config, batch.scored(signal, {"head": ""}))
+
+
+def judged(config: RunConfig, batch: TrajectoryBatch) -> TrajectoryBatch:
+    """With zeros for what scorers beside the teacher would say."""
+    signal, sequence = dict(batch.signal), dict(batch.sequence)
     for scorer in config.scoring.values():
         signal |= {name: torch.zeros(batch.token_BL.shape) for name in scorer.adds_to_tokens()}
         sequence |= {name: torch.zeros(len(batch.id_B)) for name in scorer.sequence_columns}
-    return replace(batch.scored(signal, {"head": ""}), sequence=sequence)
+    return replace(batch, signal=signal, sequence=sequence)
 
 
 def blank_batch(
