@@ -24,6 +24,7 @@ from common.models.plan import natural_plan
 from common.models.velocity_model import VelocityModel
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
+from deploy.planning.blank_shards import blank_layout
 from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
 from deploy.planning.skeletons import (
     BlankModelFile,
@@ -112,7 +113,8 @@ class _Rank(SingleProcess):
 
 def learning_bytes(config: RunConfig, student: Student, head: nn.Linear) -> int:
     """What a learner holds beside its student's weights and its teacher's head: average, moments,
-    gradients, activations and logits, in a step after its first update.
+    gradients, activations and logits, in a step after its first update; with its share of the
+    weights, where each rank has one.
 
     That update makes the moments. The step meets every policy beside gradients.
     """
@@ -164,6 +166,7 @@ def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Lea
         contexts=tuple(policies_of(config)),
         teacher=TeacherTargets(config.teacher.signal, head, ""),
         ranks=_Rank(config.learner.world_size),
+        layout=blank_layout,
     )
 
 
