@@ -50,7 +50,7 @@ class Taken:
         for key in (key for key in batches[0].facts if key.startswith(BUSY)):
             found = [float(batch.facts.get(key, 0)) for batch in batches]
             numbers[f"busy/{key.removeprefix(BUSY)}"] = sum(found) / len(found)
-        return cls(concatenate(batches), share.leases, numbers)
+        return cls(concatenate(batches), share.leases, numbers | _lease_seconds(batches))
 
 
 class Intake:
@@ -136,3 +136,12 @@ class Intake:
                 f"no batch for step {step} in {self._stall_seconds:g} s (learner.stall_seconds): "
                 f"{self._state()}; go on from the newest snapshot with --resume"
             )
+
+
+def _lease_seconds(batches: list[TrajectoryBatch]) -> dict[str, float]:
+    """What a lease took every worker that sampled any."""
+    found: dict[str, list[float]] = {}
+    for batch in batches:
+        if (worker := batch.facts.get("worker")) and "rollout_seconds" in batch.facts:
+            found.setdefault(worker, []).append(float(batch.facts["rollout_seconds"]))
+    return {f"lease_seconds/{worker}": sum(each) / len(each) for worker, each in found.items()}

@@ -73,9 +73,9 @@ class Progress:
                     self.curves.setdefault(key, Curve()).add(row["step"], value)
 
     def _weigh(self, row: Row) -> None:
-        """Who is the bottleneck over the last steps, with as many workers as the config says."""
+        """Who is the bottleneck over the last steps."""
         if "seconds/step" in row and "seconds/wait" in row:
-            self._load.add(row, self.config.rollout.workers)
+            self._load.add(row, row.get("actors/rollout", self.config.rollout.workers))
         if self._load.steps >= LOAD_STEPS or self.bottleneck is None:
             load = self._load.load()
             self.bottleneck = None if load is None else load.sentence()
@@ -134,7 +134,9 @@ class PageLogger:
         self._write(running=False)
 
     def _write(self, *, running: bool) -> None:
-        write_text(self._workspace.root / NAME, render(self._progress, self._workspace, running))
+        if self._workspace.root.is_dir():  # nobody makes a folder anew that was taken away
+            text = render(self._progress, self._workspace, running)
+            write_text(self._workspace.root / NAME, text)
         self._written = time.monotonic()
 
 
@@ -208,6 +210,12 @@ def _facts(progress: Progress, facts: Mapping[str, Any]) -> dict[str, str]:
         "objective": config.objective.kind,
         "seed": str(config.seed),
     }
+    if counts := {key: count for key, count in row.items() if key.startswith("actors/")}:
+        found["workers and replicas"] = ", ".join(
+            f"{key.removeprefix('actors/')} {count}" for key, count in counts.items()
+        )
+    if slow := facts.get("slow_workers"):
+        found["slow workers"] = ", ".join(f"{name} x{times:g}" for name, times in slow.items())
     named = bottleneck(facts) or progress.bottleneck
     if named is not None:
         found["bottleneck"] = named

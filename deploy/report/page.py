@@ -60,6 +60,7 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         f"{_number(found.get('seconds'), '.1f')} s"
         for found in report["learner_restarts"]
     ]
+    slow = ", ".join(f"{name} x{times:g}" for name, times in report["slow_workers"].items())
     return [
         "| run | |",
         "|---|---|",
@@ -75,7 +76,8 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         f"{_number(staleness['max'], '.0f')}, bound {staleness['bound']} steps; "
         f"{staleness['dropped']} images dropped |",
         f"| survival of the gate | {_number(report['survival_rate'], '.1%')} |",
-        f"| rollout workers | {report['rollout_workers']}, {len(deaths)} died |",
+        f"| workers and replicas | {_actors(report)}, {len(deaths)} died |",
+        *([f"| slow workers | {one_line(slow)} |"] if slow else []),
         *(["| learner began again | " + "; ".join(again) + " |"] if again else []),
         f"| seed, config | {report['seed']}, {report['config_digest']} |",
     ]
@@ -96,6 +98,15 @@ def _curves_page(report: dict[str, Any]) -> list[str]:
         cells = " | ".join(_number(value, ".4g") for value in values)
         lines.append(f"| {context} | {_number(share, '.1%')} | {cells} |")
     return [*lines, "", "Share: of all rows of the run. Entropies and divergences in nats.", ""]
+
+
+def _actors(report: dict[str, Any]) -> str:
+    """How many were there of each role, where there were processes to count."""
+    counts = [
+        f"{role} {least}" if least == most else f"{role} {least} to {most}"
+        for role, (least, most) in report["actors"].items()
+    ]
+    return ", ".join(counts) or str(report["rollout_workers"])
 
 
 def _number(value: float | None, form: str) -> str:

@@ -46,6 +46,8 @@ def summarise(
         "weights_published": facts.get("published", 0),
         "staleness": _staleness(config, facts, rows),
         "rollout_workers": config.rollout.workers,
+        "actors": _actors(rows),
+        "slow_workers": facts.get("slow_workers", {}),
         "worker_deaths": facts.get("deaths", {}),
         "learner_restarts": facts.get("restarts", []),
         "leases_reissued": facts.get("ledger/reissued", 0),
@@ -123,6 +125,17 @@ def _stage_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
         for stage in stages
         if (values := [row[f"seconds/{stage}"] for row in rows if f"seconds/{stage}" in row])
     }
+
+
+def _actors(rows: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """The fewest and the most of each role that were there."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        for key, count in row.items():
+            if key.startswith("actors/"):
+                least, most = found.get(key, (count, count))
+                found[key] = [min(least, count), max(most, count)]
+    return {key.removeprefix("actors/"): range_ for key, range_ in found.items()}
 
 
 def bottleneck(facts: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from deploy.console.faults import GO_ON
 from deploy.control.live import LiveRun
 from deploy.control.rendezvous import Answer, Request
 from deploy.load import LoadMeter
+from deploy.stages.pace import WorkerPace
 
 LOAD_STEPS = 20
 """Over so many steps the load is told."""
@@ -30,6 +31,7 @@ class Steering:
         world_size = config.learner.world_size
         self._scaler = Scaler(limits_of(config), config.schedule(), world_size)
         self._recent, self._whole = LoadMeter(world_size), LoadMeter(world_size)
+        self._pace = WorkerPace()
         self._has_begun = False
         self._fixed: set[str] = set()
         self._said: dict[str, Any] = {}
@@ -43,6 +45,8 @@ class Steering:
         """A step's row, and who was there meanwhile."""
         counts = {ROLLOUT: 1} if crew is None else crew.counts
         workers = counts[ROLLOUT]
+        for warning in self._pace.hear(row):
+            self.say(warning)
         if self._has_begun:  # before the first step everybody waits for the start
             self._scaler.hear(row, counts)
             self._whole.add(row, workers)
@@ -83,9 +87,10 @@ class Steering:
         self._live.tell(**self._said)
 
     def facts(self) -> dict[str, Any]:
-        """For distill.json: who was how busy, and who held the others up."""
+        """For distill.json: who was how busy, who held the others up, and who was slow."""
         load = self._whole.load()
-        return {} if load is None else load.as_dict()
+        found = {} if load is None else load.as_dict()
+        return found | ({"slow_workers": self._pace.slow} if self._pace.slow else {})
 
     def _crew(self, crew: Crew) -> dict[str, Any]:
         limits = crew.limits

@@ -6,6 +6,7 @@ from common.exchange.schedule import Schedule
 from deploy.backend.role import ROLLOUT, replica_limits, worker_limits
 from deploy.backend.scaler import Scaler
 from deploy.load import LoadMeter
+from deploy.stages.pace import WorkerPace
 from rollout.config import RolloutConfig
 from teacher_server.replicas import ReplicasConfig
 
@@ -96,3 +97,16 @@ def test_the_bottleneck_is_who_is_busy_while_others_wait():
     assert found(0.4, 0.8, 0.9) == "teacher"
     assert found(0.5, 0.5, 0.1) == "none", "in turns"
     assert found(0.25, 0.2, 0.0) == "learner"
+
+
+def test_a_worker_that_is_far_slower_than_the_others_is_named_once():
+    pace, said = WorkerPace(), []
+    for step in range(20):
+        row = {f"lease_seconds/worker-{number}": 0.1 for number in range(3)} | {"loss": 9.0}
+        row["lease_seconds/worker-1"] = 1.0 if step >= 5 else 0.1
+        row["lease_seconds/worker-2"] = 9.0 if step == 3 else 0.3  # a hiccup
+        said += [(step, warning) for warning in pace.hear(row)]
+    ((step, warning),) = said
+    assert 8 <= step <= 10
+    assert warning.startswith("warning: worker-1 takes 1 s for a lease, ")
+    assert list(pace.slow) == ["worker-1"]

@@ -1,0 +1,47 @@
+"""Names a worker that samples far slower than the others: its machine is shared, or throttled."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+KEY = "lease_seconds/"
+"""Of a row of metrics, with a worker's name: seconds that its leases of the step took."""
+LEASES = 8
+"""Of which the median counts."""
+SLOW = 4.0
+"""Times the median of the others."""
+
+
+class WorkerPace:
+    """Hears every row of metrics."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, deque[float]] = {}
+        self.slow: dict[str, float] = {}
+        """How many times as long as the others' the leases of a worker took, when that was seen."""
+
+    def hear(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """A sentence about each that is found to be slow, once."""
+        for key, seconds in row.items():
+            if key.startswith(KEY):
+                name = key.removeprefix(KEY)
+                self._seconds.setdefault(name, deque(maxlen=LEASES)).append(float(seconds))
+                if name not in self.slow and (said := self._judged(name)):
+                    yield said
+
+    def _judged(self, name: str) -> str | None:
+        known = {
+            worker: median(seconds)
+            for worker, seconds in self._seconds.items()
+            if len(seconds) == LEASES
+        }
+        others = [seconds for worker, seconds in known.items() if worker != name]
+        if name not in known or not others or known[name] < SLOW * median(others):
+            return None
+        usual = median(others)
+        self.slow[name] = round(known[name] / usual, 1)
+        return (
+            f"warning: {name} takes {known[name]:.3g} s for a lease, {self.slow[name]:g} times as "
+            "long as the others: look at its machine; the run goes on, and waits for it"
+        )
