@@ -20,7 +20,6 @@ from common.models.velocity_model import VelocityModel
 from common.randomness import derive_seed
 from learner.alternating_config import AlternatingConfig
 from learner.config import LearnerConfig
-from learner.layout import LayoutOf
 from learner.learner import Learner, StudentName
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
@@ -125,7 +124,6 @@ class LearnerParts(TypedDict, total=False):
     teacher: TeacherTargets | None
     ranks: ProcessGroup | None
     conditions: Conditions | None
-    layout: LayoutOf
 
 
 def alternation(

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import InputError
-from common.files.rows import Rows
 from common.files.snapshots import Snapshots
 
 
@@ -57,7 +56,7 @@ class Checkpoints:
         """
         self.settle()
         self._snapshots.require_finite(step, tensors)
-        copied = {**copied_state(tensors), **constant}
+        copied = {**_copied(tensors, {}), **constant}
         self._writing = self._pool.submit(self._snapshots.write, step, copied, facts)
         self._newest = (step, time.monotonic())
 
@@ -68,7 +67,7 @@ class Checkpoints:
             InputError: the disk is full, or the folder cannot be written.
         """
         if self._writing is not None and self._writing.done():
-            self._require_written()
+            self.settle()
 
     def settle(self) -> None:
         """Wait for the one that is being written.
@@ -76,9 +75,6 @@ class Checkpoints:
         Raises:
             InputError: as `check`.
         """
-        self._require_written()
-
-    def _require_written(self) -> None:
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -105,20 +101,14 @@ class Checkpoints:
         return self._snapshots.describe()
 
 
-def copied_state(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """On the CPU; tensors that share their memory still do."""
-    return _copied(tensors, {})
-
-
 def _copied(value: Any, made: dict[Any, Tensor]) -> Any:
+    """On the CPU; tensors that share their memory still do."""
     if isinstance(value, Tensor):
         place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape)
         key = (*place, value.stride(), value.dtype)
         if key not in made or not value.numel():
             made[key] = value.detach().to("cpu", copy=True)
         return made[key]
-    if isinstance(value, Rows):
-        return Rows(_copied(value.value, made), value.count)
     if isinstance(value, Mapping):
         return {name: _copied(inner, made) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -30,10 +30,14 @@ class Heartbeat:
     """Asks in the background while the block lasts."""
 
     def __init__(
-        self, actors: Callable[[], Mapping[Any, str]], patience: Callable[[], float]
+        self,
+        actors: Callable[[], Mapping[Any, str]],
+        patience: Callable[[], float],
+        lost: dict[str, str] | None = None,
     ) -> None:
-        """`actors` that are to be there now, with their names; `patience` in seconds, as of now.
-        An actor that is still being made has no heartbeat yet and is waited for."""
+        """`actors` that are to be there now, with their names; `patience` in seconds, as of now;
+        into `lost` goes a sentence about each that is gone, by its name, in the order in which they
+        were found. An actor that is still being made has no heartbeat yet and is waited for."""
         self._actors = actors
         self._patience = patience
         self._asked: dict[Any, tuple[Any, float]] = {}
@@ -41,8 +45,7 @@ class Heartbeat:
         self._ended = threading.Event()
         self._look = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        self.lost: dict[str, str] = {}
-        """A sentence about each that is gone, by its name, in the order in which it was found."""
+        self.lost = {} if lost is None else lost
 
     def __enter__(self) -> Self:
         self._thread.start()

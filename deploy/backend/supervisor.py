@@ -65,6 +65,8 @@ class Supervisor:
         self._known = {name: list(role.first) for name, role in roles.items()}
         self._restarts = dict.fromkeys(roles, 0)
         self.deaths: dict[str, str] = {}
+        self.known_causes: dict[str, str] = {}
+        """Sentences about who is gone, by somebody who knows more than that (Heartbeat)."""
         self.failure: Verdict | None = None
         self._is_over = False
 
@@ -110,7 +112,8 @@ class Supervisor:
         return [] if crew.role.is_asked else self._services.ledger.expire(name)
 
     def _bury(self, crew: Crew, end: Ended, error: BaseException) -> None:
-        self.deaths[end.name] = self._faults.sentence(end.name, error)
+        found = self._faults.sentence(end.name, error)
+        self.deaths[end.name] = self.known_causes.get(end.name, found)
         leases, limits = self._expire(crew, end.name), crew.limits
         self._replace(crew, end)
         if crew.alive >= limits.least:

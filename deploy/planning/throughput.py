@@ -18,7 +18,6 @@ from deploy.planning.forced_passes import forced_rows, forced_sources
 from deploy.planning.hardware import Hardware
 from deploy.planning.memory import (
     blank_batch,
-    judged,
     planned_learner,
     policies_of,
     scored_lease,
@@ -84,7 +83,7 @@ def _scored(
     signal = signal_columns(config.teacher, teacher, head, batch, entropy=reads)
     if reads:
         signal["entropy"] = torch.zeros(batch.token_BL.shape)
-    return judged(config, batch.scored(signal, {"head": ""}))
+    return batch.scored(signal, {"head": ""})
 
 
 def _chain_flops(sizing: Sizing, head: nn.Linear) -> float:

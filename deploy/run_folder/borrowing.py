@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import InputError
@@ -53,7 +53,7 @@ def borrowed(source: Path, workspace: Workspace) -> Iterator[None]:
             for path in made:
                 path.unlink(missing_ok=True)
             for folder in {path.parent for path in made} - {root}:
-                if not any(folder.iterdir()):
+                with suppress(OSError):  # it holds something, or was taken away
                     folder.rmdir()
 
 

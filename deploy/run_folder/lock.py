@@ -95,13 +95,24 @@ class Tenancy:
     def require(self) -> None:
         """
         Raises:
+            InputError: the folder is not there any more, or is another one.
             RunFailed: another command holds the folder now.
         """
+        if self.is_gone():
+            raise InputError(
+                f"{self._root}: is not there any more as this run began in it: it was removed or "
+                "moved, or its storage is away; nothing more is stored; bring it back and go on "
+                "with --resume"
+            )
         if self._read() != self._holder:
             raise RunFailed(
                 f"{self._root}: another command is at work here, and the one that this learner "
                 "belongs to is gone; nothing was stored"
             )
+
+    def is_gone(self) -> bool:
+        """Whether what says who holds the folder has gone, or the folder itself."""
+        return self._read() is None and (self._holder is not None or not self._root.is_dir())
 
     def _read(self) -> str | None:
         try:

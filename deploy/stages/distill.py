@@ -31,6 +31,7 @@ from deploy.control.live import LiveRun
 from deploy.pipeline import Services, Worker, run_here, wire
 from deploy.report.html_page import write_page
 from deploy.run_folder.identity import identify
+from deploy.run_folder.lock import Tenancy
 from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.records import read_facts
 from deploy.run_folder.start import Begin, Start, plan, run_snapshots
@@ -64,10 +65,7 @@ class Run:
 
     def wire(self, place: Launcher) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
         teacher = self.workspace.model(self.config, "teacher")
-        classifier = None
-        if self.config.uses_classifier:
-            classifier = self.workspace.classifier
-        return wire(self.config, self.data, teacher, place, self.generated, classifier=classifier)
+        return wire(self.config, self.data, teacher, place, self.generated)
 
 
 def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
@@ -182,7 +180,8 @@ def _train(
             LiveRun(run.workspace.root, stop, checkpoints, lambda: bar.line, steps) as live,
         ):
             steering = Steering(run.config, live, target)
-            watch = Watch(log, bar, stop, target, steering, run.start.rows)
+            tenancy = Tenancy(run.workspace.root)
+            watch = Watch(log, bar, stop, target, steering, tenancy, run.start.rows)
             with clusters_unless_begun(run.workspace, watch):
                 found = (_run_local if local else _run_on_ray)(run, watch, launch)
             if watch.failure is not None:
@@ -244,7 +243,7 @@ def _run_in_actors(
     place.give_ranks_back()  # and the learner starts up beside the actors
     job = TrainJob(config.learner, root, services, rank, patience, node_labels(config, "learner"))
     silence = partial(watch.patience, config.learner.stall_seconds)
-    with Heartbeat(place.living, silence) as heartbeat:
+    with Heartbeat(place.living, silence, crew.known_causes) as heartbeat:
         try:
             place.wait_ready(bar.say)
             bar.say("waiting for the learner")

@@ -15,6 +15,7 @@ from deploy.console.faults import GO_ON
 from deploy.console.progress import Bar
 from deploy.console.stopping import NAMES, StopRequest
 from deploy.pipeline import Services
+from deploy.run_folder.lock import Tenancy
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.stall_watch import StallWatch
 from deploy.stages.steering import Steering
@@ -28,6 +29,7 @@ SHOWN = {
 }
 
 
+GONE_SECONDS = 2.0
 HURRIED_SECONDS = 10.0
 """How long anybody may be silent while a run is being ended."""
 
@@ -43,6 +45,7 @@ class Watch:
     stop: StopRequest
     target: Console
     steering: Steering
+    tenancy: Tenancy
     carried: tuple[dict[str, Any], ...] = ()
     """Rows that came with the snapshot: they are written, once more maybe, before the first new
     ones; before that the folder stays as it was."""
@@ -54,6 +57,8 @@ class Watch:
     """How many of each role were there last."""
     is_closing: bool = False
     closing_since: float | None = None
+    gone_since: float | None = None
+    """Since when the run folder has not been there."""
     deaths: dict[str, str] = field(default_factory=dict)
     """Who died that a run can do without."""
 
@@ -94,6 +99,7 @@ class Watch:
             once_more = "; once more ends at once" if is_signal else ""
             self.target.print(f"{self.stop.name}: stopping after this step{once_more}")
             services.close(f"stopped by {self.stop.name}")
+        self._require_folder(services)
         rows = self._new_rows(services)
         self.rows += len(rows)
         steps = [row for row in rows if PROFILE not in row]
@@ -126,13 +132,28 @@ class Watch:
             self.steering.say(f"warning: {said}; the run goes on without metrics")
             return []
 
+    def _require_folder(self, services: Services) -> None:
+        """End the run whose folder was taken away: what is open there can be written, and is lost.
+        A file system on the network may be away for a moment."""
+        if self.is_closing or not self.tenancy.is_gone():
+            self.gone_since = None
+            return
+        self.gone_since = self.gone_since or time.monotonic()
+        if time.monotonic() - self.gone_since >= GONE_SECONDS:
+            try:
+                self.tenancy.require()
+            except InputError as error:
+                self._fail(error, services)
+
     def _write(self, rows: list[dict[str, Any]], services: Services) -> None:
         try:
             self.log.write(rows)
         except InputError as error:  # e.g. a full disk: a last snapshot may still find room
-            self.failure = error
-            self.is_closing = True
-            services.close(Verdict.of(error))
+            self._fail(error, services)
+
+    def _fail(self, error: InputError, services: Services) -> None:
+        self.failure, self.is_closing = error, True
+        services.close(Verdict.of(error))
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import pytest
 from building.launchers import Replacing
 from building.runs import go, rows_of
 
-from common.errors import RunFailed
+from common.errors import InputError, RunFailed
 from common.exchange.ledger import Ledger
+from common.exchange.metrics import MetricsHub
 from common.files.snapshots import Snapshots
 from common.files.tensors import read_metadata
 from deploy.console.stopping import EXIT_CODES, LIMIT, StopRequest
@@ -75,12 +76,31 @@ def test_the_student_is_there_before_the_driver_ends(run_in):
     assert not workspace.facts.exists()
 
 
+def test_a_run_whose_folder_is_taken_away_ends_in_a_sentence_and_makes_none_anew(run_in):
+    config, workspace = run_in("learner.steps=1000000")
+    away = workspace.root.with_name("away")
+
+    class Moves(MetricsHub):
+        def post(self, row):
+            super().post(row)
+            if row["step"] == 3:
+                workspace.root.rename(away)
+
+    with workspace.locked("distill"), pytest.raises(InputError, match="was removed or moved, or"):
+        go((config, workspace), launch=lambda: Replacing({MetricsHub: Moves}))
+    assert not workspace.root.exists()
+    away.rename(workspace.root)
+    steps = [row["step"] for row in rows_of(workspace)]
+    assert steps == [*range(1, steps[-1] + 1)], "what was open could be written"
+    assert Snapshots(workspace.snapshots).steps() == [], "and nothing was stored elsewhere"
+
+
 @pytest.mark.parametrize(("done", "of"), [(True, "its last one"), (False, "being told to")])
 def test_a_learner_that_does_not_end_is_ended_in_a_stated_time(done, of):
     class Steps:
         is_full = False
 
-    watch = Watch(None, Steps(), StopRequest(), None, None)
+    watch = Watch(None, Steps(), StopRequest(), None, None, None)
     watch.require_end(0.01)
     Steps.is_full, watch.is_closing = done, not done
     watch.require_end(0.01)
