@@ -3,11 +3,12 @@
     python -m benchmarks.faults --out faults.json
     python -m benchmarks.faults --only "SIGSTOP ledger" "SIGKILL driver"
 
-Every row is a real run in `ordered` mode with two workers, whose process is killed or stopped at a
-third of the steps. `seconds` is the time from there to the end of the command, `left` counts its
-processes three seconds later, `resume` says whether the run, gone on with where it had ended, has
-student and losses of one that nobody hit, to the bit, and each step once. docs/faults.md has the
-results.
+Every row is a real run in `ordered` mode with two workers, whose process is killed or stopped after
+thirty steps, or runs for a tenth of the time from then on (SLOW), or whose folder is renamed (GONE)
+or can only be read any more (READ-ONLY, which takes the right to mount). `seconds` is the time from
+there to the end of the command, `left` counts its processes three seconds later, `resume` says
+whether the run, gone on with where it had ended, has student and losses of one that nobody hit, to
+the bit, and each step once. docs/faults.md has the results.
 """
 
 import json
@@ -18,8 +19,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measuring import machine, parser, report
@@ -60,6 +63,9 @@ FAULTS = [
     for role in ROLES
     if (name, role) != ("SIGSTOP", "driver")  # who stops his own command waits for himself
 ]
+FAULTS += ["SLOW worker", "GONE folder", "READ-ONLY folder"]
+MORE = {"SIGSTOP teacher": ("learner.stall_seconds=12",)}
+"""Six seconds, of which half must pass first, are too few for another one to start."""
 
 
 def main() -> None:
@@ -81,10 +87,12 @@ def main() -> None:
 class Command:
     """`varkd distill` in a process of its own."""
 
-    def __init__(self, source: Path, folder: Path, *, resume: bool = False) -> None:
+    def __init__(
+        self, source: Path, folder: Path, more: tuple[str, ...] = (), *, resume: bool = False
+    ) -> None:
         self.mark = f"{MARK}={secrets.token_hex(8)}"
         start = ["--resume"] if resume else ["--from", str(source)]
-        words = ["distill", "smoke", *SMALL, *SETTINGS, "--out", str(folder), *start]
+        words = ["distill", "smoke", *SMALL, *SETTINGS, *more, "--out", str(folder), *start]
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object)
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from deploy.main import main; main()", *words],
@@ -113,15 +121,12 @@ class Command:
 
 def row_of(fault: str, source: Path, folder: Path, whole: Path) -> dict[str, object]:
     """Hit one run, and go on with it."""
-    name, _, role = fault.partition(" ")
-    command = Command(source, folder)
+    command = Command(source, folder, MORE.get(fault, ()))
     while len(losses(folder)) < STRIKE and command.process.poll() is None:
         time.sleep(0.05)
-    hit = [pid for pid, title in processes(command.mark) if re.match(ROLES[role], title)]
-    for pid in hit if role.startswith("all") else hit[:1]:
-        kill(pid, signal.Signals[name])
-    began = time.monotonic()
-    ending, seconds = command.wait(), time.monotonic() - began
+    with struck(fault, command, folder) as hit:
+        began = time.monotonic()
+        ending, seconds = command.wait(), time.monotonic() - began
     time.sleep(LEFT_SECONDS)
     left = sum(1 for _ in processes(command.mark))
     for pid, _ in processes(command.mark):
@@ -132,7 +137,7 @@ def row_of(fault: str, source: Path, folder: Path, whole: Path) -> dict[str, obj
     rows = "same losses" if losses(folder) == losses(whole) else f"{len(losses(folder))} rows"
     return {
         "fault": fault,
-        "hit": len(hit),
+        "hit": hit,
         "exit": ending,
         "seconds": round(seconds, 1),
         "left": left,
@@ -140,6 +145,46 @@ def row_of(fault: str, source: Path, folder: Path, whole: Path) -> dict[str, obj
         "resume": f"{resumed} {'same student' if same else 'ANOTHER STUDENT'}, {rows}".strip(),
         "said": said[:300],
     }
+
+
+@contextmanager
+def struck(fault: str, command: Command, folder: Path) -> Iterator[int]:
+    """How many processes, or folders, were hit; what can be taken back is after the block."""
+    name, _, role = fault.partition(" ")
+    if name == "GONE":
+        folder.rename(away := folder.with_name("away"))
+        yield 1
+        assert not folder.exists(), "nobody makes it anew"
+        away.rename(folder)
+    elif name == "READ-ONLY":  # whoever opens a file from now on does so through a second mount
+        mount("--bind", str(folder), str(folder))
+        mount("-o", "remount,bind,ro", str(folder))
+        yield 1
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+    else:
+        found = [pid for pid, title in processes(command.mark) if re.match(ROLES[role], title)]
+        hit = found if role.startswith("all") else found[:1]
+        over = threading.Event()
+        for pid in hit:
+            if name == "SLOW":
+                threading.Thread(target=slow_down, args=(pid, over), daemon=True).start()
+            else:
+                kill(pid, signal.Signals[name])
+        yield len(hit)
+        over.set()
+
+
+def slow_down(pid: int, over: threading.Event) -> None:
+    """Let a process run for a tenth of the time."""
+    while not over.is_set():
+        kill(pid, signal.SIGSTOP)
+        time.sleep(0.09)
+        kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
+
+
+def mount(*words: str) -> None:
+    subprocess.run(["mount", *words], check=True)
 
 
 def losses(folder: Path) -> list[float]:
