@@ -20,9 +20,14 @@ from common.models.generator import GeneratorConfig
 from common.models.one_pass import OnePassConfig
 from common.perceptual.lpips import LpipsConfig
 from common.tokenization.tokenizer import TokenizerConfig
-from deploy.contexts import require_passes, require_rows
-from deploy.logger import LoggerConfig
-from deploy.one_pass import (
+from deploy.agreement.contexts import (
+    require_exact,
+    require_labels,
+    require_passes,
+    require_rows,
+)
+from deploy.agreement.leases import require_leases, require_workers
+from deploy.agreement.one_pass import (
     pairs_of,
     require_classes,
     require_newest,
@@ -30,6 +35,8 @@ from deploy.one_pass import (
     require_readable,
     require_steps,
 )
+from deploy.agreement.rewards import require_rewards, require_targets
+from deploy.logger import LoggerConfig
 from deploy.sections import (
     BufferConfig,
     ClusterConfig,
@@ -156,6 +163,12 @@ class RunConfig(Config):
         return scorers or self.objective.reads_entropy()
 
     @property
+    def uses_classifier(self) -> bool:
+        """Whether training looks through the run's own classifier."""
+        scorers = any("classifier" in scorer.networks() for scorer in self.scoring.values())
+        return scorers or "perceptual" in self.objective.resources()
+
+    @property
     def made_from_conditions(self) -> dict[str, Any]:
         """[conditions] among what decides the contents of a file; classes are what files are of
         that were made before there was anything else."""
@@ -176,13 +189,17 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _one_scorer_is_the_teacher(self) -> Self:
+        """By default the first."""
         found = [name for name, scorer in self.scorers.items() if scorer.kind == "teacher"]
-        if len(found) != 1:
+        if len(found) > 1 or (not found and "teacher" in self.scorers):
             raise ValueError(
                 f"scorers has {len(found)} tables of kind teacher ({', '.join(self.scorers)}), but "
                 'a run has one teacher; give it just one, [scorers.teacher] with kind = "teacher"'
             )
-        return self
+        if found:
+            return self
+        scorers = {"teacher": teacher_scorer.Config(), **self.scorers}
+        return self.model_copy(update={"scorers": scorers})
 
     @model_validator(mode="after")
     def _leases_have_a_size(self) -> Self:
@@ -199,47 +216,15 @@ class RunConfig(Config):
         return self.model_copy(update={"rollout": rollout})
 
     @model_validator(mode="after")
-    def _leases_fill_a_step(self) -> Self:
-        images, lease = self.learner.global_batch_size, self.rollout.batch_size
-        if images % (lease * self.learner.world_size):
-            raise ValueError(
-                f"learner.global_batch_size is {images}, but must be a multiple of "
-                f"rollout.batch_size {lease} times learner.world_size {self.learner.world_size}"
-            )
+    def _numbers_agree(self) -> Self:
+        require_leases(self.learner, self.rollout)
+        require_workers(self.rollout)
         return self
 
     @model_validator(mode="after")
-    def _groups_fill_a_lease(self) -> Self:
-        lease, size = self.rollout.batch_size, self.rollout.group.size
-        if lease % size:
-            raise ValueError(
-                f"rollout.batch_size is {lease}, but must be a multiple of rollout.group.size "
-                f"{size}, so that a group is sampled, scored and trained whole"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _publishing_meets_the_bound(self) -> Self:
-        every, lag = self.learner.publish_every, self.learner.max_staleness
-        if every - 1 > lag:
-            raise ValueError(
-                f"learner.publish_every is {every}, so weights get up to {every - 1} steps old, "
-                f"but learner.max_staleness allows {lag}; publish more often or raise max_staleness"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _enough_workers(self) -> Self:
-        if self.rollout.min_workers > self.rollout.workers:
-            raise ValueError(
-                f"rollout.min_workers is {self.rollout.min_workers}, but rollout.workers is "
-                f"{self.rollout.workers}"
-            )
-        if self.rollout.most_workers < self.rollout.workers:
-            raise ValueError(
-                f"rollout.max_workers is {self.rollout.max_workers}, but the run begins with "
-                f"rollout.workers {self.rollout.workers}; raise the one or lower the other"
-            )
+    def _rewards_are_given(self) -> Self:
+        require_rewards(self.objective, self.scorers, self.rollout)
+        require_targets(self.scoring, self.contexts)
         return self
 
     @model_validator(mode="after")
@@ -249,6 +234,8 @@ class RunConfig(Config):
         require_passes(self.contexts, self.models.student, describe)
         require_rows(self.contexts, self.models.student, describe)
         self.objective.check(self.contexts.policies())
+        require_labels(self.contexts, self.objective)
+        require_exact(self.contexts, self.objective)
         return self
 
     @model_validator(mode="after")

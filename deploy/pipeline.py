@@ -34,7 +34,13 @@ from deploy.config import RunConfig
 from learner.train import Outcome
 from rollout.replay import ReplayWorker
 from rollout.worker import RolloutWorker
-from teacher_server.scorer import Bypass, Delivery, Onward, ScorerFiles, ScorerLink
+from teacher_server.scorer import (
+    Bypass,
+    Delivery,
+    Onward,
+    ScorerFiles,
+    ScorerLink,
+)
 
 Worker: TypeAlias = RolloutWorker | ReplayWorker
 
@@ -62,6 +68,7 @@ def wire(
     place: Launcher,
     generated: TokenDataset | None = None,
     conditions: ConditionTables | None = None,
+    classifier: Path | None = None,
 ) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
     """Create every service, hand each the ones it talks to, and say how workers and, by name,
     replicas of scorers are made, at any time: a worker that comes late samples with the weights of
@@ -69,6 +76,7 @@ def wire(
 
     `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
     default those of the config. What only the teacher may know of them is handed to nobody else.
+    `classifier` is the run's own one, for scorers that look at images.
     """
     tables = conditions or config.conditions.tables(data.spec.num_classes)
     schedule = config.schedule()
@@ -85,7 +93,9 @@ def wire(
     if config.rollout.replay is not None:
         replay = _replay_factory(config, config.rollout.replay, place, ledger, buffer)
         return services, Role(limits, "worker", replay), {}
-    onward, scorers = _chain(config, teacher, place, buffer, calls, tables)
+    reads, ordered = config.reads_entropy, config.learner.ordered
+    files = ScorerFiles(config.teacher, teacher, ordered, tables, reads, classifier)
+    onward, scorers = _chain(config, files, place, buffer, calls)
     make_worker = _worker_factory(
         config, data, teacher, place, generated, weights, ledger, onward, tables.for_student()
     )
@@ -94,16 +104,13 @@ def wire(
 
 def _chain(
     config: RunConfig,
-    teacher: ModelFile,
+    files: ScorerFiles,
     place: Launcher,
     buffer: Buffer,
     calls: int,
-    tables: ConditionTables,
 ) -> tuple[Callable[[], Onward], dict[str, Role[ScorerLink]]]:
     """The scorers from the last to the first, each with a way to its neighbours; gives a worker its
     way in, and how replicas of each are made."""
-    reads = config.reads_entropy
-    files = ScorerFiles(config.teacher, teacher, config.learner.ordered, tables, reads)
 
     def end() -> Onward:
         return Delivery(buffer)

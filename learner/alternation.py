@@ -20,6 +20,7 @@ from common.models.velocity_model import VelocityModel
 from common.randomness import derive_seed
 from learner.alternating_config import AlternatingConfig
 from learner.config import LearnerConfig
+from learner.layout import LayoutOf
 from learner.learner import Learner, StudentName
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
@@ -124,6 +125,7 @@ class LearnerParts(TypedDict, total=False):
     teacher: TeacherTargets | None
     ranks: ProcessGroup | None
     conditions: Conditions | None
+    layout: LayoutOf
 
 
 def alternation(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import InputError
+from common.files.rows import Rows
 from common.files.snapshots import Snapshots
 
 
@@ -56,7 +57,7 @@ class Checkpoints:
         """
         self.settle()
         self._snapshots.require_finite(step, tensors)
-        copied = {**_copied(tensors, {}), **constant}
+        copied = {**copied_state(tensors), **constant}
         self._writing = self._pool.submit(self._snapshots.write, step, copied, facts)
         self._newest = (step, time.monotonic())
 
@@ -67,7 +68,7 @@ class Checkpoints:
             InputError: the disk is full, or the folder cannot be written.
         """
         if self._writing is not None and self._writing.done():
-            self.settle()
+            self._require_written()
 
     def settle(self) -> None:
         """Wait for the one that is being written.
@@ -75,6 +76,9 @@ class Checkpoints:
         Raises:
             InputError: as `check`.
         """
+        self._require_written()
+
+    def _require_written(self) -> None:
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -101,14 +105,20 @@ class Checkpoints:
         return self._snapshots.describe()
 
 
-def _copied(value: Any, made: dict[Any, Tensor]) -> Any:
+def copied_state(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """On the CPU; tensors that share their memory still do."""
+    return _copied(tensors, {})
+
+
+def _copied(value: Any, made: dict[Any, Tensor]) -> Any:
     if isinstance(value, Tensor):
         place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape)
         key = (*place, value.stride(), value.dtype)
         if key not in made or not value.numel():
             made[key] = value.detach().to("cpu", copy=True)
         return made[key]
+    if isinstance(value, Rows):
+        return Rows(_copied(value.value, made), value.count)
     if isinstance(value, Mapping):
         return {name: _copied(inner, made) for name, inner in value.items()}
     if isinstance(value, list | tuple):

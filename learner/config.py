@@ -57,6 +57,10 @@ class LearnerConfig(Config):
     """Pin weight versions and batch geometry to the image index: reproducible, somewhat slower."""
     world_size: Processes = 1
     """Data-parallel learner processes."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several of them hold: `ddp` all of the student each; `fsdp` a part of its weights,
+    gradients, moments and average each (torch's FSDP2), for students that one GPU does not hold.
+    The same losses; a single one holds all in any case."""
     activation_checkpointing: bool = False
     """Keep what goes into the student's blocks instead of all that they compute, and compute it
     once more in the backward pass: less memory, a third more work, the same numbers. Not beside
@@ -109,5 +113,10 @@ class LearnerConfig(Config):
             raise ValueError(
                 "learner.compile and learner.activation_checkpointing are both true, but blocks "
                 "that are computed twice are not compiled; set one of them to false"
+            )
+        if self.compile and self.parallel == "fsdp":
+            raise ValueError(
+                "learner.compile is true and learner.parallel is fsdp, but blocks that lie over "
+                "several ranks are not compiled; set the one to false or the other to ddp"
             )
         return self

@@ -1,7 +1,7 @@
 """How a student, its gradients and its optimizer's state lie over the learner's ranks.
 
-The learner asks a layout for whatever differs between one process and several
-(`Replicated`).
+The learner asks a layout for whatever differs between one process, several that each hold all
+(`Replicated`), and several that each hold a part (learner/sharded.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -10,11 +10,14 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from common.device import precision
 from common.finite import largest
+from learner.config import LearnerConfig
 from learner.gradient_sum import GradientSum
 from learner.process_group import ProcessGroup
 
 T = TypeVar("T")
+LayoutOf = Callable[[LearnerConfig, nn.Module, ProcessGroup], "Layout"]
 
 
 class Layout(Protocol):
@@ -118,6 +121,10 @@ class Replicated:
         return whole
 
 
-def layout_of(student: nn.Module, ranks: ProcessGroup) -> Layout:
-    """Every rank holds all."""
+def layout_of(config: LearnerConfig, student: nn.Module, ranks: ProcessGroup) -> Layout:
+    """As the config has it; a single rank holds all."""
+    if config.parallel == "fsdp" and ranks.world > 1:
+        from learner.sharded import Sharded  # which imports for half a second
+
+        return Sharded(student, ranks, precision(config.dtype))
     return Replicated(student, ranks)

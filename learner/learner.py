@@ -25,7 +25,7 @@ from learner.blocks import recompute_activations
 from learner.compiled import compile_layers
 from learner.config import LearnerConfig
 from learner.diagnostics import StepStatistics
-from learner.layout import layout_of
+from learner.layout import LayoutOf, layout_of
 from learner.micro_batch import MicroBatches
 from learner.objective import Objective, Student
 from learner.optimizer import Average, build_adamw
@@ -56,6 +56,7 @@ class Learner:
         ranks: ProcessGroup | None = None,
         section: str = "learner",
         conditions: Conditions | None = None,
+        layout: LayoutOf = layout_of,
     ) -> None:
         """`conditions` are those of the student's side, by default the classes. `section` of the
         config holds the optimizer, for messages. The student becomes float32: in half precision
@@ -66,7 +67,7 @@ class Learner:
         self._device = place(config.device)
         self._student = self._prepared(student)
         self._ranks = ranks or SingleProcess()
-        self._layout = layout_of(self._student, self._ranks)
+        self._layout = layout(config, self._student, self._ranks)
         self._optimizer = build_adamw(config.optimizer, self._layout.trained)
         self._average = Average(self._layout.held, config.optimizer.ema)
         self._packing: dict[str, Packing] = {}
@@ -84,7 +85,8 @@ class Learner:
         self.steps_done = 0
 
     def _prepared(self, student: Student) -> Student:
-        student = student.to(self._device, torch.float32).train()
+        student.train(self._objective.config.with_dropout)
+        student = student.to(self._device, torch.float32)
         self._objective.config.freeze(student)
         if self._config.compile:
             compile_layers(student)
@@ -101,11 +103,12 @@ class Learner:
             Diverged: loss, gradient, weights or another number of this step is not finite. The
                 state is of no use then; nothing of it may be published or stored.
         """
+        self._objective.config.check_rows(batch)
         light = self._without_wide_columns(batch)
         token_weights = self._objective.token_weights(light, self._state, self._ranks)
         factors = self._coefficients(light, token_weights)
         length = batch.token_BL.shape[1]
-        diagnosed = self._objective.config.diagnosed
+        diagnosed = self._objective.config.observes()
         statistics = StepStatistics(diagnosed, self._contexts, length, self._device)
         statistics.add_batch(light, token_weights)
         self._optimizer.zero_grad(set_to_none=True)
@@ -187,17 +190,22 @@ class Learner:
         self, dtype: str, *, version: int | None = None, checked: bool = False
     ) -> Weights:
         """The current student, versioned by steps done; to be copied before the next step.
-        `checked` adds what it computes, unless that would have to be compiled for it. Where the
-        student is spread, rank 0 gets it and the others an empty one."""
+        `checked` adds what it computes, unless that would have to be compiled for it, or its blocks
+        are gathered in half precision alone. Where the student is spread, rank 0 gets it and the
+        others an empty one."""
         version = self.steps_done if version is None else version
-        is_known = checked and not self._config.compile and isinstance(self._student, Backbone)
-        value = self._layout.run(self._canary) if is_known else None
+        value = self._layout.run(self._canary) if checked and self._has_canary else None
         state = self._layout.gathered(self._layout.held, self._sent_as(dtype))
         if not state:
             return Weights.of(version, ())
         if dtype not in self._packing or self._layout.is_spread:
             self._packing[dtype] = Packing(state, self._sent_as(dtype))
         return Weights.of(version, self._packing[dtype].parts(), value)
+
+    @property
+    def _has_canary(self) -> bool:
+        whole = not self.is_spread or self._config.dtype == "float32"
+        return whole and not self._config.compile and isinstance(self._student, Backbone)
 
     def _sent_as(self, dtype: str) -> dict[str, torch.dtype]:
         """Types of what is sent: parameters travel in `dtype`, buffers as they are (a quantiser

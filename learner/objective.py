@@ -55,8 +55,12 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Whether rows must be tokens that known noise was carried to (sampling.flow)."""
     reads_target: ClassVar[bool] = False
     """Whether it asks for the data sequences that rows began as (`target_token`)."""
+    learns_labels: ClassVar[bool] = False
+    """Whether the codes of the student's rows are labels, which it is to say, and not samples."""
     students: ClassVar[type[PluginConfig]] = BackboneConfig
     """Configs of the students that it trains."""
+    with_dropout: ClassVar[bool] = True
+    """Whether the student's dropout is on while it is trained; it never is while it samples."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Names in `TokenChunk.column`."""
     diagnosed: ClassVar[tuple[str, ...]] = ()
@@ -87,6 +91,15 @@ class ObjectiveConfig(PluginConfig, ABC):
         """When the student changes, where it does not in every step: it is trained in turns with
         something else, from samples of its newest version alone."""
         return ()
+
+    def observes(self) -> tuple[str, ...]:
+        """Names that `diagnostics` may return."""
+        return self.diagnosed
+
+    def rewarded(self) -> Mapping[str, float]:
+        """Weights of what scorers say of whole rows, where the loss compares samples of one
+        condition by it."""
+        return {}
 
     def resources(self) -> frozenset[str]:
         """Names in learner/resources.py of what `build` asks for; nothing else is loaded."""
@@ -137,6 +150,23 @@ class ObjectiveConfig(PluginConfig, ABC):
                 f"objective.kind={self.kind} trains a student of kind {', '.join(fitting)}, but "
                 f"models.student.kind is {student.kind}; choose another one of the two"
             )
+
+    def check_rows(self, batch: TrajectoryBatch) -> None:
+        """Refuse samples whose probabilities the objective cannot correct by.
+
+        Raises:
+            InputError: it reads with which probability the student drew a code, and that was not
+                the student's own.
+        """
+        if "behaviour" not in self.columns:
+            return
+        for policy, law, context in zip(batch.policy, batch.law, batch.context, strict=True):
+            if is_on_policy(policy) and law != "exact":
+                raise InputError(
+                    f"objective.kind={self.kind} corrects by the probability with which the "
+                    f"student itself drew a code, but rows of context {context} were drawn from "
+                    "another distribution; sample them without filters, guidance or ZipAR"
+                )
 
     def uses(self, policy: Policy) -> bool:
         """Whether rows that `policy` sampled have a loss."""

@@ -31,10 +31,13 @@ class Published(Protocol):
 
 
 class Publisher:
-    """Of one run, on rank 0."""
+    """Of one run, on rank 0, or on all of them where the student is spread."""
 
-    def __init__(self, sink: RewindableWeights, schedule: Schedule, dtype: str | None) -> None:
-        """Without a `dtype` versions are numbers alone, for nobody samples the student."""
+    def __init__(
+        self, sink: RewindableWeights | None, schedule: Schedule, dtype: str | None
+    ) -> None:
+        """Without a `dtype` versions are numbers alone, for nobody samples the student. Without a
+        `sink` another rank offers what is published; this one has its part in making it."""
         self._sink = sink
         self._schedule = schedule
         self._dtype = dtype
@@ -47,7 +50,8 @@ class Publisher:
     def begin(self, learner: Published, kept: Mapping[str, Tensor]) -> list[int]:
         """Offer what there was when the learner had done its steps, and nothing else; `kept` is
         what `kept()` gave then. Returns the versions before the learner's that are there."""
-        self._sink.rewind()
+        if self._sink is not None:
+            self._sink.rewind()
         self._pinned.clear()
         wanted = self._schedule.earlier_versions(learner.steps_done)
         there = [version for version in wanted if str(version) in kept]
@@ -78,10 +82,12 @@ class Publisher:
         }
 
     def _offer(self, weights: Weights) -> None:
+        self.version = weights.version
+        if self._sink is None:
+            return
         if self._schedule.pins_earlier:
             weights = weights.copied()
         self._sink.publish(weights)
-        self.version = weights.version
         if self._schedule.pins_earlier:
             oldest = self._schedule.pinned_version(weights.version)
             kept = {at: held for at, held in self._pinned.items() if at >= oldest}

@@ -72,7 +72,8 @@ class Outcome:
 
 
 class Trainer:
-    """One rank's view of a run. Rank 0 publishes, commits, reports and writes snapshots."""
+    """One rank's view of a run. Rank 0 publishes, commits, reports and writes snapshots; where the
+    student is spread, the others have a part in what is made of it."""
 
     def __init__(
         self,
@@ -92,13 +93,14 @@ class Trainer:
         take_over: Callable[[], object] | None = None,
         after_step: Callable[[Trained, dict[str, float]], object] | None = None,
     ) -> None:
-        """`found` is the snapshot to go on from. `take_over` is called by rank 0 after the first
+        """`found` is the snapshot to go on from. `take_over` is called on rank 0 after the first
         step and before anything of it is stored: until then the run may still be refused. Without
         a `weights_dtype` versions are numbers alone, for nobody samples the student."""
         self._learner = learner
         self._schedule = schedule
         self._buffer = buffer
-        self._publisher = Publisher(weights, schedule, weights_dtype)
+        self._leads = ranks.rank == 0
+        self._publisher = Publisher(weights if self._leads else None, schedule, weights_dtype)
         self._ledger = ledger
         self._metrics = metrics
         self._checkpoints = checkpoints
@@ -158,9 +160,10 @@ class Trainer:
         self._trained = Frontier(state)
         self._checkpoints.begin(state["step"])
         self._ranks.barrier()
-        if self._ranks.rank == 0:
+        if self._has_a_part:
             earlier = self._publisher.begin(self._learner, versions)
-            self._buffer.clear(self._ledger.restore(state, earlier))
+            if self._leads:
+                self._buffer.clear(self._ledger.restore(state, earlier))
         self._ranks.barrier()
 
     def _step(self) -> None:
@@ -169,18 +172,19 @@ class Trainer:
         began = time.monotonic()
         metrics = self._learner.step(taken.batch)
         profile = self._learner.profile.take()
-        if self._ranks.rank != 0:
+        if not self._has_a_part:
             return
         step = self._learner.steps_done
-        if self._take_over is not None:
+        if self._leads and self._take_over is not None:
             self._take_over()
             self._take_over = None
         self._trained.add(step, taken.leases)
         row = {"step": step, "pid": os.getpid(), "seconds/wait": began - asked}
         row |= {"images_total": step * self._schedule.global_batch_size, **metrics, **taken.numbers}
         with ExitStack() as finally_:  # the step is done, whoever is left to hear of it
-            finally_.callback(self._report, row, profile, began)
-            finally_.callback(self._ledger.commit, step, taken.leases)
+            if self._leads:
+                finally_.callback(self._report, row, profile, began)
+                finally_.callback(self._ledger.commit, step, taken.leases)
             if self._schedule.is_published(step) or step == self._schedule.steps:
                 self._publisher.publish(self._learner)
         if self._after_step is not None:
@@ -188,6 +192,10 @@ class Trainer:
         self._checkpoints.check()
         if self._checkpoints.is_due(step):
             self._snapshot()
+
+    @property
+    def _has_a_part(self) -> bool:
+        return self._leads or self._learner.is_spread
 
     def _report(self, row: dict[str, Any], profile: dict[str, Any] | None, began: float) -> None:
         row |= {"time": time.time(), "version": self._publisher.version}
@@ -214,13 +222,14 @@ class Trainer:
         return f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
 
     def _keep(self) -> None:
-        """A snapshot on the way out, of steps that are the run's: the first one may be refused."""
-        if self._trained.step == self._learner.steps_done:
+        """A snapshot on the way out, of steps that are the run's: the first one may be refused. Not
+        where it takes all ranks, who may be anywhere when one of them fails."""
+        if not self._learner.is_spread and self._trained.step == self._learner.steps_done:
             self._finish()
 
     def _finish(self) -> None:
         """All steps that were done are in a snapshot when this returns."""
-        if self._ranks.rank == 0:
+        if self._has_a_part:
             if self._checkpoints.is_missing(self._learner.steps_done):
                 self._snapshot()
             self._checkpoints.settle()
@@ -229,6 +238,7 @@ class Trainer:
         step = self._learner.steps_done
         versions = {VERSIONS: self._publisher.kept(step)}  # nobody changes these
         facts: dict[str, Any] = {"ledger": self._trained.state()}
-        with suppress(ServiceDied):
-            facts["rows"] = self._metrics.pending()
+        if self._leads:
+            with suppress(ServiceDied):
+                facts["rows"] = self._metrics.pending()
         self._checkpoints.save(step, self._learner.snapshot(), versions, facts)

@@ -31,6 +31,8 @@ class Completed:
     """Where a one-pass student made rows: what it means, and of other rows their codes."""
     input_token_BL: Tensor | None = None
     """What is read in every slot, where rows are not read as they are."""
+    history_B: Tensor | None = None
+    """As `DecodePlan.history_B`, where rows differ from what the plan says."""
 
 
 def complete(
@@ -49,7 +51,7 @@ def complete(
     """
     token_BL = plan.to_slots(work.cell_BL)
     done = Completed(token_BL, torch.zeros(token_BL.shape), work.seed_B)
-    reading: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Drawn]] = []
     for way, sampler in samplers.items():
         rows = work.rows_of(way)
         if not len(rows):
@@ -59,26 +61,31 @@ def complete(
             if isinstance(sampler, OnePassSampler):
                 done = _with_whole_rows(done, sampler, work, rows, own)
                 continue
-            drawn = sampler(work.rows(rows), own, plan.rows(rows), orders)
+            parts.append((rows, sampler(work.rows(rows), own, plan.rows(rows), orders)))
         except Diverged as error:
             raise Diverged(diverged(way)) from error
-        _put(done, rows, drawn, reading)
-    return done if not reading else replace(done, input_token_BL=_read(done.token_BL, reading))
+    return _with_parts(done, parts, plan)
 
 
-def _put(done: Completed, rows: Tensor, drawn: Drawn, reading: list[tuple[Tensor, Tensor]]) -> None:
-    """A sampler's rows in their places; what is read of them in `reading`, if it is not they."""
-    done.token_BL[rows], done.logprob_BL[rows] = drawn.token_BL, drawn.logprob_BL
-    if drawn.input_token_BL is not None:
-        reading.append((rows, drawn.input_token_BL))
-
-
-def _read(token_BL: Tensor, reading: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The tokens, but what is read instead of some rows."""
-    input_BL = token_BL.clone()
-    for rows, value_nL in reading:
-        input_BL[rows] = value_nL
-    return input_BL
+def _with_parts(
+    done: Completed, parts: Sequence[tuple[Tensor, Drawn]], plan: DecodePlan
+) -> Completed:
+    """`done` with what samplers drew for some rows each, and how these are read."""
+    for rows, drawn in parts:
+        done.token_BL[rows], done.logprob_BL[rows] = drawn.token_BL, drawn.logprob_BL
+    input_BL, history_B = done.token_BL.clone(), plan.history()
+    for rows, drawn in parts:
+        if drawn.input_token_BL is not None:
+            input_BL[rows] = drawn.input_token_BL
+        if drawn.history is not None:
+            history_B[rows] = drawn.history
+    own_input = any(drawn.input_token_BL is not None for _, drawn in parts)
+    own_history = any(drawn.history is not None for _, drawn in parts)
+    return replace(
+        done,
+        input_token_BL=input_BL if own_input else None,
+        history_B=history_B if own_history else None,
+    )
 
 
 def _with_whole_rows(

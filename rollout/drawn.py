@@ -22,6 +22,8 @@ class Drawn:
     """Under the distribution that drew the token; 0 where it was given."""
     input_token_BL: Tensor | None = None
     """What is read in every slot, where that is not the tokens."""
+    history: int | None = None
+    """How many steps before its own a step sees, beside the first one; None: all."""
 
 
 class Sampler(Protocol):

@@ -46,6 +46,11 @@ class ForcedContext(ContextConfig, ABC):
         return True
 
     @property
+    def has_labels(self) -> bool:
+        """Whether the codes of its rows are what the student is to say there."""
+        return False
+
+    @property
     def sampler(self) -> SamplerName:
         return "student"
 

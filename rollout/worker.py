@@ -205,7 +205,7 @@ class RolloutWorker:
             policy=work.policy,
             law=work.law,
             prefix_B=work.prefix_B,
-            plan=plan,
+            plan=replace(plan, history_B=done.history_B),
             token_BL=done.token_BL,
             logprob_BL=done.logprob_BL,
             input_token_BL=done.input_token_BL,

@@ -10,16 +10,20 @@ A scorer adds `signal.NAME` columns per token (B, L, ...) or `sequence.NAME` col
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Condition
 from typing import ClassVar, Protocol
 
 import pyarrow as pa
+import torch
 
 from common.artifacts.model_file import ModelFile
 from common.config.plugins import PluginConfig
+from common.errors import InputError
 from common.exchange.buffer import TrajectorySink
 from common.exchange.condition import ConditionTables
 from common.exchange.schedule import Schedule
+from common.perceptual.classifier import Classifier, load_classifier
 from teacher_server.busy_share import BusyShare
 from teacher_server.replicas import ReplicasConfig
 from teacher_server.teacher import TeacherConfig
@@ -57,6 +61,22 @@ class ScorerFiles:
     """All of the run's, by default the classes; scorers are on the teacher's side."""
     entropy: bool = True
     """Whether anybody reads the teacher's `signal.entropy`, which takes a pass through its head."""
+    classifier: Path | None = None
+    """The run's own classifier, which is there where some scorer says that it looks through
+    it (`ScorerConfig.networks`)."""
+
+    def load_classifier(self, device: torch.device) -> Classifier:
+        """The run's own classifier on that device.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.classifier is None:
+            raise InputError(
+                "a scorer looks at images through the run's own classifier, but the run has none; "
+                "have the scorer say so in `networks`"
+            )
+        return load_classifier(self.classifier)[0].to(device).requires_grad_(False)
 
 
 class ScorerConfig(PluginConfig, ABC):
@@ -76,6 +96,14 @@ class ScorerConfig(PluginConfig, ABC):
 
     reads_target: ClassVar[bool] = False
     """Whether it compares rows with the data sequences that they began as (`target_token`)."""
+
+    def networks(self) -> frozenset[str]:
+        """Names of networks that the run must have first: `classifier`, its own one, or none."""
+        return frozenset()
+
+    def adds_to_tokens(self) -> tuple[str, ...]:
+        """`token_columns`, or what of them these settings ask for."""
+        return self.token_columns
 
     @abstractmethod
     def build(self, files: ScorerFiles) -> Scorer:

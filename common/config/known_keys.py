@@ -55,22 +55,31 @@ def _nearest(word: str, names: set[str], likeness: float) -> str | None:
     return next(iter([*longer, *difflib.get_close_matches(word, sorted(names), 1, likeness)]), None)
 
 
-def known_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of `cls` and its sections; of a plug-in's section those of all its kinds."""
+def known_keys(
+    cls: type[BaseModel], prefix: str = "", within: frozenset[object] = frozenset()
+) -> Iterator[str]:
+    """Dotted keys of `cls` and its sections; of a plug-in's section those of all its kinds.
+
+    A plug-in may hold another of its own package (`within`), whose keys are those of the outer one.
+    """
     seen: set[str] = set()
     for name, field in cls.model_fields.items():
         key = prefix + name
-        for found in [key, *_keys_in(held_by(field), key)]:
+        for found in [key, *_keys_in(held_by(field), key, within)]:
             if found not in seen:
                 seen.add(found)
                 yield found
 
 
-def _keys_in(section: Section, key: str) -> Iterator[str]:
+def _keys_in(section: Section, key: str, within: frozenset[object]) -> Iterator[str]:
+    if section.package in within:
+        return
+    if section.package is not None:
+        within |= {section.package}
     for model in section.models:
-        yield from known_keys(model, f"{key}.")
+        yield from known_keys(model, f"{key}.", within)
     for kind, model in section.tables() if section.named else ():
-        yield from known_keys(model, f"{key}.{kind}.")
+        yield from known_keys(model, f"{key}.{kind}.", within)
 
 
 def _kinds_with(cls: type[BaseModel], path: list[str]) -> list[str]:

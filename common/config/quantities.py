@@ -55,6 +55,8 @@ Factor = Annotated[float, Field(gt=0, le=10**6)]
 """Something is multiplied or divided by it."""
 Weight = Annotated[float, Field(ge=0, le=10**6)]
 """Relative importance; 0 leaves something out."""
+RewardOrNone = Annotated[float, Field(ge=-(10**6), le=10**6)] | None
+"""What a scorer may say of a row; the higher the better."""
 Nats = Annotated[float, Field(ge=0, le=100)]
 """Entropies and their thresholds."""
 Temperature = Annotated[float, Field(ge=1e-5, le=10**4)]

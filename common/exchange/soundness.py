@@ -25,6 +25,7 @@ def require_sound(batch: TrajectoryBatch) -> None:
         ("target tokens", batch.target_BL, spec.vocab_size),
         ("labels", batch.label_B, _conditions(batch)),
         ("prefixes", batch.prefix_B, spec.length + 1),
+        ("history", batch.plan.history(), len(batch.plan.step_sizes) + 1),
     ):
         low, high = int(value.min()), int(value.max())
         if low < 0 or high >= limit:

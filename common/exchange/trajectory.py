@@ -27,6 +27,8 @@ A record is one Arrow batch, one row per sequence. Columns (schema version 3):
                                      plan, e.g. by a reward (absent: nobody asks for it)
     group,        int64              which rows are samples of one condition, and which of them a
     member                           row is, from 0 (absent: every row is alone in its group)
+    history       int64              how many steps before its own a step of the row sees, beside
+                                     the first one (absent: all)
     signal.NAME   float16/32[L, ..]  what the teacher says (absent before scoring)
     sequence.NAME number[..]         what a scorer says of whole rows, e.g. a reward (optional)
 
@@ -143,7 +145,7 @@ def _decoded(record: pa.RecordBatch) -> TrajectoryBatch:
         policy=tuple(record.column("policy").to_pylist()),
         law=tuple(record.column("law").to_pylist()),
         prefix_B=column["prefix"],
-        plan=DecodePlan(column["order"], step_sizes),
+        plan=DecodePlan(column["order"], step_sizes, history_B=column.get("history")),
         token_BL=column["token"],
         logprob_BL=column["logprob"],
         noise_BL=column.get("noise"),

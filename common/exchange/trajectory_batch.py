@@ -15,7 +15,7 @@ from common.spec import SequenceSpec
 
 COLUMNS = ("signal", "sequence")
 """Fields that hold columns by name."""
-OF_ROWS = ("group", "member", "teacher_condition", "seed")
+OF_ROWS = ("group", "member", "teacher_condition", "seed", "history")
 """Optional columns of one number per row."""
 
 
@@ -75,7 +75,7 @@ class TrajectoryBatch:
             for f in fields(self)
             if isinstance(getattr(self, f.name), Tensor | tuple)
         }
-        plan = DecodePlan(self.plan.order_BL[chosen], self.plan.step_sizes)
+        plan = self.plan.rows(chosen)
         columns = {
             name: {key: value[chosen] for key, value in getattr(self, name).items()}
             for name in COLUMNS
@@ -106,6 +106,7 @@ class TrajectoryBatch:
             "teacher_condition": self.teacher_condition_B,
             "seed": self.seed_B,
             "vector": self.vector_BLD,
+            "history": self.plan.history_B,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -178,10 +179,9 @@ def concatenate(batches: list[TrajectoryBatch]) -> TrajectoryBatch:
         for f in fields(first)
         if isinstance(getattr(first, f.name), Tensor | tuple)
     }
-    order_BL = torch.cat([batch.plan.order_BL for batch in batches])
     return replace(
         first,
-        plan=DecodePlan(order_BL, first.plan.step_sizes),
+        plan=DecodePlan.joined([batch.plan for batch in batches]),
         **{
             name: {
                 key: torch.cat([getattr(batch, name)[key] for batch in batches])

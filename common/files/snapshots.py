@@ -2,32 +2,33 @@
 
 A snapshot is a folder named after its step, with `tensors.pt` (nested tensors, read back with
 `weights_only`) and `facts.json`: JSON facts, the size and digest of tensors.pt, and a digest of
-itself. It is flushed to disk before it gets its name: a snapshot that has one is whole, and one
-that was damaged later is found out.
+itself. Of a state that lies over several processes each writes its rows (common/files/rows.py), and
+the facts name these files as well. It is flushed to disk before it gets its name: a snapshot that
+has one is whole, and one that was damaged later is found out.
 """
 
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from common.errors import Diverged, InputError, RunFailed
 from common.files.atomic import unwritable
-from common.files.paths import read_json
 from common.files.pickled import read_pickle
+from common.files.rows import Rows, with_rows, write_rows
+from common.files.sealed import FACTS, TENSORS, Part, damaged, description, flush, read_description
 from common.finite import is_finite
 
-FORMAT = "varkd-snapshot-1"
-TENSORS = "tensors.pt"
-FACTS = "facts.json"
-MOST_FACTS = 2**26
-"""Bytes; more is no file of ours."""
+
+def part_name(part: int, parts: int) -> str:
+    """Of the file of one of several processes, counted from 0."""
+    return f"rows-{part + 1}-of-{parts}.safetensors"
 
 
 class Snapshots:
@@ -83,27 +84,54 @@ class Snapshots:
 
     def write(self, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
         """As `save`, of tensors that were looked at."""
-        final = self.folder(step)
-        temporary = self.root / f".{final.name}.{os.getpid()}.tmp"
+        temporary = self.root / f".{self.folder(step).name}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        self._seal(temporary, step, tensors, facts, [])
+
+    def write_part(self, step: int, part: int, parts: int, rows: Mapping[str, Tensor]) -> Part:
+        """One of several processes' rows; `seal` makes a snapshot of all of them.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
+        self._guard()
+        path = self._together(step) / part_name(part, parts)
+        with _writing(self.folder(step)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_rows(path, rows)
+            flush(path)
+            return Part.of(path)
+
+    def seal(
+        self, step: int, tensors: dict[str, Any], facts: dict[str, Any], parts: Sequence[Part]
+    ) -> None:
+        """As `write`, of `tensors` whose rows lie in parts that are written, in their order."""
+        self._seal(self._together(step), step, tensors, facts, parts)
+
+    def _together(self, step: int) -> Path:
+        """Where all processes write."""
+        return self.root / f".{self.folder(step).name}.parts"
+
+    def _seal(
+        self,
+        temporary: Path,
+        step: int,
+        tensors: dict[str, Any],
+        facts: dict[str, Any],
+        parts: Sequence[Part],
+    ) -> None:
         self._guard()
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            torch.save(tensors, temporary / TENSORS)
-            text = _describe(temporary / TENSORS, step, {**self._facts, **facts})
-            (temporary / FACTS).write_text(text)
-            for path in (temporary / TENSORS, temporary / FACTS, temporary):
-                _flush(path)
-            self._guard()
-            self._rename(temporary, final)
-        except OSError as error:
-            raise unwritable(final, error) from error
-        except (InputError, RunFailed):  # of the guard
-            raise
-        except RuntimeError as error:  # torch.save reports a write that was cut off this way
-            raise InputError(
-                f"{final}: could not be written whole; free some space or choose another --out"
-            ) from error
+            with _writing(self.folder(step)):
+                temporary.mkdir(parents=True, exist_ok=True)
+                torch.save(tensors, temporary / TENSORS)
+                text = description(temporary / TENSORS, step, {**self._facts, **facts}, parts)
+                (temporary / FACTS).write_text(text)
+                _keep_only(temporary, {TENSORS, FACTS, *(part.name for part in parts)})
+                for path in (temporary / TENSORS, temporary / FACTS, temporary):
+                    flush(path)
+                self._guard()
+                self._rename(temporary, self.folder(step))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self.steps()[: -self._keep]:
@@ -117,35 +145,31 @@ class Snapshots:
         Raises:
             InputError: they are not; the message says what is wrong with which file.
         """
-        facts = self._read_facts(step)
-        path, expected = self.folder(step) / TENSORS, facts["tensors"]
-        try:
-            size, digest = path.stat().st_size, None
-            if size == expected["bytes"]:
-                digest = _digest(path)
-        except OSError as error:
-            raise _damaged(path, error.strerror or str(error)) from None
-        if size != expected["bytes"]:
-            raise _damaged(path, f"{size} bytes of {expected['bytes']}")
-        if digest != expected["blake2b"]:
-            raise _damaged(path, "other contents than were written")
-        return facts["facts"]
+        return self._verified(step)[0]
 
-    def load(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(tensors, facts) of a step, on the CPU.
+    def _verified(self, step: int) -> tuple[dict[str, Any], list[Path]]:
+        facts, parts = read_description(self.folder(step), step)
+        for part in parts:
+            part.require_in(self.folder(step))
+        return facts, [self.folder(step) / part.name for part in parts]
+
+    def load(self, step: int, *, joined: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(tensors, facts) of a step, on the CPU. Without `joined` a `StoredRows` stands for every
+        tensor that lies in several files.
 
         Raises:
             InputError: as `verify`, or the tensors are none that a run can have written.
         """
-        facts, path = self.verify(step), self.folder(step) / TENSORS
+        facts, (path, *files) = self._verified(step)
         try:
             tensors = read_pickle(path)
         except InputError as error:
-            raise _damaged(path, f"no tensors of ours ({error})") from None
+            raise damaged(path, f"no tensors of ours ({error})") from None
         if not isinstance(tensors, dict):
-            raise _damaged(path, "no tensors of ours")
+            raise damaged(path, "no tensors of ours")
+        tensors = with_rows(tensors, files, joined=joined)
         if name := self._not_finite(tensors):
-            raise _damaged(path, f"{name} is not finite")
+            raise damaged(path, f"{name} is not finite")
         return tensors, facts
 
     def latest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -177,25 +201,8 @@ class Snapshots:
         if final.exists():
             final.replace(aside)
         temporary.replace(final)
-        _flush(self.root)
+        flush(self.root)
         shutil.rmtree(aside, ignore_errors=True)
-
-    def _read_facts(self, step: int) -> dict[str, Any]:
-        path = self.folder(step) / FACTS
-        try:
-            if path.stat().st_size > MOST_FACTS:
-                raise _damaged(path, "no facts of ours")
-            found = read_json(path, "facts of a snapshot")
-            is_whole = found.pop("digest") == _sealed(found) and found["format"] == FORMAT
-        except OSError as error:
-            raise _damaged(path, error.strerror or str(error)) from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise _damaged(path, "no facts of ours") from None
-        if not is_whole:
-            raise _damaged(path, "other contents than were written")
-        if found["step"] != step:
-            raise _damaged(path, f"it is of step {found['step']}")
-        return found
 
     def _not_finite(self, tensors: Mapping[str, Any]) -> str | None:
         """The first tensor that should be finite and is not."""
@@ -207,6 +214,8 @@ class Snapshots:
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Rows):
+        value = value.value
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
@@ -214,38 +223,23 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{name}.{key}")
 
 
-def _describe(tensors: Path, step: int, facts: dict[str, Any]) -> str:
-    written = {"bytes": tensors.stat().st_size, "blake2b": _digest(tensors)}
-    found = {"format": FORMAT, "step": step, "tensors": written, "facts": facts}
-    found = json.loads(json.dumps(found))  # as it will be read: keys are strings, tuples lists
-    return json.dumps({**found, "digest": _sealed(found)})
-
-
-def _sealed(facts: dict[str, Any]) -> str:
-    canonical = json.dumps(facts, sort_keys=True).encode()
-    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, _blake2b).hexdigest()
-
-
-def _blake2b() -> Any:
-    return hashlib.blake2b(digest_size=16)
-
-
-def _flush(path: Path) -> None:
-    """To disk; of a folder, its entries."""
-    handle = os.open(path, os.O_RDONLY)
+@contextmanager
+def _writing(final: Path) -> Iterator[None]:
+    """Makes one sentence of what keeps a snapshot from being written."""
     try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # not every file system flushes folders
-            raise
-    finally:
-        os.close(handle)
+        yield
+    except OSError as error:
+        raise unwritable(final, error) from error
+    except RunFailed:  # of the guard
+        raise
+    except (RuntimeError, SafetensorError) as error:  # torch.save was cut off
+        raise InputError(
+            f"{final}: could not be written whole; free some space or choose another --out"
+        ) from error
 
 
-def _damaged(path: Path, what: str) -> InputError:
-    return InputError(f"{path} is damaged: {what}")
+def _keep_only(folder: Path, names: set[str]) -> None:
+    """Without what an earlier attempt, of another number of processes, left."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()

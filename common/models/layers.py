@@ -25,7 +25,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            # The weight may have been gathered in half precision (learner/sharded.py).
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
 
 

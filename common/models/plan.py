@@ -5,7 +5,7 @@ Shape letters: B sequences, L slots in a sequence, n slots in the current step.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -52,6 +52,9 @@ class DecodePlan:
 
     order_BL: Tensor
     step_sizes: tuple[int, ...]
+    history_B: Tensor | None = field(default=None, kw_only=True)
+    """How many steps before its own a step of each sequence sees, beside the first one; None: all.
+    Only next-scale families can leave steps out."""
 
     def __post_init__(self) -> None:
         length = self.order_BL.shape[1]
@@ -92,9 +95,24 @@ class DecodePlan:
         steps = self.step_sizes == other.step_sizes
         return steps and torch.equal(self.order_BL, other.order_BL)
 
-    def rows(self, chosen: Tensor) -> "DecodePlan":
+    def rows(self, chosen: Tensor | slice) -> "DecodePlan":
         """The plan of some sequences."""
-        return replace(self, order_BL=self.order_BL[chosen])
+        history_B = None if self.history_B is None else self.history_B[chosen]
+        return replace(self, order_BL=self.order_BL[chosen], history_B=history_B)
+
+    @classmethod
+    def joined(cls, plans: "Sequence[DecodePlan]") -> "DecodePlan":
+        """Of the sequences of all, which have the same steps."""
+        order_BL, sizes = torch.cat([plan.order_BL for plan in plans]), plans[0].step_sizes
+        if all(plan.history_B is None for plan in plans):
+            return DecodePlan(order_BL, sizes)
+        return DecodePlan(order_BL, sizes, history_B=torch.cat([p.history() for p in plans]))
+
+    def history(self) -> Tensor:
+        """`history_B` in numbers."""
+        if self.history_B is not None:
+            return self.history_B
+        return torch.full((len(self.order_BL),), len(self.step_sizes))
 
     def slots(self, step: int) -> slice:
         return slice(self.starts[step], self.starts[step + 1])

@@ -9,12 +9,14 @@ Shape letters: B sequences, L slots, n slots of one scale, D code width, V codes
 P shared convolutions, K scales.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from common.errors import InputError
 
 RESIDUAL_WEIGHT = 0.5
 """Share of the convolution in h = (1 - r) h + r conv(h)."""
@@ -59,6 +61,23 @@ class ResidualQuantizer(nn.Module):
         identity[:, torch.arange(code_width), torch.arange(code_width), 1, 1] = 1
         self.register_buffer("phi_weight", identity)
         self.register_buffer("phi_bias", torch.zeros(phis, code_width))
+
+    def take_over(self, lent: Mapping[str, nn.Module], family: str) -> None:
+        """Become the tokenizer's, which it lends under the name "quantizer".
+
+        Raises:
+            InputError: it lends none, or one of other sizes than `family` expects.
+        """
+        ours = {name: value.shape for name, value in self.state_dict().items()}
+        theirs = lent["quantizer"].state_dict() if "quantizer" in lent else {}
+        found = {name: value.shape for name, value in theirs.items()}
+        if ours != found:
+            raise InputError(
+                f"{family} expects a residual quantiser with {_sizes(ours)}, but the tokenizer has "
+                f"{_sizes(found)}; set models.*.code_width and phis to the tokenizer's, or use "
+                "the tokenizer that the model was trained on"
+            )
+        self.load_state_dict(theirs, assign=True)
 
     @property
     def side(self) -> int:
@@ -123,6 +142,16 @@ class ResidualQuantizer(nn.Module):
                 watch(canvas)
         return torch.cat(tokens, dim=1)
 
+    def requantise(self, latent_BDHH: Tensor, token_BL: Tensor) -> Tensor:
+        """For every scale the codes of what the scales before it, in `token_BL`, lack of a latent
+        image: what would put right whatever is wrong with them."""
+        canvas, found = self.blank(len(token_BL)), []
+        for scale in range(len(self.scales)):
+            vector_BnD = self.shrink(latent_BDHH - canvas, scale).flatten(2).transpose(1, 2)
+            found.append(self.nearest(vector_BnD.flatten(0, 1)).view(vector_BnD.shape[:2]))
+            canvas = canvas + self.contribution(token_BL[:, self.slots(scale)], scale)
+        return torch.cat(found, dim=1)
+
     def nearest(self, vector_nD: Tensor) -> Tensor:
         """The code with the smallest squared distance to each vector (not normalised)."""
         distance_nV = vector_nD.square().sum(1, keepdim=True) + self.code_VD.square().sum(1)
@@ -173,3 +202,10 @@ class ResidualQuantizer(nn.Module):
             return tensor.to(moved.device)
 
         return super()._apply(move, recurse)
+
+
+def _sizes(shapes: Mapping[str, torch.Size]) -> str:
+    if not shapes:
+        return "none"
+    codes, phis = shapes["code_VD"], shapes["phi_weight"]
+    return f"{codes[0]} codes of width {codes[1]} and {phis[0]} convolutions"

@@ -66,6 +66,10 @@ SERIES: dict[str, Series] = {
     "actors/": _gauge("actors", "Workers and replicas that are there", "role"),
     "gate/": _gauge("gate", "State of the gate", "quantity"),
     "horizon/": _gauge("horizon", "State of the horizon", "quantity"),
+    "reward/": _gauge(
+        "reward", "Rewards: means, spread within groups, groups left out", "quantity"
+    ),
+    "kdrl/": _gauge("kdrl", "Weight of distillation beside rewards", "quantity"),
     "share/": _gauge("context_share", "Share of the step's rows by context", "context"),
     "divergence/": _gauge("divergence_nats", "Divergence of open tokens", "context"),
     "between_clusters/": _gauge("between_clusters_nats", "Its part between clusters", "context"),

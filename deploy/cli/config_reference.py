@@ -98,9 +98,13 @@ def _plain(key: str) -> str:
 
 
 def _walk(
-    model: "type[BaseModel]", prefix: str, defaults: "BaseModel | None" = None
+    model: "type[BaseModel]",
+    prefix: str,
+    defaults: "BaseModel | None" = None,
+    within: frozenset[object] = frozenset(),
 ) -> Iterator[Option]:
-    """Every field; `defaults` is what the enclosing section presets."""
+    """Every field; `defaults` is what the enclosing section presets. A plug-in that holds another
+    of its own package (`within`) has that one's fields where the outer ones are."""
     from common.config.sections import held_by
     from deploy.cli.field_docs import field_docs
     from deploy.cli.readable import default_of, shown, type_of
@@ -115,9 +119,9 @@ def _walk(
             choice = f"table with kind = one of {names}"
             choice += f", default {section.default}" if section.default else ""
             yield Option(key, f"tables called {names}" if section.named else choice, meaning)
-            for kind, plugin in tables.items():
+            for kind, plugin in () if section.package in within else tables.items():
                 mark = f"{key}.{kind}." if section.named else f"{key}[{kind}]."
-                yield from _walk(plugin, mark)
+                yield from _walk(plugin, mark, within=within | {section.package} - {None})
             continue
         nested = next(iter(section.models), None)
         if nested is None or field.default is None:
@@ -125,4 +129,5 @@ def _walk(
             yield Option(key, f"{type_of(field)}, {default}", meaning)
         if nested is not None:
             preset = getattr(defaults, name, field.default)
-            yield from _walk(nested, f"{key}.", preset if isinstance(preset, nested) else None)
+            own = preset if isinstance(preset, nested) else None
+            yield from _walk(nested, f"{key}.", own, within)

@@ -18,6 +18,7 @@ from common.models.packed_linear import packed_bytes
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
 from deploy.config import RunConfig
+from deploy.planning.blank_shards import gathered_bytes, is_sharded
 from deploy.planning.forced_passes import forced_bytes, forced_sources
 from deploy.planning.hardware import MB
 from deploy.planning.memory import (
@@ -110,7 +111,7 @@ class Sizing:
             per_token = config.teacher.signal.bytes_per_token(width, self.spec.vocab_size)
             per_token += 4 * config.reads_entropy
         for scorer in config.scoring.values():
-            per_token += 4 * len(scorer.token_columns)
+            per_token += 4 * len(scorer.adds_to_tokens())
             per_row += 4 * len(scorer.sequence_columns)
         return bytes_per_image(
             self.spec,
@@ -240,7 +241,14 @@ class Sizing:
         head = skeleton(self.config.models.teacher, self.spec).head.requires_grad_(False)
         weights, gradients = state_bytes(student), parameters(student) * 4
         held = 2 * weights + 2 * gradients  # with average and AdamW's moments
-        computing = weights + learning_bytes(self.config, student, head)
+        computing = learning_bytes(self.config, student, head)
+        whole = 0  # what a rank that holds a part loads, and rank 0 gathers to publish and store
+        if is_sharded(settings):
+            held, gradients = (size // settings.world_size for size in (held, gradients))
+            whole = weights
+            computing += gathered_bytes(settings, student)
+        else:
+            computing += weights
         if gpu:  # whose AdamW works on all tensors at once
             computing = max(computing, held + 2 * gradients)
         computing += state_bytes(head)
@@ -249,8 +257,8 @@ class Sizing:
         # A snapshot is read on the host, and copied there to be written; versions are packed, sent,
         # and held where leases are pinned to them, once more in what is written.
         pinned = 2 * (settings.max_staleness + 1) if self.config.schedule().pins_earlier else 0
-        starting = held + max(state_bytes(head), 3 * self.version_bytes)
-        computing += 0 if gpu else held
+        starting = held + whole + max(state_bytes(head), 3 * self.version_bytes)
+        computing += 0 if gpu else held + whole
         beside += pinned * self.version_bytes
         return _process_mb(gpu, computing=computing, starting=starting, beside=beside)
 

@@ -18,6 +18,7 @@ from deploy.planning.forced_passes import forced_rows, forced_sources
 from deploy.planning.hardware import Hardware
 from deploy.planning.memory import (
     blank_batch,
+    judged,
     planned_learner,
     policies_of,
     scored_lease,
@@ -83,7 +84,7 @@ def _scored(
     signal = signal_columns(config.teacher, teacher, head, batch, entropy=reads)
     if reads:
         signal["entropy"] = torch.zeros(batch.token_BL.shape)
-    return batch.scored(signal, {"head": ""})
+    return judged(config, batch.scored(signal, {"head": ""}))
 
 
 def _chain_flops(sizing: Sizing, head: nn.Linear) -> float:

@@ -57,6 +57,7 @@ NOTED = {
     "learner.max_staleness": "samples of this age are trained from here on",
     "learner.publish_every": "workers get new weights as often from here on",
     "learner.world_size": "sums are rounded, and dropout is drawn, in another way from here on",
+    "learner.parallel": "sums are rounded in another way from here on",
     "learner.dtype": "another precision from here on",
     "rollout.dtype": "another precision from here on",
     "teacher.dtype": "another precision from here on",
@@ -66,6 +67,7 @@ LATER = {
     "conditions.kind": "classes",
     "rollout.group.size": 1,
     "scorers.teacher.kind": "teacher",
+    "learner.parallel": "ddp",
 }
 """Fields that the first snapshots do not know, and what was so then."""
 
@@ -142,7 +144,7 @@ def network_of(key: str) -> str:
 
 def _fields(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
-    looks = "perceptual" in config.objective.resources()
+    looks = config.uses_classifier
     moved = tuple(f"{key}.weights" for key, _ in parts(config, LpipsConfig))  # contents count
     return {
         key: value

@@ -65,7 +65,10 @@ class Run:
 
     def wire(self, place: Launcher) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
         teacher = self.workspace.model(self.config, "teacher")
-        return wire(self.config, self.data, teacher, place, self.generated)
+        classifier = None
+        if self.config.uses_classifier:
+            classifier = self.workspace.classifier
+        return wire(self.config, self.data, teacher, place, self.generated, classifier=classifier)
 
 
 def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:

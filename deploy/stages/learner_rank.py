@@ -35,6 +35,7 @@ from learner.objective import Student
 from learner.process_group import ProcessGroup
 from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
 from learner.resources import Render, Resources
+from learner.spread_checkpoints import checkpoints_of
 from learner.teacher_targets import TeacherTargets
 from learner.train import Outcome, Trained, Trainer
 
@@ -51,7 +52,7 @@ def learn(
 
     A learner that begins again in the middle of the run goes on from the run's newest snapshot.
     """
-    workspace, is_first = Workspace(root), ranks.rank == 0
+    workspace = Workspace(root)
     snapshots = run_snapshots(workspace, start.identity, config.learner.keep_last, Tenancy(root))
     is_begun = services.ledger.state()["step"] > start.step
     step = snapshots.newest_step() if is_begun else start.step
@@ -64,18 +65,18 @@ def learn(
         weights=services.weights,
         ledger=services.ledger,
         metrics=services.hub,
-        checkpoints=_checkpoints(config, snapshots),
-        found=snapshots.load(step) if step else None,
+        checkpoints=_checkpoints(config, snapshots, learner, ranks),
+        found=snapshots.load(step, joined=not learner.is_spread) if step else None,
         ranks=ranks,
         weights_dtype=config.rollout.dtype if config.samples_student else None,
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
         take_over=None if is_begun else partial(take_over, config, workspace, start),
-        after_step=Milestones(config, workspace) if is_first else None,
+        after_step=Milestones(config, workspace),
     )
     outcome = trainer.run()
     if outcome.steps > start.step:
-        if is_first:
+        if ranks.rank == 0 or learner.is_spread:
             store_students(config, workspace, learner.states(), outcome.steps)
         _flush(source)
     return outcome
@@ -102,9 +103,11 @@ def imported_late(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:
     return ("sklearn.cluster",) if makes else ()
 
 
-def _checkpoints(config: RunConfig, snapshots: Snapshots) -> Checkpoints:
+def _checkpoints(
+    config: RunConfig, snapshots: Snapshots, learner: Trained, ranks: ProcessGroup
+) -> Checkpoints:
     every, minutes = config.learner.checkpoint_every, config.learner.checkpoint_minutes
-    return Checkpoints(snapshots, every=every, minutes=minutes)
+    return checkpoints_of(learner, snapshots, ranks, every=every, minutes=minutes)
 
 
 def build_learner(config: RunConfig, workspace: Workspace, ranks: ProcessGroup) -> Trained:
@@ -175,7 +178,7 @@ def run_resources(
         clusters=partial(cluster_map, config, workspace, ranks),
         teacher_head=lambda: workspace.model(config, "teacher").head(),
         render=partial(tokenizer_render, workspace),
-        perceptual=partial(classifier_features, config, workspace),
+        perceptual=partial(classifier_features, workspace),
         lpips=lambda net, device: net.load().to(device),
         positions=lambda: trained_positions(config),
         guidance=partial(looked_through, guidance),

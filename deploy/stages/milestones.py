@@ -22,8 +22,9 @@ MEASURES = ("divergence/student", "divergence/data", "loss")
 
 
 class Milestones:
-    """Called by rank 0 after every step: the students of every `learner.export_every` steps and of
-    the last one, of which the `learner.keep_best` best ones stay, or all."""
+    """Called after every step by whoever has a part in what is seen of the student: the students of
+    every `learner.export_every` steps and of the last one, of which the `learner.keep_best` best
+    ones stay, or all."""
 
     def __init__(self, config: RunConfig, workspace: Workspace) -> None:
         self._config = config

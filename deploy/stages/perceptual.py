@@ -1,13 +1,14 @@
 """Networks by which an objective compares images: the run's own classifier, or LPIPS."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from common.config.parts import parts
 from common.errors import InputError
-from common.perceptual.classifier import load_classifier
+from common.perceptual.classifier import Classifier, load_classifier
 from common.perceptual.lpips import LpipsConfig
 from deploy.config import RunConfig
 from deploy.run_folder.identity import network_of
@@ -22,24 +23,31 @@ def compared_by(
     """Which networks the run compares images by, for its report; its own classifier is trained
     where it is not there. `contents` are the digests of the run's identity."""
     found = [net.title(contents[network_of(key)]) for key, net in parts(config, LpipsConfig)]
-    if "perceptual" in config.objective.resources():
+    if config.uses_classifier:
         digest = own_classifier(config, workspace, target)["digest"]
         found.append(f"the run's own feature classifier (digest {digest})")
     return "; ".join(found)
 
 
-def classifier_features(
-    config: RunConfig, workspace: Workspace, device: torch.device
-) -> Perceptual:
+def classifier_features(workspace: Workspace, device: torch.device) -> Perceptual:
     """The run's own classifier as a perceptual net; official extractors read integers, which carry
     no gradient.
 
     Raises:
         InputError: there is none; `varkd distill` trains it before it starts anything.
     """
-    if not workspace.classifier.exists():
+    return frozen_classifier(workspace.classifier, device).perceptual
+
+
+def frozen_classifier(path: Path, device: torch.device) -> Classifier:
+    """The run's own classifier.
+
+    Raises:
+        InputError: there is none; `varkd distill` trains it before it starts anything.
+    """
+    if not path.exists():
         raise InputError(
-            f"objective.kind={config.objective.kind} compares images by the run's own classifier, "
-            f"but {workspace.classifier} is not there; begin again with `varkd distill`"
+            f"images are compared by the run's own classifier, but {path} is not there; begin "
+            "again with `varkd distill`"
         )
-    return load_classifier(workspace.classifier)[0].to(device).requires_grad_(False).perceptual
+    return load_classifier(path)[0].to(device).requires_grad_(False)

@@ -119,7 +119,7 @@ class Study:
     def judging(self) -> RunConfig:
         """The run whose classifier judges: the start's, with a seed of its own where a method's
         loss looks through a classifier, so that nothing was trained to please the judge."""
-        if any("perceptual" in run.objective.resources() for run in self._runs.values()):
+        if any(run.uses_classifier for run in self._runs.values()):
             return self.start.model_copy(update={"seed": derive_seed(self.start.seed, "judge")})
         return self.start
 

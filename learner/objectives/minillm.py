@@ -33,6 +33,7 @@ from common.config.quantities import Probability, Weight
 from common.exchange.trajectory import TrajectoryBatch
 from learner.divergence import Divergence
 from learner.objective import PlainObjective, TokenChunk
+from learner.policy_gradient import surrogate
 from learner.process_group import ProcessGroup
 from learner.returns import log_ratio, returns, whitened
 from learner.teacher_targets import Quantity, token_logprob
@@ -94,10 +95,7 @@ class Config(PlainObjective):
             return self._data_loss(chunk)
         return_N = chunk.column["return"]
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()
-        gain_N = ratio_N * return_N
-        if self.clip:
-            clipped_N = ratio_N.clamp(1 - self.clip, 1 + self.clip)
-            gain_N = torch.minimum(gain_N, clipped_N * return_N)
+        gain_N = surrogate(ratio_N, return_N, self.clip)
         return REVERSE_KL(chunk.student_NV, chunk.required_teacher_NV) - gain_N
 
     def _data_loss(self, chunk: TokenChunk) -> Tensor:

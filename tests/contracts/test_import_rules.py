@@ -56,11 +56,10 @@ ROOMS = {
     },
     "deploy.layout": set(),
     "deploy.sections": set(),
-    "deploy.one_pass": {"deploy.sections"},
-    "deploy.contexts": set(),
+    "deploy.agreement": {"deploy.sections"},
     "deploy.logger": set(),
     "deploy.loggers": {"deploy.logger"},
-    "deploy.config": {"deploy.sections", "deploy.one_pass", "deploy.contexts", "deploy.logger"},
+    "deploy.config": {"deploy.sections", "deploy.agreement", "deploy.logger"},
     "deploy.load": set(),
     "deploy.console": set(),
     "deploy.run_folder": {"deploy.config"},
@@ -106,6 +105,7 @@ OWNERS = {
         *("common/exchange/segments.py", "rollout/replay.py"),
         *("rollout/worker.py", "teacher_server/teacher.py"),
         *("teacher_server/scorer.py", "teacher_server/scorers"),
+        "teacher_server/reward.py",
     },
 }
 FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]

@@ -32,6 +32,8 @@ NOT_ZERO_AT_THE_TEACHER = {
     ("dd1", "teacher"),  # the teacher's tokens
     ("mle", "data"),  # labels
     ("minillm", "data"),
+    ("sar", "data"),
+    ("sar", "student"),
     ("imitkd", "data"),  # a hard target
     ("imitkd", "student"),
     ("sinkd", "data"),  # a transport plan of finite epsilon
@@ -75,7 +77,7 @@ def logprobs(seed, *shape, sharp=2.0):
 def chunk(student_NV, teacher_NV, context="student", column=None):
     token_N = torch.arange(N) % V
     generator = torch.Generator().manual_seed(9)
-    names = ("easy", "advantage", "return")
+    names = ("easy", "advantage", "beta", "return")
     numbers = {name: torch.rand(N, generator=generator).round() for name in names}
     laws = Categorical(student_NV), Categorical(teacher_NV)
     numbers["behaviour"] = student_NV.detach().gather(-1, token_N[:, None])[:, 0]

@@ -1,31 +1,27 @@
 """What every scorer promises: it adds columns, row by row, and touches nothing that is there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from building.fixtures import SQUARE
 
-from common.artifacts.backbone_file import save_backbone
-from common.artifacts.model_file import ModelFile
 from common.config.plugins import kinds, load_plugin
 from common.errors import InputError
 from common.exchange.trajectory import from_arrow, to_arrow
-from teacher_server.scorer import Delivery, ScorerFiles, ScorerLink
+from teacher_server.scorer import Delivery, ScorerLink
 from teacher_server.scorers import teacher, token_logprob
-from teacher_server.teacher import TeacherConfig
 
 
 @pytest.fixture
-def files(tiny, tmp_path):
-    model = tiny("llamagen", 1)
-    path = tmp_path / "teacher.safetensors"
-    config = load_plugin("common.models.backbones", "llamagen").Config.tiny()
-    save_backbone(path, model, config)
-    file = ModelFile(path, "models.teacher", config, model.spec, tmp_path / "none")
-    return ScorerFiles(TeacherConfig(), file, ordered=True)
+def files(judging_files):
+    return judging_files
 
 
 @pytest.fixture
 def record(tiny, sampled):
-    return to_arrow(sampled(tiny("llamagen", 0)))
+    batch = sampled(tiny("llamagen", 0, spec=SQUARE))
+    return to_arrow(replace(batch, target_token_BL=batch.token_BL.roll(1, 0)))
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def test_a_scorer_adds_columns_and_touches_nothing(kind, files, record, taught):
     assert added
     assert all(name.startswith(("signal.", "sequence.")) for name in added)
     if kind != "teacher":  # its columns are those of the signal
-        declared = [f"signal.{name}" for name in config.token_columns]
+        declared = [f"signal.{name}" for name in config.adds_to_tokens()]
         declared += [f"sequence.{name}" for name in config.sequence_columns]
         assert sorted(added) == sorted(declared)
     for name in before.schema.names:
@@ -95,15 +91,15 @@ def test_a_chain_of_two_ends_in_the_sink_with_both_ones_columns(tiny, files, rec
     assert first.score(record) is True
     assert sink.asked == 3
     (stored,) = sink.records
-    batch, model = from_arrow(stored), tiny("llamagen", 1).eval()
+    batch, model = from_arrow(stored), tiny("llamagen", 1, spec=SQUARE).eval()
     with torch.no_grad():
         logprob_BLV = model(batch.label_B, batch.token_BL, batch.plan).log_softmax(-1)
     assert set(batch.signal) == {"hidden", "entropy", "token_logprob"}
     for b, policy in enumerate(batch.policy):
         start = 0 if policy == "data" else int(batch.prefix_B[b])
-        wanted = [float(logprob_BLV[b, t, batch.token_BL[b, t]]) for t in range(6)]
+        wanted = [float(logprob_BLV[b, t, batch.token_BL[b, t]]) for t in range(4)]
         assert batch.signal["token_logprob"][b].tolist() == pytest.approx(wanted, abs=1e-4)
-        mean = sum(wanted[start:]) / (6 - start)
+        mean = sum(wanted[start:]) / max(1, 4 - start)
         assert float(batch.sequence["teacher_logprob"][b]) == pytest.approx(mean, abs=1e-4)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from building.objectives import OF_BACKBONES
+from building.objectives import OF_BACKBONES, WITH
 
 from common.artifacts.backbone_file import save_backbone
 from common.errors import InputError
@@ -285,7 +285,8 @@ def test_unknown_classes_and_small_shared_memory_are_said(capsys):
 
 @pytest.mark.parametrize("kind", OF_BACKBONES)
 def test_every_objective_can_be_sized(run_in, kind):
-    config, workspace = run_in(f"objective.kind={kind}", "contexts.sources.student.ratio=1")
+    how = (f"objective.kind={kind}", *WITH.get(kind, ()))
+    config, workspace = run_in(*how, "contexts.sources.student.ratio=1")
     plan = plan_run(config, workspace, timed=True)
     learner = next(need for need in plan.needs if need.role == "learner")
     assert learner.host_mb > PROCESS_MB

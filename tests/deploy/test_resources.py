@@ -12,13 +12,14 @@ from common.exchange.provenance import STUDENT
 from common.exchange.trajectory import to_arrow
 from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, peak_bytes
+from deploy.planning.hardware import MB
 from deploy.planning.memory import (
     blank_batch,
     learning_bytes,
     scorer_files,
     scoring_images,
 )
-from deploy.planning.resources import Sizing, skeleton, state_bytes
+from deploy.planning.resources import CUDA_MB, CUDA_SLACK, Sizing, skeleton, state_bytes
 from deploy.planning.sampling_memory import decoding_bytes, sampled_prefixes
 from deploy.planning.skeletons import parameters
 from deploy.run_folder.opening import open_run
@@ -124,6 +125,23 @@ def test_activations_that_are_computed_again_are_not_held(run_in):
         return learning_bytes(settings, skeleton(config, spec).train(), head)
 
     assert held("true") < 0.8 * held("false")
+
+
+def test_ranks_that_hold_parts_hold_less(run_in):
+    """What four hold beside activations is a quarter: weights, average, two moments, gradients."""
+    spec = SequenceSpec(64, 16, (4, 4), 10)
+
+    def held(parallel):
+        sizes = ("width=256", "depth=8", "heads=4", "vector_width=0")
+        model = (f"models.student.{size}" for size in sizes)
+        ranks = ("learner.world_size=4", f"learner.parallel={parallel}", "rollout.batch_size=4")
+        config, _ = run_in(*model, *ranks, "learner.micro_batch=1")
+        sizing = Sizing(config, spec)
+        on_a_gpu = sizing._learner_mb(gpu=True)[1] - CUDA_MB
+        return on_a_gpu * MB / CUDA_SLACK / state_bytes(sizing.student)
+
+    assert held("fsdp") < 0.5 * held("ddp")
+    assert held("fsdp") > 5 / 4
 
 
 SHAPES = {

@@ -159,6 +159,7 @@ def test_a_learner_of_two_networks_is_planned_with_both(first, second):
         (["learner.max_staleness=1"], "learner.max_staleness is 1 and publish_every 1; set them"),
         (["learner.dtype=bfloat16"], "learner.dtype is bfloat16, which rounds otherwise"),
         (["rollout.dtype=auto"], "rollout.dtype is auto, which rounds otherwise"),
+        (["learner.parallel=fsdp"], "every rank needs both whole, but learner.parallel is fsdp"),
         (["contexts.sources.student.max_prefix=0.5"], "student.max_prefix is 0.5; set min_prefix"),
         (["contexts.sources.data.ratio=1"], "contexts.sources has data; have contexts.sources.st"),
         (["rollout.class_dropout=0.1"], "belong to their class, but rollout.class_dropout is 0.1"),

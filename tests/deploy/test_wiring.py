@@ -74,7 +74,7 @@ def test_filters_are_fine_where_no_probability_is_corrected(run_in):
 
 
 def test_an_objective_is_given_a_decoder_and_features_that_gradients_pass(run_in):
-    run, workspace = run_in()
+    _, workspace = run_in()
     tokenizer = load_tokenizer(workspace.tokenizer)
     render = tokenizer_render(workspace, torch.device("cpu"))
     token_BL = torch.arange(2 * tokenizer.shape.length).view(2, -1) % tokenizer.shape.vocab_size
@@ -82,9 +82,9 @@ def test_an_objective_is_given_a_decoder_and_features_that_gradients_pass(run_in
     image = render(vector_BLD)
     assert torch.equal(tokenizer.to_pixels(image), tokenizer.decode(token_BL))
     with pytest.raises(InputError, match="begin again with `varkd distill`"):
-        classifier_features(run, workspace, torch.device("cpu"))
+        classifier_features(workspace, torch.device("cpu"))
     save_classifier(workspace.classifier, Classifier(4, 10), {})
-    perceptual = classifier_features(run, workspace, torch.device("cpu"))
+    perceptual = classifier_features(workspace, torch.device("cpu"))
     feature_BF = perceptual(image)
     expected = load_classifier(workspace.classifier)[0].layers((image + 1) * 127.5)
     assert torch.equal(feature_BF, expected)

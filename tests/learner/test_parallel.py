@@ -6,17 +6,23 @@ from functools import partial
 import pytest
 import torch
 from building.objectives import Company
-from building.ranks import learner_of, on_ranks, trained
+from building.ranks import Trial, learner_of, on_ranks
 
+from common.errors import InputError
 from common.exchange.signal import entropies
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import concatenate
+from common.files.snapshots import Snapshots
 from common.files.tensors import state_digest
 from learner.config import LearnerConfig
 from learner.gradient_sum import GradientSum
 from learner.process_group import SingleProcess
 
-RUNS = [{}, {"activation_checkpointing": True}]
+RUNS = [
+    {"parallel": parallel, "activation_checkpointing": again}
+    for parallel in ("ddp", "fsdp")
+    for again in (False, True)
+]
 
 
 @torch.no_grad()
@@ -43,20 +49,61 @@ def without_dropout(student):
     return student
 
 
+def assert_same(found, wanted, steps=slice(None)):
+    """Losses to 1e-6, and what is seen of the student."""
+    assert len(found.rows) == len(wanted.rows[steps])
+    for mine, theirs in zip(found.rows, wanted.rows[steps], strict=True):
+        for key in ("loss", "grad_norm"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
+    assert found.sent.canary == pytest.approx(wanted.sent.canary, rel=1e-6)
+    assert found.states.keys() == wanted.states.keys()
+    for name, state in wanted.states.items():
+        for key, value in state.items():
+            torch.testing.assert_close(found.states[name][key], value, atol=1e-6, rtol=0)
+        assert list(found.states[name]) == list(state)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_learn_what_one_learns(parts, tmp_path, world):
     student, teacher, batch = parts
-    work = partial(trained, without_dropout(student), teacher, batch)
-    (alone,) = work([{}], SingleProcess())
-    first, *_ = on_ranks(world, partial(work, RUNS), tmp_path)
+    trial = Trial(without_dropout(student), teacher, batch)
+    (alone,) = trial.runs([{}], SingleProcess())
+    first, *_ = on_ranks(world, partial(trial.runs, RUNS), tmp_path)
     for found in first:
-        for mine, theirs in zip(found.rows, alone.rows, strict=True):
-            for key in ("loss", "grad_norm"):
-                assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
-        assert found.sent.canary == pytest.approx(alone.sent.canary, rel=1e-6)
-        for name, state in alone.states.items():
-            for key, value in state.items():
-                torch.testing.assert_close(found.states[name][key], value, atol=1e-6, rtol=0)
+        assert_same(found, alone)
+
+
+FSDP = {"parallel": "fsdp"}
+
+
+def test_snapshots_move_between_ranks_that_hold_parts_and_others(parts, tmp_path):
+    student, teacher, batch = parts
+    trial = Trial(without_dropout(student), teacher, batch)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    whole = trial.stored({}, ours, SingleProcess())
+    on_ranks(2, partial(trial.stored, FSDP, theirs), tmp_path)
+    shards = [f"rows-{number}-of-2.safetensors" for number in (1, 2)]
+    stored = theirs / "step-00000001"
+    assert sorted(path.name for path in stored.iterdir()) == ["facts.json", *shards, "tensors.pt"]
+    after = slice(1, None)
+    assert_same(trial.stored({}, theirs, SingleProcess()), whole, after)
+    for root, world, settings in ((ours, 2, FSDP), (theirs, 4, FSDP), (theirs, 2, {})):
+        (tmp_path / f"meet-{world}").unlink(missing_ok=True)
+        first, *_ = on_ranks(world, partial(trial.stored, settings, root), tmp_path)
+        assert_same(first, whole, after)
+
+    snapshots = Snapshots(theirs)
+    assert snapshots.verify(1) == {"by": 0}
+    shard = stored / shards[1]
+    kept = shard.read_bytes()
+    for damage in (kept[:-1], kept[:-1] + bytes([kept[-1] ^ 1])):
+        shard.write_bytes(damage)
+        for read in (snapshots.verify, snapshots.load):
+            with pytest.raises(InputError, match=r"rows-2-of-2\.safetensors is damaged"):
+                read(1)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"rows-2-of-2\.safetensors is damaged: No such file"):
+        snapshots.verify(1)
 
 
 @pytest.mark.parametrize("kind", ["llamagen", "var", "arpg"])

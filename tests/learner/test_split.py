@@ -4,6 +4,7 @@ import copy
 import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,13 @@ RICH = {
     "sinkd": {"group": 2, "weight": 0.1},
     "sampled_rkl": {"discount": 0.9},
     "minillm": {"form": "official"},
+    "kdrl": {
+        "inner": {"kind": "varkd", "gate": {"mode": "running_mean", "window": 2}},
+        "advantage": {"std": "batch"},
+        "beta": 0.5,
+        "schedule": "anneal",
+        "decay": 0.1,
+    },
 }
 """Settings under which as much as possible depends on more than one token."""
 
@@ -59,13 +67,16 @@ def pair(tiny):
 
 @pytest.fixture
 def scored(pair, sampled):
-    """One data row and three rollouts, as the teacher sends them."""
+    """One data row and three rollouts, the last two of them a group, as scorers send them."""
     student, teacher = pair
     batch = sampled(student).rows(slice(1, 5))
     with torch.no_grad():
         hidden_BLC = guided_features(teacher, batch, None)
         columns = guided_hidden.Config().encode(hidden_BLC, teacher.head)
         columns["entropy"] = entropies(hidden_BLC, teacher.head)
+    groups = {"group_B": torch.tensor([0, 1, 2, 2]), "member_B": torch.tensor([0, 0, 0, 1])}
+    judged = {"teacher_logprob": torch.tensor([-2.0, -1.0, -3.0, -1.5])}
+    batch = replace(batch, sequence=judged, **groups)
     return batch.scored(columns, {"head": state_digest(teacher.head)})
 
 
@@ -149,6 +160,26 @@ def test_chunks_and_micro_batches_change_nothing(scored, learner_of, assert_same
     for micro_batch, chunk_tokens in ((3, 3), (1, 1)):
         split = {"micro_batch": micro_batch, "chunk_tokens": chunk_tokens}
         assert_same(stepped(learner_of(objective, **split), scored), wanted)
+
+
+def test_without_a_reward_kdrl_is_gkd_to_the_bit(scored, learner_of):
+    divergence = {"name": "rkl"}
+    wanted = stepped(learner_of(made("gkd", {"divergence": divergence})), scored)
+    inner = {"inner": {"kind": "gkd", "divergence": divergence}}
+    for how in ({"kd": "full_rkl"}, inner):
+        fields = {"rewards": {"teacher_logprob": 0.0}, "beta": 1.0} | how
+        found = stepped(learner_of(made("kdrl", fields)), scored)
+        assert found[0].items() >= wanted[0].items()
+        for name, grad in wanted[1].items():
+            assert torch.equal(found[1][name], grad), name
+
+
+def test_a_ratio_of_samples_of_another_law_is_refused(scored, learner_of):
+    drawn = replace(scored, law=("exact", "exact", "approximate", "exact"))
+    for kind in ("kdrl", "minillm", "sampled_rkl"):
+        with pytest.raises(InputError, match=f"{kind} corrects by the probability"):
+            learner_of(made(kind, {})).step(drawn)
+    learner_of(gkd.Config()).step(drawn)
 
 
 def test_groups_matter_and_are_never_cut(scored, learner_of):

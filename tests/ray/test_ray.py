@@ -15,6 +15,7 @@ from common.exchange.metrics import read_rows
 from common.exchange.packed_weights import pack
 from common.exchange.trajectory import from_arrow
 from common.exchange.weights import Weights
+from common.files.tensors import load_tensors
 from deploy.backend.role import ROLLOUT
 from deploy.backend.supervisor import Supervisor
 from deploy.config import RunConfig
@@ -275,15 +276,26 @@ def test_workers_of_a_node_read_one_copy_of_the_tokens(placed, data):
 
 @pytest.mark.slow
 def test_two_learner_ranks_equal_one(ray_cluster, run_in, quiet):
-    """Each gets whole groups."""
+    """Each gets whole groups, and holds a part of the student; its snapshot is one rank's."""
     settings = ("learner.ordered=true", "models.student.dropout=0.0", "learner.micro_batch=16")
     settings += ("rollout.group.size=2",)
     one = run_in(*settings, name="one")
-    two = run_in(*settings, "learner.world_size=2", name="two")
+    parts = ("learner.parallel=fsdp", "learner.checkpoint_every=2", "learner.export_every=2")
+    two = run_in(*settings, *parts, "learner.world_size=2", name="two")
     distill(*one, quiet, local=True, resume=False)
     distill(*two, quiet, local=False, resume=False)
+    more = "learner.steps=8"
+    distill(*run_in(*settings, more, name="one"), quiet, local=True, resume=True)
+    distill(*run_in(*settings, *parts, more, name="two"), quiet, local=True, resume=True)
     losses = [[row["loss"] for row in rows_of(run[1])] for run in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    milestones = [two[1].milestone(name, 2) for name in ("student", "student_ema")]
+    assert all(path.exists() for path in milestones)
+    for name in ("student", "student_ema"):
+        whole, joined = (load_tensors(getattr(run[1], name))[0] for run in (one, two))
+        for key, value in whole.items():
+            torch.testing.assert_close(joined[key], value, atol=1e-5, rtol=0)
 
 
 def test_two_runs_on_one_cluster_do_not_meet(placed):

@@ -51,7 +51,7 @@ def test_what_a_later_scorer_refuses_ends_the_run_with_its_sentence(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["scorers.opinion.kind=token_logprob"], "scorers has 0 tables of kind teacher"),
+        (["scorers.teacher.kind=token_logprob"], "scorers has 0 tables of kind teacher"),
         (
             ["scorers.teacher.kind=teacher", "scorers.other.kind=teacher"],
             r"scorers has 2 tables of kind teacher \(teacher, other\)",

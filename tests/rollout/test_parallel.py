@@ -2,51 +2,25 @@
 
 import pytest
 import torch
-from building.samplers import Unchanging, tokens_of
+from building.samplers import record_of
 
-from common.config.plugins import kinds, load_plugin
+from common.config.plugins import kinds
 from common.errors import InputError
-from common.exchange.schedule import Lease, Schedule
-from common.exchange.trajectory import from_arrow
 from common.models.filters import FilterConfig, filtered_logprob
 from common.models.guidance import Guidance, guide, scale_per_slot
 from common.randomness import Draws
-from rollout.config import RolloutConfig
-from rollout.context import ContextsConfig
 from rollout.contexts.parallel import noisy
 from rollout.sampler import draw, noise
-from rollout.worker import RolloutWorker
 
 ROWS, GROUP = 6, 3
 
 
 @pytest.fixture
 def sampled(tiny, data):
-    """A record of a worker, its student, and how many rows its passes had."""
-
     def build(kind, share=0.5, size=GROUP, count=ROWS, sampling=None, **sources):
-        family, student = load_plugin("common.models.backbones", kind).Config.tiny(), tiny(kind, 1)
-        tokens, keep = tokens_of(student.spec, data), Unchanging(student)
-        settings = {"batch_size": count, "class_dropout": 0.4, "keep_target": True}
-        contexts = {"parallel": {"noise": share, "ratio": 3}, **sources}
-        worker = RolloutWorker(
-            RolloutConfig.model_validate(settings | {"sampling": sampling or {}}),
-            ContextsConfig.model_validate({"mix_per": "sample", "sources": contexts}),
-            family,
-            name="w",
-            schedule=Schedule(9, count, count, 2, 1, group_size=size),
-            draws=Draws(3, len(tokens)),
-            data=tokens,
-            scorers=keep,
-            weights=keep,
-            ledger=keep,
-        )
-        held, passes = worker._student, []
-        features = held.features
-        held.features = lambda c, t, p: passes.append(len(t)) or features(c, t, p)
-        batch = from_arrow(worker.sample(Lease(0, 0, count, 0, None, 1)))
-        held.features = features
-        return batch, held, passes
+        parallel = {"noise": share, "ratio": 3}
+        settings = {"size": size, "count": count, "sampling": sampling or {}}
+        return record_of(tiny(kind, 1), data, {"parallel": parallel, **sources}, **settings)
 
     return build
 

@@ -26,6 +26,7 @@ from common.models.layers import KeyValueCache, drop_path_rates
 from common.models.painting import Painting
 from common.models.plan import DecodePlan, next_scale_plan
 from common.models.residual_quantizer import ResidualQuantizer
+from common.models.scale_mask import visible
 from common.models.top_p import drop_from_bottom
 from common.spec import SequenceSpec
 
@@ -181,22 +182,15 @@ class VAR(Backbone):
         return next_scale_plan(len(seeds), self.spec.scales)
 
     def attach(self, lent: Mapping[str, nn.Module]) -> None:
-        ours = {name: value.shape for name, value in self.quantizer.state_dict().items()}
-        theirs = lent["quantizer"].state_dict() if "quantizer" in lent else {}
-        found = {name: value.shape for name, value in theirs.items()}
-        if ours != found:
-            raise InputError(
-                f"var expects a residual quantiser with {_sizes(ours)}, but the tokenizer has "
-                f"{_sizes(found)}; set models.*.code_width and phis to the tokenizer's, or use "
-                "the tokenizer that the model was trained on"
-            )
-        self.quantizer.load_state_dict(theirs, assign=True)
+        self.quantizer.take_over(lent, "var")
 
     def features(self, class_B: Tensor, token_BL: Tensor, plan: DecodePlan) -> Tensor:
-        return self._run(class_B, self.quantizer.inputs(token_BL), first=0)
+        inputs = self.quantizer.inputs(token_BL)
+        return self._run(class_B, inputs, first=0, history_B=plan.history_B)
 
     def features_of(self, class_B: Tensor, vector_BLD: Tensor, plan: DecodePlan) -> Tensor:
-        return self._run(class_B, self.quantizer.inputs_of(vector_BLD), first=0)
+        inputs = self.quantizer.inputs_of(vector_BLD)
+        return self._run(class_B, inputs, first=0, history_B=plan.history_B)
 
     def begin(
         self, class_B: Tensor, plan: DecodePlan, *, given_BL: Tensor | None = None, step: int = 0
@@ -237,8 +231,10 @@ class VAR(Backbone):
         *,
         first: int,
         caches: list[KeyValueCache] | None = None,
+        history_B: Tensor | None = None,
     ) -> Tensor:
-        """Post-norm vectors of the scales from `first` on, after those in the caches."""
+        """Post-norm vectors of the scales from `first` on, after those in the caches; each sees the
+        first scale, so many before its own (by default all), and itself."""
         class_BC = self.class_emb(class_B)
         x_BnC = self.word_embed(input_BnD.to(self.word_embed.weight.dtype))
         start = sum(side**2 for side in self.spec.scales[:first])
@@ -251,12 +247,12 @@ class VAR(Backbone):
         position = self.pos_1LC[:, start:end] + self.lvl_embed(scale_S[start:])
         x_BnC = x_BnC + position
         one_scale = self._scale_L[start] == self._scale_L[end - 1]
-        visible_nS = None if one_scale else scale_S[start:, None] >= scale_S
+        seen = None if one_scale else visible(scale_S[start:], scale_S, history_B)
         condition = class_BC
         if self._shared:
             condition = self.shared_ada_lin(class_BC).unflatten(-1, (6, -1))[:, None]
         for depth, block in enumerate(self.blocks):
-            x_BnC = block(x_BnC, condition, visible_nS, caches[depth] if caches else None)
+            x_BnC = block(x_BnC, condition, seen, caches[depth] if caches else None)
         return self.head_nm(x_BnC, class_BC)
 
     def official_buffers(self) -> dict[str, Tensor]:
@@ -289,10 +285,3 @@ class VAR(Backbone):
                 gates = len(modulation) // 3  # two of the six chunks
                 modulation[gates:].mul_(0.5)
                 modulation[:gates].mul_(config.adaln_gamma)
-
-
-def _sizes(shapes: Mapping[str, torch.Size]) -> str:
-    if not shapes:
-        return "none"
-    codes, phis = shapes["code_VD"], shapes["phi_weight"]
-    return f"{codes[0]} codes of width {codes[1]} and {phis[0]} convolutions"

@@ -17,16 +17,22 @@ from fuzzing.trial import Server
 from rich.console import Console
 from torch import Tensor
 
+from common.artifacts.backbone_file import save_backbone
+from common.artifacts.model_file import ModelFile
 from common.config.plugins import load_plugin
 from common.config.schema import apply_override
 from common.data.tokens import TokenDataset
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone, build_seeded
+from common.perceptual.classifier import Classifier, save_classifier
 from common.spec import SequenceSpec
+from common.tokenization.tokenizer import save_tokenizer
 from deploy.backend.session import cluster, secure_environment
 from deploy.run_folder.opening import open_run
 from rollout.sampler import SamplingConfig, decode, noise
+from teacher_server.scorer import ScorerFiles
+from teacher_server.teacher import TeacherConfig
 
 torch.set_num_threads(int(os.environ.get("VARKD_TEST_THREADS", "1")))
 secure_environment()
@@ -34,6 +40,7 @@ logging.getLogger().addHandler(logging.NullHandler())  # else remarks go to stde
 
 SHARED = Path(__file__).parents[4] / "shared"
 SPEC = SequenceSpec(vocab_size=24, length=6, grid=(2, 3), num_classes=3)
+SQUARE = SequenceSpec(vocab_size=24, length=4, grid=(2, 2), num_classes=3)
 SCALES_SPEC = SequenceSpec(24, 14, (3, 3), num_classes=3, scales=(1, 2, 3))
 FACTS = {"lease": "0", "generation": "1", "worker": "w"}
 FACTS |= {"rollout_seconds": "0", "teacher_seconds": "0"}
@@ -201,3 +208,22 @@ def logged():
     logging.getLogger().addHandler(handler)
     yield heard
     logging.getLogger().removeHandler(handler)
+
+
+@pytest.fixture
+def judging_files(tiny: Callable[..., Backbone], tmp_path: Path) -> ScorerFiles:
+    """A teacher, a tokenizer of 2x2 patches and a classifier, for scorers; tokens of SQUARE."""
+    model, path = tiny("llamagen", 1, spec=SQUARE), tmp_path / "teacher.safetensors"
+    family = load_plugin("common.models.backbones", "llamagen").Config.tiny()
+    save_backbone(path, model, family)
+    patches = load_plugin("common.tokenization.tokenizers", "patch_kmeans").Config(vocab_size=24)
+    tokenizer, generator = patches.build(size=4, channels=1), torch.Generator().manual_seed(5)
+    tokenizer.code_VD.copy_(torch.rand(24, 4, generator=generator) * 2 - 1)
+    save_tokenizer(tmp_path / "tokenizer.safetensors", tokenizer, patches, size=4, channels=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        save_classifier(tmp_path / "classifier.safetensors", Classifier(4, 3), {})
+    file = ModelFile(path, "models.teacher", family, SQUARE, tmp_path / "tokenizer.safetensors")
+    return ScorerFiles(
+        TeacherConfig(), file, ordered=True, classifier=tmp_path / "classifier.safetensors"
+    )

@@ -22,6 +22,10 @@ OF_TOKENS = tuple(
 )
 """Kinds with a loss of single tokens."""
 
+JUDGED = ("scorers.opinion.kind=token_logprob", "rollout.group.size=2")
+WITH = {"kdrl": JUDGED}
+"""What else a run's config must have for an objective of that kind."""
+
 
 def built(config, clusters=None):
     """The objective of a config, on the given cluster map."""

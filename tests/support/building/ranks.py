@@ -16,13 +16,16 @@ from torch import distributed
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
+from common.files.snapshots import Snapshots
 from common.files.tensors import state_digest
 from common.models.backbone import Backbone
+from learner.checkpoints import Checkpoints
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.objectives import gkd
 from learner.process_group import ProcessGroup, TorchProcesses
 from learner.resources import Resources
+from learner.spread_checkpoints import checkpoints_of
 from learner.teacher_targets import TeacherTargets
 
 SECONDS = 60
@@ -33,7 +36,7 @@ def on_ranks(world: int, work: Callable[[ProcessGroup], Any], folder: Path) -> l
     """What `work` returns on each of `world` ranks; their processes are forked from one that has
     imported what they need. `folder` is where they meet."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["building.ranks", "learner.learner", "torch._dynamo"])
+    context.set_forkserver_preload(["building.ranks", "learner.sharded", "torch._dynamo"])
     meet = folder / f"meet-{world}"
     with ProcessPoolExecutor(world, mp_context=context) as pool:
         ranks = [pool.submit(_joined, work, rank, world, str(meet)) for rank in range(world)]
@@ -75,22 +78,52 @@ class Seen:
     sent: Weights
 
 
-def trained(
-    student: Backbone,
-    teacher: Backbone,
-    batch: TrajectoryBatch,
-    runs: list[dict[str, Any]],
-    ranks: ProcessGroup,
-) -> list[Seen]:
-    """A rank's part of some steps with each of the settings."""
-    each = len(batch) // ranks.world
-    own = batch.rows(slice(ranks.rank * each, (ranks.rank + 1) * each))
-    found = []
-    for settings in runs:
-        learner = learner_of(student, teacher, ranks, **settings)
-        rows = [learner.step(own) for _ in range(STEPS)]
+@dataclass(frozen=True)
+class Trial:
+    """Steps on the same rows of a batch, of which every rank has its share."""
+
+    student: Backbone
+    teacher: Backbone
+    batch: TrajectoryBatch
+
+    def runs(self, settings: list[dict[str, Any]], ranks: ProcessGroup) -> list[Seen]:
+        """One for each of the settings."""
+        return [self.run(each, ranks) for each in settings]
+
+    def run(
+        self, settings: dict[str, Any], ranks: ProcessGroup, snapshots: Snapshots | None = None
+    ) -> Seen:
+        """Goes on from the newest of `snapshots` if there is one, and stores one after the first
+        step if not, beside the others."""
+        each = len(self.batch) // ranks.world
+        own = self.batch.rows(slice(ranks.rank * each, (ranks.rank + 1) * each))
+        learner = learner_of(self.student, self.teacher, ranks, **settings)
+        checkpoints = None
+        if snapshots is not None:
+            if step := snapshots.newest_step():
+                learner.restore(snapshots.load(step, joined=not learner.is_spread)[0], step)
+            else:
+                checkpoints = checkpoints_of(learner, snapshots, ranks, every=1, minutes=0)
+        rows = []
+        while learner.steps_done < STEPS:
+            rows.append(learner.step(own))
+            if checkpoints is not None:
+                store(checkpoints, learner, ranks)
+        if checkpoints is not None:
+            checkpoints.settle()
+            checkpoints.close()
         states = {
             name: {k: v.clone() for k, v in state.items()} for name, state in learner.states()
         }
-        found.append(Seen(rows, states, learner.published("float32", checked=True).copied()))
-    return found
+        return Seen(rows, states, learner.published("float32", checked=True).copied())
+
+    def stored(self, settings: dict[str, Any], root: Path, ranks: ProcessGroup) -> Seen:
+        """`run` with the snapshots of a folder."""
+        return self.run(settings, ranks, Snapshots(root, keep=9, finite=("student", "ema")))
+
+
+def store(checkpoints: Checkpoints, learner: Learner, ranks: ProcessGroup) -> None:
+    """As the loop around a learner does it, but after the first step alone."""
+    checkpoints.check()
+    if checkpoints.is_due(learner.steps_done) and learner.steps_done == 1:
+        checkpoints.save(1, learner.snapshot(), {}, {"by": ranks.rank})

@@ -120,6 +120,11 @@ def require_newest(
                 f"{why}, which are whole, but contexts.sources.{kind}.max_prefix is "
                 f"{source.max_prefix:g}; set min_prefix and max_prefix to 0"
             )
+    if learner.parallel == "fsdp":
+        raise ValueError(
+            f"{why} by looking through its guidance network, so every rank needs both whole, but "
+            "learner.parallel is fsdp; set it to ddp"
+        )
     for key, dtype in (("rollout", rollout.dtype), ("learner", learner.dtype)):
         if dtype != "float32":
             raise ValueError(

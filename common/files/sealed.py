@@ -1,0 +1,119 @@
+"""Files that are as they were written, or are found not to be: a list of their sizes and digests,
+as JSON, with a digest of itself."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.files.paths import read_json
+
+FORMAT = "varkd-snapshot-1"
+TENSORS = "tensors.pt"
+FACTS = "facts.json"
+MOST_FACTS = 2**26
+"""Bytes; more is no file of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a snapshot, as it was written."""
+
+    name: str
+    bytes: int
+    blake2b: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Part":
+        """As it is now."""
+        return cls(path.name, path.stat().st_size, _digest(path))
+
+    def require_in(self, folder: Path) -> None:
+        """Refuse a file that is not as it was written.
+
+        Raises:
+            InputError: says what is wrong with it.
+        """
+        path = folder / self.name
+        try:
+            size, digest = path.stat().st_size, None
+            if size == self.bytes:
+                digest = _digest(path)
+        except OSError as error:
+            raise damaged(path, error.strerror or str(error)) from None
+        if size != self.bytes:
+            raise damaged(path, f"{size} bytes of {self.bytes}")
+        if digest != self.blake2b:
+            raise damaged(path, "other contents than were written")
+
+
+def description(tensors: Path, step: int, facts: dict[str, Any], rows: Sequence[Part]) -> str:
+    """The list of a snapshot of `step`: its tensors, the files of rows, and facts of the run's."""
+    of_tensors = asdict(Part.of(tensors))
+    of_tensors.pop("name")
+    found = {"format": FORMAT, "step": step, "tensors": of_tensors, "facts": facts}
+    if rows:
+        found["rows"] = [asdict(part) for part in rows]
+    found = json.loads(json.dumps(found))  # as it will be read: keys are strings, tuples lists
+    return json.dumps({**found, "digest": _seal(found)})
+
+
+def read_description(folder: Path, step: int) -> tuple[dict[str, Any], list[Part]]:
+    """The facts, and the files, of which the first one holds the tensors.
+
+    Raises:
+        InputError: the list is not as it was written, or of another step.
+    """
+    path = folder / FACTS
+    try:
+        if path.stat().st_size > MOST_FACTS:
+            raise damaged(path, "no facts of ours")
+        found = read_json(path, "facts of a snapshot")
+        is_whole = found.pop("digest") == _seal(found) and found["format"] == FORMAT
+        parts = [
+            Part(**part) for part in ({"name": TENSORS, **found["tensors"]}, *found.get("rows", ()))
+        ]
+        is_whole &= all(Path(part.name).name == part.name for part in parts)
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise damaged(path, "no facts of ours") from None
+    if not is_whole:
+        raise damaged(path, "other contents than were written")
+    if found["step"] != step:
+        raise damaged(path, f"it is of step {found['step']}")
+    return found["facts"], parts
+
+
+def _seal(facts: dict[str, Any]) -> str:
+    canonical = json.dumps(facts, sort_keys=True).encode()
+    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _blake2b).hexdigest()
+
+
+def _blake2b() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
+def flush(path: Path) -> None:
+    """To disk; of a folder, its entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # not every file system flushes folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def damaged(path: Path, what: str) -> InputError:
+    return InputError(f"{path} is damaged: {what}")

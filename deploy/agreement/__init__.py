@@ -1,0 +1,1 @@
+"""What sections of a config must agree on, by topic; deploy/config.py asks each."""

@@ -1,0 +1,54 @@
+"""Images of a record's rows, for scorers that look at them.
+
+Shape letters: B sequences, L slots, H height, W width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.device import place
+from common.exchange.trajectory import TrajectoryBatch
+from common.spec import SequenceSpec
+from common.tokenization.tokenizer import Tokenizer, load_tokenizer
+from teacher_server.scorer import ScorerFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """The run's tokenizer, frozen, on the scorers' device."""
+
+    tokenizer: Tokenizer
+    spec: SequenceSpec
+    device: torch.device
+
+    @classmethod
+    def of(cls, files: ScorerFiles) -> "Drawing":
+        """Of the run's files.
+
+        Raises:
+            InputError: the tokenizer is missing or damaged.
+        """
+        device = cls.device_of(files)
+        tokenizer = load_tokenizer(files.teacher.tokenizer).to(device).requires_grad_(False)
+        return cls(tokenizer, tokenizer.shape, device)
+
+    @staticmethod
+    def device_of(files: ScorerFiles) -> torch.device:
+        """Where scorers that look at images work: where the teacher does."""
+        return place(files.config.device)
+
+    @torch.no_grad()
+    def images(self, batch: TrajectoryBatch, token_BL: Tensor) -> Tensor:
+        """image_BCHW in [-1, 1] on the CPU, of tokens in the order of the batch's plan."""
+        cell_BL = batch.plan.to_grid(token_BL)
+        parts = [
+            self.tokenizer.image(part.to(self.device)).clamp(-1, 1).cpu()
+            for part in cell_BL.split(self.tokenizer.images_at_once)
+        ]
+        return torch.cat(parts)
+
+    def pixels(self, batch: TrajectoryBatch) -> Tensor:
+        """The rows as people see them, uint8 pixel_BCHW."""
+        return self.tokenizer.decode(batch.plan.to_grid(batch.token_BL).to(self.device))

@@ -1,0 +1,107 @@
+"""What scorers have in common that judge whole rows by one number: rewards.
+
+A reward is one file, in this package's scorers or in those of one's own package: a config that
+says what judges, and the columns follow. `sequence.NAME` is the number, the higher the better,
+with the file's name as NAME; `sequence.NAME_failed` is 1 where there is none; `signal.NAME`, where
+a reward can tell, is every slot's share, which add up to the number. Weights are the learner's
+(`objective.rewards`).
+
+Shape letters: B sequences, L slots.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.exchange.trajectory import TrajectoryBatch, from_arrow, to_arrow
+from teacher_server.scorer import OwnActorsConfig, ScorerFiles
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One number for each row, and its slots' shares where they are known; not finite: failed."""
+
+    reward_B: Tensor
+    share_BL: Tensor | None = None
+
+
+Judge = Callable[[TrajectoryBatch], Judged]
+"""A function of each row alone: what shares a record with it changes nothing."""
+
+
+class RewardConfig(OwnActorsConfig):
+    """One table of [scorers] that judges whole rows."""
+
+    reads_entropy: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        part = cls.__module__.rpartition(".")[2]
+        cls.sequence_columns = (part, f"{part}_failed")
+
+    @abstractmethod
+    def judge(self, files: ScorerFiles) -> Judge:
+        """What judges, in the process in which it works.
+
+        Raises:
+            InputError: a file does not hold what the config asks for.
+        """
+
+    def build(self, files: ScorerFiles) -> "RewardScorer":
+        return RewardScorer(self, self.judge(files))
+
+
+class RewardScorer:
+    """Writes what a judge says; what fails costs its rows, and no more."""
+
+    def __init__(self, config: RewardConfig, judge: Judge) -> None:
+        self._part, self._judge = config.kind, judge
+        self._shares = bool(config.adds_to_tokens())
+
+    @torch.no_grad()
+    def score(self, record: pa.RecordBatch) -> pa.RecordBatch:
+        """With the columns of the reward.
+
+        Raises:
+            InputError: the judge says that something of the user's does not fit.
+        """
+        batch = from_arrow(record)
+        judged = self._judged(batch)
+        failed_B = ~judged.reward_B.isfinite()
+        sequence = batch.sequence | {
+            self._part: judged.reward_B.float().masked_fill(failed_B, 0),
+            f"{self._part}_failed": failed_B.float(),
+        }
+        signal = batch.signal
+        if self._shares:
+            share_BL = judged.share_BL
+            if share_BL is None:
+                share_BL = torch.zeros(batch.token_BL.shape)
+            share_BL = share_BL.float().masked_fill(failed_B[:, None], 0)
+            signal = signal | {self._part: share_BL}
+        return to_arrow(replace(batch, signal=signal, sequence=sequence))
+
+    def _judged(self, batch: TrajectoryBatch) -> Judged:
+        """What the judge says; of a record that it cannot judge, that all rows failed."""
+        try:
+            judged = self._judge(batch)
+            if judged.reward_B.shape != (len(batch),):
+                raise ValueError(
+                    f"gave {list(judged.reward_B.shape)} numbers for {len(batch)} rows"
+                )
+            return judged
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault in somebody's code costs groups alone
+            lease = batch.facts.get("lease", "?")
+            LOG.warning("reward %s failed for lease %s: %r", self._part, lease, error)
+            return Judged(torch.full((len(batch),), torch.nan))
