@@ -6,7 +6,9 @@ import torch
 from common.errors import InputError
 from common.files.tensors import load_tensors
 from common.perceptual.classifier import Classifier, load_classifier, save_classifier
-from common.tokenization.tokenizer import load_tokenizer
+from common.tokenization.tokenizer import load_tokenizer, save_tokenizer
+from common.tokenization.tokenizers import conv_vq
+from deploy.run_folder.workspace import Workspace
 from deploy.stages.distill import distill
 from deploy.stages.learner_rank import cluster_map, tokenizer_render
 from deploy.stages.perceptual import classifier_features
@@ -91,3 +93,19 @@ def test_an_objective_is_given_a_decoder_and_features_that_gradients_pass(run_in
     assert feature_BF.shape == (2, 8 * 8 * 4 + 4 * 4 * 4 + 2 * 2 * 8), "8x8 pixels, three layers"
     (grad,) = torch.autograd.grad(feature_BF.square().sum(), vector_BLD)
     assert grad.abs().sum() > 0
+
+
+def test_what_an_image_loss_teaches_is_never_the_decoder(tmp_path):
+    """Of a tokenizer with weights: gradients reach the vectors and no parameter."""
+    config, workspace = conv_vq.Config(vocab_size=16, patch=4), Workspace(tmp_path)
+    torch.manual_seed(0)
+    made = config.build(size=8, channels=1)
+    assert any(weight.requires_grad for weight in made.parameters())
+    save_tokenizer(workspace.tokenizer, made, config, size=8, channels=1)
+    render = tokenizer_render(workspace, torch.device("cpu"))
+    vector_BLD = torch.randn(2, made.shape.length, made.codebook_VD.shape[1]).requires_grad_()
+    render(vector_BLD).square().sum().backward()
+    assert (vector_BLD.grad.abs().sum(-1) > 0).all()
+    decoder = list(render.__self__.parameters())
+    assert decoder
+    assert all(not weight.requires_grad and weight.grad is None for weight in decoder)

@@ -215,6 +215,20 @@ def test_images_are_compared_after_the_decoder_which_stays_as_it_is():
     assert torch.equal(weight, torch.ones(3))
 
 
+def test_the_average_is_that_of_every_number_by_itself():
+    """min(0.99, (1 + step) / (10 + step)), small at first."""
+    ours, student = learner(20)
+    weight_D = student.final_layer_conti.linear.bias
+    wanted = weight_D.tolist()
+    for step in range(1, 6):
+        ours.step(pairs(step * ROWS))
+        decay = min(0.99, (1 + step) / (10 + step))
+        wanted = [decay * w + (1 - decay) * float(v) for w, v in zip(wanted, weight_D, strict=True)]
+    found_D = dict(ours.states())["student_ema"]["final_layer_conti.linear.bias"]
+    assert found_D.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert float((found_D - weight_D).abs().max()) > 1e-5
+
+
 def test_rows_without_their_noise_are_refused():
     ours, _ = learner(10)
     for seed_B in (None, torch.full((ROWS,), -1)):

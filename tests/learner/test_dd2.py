@@ -183,11 +183,13 @@ def test_rows_that_come_out_otherwise_are_refused():
     assert "loss" in trained.step(rows)
 
 
-def test_a_row_of_an_older_generator_is_refused():
-    trained, generator, _ = in_turns()
-    go(trained, generator, 3)
-    with pytest.raises(InputError, match="step 4: a row was made by version 2 of the generator"):
-        trained.step(generated(generator, 3 * ROWS, ROWS, version=2))
+@pytest.mark.parametrize("cycles", [1, 2, 50])
+def test_a_row_of_an_older_generator_is_refused(cycles):
+    """Of the one before as of one that is fifty steps of the generator behind."""
+    trained, _, _ = in_turns()
+    trained.steps_done = 150
+    with pytest.raises(InputError, match=f"step 151: a row was made by version {150 - 3 * cycles}"):
+        trained.step(generated(fresh(), 0, ROWS, version=150 - 3 * cycles))
 
 
 def test_micro_batches_change_nothing(assert_same_gradients):

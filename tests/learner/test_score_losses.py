@@ -116,7 +116,7 @@ def test_the_target_of_gts_is_what_minimises_the_loss_of_fcs():
     generator = torch.Generator().manual_seed(5)
     codes = FlowCodes(torch.randn(8, 2, generator=generator).double())
     law = codes.law((1.5 * torch.randn(1, 8, generator=generator)).double().log_softmax(-1))
-    count = 100_000
+    count = 200_000
     token_N = law.logprob_NK[0].exp().multinomial(count, replacement=True, generator=generator)
     points = draw_points([9], count, 2, draws=1, times=TimeLaw(lowest=0.05, highest=0.95))
     time_11N, code_1ND = points.time_MBL.double(), codes.code_VD[token_N][None]
