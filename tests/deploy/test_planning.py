@@ -285,8 +285,8 @@ def test_unknown_classes_and_small_shared_memory_are_said(capsys):
 
 @pytest.mark.parametrize("kind", OF_BACKBONES)
 def test_every_objective_can_be_sized(run_in, kind):
-    how = (f"objective.kind={kind}", *WITH.get(kind, ()))
-    config, workspace = run_in(*how, "contexts.sources.student.ratio=1")
+    how = (f"objective.kind={kind}", "contexts.sources.student.ratio=1", *WITH.get(kind, ()))
+    config, workspace = run_in(*how)
     plan = plan_run(config, workspace, timed=True)
     learner = next(need for need in plan.needs if need.role == "learner")
     assert learner.host_mb > PROCESS_MB

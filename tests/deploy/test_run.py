@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from building.launchers import Replacing
-from building.objectives import OF_BACKBONES
+from building.objectives import OF_BACKBONES, WITH
 
 from common.artifacts.backbone_file import load_backbone, save_backbone
 from common.errors import InputError, RunFailed
@@ -42,7 +42,7 @@ def distill_here(run, quiet, *, resume=False):
 @pytest.mark.parametrize("kind", OF_BACKBONES)
 def test_every_objective_runs_within_the_staleness_bound(run_in, quiet, kind):
     bound = ("learner.steps=3", "learner.max_staleness=1", "learner.publish_every=1")
-    config, workspace = run_in(f"objective.kind={kind}", *bound)
+    config, workspace = run_in(f"objective.kind={kind}", *WITH.get(kind, ()), *bound)
     facts, rows = distill_here((config, workspace), quiet)
     assert facts["steps"] == config.learner.steps == rows[-1]["step"]
     assert facts["cause"] is None

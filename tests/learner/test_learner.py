@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from building.objectives import OF_BACKBONES, built
+from building.objectives import OF_BACKBONES, built, judged
 
 from common.config.plugins import load_plugin
 from common.errors import InputError
@@ -78,7 +78,7 @@ def test_chunks_and_micro_batches_change_nothing(
     pair, sampled, clusters, kind, assert_same_gradients
 ):
     objective = load_plugin("learner.objectives", kind).Config()
-    batch = score(sampled(pair[0]), pair[1])
+    batch = judged(score(sampled(pair[0]), pair[1]))
     found = [
         gradients(
             learner_of(*pair, objective, clusters=clusters, micro_batch=m, chunk_tokens=c), batch

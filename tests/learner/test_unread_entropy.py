@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from building.objectives import OF_BACKBONES, built
+from building.objectives import OF_BACKBONES, built, judged
 
 from common.config.plugins import kinds, load_plugin
 from common.exchange.signals import guided_hidden
@@ -46,7 +46,7 @@ def models(tiny):
 def records(models, sampled):
     """Two data rows and three rollouts, scored with entropies and without."""
     student, teacher = models
-    batch, facts = sampled(student), {"head": state_digest(teacher.head)}
+    batch, facts = judged(sampled(student)), {"head": state_digest(teacher.head)}
     return [
         batch.scored(
             signal_columns(TeacherConfig(), teacher, teacher.head, batch, entropy=entropy), facts

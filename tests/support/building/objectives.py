@@ -1,5 +1,7 @@
 """Objectives built for a test, and learners that see a part of a step each."""
 
+from dataclasses import replace
+
 import torch
 from building.dependent_codes import fresh
 
@@ -22,9 +24,23 @@ OF_TOKENS = tuple(
 )
 """Kinds with a loss of single tokens."""
 
+DRAWN = (
+    *(f"contexts.sources.{kind}.ratio=0" for kind in ("data", "student")),
+    *("contexts.sources.parallel.ratio=1", "rollout.group.size=2"),
+    *(f"scorers.{kind}.kind={kind}" for kind in ("decoded_mse", "perceptual")),
+)
+"""Draws of one pass, judged by their images."""
 JUDGED = ("scorers.opinion.kind=token_logprob", "rollout.group.size=2")
-WITH = {"kdrl": JUDGED}
+WITH = {"kdrl": JUDGED, "sar": ("contexts.sources.student.ratio=0",), "vapi": DRAWN}
 """What else a run's config must have for an objective of that kind."""
+
+
+def judged(batch):
+    """With what scorers say of rows, each alone in its group."""
+    names = "teacher_logprob", "decoded_mse", "perceptual"
+    said = {name: torch.linspace(-1, 0, len(batch)) for name in names}
+    groups = {"group_B": batch.id_B, "member_B": torch.zeros_like(batch.id_B)}
+    return replace(batch, sequence=said, **groups)
 
 
 def built(config, clusters=None):
