@@ -23,6 +23,7 @@ from common.tokenization.tokenizer import TokenizerConfig
 from deploy.agreement.contexts import (
     require_exact,
     require_labels,
+    require_one_input,
     require_passes,
     require_rows,
 )
@@ -137,10 +138,18 @@ class RunConfig(Config):
 
     @property
     def scoring(self) -> dict[str, AnyScorer]:
-        """The scorers that records pass: none, where they have passed them already, or the teacher
-        is alone and nobody asks it."""
-        is_asked = self.objective.is_scored or len(self.scorers) > 1
-        return self.scorers if is_asked and self.rollout.replay is None else {}
+        """The scorers that records pass: none, where they have passed them already, and not the
+        teacher, where nobody asks it."""
+        if self.rollout.replay is not None:
+            return {}
+        others = [scorer for scorer in self.scorers.values() if scorer.kind != "teacher"]
+        asked = self.objective.wants_scores() or any(scorer.needs_teacher for scorer in others)
+        return {n: s for n, s in self.scorers.items() if asked or s.kind != "teacher"}
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether records pass the teacher."""
+        return any(scorer.kind == "teacher" for scorer in self.scoring.values())
 
     @property
     def reads_pairs(self) -> bool:
@@ -236,6 +245,7 @@ class RunConfig(Config):
         self.objective.check(self.contexts.policies())
         require_labels(self.contexts, self.objective)
         require_exact(self.contexts, self.objective)
+        require_one_input(self.contexts, self.objective)
         return self
 
     @model_validator(mode="after")

@@ -136,7 +136,7 @@ class Learner:
         """The batch without what is wide, with the teacher's numbers that the objective reads."""
         signal = {name: value for name, value in batch.signal.items() if value.ndim == 2}
         light = replace(batch, signal=signal, noise_BL=None, vector_BLD=None).to(self._device)
-        if self._teacher is None or not self._objective.config.needs_teacher:
+        if self._teacher is None or not self._objective.config.asks_teacher():
             return light
         self._teacher.check(batch)
         wanted = dict(self._objective.reads())

@@ -80,7 +80,7 @@ class MicroBatches:
     ) -> Tensor:
         def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
             teacher = None
-            if self.teacher is not None and self.objective.config.needs_teacher:
+            if self.teacher is not None and self.objective.config.asks_teacher():
                 teacher = self.teacher.distribution(chosen.signal_of(tokens))
             chunk = chosen.chunk(tokens, Categorical(logit_nV.float()), teacher)
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]

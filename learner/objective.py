@@ -45,6 +45,7 @@ class ObjectiveConfig(PluginConfig, ABC):
     """The [objective] section: what is known of a loss before anything is loaded."""
 
     needs_teacher: ClassVar[bool] = True
+    """Whether losses look at what the teacher says (`asks_teacher`, where settings decide)."""
     uses_data: ClassVar[bool] = True
     """Whether sequences of data and of the teacher have a loss."""
     uses_rollouts: ClassVar[bool] = True
@@ -57,6 +58,8 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Whether it asks for the data sequences that rows began as (`target_token`)."""
     learns_labels: ClassVar[bool] = False
     """Whether the codes of the student's rows are labels, which it is to say, and not samples."""
+    needs_one_input: ClassVar[bool] = False
+    """Whether samples of a condition must be drawn from one pass over the same sequence."""
     students: ClassVar[type[PluginConfig]] = BackboneConfig
     """Configs of the students that it trains."""
     with_dropout: ClassVar[bool] = True
@@ -80,12 +83,20 @@ class ObjectiveConfig(PluginConfig, ABC):
         own = {n: default for n, default in own.items() if isinstance(default, Divergence)}
         return values | {n: filled(default, values.get(n)) for n, default in own.items()}
 
+    def asks_teacher(self) -> bool:
+        """`needs_teacher`, with these settings."""
+        return self.needs_teacher
+
+    def wants_scores(self) -> bool:
+        """`is_scored`, with these settings."""
+        return self.is_scored
+
     def reads_entropy(self) -> bool:
         """Whether `token_weights` or `sequence_loss` may look at `entropy` in batch.signal.
 
         Where neither the objective nor a scorer does, the teacher saves a pass through its head.
         """
-        return self.needs_teacher
+        return self.asks_teacher()
 
     def phases(self) -> tuple[Phase, ...]:
         """When the student changes, where it does not in every step: it is trained in turns with
@@ -263,7 +274,7 @@ class PlainObjective(ObjectiveConfig, Objective):
     def reads_entropy(self) -> bool:
         """Only what an objective writes itself can look at it."""
         weighs = type(self).token_weights is not Objective.token_weights
-        return self.needs_teacher and (weighs or self.has_sequence_loss)
+        return self.asks_teacher() and (weighs or self.has_sequence_loss)
 
     def build(self, resources: Resources) -> Objective:
         return self

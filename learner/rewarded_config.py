@@ -1,9 +1,9 @@
 """What objectives with rewards have in common in their config."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config.quantities import Weight
 from learner.objective import ObjectiveConfig
@@ -25,6 +25,16 @@ class RewardedConfig(ObjectiveConfig):
     """How much better than its group a row did."""
     clip: Weight = 0.2
     """PPO's clipping of the ratio to [1 - clip, 1 + clip]; 0 switches it off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults_of_advantages(cls, values: Any) -> Any:
+        """advantage.std=none alone changes no clip: the objective's own default stays."""
+        given = values.get("advantage") if isinstance(values, dict) else None
+        if not isinstance(given, Mapping):
+            return values
+        default = cls.model_fields["advantage"].default.model_dump()
+        return {**values, "advantage": {**default, **given}}
 
     def rewarded(self) -> Mapping[str, float]:
         return self.rewards

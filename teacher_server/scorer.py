@@ -94,6 +94,10 @@ class ScorerConfig(PluginConfig, ABC):
     """Whether it may look at the teacher's `signal.entropy`; where neither a scorer nor the
     objective does, the teacher saves a pass through its head."""
 
+    needs_teacher: ClassVar[bool] = True
+    """Whether it may look at what the teacher says of a record; where neither a scorer nor the
+    objective does, records do not pass the teacher."""
+
     reads_target: ClassVar[bool] = False
     """Whether it compares rows with the data sequences that they began as (`target_token`)."""
 

@@ -96,3 +96,24 @@ def require_exact(contexts: ContextsConfig, objective: ObjectiveConfig) -> None:
                 "not drawn from what it says behind them; drop that source, or choose another "
                 "objective"
             )
+
+
+def require_one_input(contexts: ContextsConfig, objective: ObjectiveConfig) -> None:
+    """Refuse samples that were drawn behind themselves where one pass must give all of a group.
+
+    Raises:
+        ValueError: names the sources and the objective.
+    """
+    if not objective.needs_one_input:
+        return
+    others = [
+        source.kind
+        for source in contexts.used
+        if not (isinstance(source, ForcedContext) and source.shares_input)
+    ]
+    if others:
+        raise ValueError(
+            f"objective.kind={objective.kind} learns from draws of one pass, but contexts.sources "
+            f"has {', '.join(others)}; have contexts.sources.parallel alone (ratio 0 takes another "
+            "source out)"
+        )

@@ -123,8 +123,9 @@ def learning_bytes(config: RunConfig, student: Student, head: nn.Linear) -> int:
     def run() -> None:
         learner = planned_learner(config, student, head)
         learner.update(torch.zeros((), device=head.weight.device))
-        for rows in _steps(settings, policies_of(config)):
-            batch = blank_batch(student, rows, config.rollout.sampling)
+        for rows in _steps(settings, policies_of(config), config.rollout.group.size):
+            group = config.rollout.group.size
+            batch = blank_batch(student, rows, config.rollout.sampling, group=group)
             for _ in range(steps_of_a_cycle(config)):
                 learner.step(_scored(config, batch, head))
 
@@ -170,10 +171,13 @@ def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Lea
     )
 
 
-def _steps(settings: LearnerConfig, policies: Sequence[Policy]) -> list[Sequence[Policy]]:
-    """The rows of each step: micro-batches of one policy, which have the most to compute."""
+def _steps(
+    settings: LearnerConfig, policies: Sequence[Policy], group: int
+) -> list[Sequence[Policy]]:
+    """The rows of each step: micro-batches of one policy, which have the most to compute, in whole
+    groups."""
     share = settings.global_batch_size // settings.world_size
-    images = min(settings.micro_batch, share)
+    images = -(-min(settings.micro_batch, share) // group) * group
     if share <= images:
         return [[policy for _ in range(images)] for policy in policies]
     return [[policy for policy in (*policies, policies[0]) for _ in range(images)]]
@@ -207,8 +211,10 @@ def resources_like(
 
 
 def _scored(config: RunConfig, batch: TrajectoryBatch, head: nn.Linear) -> TrajectoryBatch:
-    """As a teacher sends it: wide columns are as blank as its head, the entropy is that of a
-    teacher that is sure of itself, so no gate closes."""
+    """As a teacher sends it, if it is asked: wide columns are as blank as its head, the entropy is
+    that of a teacher that is sure of itself, so no gate closes."""
+    if config.scoring and not config.asks_teacher:
+        return judged(config, batch)
     shape = *batch.token_BL.shape, head.in_features
     hidden_BLC = torch.zeros(shape, device=head.weight.device)
     with torch.no_grad():
@@ -228,10 +234,15 @@ def judged(config: RunConfig, batch: TrajectoryBatch) -> TrajectoryBatch:
 
 
 def blank_batch(
-    model: Student, policies: Sequence[Policy], sampling: SamplingConfig, *, prefix: int = 0
+    model: Student,
+    policies: Sequence[Policy],
+    sampling: SamplingConfig,
+    *,
+    prefix: int = 0,
+    group: int = 1,
 ) -> TrajectoryBatch:
-    """Sequences of the first code, in the order in which they are decoded; those of a one-pass
-    student with seeds of noise."""
+    """Sequences of the first code, in the order in which they are decoded and in groups of `group`,
+    which divides them; those of a one-pass student with seeds of noise."""
     images, seed_B, vector_BLD = len(policies), None, None
     if isinstance(model, Backbone):
         plan = model.plan(range(images), sampling.decoding)
@@ -240,10 +251,10 @@ def blank_batch(
     token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long)
     if isinstance(model, VelocityModel):
         vector_BLD = torch.zeros(*token_BL.shape, model.code_width)
-    zero_B = torch.zeros(images, dtype=torch.long)
-    return TrajectoryBatch(
+    id_B, zero_B = torch.arange(images), torch.zeros(images, dtype=torch.long)
+    batch = TrajectoryBatch(
         spec=model.spec,
-        id_B=torch.arange(images),
+        id_B=id_B,
         version_B=zero_B,
         label_B=zero_B,
         context=tuple(policies),
@@ -256,3 +267,7 @@ def blank_batch(
         seed_B=seed_B,
         vector_BLD=vector_BLD,
     )
+    if group == 1:
+        return batch
+    groups = {"group_B": id_B // group, "member_B": id_B % group, "input_token_BL": token_BL}
+    return replace(batch, **groups, facts={"group_size": str(group)})

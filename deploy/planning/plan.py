@@ -198,7 +198,7 @@ def _describe_wire(config: RunConfig, sizing: Sizing, rate: tuple[float, str]) -
             f"{sizing.version_bytes / 1e6:.2f} MB per version and node, every "
             f"{every} steps, at most {sizing.versions} versions kept"
         )
-    signal = config.teacher.signal.kind if config.scoring else "not scored"
+    signal = config.teacher.signal.kind if config.asks_teacher else "not scored by the teacher"
     return {
         "wire": f"{row:,} bytes per image ({signal}), {step:.1f} MB per step",
         "wire rate": speed,

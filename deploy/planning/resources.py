@@ -107,7 +107,7 @@ class Sizing:
         config, length, generator = self.config, self.spec.length, self._generator
         width = self.teacher.head.in_features
         per_token = per_row = 0
-        if config.scoring:
+        if config.asks_teacher:
             per_token = config.teacher.signal.bytes_per_token(width, self.spec.vocab_size)
             per_token += 4 * config.reads_entropy
         for scorer in config.scoring.values():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.exchange.provenance import Policy
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
 from deploy.config import RunConfig
@@ -52,7 +53,9 @@ def image_flops(sizing: Sizing) -> float:
     config, spec = sizing.config, sizing.spec
     student, teacher = blank_student(config, spec), sizing.teacher
     policies = policies_of(config)
-    batch = blank_batch(student, policies, config.rollout.sampling)
+    group, sampling = config.rollout.group.size, config.rollout.sampling
+    rows: list[Policy] = [policy for policy in policies for _ in range(group)]
+    batch = blank_batch(student, rows, sampling, group=group)
     head = skeleton(config.models.teacher, spec).head.requires_grad_(False)
 
     cycle = steps_of_a_cycle(config)
@@ -63,23 +66,23 @@ def image_flops(sizing: Sizing) -> float:
             is_scored = config.schedule().is_scored(step * config.schedule().leases_per_step)
             learner.step(_scored(config, teacher, head, batch) if is_scored else batch)
 
-    passes = flops(score_and_learn) / len(policies) / cycle
+    passes = flops(score_and_learn) / len(batch) / cycle
     guided = config.contexts.teacher_sampling
     by_teacher = _share(sizing, "teacher") * (2 if guided and guided.guidance else 1)
     by_teacher *= parameters(teacher)
     by_student = 0.0
     if config.samples_student:
         by_student = _student_passes(sizing) * parameters(student)
-    sampling = 2 * (by_teacher + by_student) * spec.length
-    return passes + sampling + _chain_flops(sizing, head)
+    drawing = 2 * (by_teacher + by_student) * spec.length
+    return passes + drawing + _chain_flops(sizing, head)
 
 
 def _scored(
     config: RunConfig, teacher: Backbone, head: nn.Linear, batch: TrajectoryBatch
 ) -> TrajectoryBatch:
     """As the teacher sends it, if records pass it; it is sure of itself, so that no gate closes."""
-    if not config.scoring:
-        return batch
+    if not config.asks_teacher:
+        return judged(config, batch)
     reads = config.reads_entropy
     signal = signal_columns(config.teacher, teacher, head, batch, entropy=reads)
     if reads:
@@ -124,9 +127,9 @@ def _probe(sizing: Sizing) -> float:
     here, teacher = torch.device("cpu"), config.models.teacher.build(spec).eval()
     student, sampler = blank_student(config, spec, here), blank_student(config, spec, here)
     images, policies = config.rollout.batch_size, policies_of(config)
-    batch = blank_batch(
-        student, [policies[row % len(policies)] for row in range(images)], config.rollout.sampling
-    )
+    group = config.rollout.group.size
+    rows: list[Policy] = [policies[row // group % len(policies)] for row in range(images)]
+    batch = blank_batch(student, rows, config.rollout.sampling, group=group)
     head = teacher.head.requires_grad_(False)
     learner, chain = planned_learner(config, student, head), _chain(sizing)
     best = math.inf

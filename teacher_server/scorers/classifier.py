@@ -18,6 +18,8 @@ from teacher_server.scorer import ScorerFiles
 
 
 class Config(RewardConfig):
+    needs_teacher = False
+
     def networks(self) -> frozenset[str]:
         return frozenset({"classifier"})
 

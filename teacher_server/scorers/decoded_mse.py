@@ -21,6 +21,7 @@ from teacher_server.scorer import ScorerFiles
 
 
 class Config(RewardConfig):
+    needs_teacher = False
     reads_target = True
 
     per_token: bool = False

@@ -23,6 +23,7 @@ AT_ONCE = 32
 
 
 class Config(RewardConfig):
+    needs_teacher = False
     reads_target = True
 
     lpips: LpipsConfig | None = None

@@ -34,6 +34,7 @@ NOT_ZERO_AT_THE_TEACHER = {
     ("minillm", "data"),
     ("sar", "data"),
     ("sar", "student"),
+    ("vapi", "student"),
     ("imitkd", "data"),  # a hard target
     ("imitkd", "student"),
     ("sinkd", "data"),  # a transport plan of finite epsilon
@@ -84,6 +85,17 @@ def chunk(student_NV, teacher_NV, context="student", column=None):
     return TokenChunk(context, token_N, *laws, numbers | (column or {}), (30, 10))
 
 
+def drawn_from(objective, student_NV):
+    """Columns of objectives that see several draws of each token."""
+    if "draws" not in objective.config.columns:
+        return {}
+    draw_N2 = torch.stack([torch.arange(N) % V, (torch.arange(N) + 5) % V], -1)
+    behaviour_N2 = student_NV.detach().gather(-1, draw_N2)
+    better_N2 = torch.tensor([1.0, -1.0]).expand(N, 2)
+    own = {"draws": draw_N2, "behaviour": behaviour_N2, "advantages": better_N2}
+    return own | {"target": torch.arange(N) % V}
+
+
 def contexts_of(objective):
     found = [name for name in ("data", "student") if objective.config.uses(name)]
     return found or ["teacher"]
@@ -117,12 +129,13 @@ def test_what_was_not_declared_is_refused_by_name(clusters):
 
 def test_loss_is_finite_with_a_gradient(of_tokens, student_NV, teacher_NV):
     for context in contexts_of(of_tokens):
-        loss_N = of_tokens.token_loss(chunk(student_NV, teacher_NV, context))
+        given = chunk(student_NV, teacher_NV, context, drawn_from(of_tokens, student_NV))
+        loss_N = of_tokens.token_loss(given)
         (grad,) = torch.autograd.grad(loss_N.sum(), student_NV)
         assert loss_N.shape == (N,)
         assert torch.isfinite(loss_N).all()
         assert grad.abs().sum() > 0
-        observed = of_tokens.diagnostics(chunk(student_NV, teacher_NV, context))
+        observed = of_tokens.diagnostics(given)
         assert set(observed) <= set(of_tokens.config.diagnosed)
         assert all(0 < len(value_n) <= N for value_n in observed.values())
 
