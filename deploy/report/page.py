@@ -3,6 +3,12 @@
 from html import escape
 from typing import Any
 
+LIKELIHOOD = {
+    "reverse_kl": "KL(student, teacher)",
+    "forward_kl": "KL(teacher, student)",
+    "acceptance": "acceptance",
+    "data_nll": "-log q of data",
+}
 READING = (
     "**Confidence by position**: where the teacher's confidence on rollouts (sampled slots alone) "
     "lies below that on data, the student's context is one that the teacher does not know.",
@@ -40,6 +46,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"sampling and decoding, {features['batch_size']} images at a time.",
         *(["", *absent] if absent else []),
         "",
+        *_likelihoods(report["likelihood"]),
         "![samples](samples.png)",
         "",
         f"One row per class, {len(shown)} of {features['classes'].split()[-1]}: "
@@ -49,6 +56,27 @@ def to_markdown(report: dict[str, Any]) -> str:
         *_run_table(report),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _likelihoods(found: dict[str, dict[str, float]]) -> list[str]:
+    """A table of nats per token, without features of images."""
+    if not found:
+        return []
+    names = list(max(found.values(), key=len))
+    names = [name for name in names if f"{name}_se" in names]
+    lines = ["| nats per token | " + " | ".join(LIKELIHOOD[name] for name in names) + " |"]
+    lines += ["|---" * (len(names) + 1) + "|"]
+    for model, numbers in found.items():
+        cells = [
+            f"{numbers[name]:.4f} ± {numbers[f'{name}_se']:.4f}" if name in numbers else "-"
+            for name in names
+        ]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    note = (
+        "Means over sequences and their standard errors, of plain samples: no classifier decides. "
+        "Acceptance is the share of the student's codes that the teacher would keep (1 - TV)."
+    )
+    return [*lines, "", note, ""]
 
 
 def _run_table(report: dict[str, Any]) -> list[str]:

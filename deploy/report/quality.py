@@ -19,6 +19,8 @@ class Quality:
     features: dict[str, Any]
     weights: dict[str, dict[str, str]]
     """File and digest of every model that was measured."""
+    likelihood: dict[str, dict[str, float]]
+    """Of models that give sequences a probability: nats per token and standard errors, by name."""
     classes: dict[int, str]
     """Rows of the sheet: names by label."""
     images: dict[str, list[Tensor]]

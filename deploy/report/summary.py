@@ -34,6 +34,7 @@ def summarise(
     return {
         "fid": {name: found["fid"] for name, found in quality.metrics.items()},
         "metrics": quality.metrics,
+        "likelihood": quality.likelihood,
         "milliseconds_per_image": quality.drawing_ms,
         "left_out": quality.left_out,
         "weights": quality.weights,

@@ -46,6 +46,7 @@ class Workspace:
         self.student_ema = root / "student_ema.safetensors"
         self.classifier = root / "features.safetensors"
         self.reference_features = root / "reference_features.safetensors"
+        self.teacher_samples = root / "teacher_samples.safetensors"
         self.clusters = root / "clusters.safetensors"
         self.snapshots = root / "snapshots"
         self.pretraining = root / "pretraining"

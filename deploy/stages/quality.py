@@ -13,6 +13,7 @@ from torch import Tensor
 from common.artifacts.student_file import StudentFile
 from common.errors import Diverged
 from common.files.tensors import state_digest
+from common.models.backbone import Backbone
 from deploy.backend.beside import Beside, Here, Job, wait_for
 from deploy.config import RunConfig
 from deploy.console.progress import Bar
@@ -21,8 +22,9 @@ from deploy.report.grids import by_class, real_by_class, spread
 from deploy.report.quality import REAL, Quality
 from deploy.run_folder.workspace import AnyModelFile, ModelName, Workspace
 from deploy.stages.classifier import classifier_facts
-from deploy.stages.draw import load_for_sampling, ways
+from deploy.stages.draw import Drawn, load_for_sampling, ways
 from deploy.stages.judge import Judge, Progress, compared_images
+from deploy.stages.likelihood import LikelihoodProbe
 from rollout.evaluation.one_pass import Passes
 
 NOTES = {
@@ -52,6 +54,7 @@ class Judged:
 
     metrics: dict[str, float]
     weights: dict[str, str]
+    likelihood: dict[str, float]
     drawing_ms: float
     sheet: list[Tensor]
     """Some images of each class that is shown."""
@@ -90,6 +93,7 @@ def assess(
         judge.left_out,
         facts | _how(judge),
         {name: one.weights for name, one in found.items()},
+        {name: one.likelihood for name, one in found.items() if one.likelihood},
         names,
         sheet | {name: one.sheet for name, one in found.items()},
         {name: one.drawing_ms for name, one in found.items()},
@@ -114,10 +118,22 @@ def _judged(
         pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress, passes=passes)
         drawing_ms = 1000 * (time.perf_counter() - began) / len(pixel_NCHW)
         metrics = judge.compare(pixel_NCHW, progress)
+        nats = likelihood(config, workspace, backbone, judge, is_teacher=name == "teacher")
         bar.show(total, {"FID": metrics["fid"]})
     weights = {"file": file.path.name, "digest": state_digest(backbone)}
     sheet = by_class(pixel_NCHW, judge.label_N, _shown(judge), SHOWN_PER_CLASS)
-    return Judged(metrics, weights, drawing_ms, sheet)
+    return Judged(metrics, weights, nats, drawing_ms, sheet)
+
+
+def likelihood(
+    config: RunConfig, workspace: Workspace, model: Drawn, judge: Judge, *, is_teacher: bool
+) -> dict[str, float]:
+    """In nats per token; of a student that decodes in one pass, and of none where it is left out,
+    there is nothing to say."""
+    if not config.evaluate.likelihood_samples or not isinstance(model, Backbone):
+        return {}
+    probe = LikelihoodProbe(config, workspace, judge.class_K)
+    return probe.of_data(model) if is_teacher else probe.of_student(model)
 
 
 def _judge_silently(

@@ -36,6 +36,9 @@ class EvaluateConfig(Config):
     """The classifier behind `features = "classifier"`."""
     inception_weights: UserPath | None = None
     """torch-fidelity's Inception weights; without a path it downloads them itself."""
+    likelihood_samples: CountOrNone = 500
+    """Sequences of the student and of the teacher by which the two are compared in nats per token,
+    without features of images; 0 leaves that out."""
     reference: Literal["train", "test"] = "train"
     """Split of real images to compare with (the ImageNet convention is train)."""
     reference_images: CountOrNone = 10000

@@ -1,0 +1,197 @@
+"""How far a student is from its teacher, and both from the data, in nats per token.
+
+Shape letters: N sequences in all, B of a batch, L slots, V codes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.data.tokens import load_tokens
+from common.device import place
+from common.errors import InputError
+from common.exchange.provenance import STUDENT
+from common.exchange.trajectory import TrajectoryBatch
+from common.files.tensors import load_tensors, save_tensors, state_digest
+from common.models.backbone import Backbone
+from common.models.decoding import DecodingConfig
+from common.models.guidance import Guidance
+from common.models.plan import DecodePlan
+from common.randomness import derive_seed
+from deploy.config import RunConfig
+from deploy.report.grids import spread
+from deploy.run_folder.workspace import Workspace
+from rollout.evaluation.likelihood import (
+    acceptance_of_rows,
+    divergence_of_rows,
+    estimates,
+    surprise_of_rows,
+)
+from rollout.evaluation.metrics import balanced_labels, image_seeds
+from rollout.sampler import SamplingConfig, sample
+from teacher_server.teacher import guided_features
+
+NUMBERS = 2**23
+"""Probabilities of each model that exist at a time."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Labels and codes, by grid position, and what gives the order in which they were drawn."""
+
+    label_N: Tensor
+    cell_NL: Tensor
+    seeds: list[int]
+
+    def parts(self, count: int) -> Iterator["Sequences"]:
+        """At most `count` at a time."""
+        for first in range(0, len(self.seeds), count):
+            rows = slice(first, first + count)
+            yield Sequences(self.label_N[rows], self.cell_NL[rows], self.seeds[rows])
+
+
+class LikelihoodProbe:
+    """Compares students with the run's teacher, as its target distribution is (teacher.guidance),
+    both without filters; all students are measured by the same labels, noise and sequences."""
+
+    def __init__(self, config: RunConfig, workspace: Workspace, class_K: Tensor) -> None:
+        """`class_K`: labels that have real images."""
+        settings, decoding = config.evaluate, config.rollout.sampling.decoding
+        self._config, self._workspace = config, workspace
+        self._label_N = balanced_labels(settings.likelihood_samples, class_K)
+        self._seed = derive_seed(config.seed, "likelihood")
+        self._decoding = decoding if decoding.is_exact else DecodingConfig()
+        self._device = place(settings.device)
+        self._teacher_file = workspace.model(config, "teacher")
+        self._teacher: Backbone | None = None
+
+    def of_student(self, student: Backbone) -> dict[str, float]:
+        """`reverse_kl` KL(student || teacher) on the student's samples, `forward_kl` KL(teacher ||
+        student) on the teacher's, `acceptance` on the student's, `data_nll` on held-out data where
+        there is any, each with its standard error."""
+        teacher, target = self._loaded(), self._config.teacher.guidance
+        rows: dict[str, list[Tensor]] = {"reverse_kl": [], "acceptance": [], "forward_kl": []}
+        for part in self._parts(self._drawn(student, None)):
+            q_BLV = self._logprob(student, part, student, None)
+            p_BLV = self._logprob(teacher, part, student, target)
+            rows["reverse_kl"].append(divergence_of_rows(q_BLV, p_BLV))
+            rows["acceptance"].append(acceptance_of_rows(q_BLV, p_BLV))
+        for part in self._parts(self._of_teacher()):
+            q_BLV = self._logprob(student, part, teacher, None)
+            p_BLV = self._logprob(teacher, part, teacher, target)
+            rows["forward_kl"].append(divergence_of_rows(p_BLV, q_BLV))
+        return estimates({name: torch.cat(found) for name, found in rows.items()}) | self.of_data(
+            student
+        )
+
+    def of_data(self, model: Backbone) -> dict[str, float]:
+        """`data_nll` -log q(x) of the test images' codes, or of the training images' where there
+        are no others; the conditional model without guidance."""
+        found = []
+        for part in self._parts(self._data()):
+            plan = model.plan(part.seeds, self._decoding)
+            token_BL = plan.to_slots(part.cell_NL).to(self._device)
+            found.append(surprise_of_rows(self._logprob(model, part, model, None), token_BL))
+        return estimates({"data_nll": torch.cat(found)})
+
+    def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
+        spec = self._teacher_file.spec
+        return sequences.parts(max(1, NUMBERS // (spec.length * spec.vocab_size)))
+
+    @torch.no_grad()
+    def _logprob(
+        self, model: Backbone, part: Sequences, orders: Backbone, guidance: Guidance | None
+    ) -> Tensor:
+        """logprob_BLV of every slot, in the order in which `orders` decodes."""
+        plan = orders.plan(part.seeds, self._decoding)
+        batch = _batch(model, part, plan).to(self._device)
+        tables = self._config.conditions.tables(model.spec.num_classes)
+        if model is self._teacher:
+            ids_B = tables.teacher_ids(part.label_N)
+            batch = replace(
+                batch, teacher_condition_B=None if ids_B is None else ids_B.to(self._device)
+            )
+        else:
+            tables = tables.for_student()
+        hidden_BLC = guided_features(model, batch, guidance, tables)
+        return model.head(hidden_BLC).float().log_softmax(-1).cpu()
+
+    def _loaded(self) -> Backbone:
+        if self._teacher is None:
+            self._teacher = self._teacher_file.load().to(self._device).eval()
+        return self._teacher
+
+    def _drawn(self, model: Backbone, guidance: Guidance | None) -> Sequences:
+        """Samples of its plain distribution, or of the guided one."""
+        seeds, size = image_seeds(self._seed, len(self._label_N)), self._config.evaluate.batch_size
+        sampling = SamplingConfig(guidance=guidance, decoding=self._decoding)
+        table = self._config.conditions.table(model.spec.num_classes)
+        cells = [
+            sample(
+                model, self._label_N[first : first + size], part, sampling, conditions=table
+            ).cell_BL.cpu()
+            for first in range(0, len(seeds), size)
+            if (part := seeds[first : first + size])
+        ]
+        return Sequences(self._label_N, torch.cat(cells), seeds)
+
+    def _of_teacher(self) -> Sequences:
+        """The teacher's, drawn once and kept in the run folder."""
+        path, teacher = self._workspace.teacher_samples, self._loaded()
+        made_from: dict[str, Any] = {
+            "teacher": state_digest(teacher),
+            "seed": self._seed,
+            "labels": self._label_N.tolist(),
+            "target": self._config.teacher.model_dump(mode="json")["guidance"],
+            "decoding": self._decoding.model_dump(mode="json"),
+        }
+        return kept(path, made_from, lambda: self._drawn(teacher, self._config.teacher.guidance))
+
+    def _data(self) -> Sequences:
+        workspace = self._workspace
+        has_test = workspace.test_tokens.exists()
+        data = load_tokens(workspace.test_tokens if has_test else workspace.existing_tokens())
+        chosen = torch.tensor(spread(len(data), min(len(data), len(self._label_N))))
+        seeds = image_seeds(self._seed, len(chosen))
+        return Sequences(data.label_N[chosen].long(), data.token_NAL[chosen, 0].long(), seeds)
+
+
+def kept(path: Path, made_from: dict[str, Any], draw: Callable[[], Sequences]) -> Sequences:
+    """What the file holds if it was made from just this, else drawn now and kept."""
+    if path.exists():
+        try:
+            tensors, facts = load_tensors(path)
+        except InputError:
+            tensors, facts = {}, {}
+        if facts.get("made_from") == made_from:
+            seeds = [int(seed) for seed in tensors["seed"]]
+            return Sequences(tensors["label"], tensors["cell"], seeds)
+    drawn = draw()
+    tensors = {"label": drawn.label_N, "cell": drawn.cell_NL, "seed": torch.tensor(drawn.seeds)}
+    try:
+        save_tensors(path, tensors, {"made_from": made_from})
+    except InputError:  # no room: drawn again next time
+        return drawn
+    return drawn
+
+
+def _batch(model: Backbone, part: Sequences, plan: DecodePlan) -> TrajectoryBatch:
+    rows, length = part.cell_NL.shape
+    zero_B = torch.zeros(rows, dtype=torch.long)
+    return TrajectoryBatch(
+        spec=model.spec,
+        id_B=torch.arange(rows),
+        version_B=zero_B,
+        label_B=part.label_N,
+        context=(STUDENT,) * rows,
+        policy=(STUDENT,) * rows,
+        law=("exact",) * rows,
+        prefix_B=zero_B,
+        plan=plan,
+        token_BL=plan.to_slots(part.cell_NL),
+        logprob_BL=torch.zeros(rows, length),
+    )

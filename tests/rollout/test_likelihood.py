@@ -1,0 +1,104 @@
+"""Divergences of whole sequences, against sums over all of them and against single draws."""
+
+import pytest
+import torch
+from building.tables import Table
+
+from common.models.guidance import Guidance
+from common.randomness import derive_seed
+from deploy.stages.likelihood import LikelihoodProbe
+from rollout.evaluation.likelihood import (
+    acceptance_of_rows,
+    divergence_of_rows,
+    estimates,
+    surprise_of_rows,
+)
+from rollout.evaluation.metrics import image_seeds
+from rollout.sampler import SamplingConfig, sample
+
+
+def test_the_expected_number_of_a_row_is_that_of_whole_sequences():
+    """Weighed by the probabilities of all 64 sequences, per token."""
+    student, teacher = Table(0, 4, 3), Table(1, 4, 3)
+    q_B, p_B = student.probability_B().detach(), teacher.probability_B().detach()
+    q_BLV, p_BLV = student.logprob_BLV().detach(), teacher.logprob_BLV().detach()
+    reverse = (q_B * (q_B.log() - p_B.log())).sum() / 3
+    forward = (p_B * (p_B.log() - q_B.log())).sum() / 3
+    torch.testing.assert_close((q_B * divergence_of_rows(q_BLV, p_BLV)).sum(), reverse)
+    torch.testing.assert_close((p_B * divergence_of_rows(p_BLV, q_BLV)).sum(), forward)
+    surprise_B = surprise_of_rows(q_BLV, student.sequences)
+    torch.testing.assert_close(surprise_B, -q_B.log() / 3)
+    apart_BL = 0.5 * (q_BLV.exp() - p_BLV.exp()).abs().sum(-1)
+    torch.testing.assert_close(acceptance_of_rows(q_BLV, p_BLV), 1 - apart_BL.mean(1))
+    assert (reverse - forward).abs() > 1e-3
+
+
+def test_a_code_of_no_probability_counts_nothing_and_errors_shrink_with_the_root():
+    none_BLV = torch.tensor([[[0.0, -torch.inf]]])
+    assert float(divergence_of_rows(none_BLV, torch.tensor([[[-0.5, -0.5]]]))) == 0.5
+    value_N = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    found = estimates({"x": value_N, "y": value_N[:100]})
+    assert found["x_se"] == pytest.approx(float(value_N.std()) / 20)
+    assert found["y_se"] == pytest.approx(float(value_N[:100].std()) / 10)
+    for value_N in (torch.tensor([1.0]), torch.tensor([1.0, torch.nan])):
+        with pytest.raises(ValueError, match="sequences, or a number that is not finite"):
+            estimates({"x": value_N})
+
+
+@pytest.fixture
+def run(run_in):
+    return run_in("evaluate.likelihood_samples=60", "teacher.guidance.scale=1.5")
+
+
+def test_a_student_is_measured_against_the_guided_teacher(run):
+    """KL(q || p) within four standard errors of means of log q - log p; 0 for the teacher itself
+    where it is not guided; the teacher's samples are drawn once."""
+    config, workspace = run
+    class_K = torch.arange(10)
+    probe = LikelihoodProbe(config, workspace, class_K)
+    student = workspace.model(config, "student_before").load().eval()
+    found = probe.of_student(student)
+    assert set(found) == {
+        f"{name}{error}"
+        for name in ("reverse_kl", "forward_kl", "acceptance", "data_nll")
+        for error in ("", "_se")
+    }
+    teacher = workspace.model(config, "teacher").load().eval()
+    label_N = torch.arange(600) % 10
+    seeds = image_seeds(derive_seed(9, "other"), 600)
+    drawn = sample(student, label_N, seeds, SamplingConfig())
+    with torch.no_grad():
+        p_BLV, null_BLV, q_BLV = (
+            model(label_B, drawn.token_BL, drawn.plan)
+            for model, label_B in (
+                (teacher, label_N),
+                (teacher, torch.full_like(label_N, 10)),
+                (student, label_N),
+            )
+        )
+    guided = (null_BLV + 1.5 * (p_BLV - null_BLV)).log_softmax(-1)
+    token = drawn.token_BL[..., None]
+    ratio_N = (q_BLV.log_softmax(-1) - guided).gather(-1, token)[..., 0].mean(1).double()
+    error = float(ratio_N.std()) / 600**0.5 + found["reverse_kl_se"]
+    assert abs(float(ratio_N.mean()) - found["reverse_kl"]) < 4 * error
+    assert found["reverse_kl"] > 10 * found["reverse_kl_se"]
+    before = workspace.teacher_samples.stat().st_mtime_ns
+    again = LikelihoodProbe(config, workspace, class_K).of_student(student)
+    assert again == found
+    assert workspace.teacher_samples.stat().st_mtime_ns == before
+    plain = config.model_copy(
+        update={"teacher": config.teacher.model_copy(update={"guidance": None})}
+    )
+    itself = LikelihoodProbe(plain, workspace, class_K).of_student(teacher)
+    assert itself["reverse_kl"] == itself["forward_kl"] == pytest.approx(0, abs=1e-9)
+    assert itself["acceptance"] == pytest.approx(1, abs=1e-6)
+    assert workspace.teacher_samples.stat().st_mtime_ns > before, "another target, other samples"
+
+
+def test_data_is_the_held_out_images(run):
+    config, workspace = run
+    model = workspace.model(config, "teacher").load().eval()
+    found = LikelihoodProbe(config, workspace, torch.arange(10)).of_data(model)
+    assert 0 < found["data_nll"] < 2 * torch.tensor(32.0).log()
+    assert found["data_nll_se"] > 0
+    assert isinstance(config.teacher.guidance, Guidance)
