@@ -18,7 +18,8 @@ from deploy.report.grids import by_class, class_sheet, save_png, spread
 from deploy.run_folder.workspace import AnyModelFile, Workspace
 from deploy.stages.draw import load_for_sampling, ways
 from deploy.stages.judge import Judge
-from deploy.study.analysis.results import REFERENCES, SLOTS, TEACHER, Measurement
+from deploy.stages.quality import likelihood
+from deploy.study.analysis.results import NATS, REFERENCES, SLOTS, TEACHER, Measurement
 from deploy.study.jobs import Job
 from deploy.study.slots import decoded, slots_alone
 from rollout.sampler import SamplingConfig
@@ -42,6 +43,8 @@ def measure_all(job: Job, workspace: Workspace, seconds: Mapping[int, float]) ->
             for way, pixel_NCHW in _drawn(job, file, judge, scale, all_ways=step == last):
                 if step == last and scale == job.fixed:
                     _show(job.folder / f"samples{way}.png", pixel_NCHW, judge)
+                is_first = not way and scale == job.fixed
+                nats = _likelihood(job, file, judge) if is_first else {}
                 row = Measurement(
                     method=f"{job.method}{way}",
                     seed=job.seed,
@@ -50,9 +53,21 @@ def measure_all(job: Job, workspace: Workspace, seconds: Mapping[int, float]) ->
                     seconds=seconds.get(step, 0.0),
                     guidance=scale,
                     **judge.compare(pixel_NCHW),
+                    **nats,
                 )
                 found.append(row)
     return found
+
+
+def _likelihood(job: Job, file: AnyModelFile | None, judge: Judge) -> dict[str, float]:
+    """What there is of it; standard errors are those of sequences, a study's are those of seeds."""
+    if file is None:
+        return {}
+    start = Workspace(job.start)
+    model, _ = load_for_sampling(file, start, job.config.evaluate.device)
+    is_teacher = job.method == TEACHER
+    found = likelihood(job.config, start, model, judge, is_teacher=is_teacher)
+    return {name: value for name, value in found.items() if name in NATS}
 
 
 def _files(job: Job, workspace: Workspace) -> dict[int, AnyModelFile | None]:

@@ -7,7 +7,7 @@ header; floats are written so that they read back exactly, None as an empty fiel
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import MISSING, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -18,7 +18,9 @@ TEACHER, BASE, SLOTS = "teacher", "base", "slots"
 """Method names of the reference rows: the teacher, the student that all cells start from, and the
 teacher's sequences with every slot drawn by itself (where students have one pass)."""
 REFERENCES = (TEACHER, BASE, SLOTS)
-METRICS = ("fid", "kid", "precision", "recall", "inception_score")
+NATS = ("reverse_kl", "forward_kl", "acceptance", "data_nll")
+"""Metrics without features of images (deploy/stages/likelihood.py), of some measurements alone."""
+METRICS = ("fid", "kid", "precision", "recall", "inception_score", *NATS)
 
 Row = TypeVar("Row")
 
@@ -41,6 +43,10 @@ class Measurement:
     precision: float
     recall: float
     inception_score: float
+    reverse_kl: float | None = None
+    forward_kl: float | None = None
+    acceptance: float | None = None
+    data_nll: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,10 @@ def read_csv(path: Path, kind: type[Row]) -> list[Row]:
         raise InputError(f"{path}: not readable: {error.strerror}; give a CSV of a study") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a UTF-8 CSV file: {error}; give a CSV of a study") from None
-    if header != list(hints):
+    optional = {field.name for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
+    if header != [name for name in hints if name in header or name not in optional]:
         raise InputError(f"{path}: columns {header}; expected {list(hints)}; write it anew")
+    hints = {name: hints[name] for name in header}
     return [_row(f"{path}: line {number}", kind, hints, values) for number, values in lines]
 
 
@@ -131,7 +139,7 @@ def _row(place: str, kind: type[Row], hints: dict[str, Any], values: list[str]) 
         except ValueError:
             wanted = "a whole number" if hint is int else "a number"
             raise InputError(f"{place}: {name} is {value!r}; expected {wanted}; mend it") from None
-    return kind(*found)
+    return kind(**dict(zip(hints, found, strict=True)))
 
 
 def _parse(hint: Any, value: str) -> Any:

@@ -186,8 +186,8 @@ def _summary(
 
 def _values(rows: Mapping[int, Measurement], metric: str = "fid") -> dict[int, float]:
     """A metric by seed, where it is a number."""
-    found = {seed: float(getattr(row, metric)) for seed, row in sorted(rows.items())}
-    return {seed: value for seed, value in found.items() if math.isfinite(value)}
+    found = {seed: getattr(row, metric) for seed, row in sorted(rows.items())}
+    return {n: value for n, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def _courses(method: str, rows: Iterable[Measurement]) -> list[list[Measurement]]:

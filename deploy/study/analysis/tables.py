@@ -7,12 +7,14 @@ from html import escape
 from statistics import fmean
 
 from deploy.study.analysis.intervals import Estimate, Paired, estimate
-from deploy.study.analysis.results import METRICS, CellFacts
+from deploy.study.analysis.results import METRICS, NATS, CellFacts
 from deploy.study.analysis.statistics import Analysis, Comparison, Summary
 from deploy.study.analysis.verdicts import left_out, number, span, statement, verdict
 
 TITLES = {"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
-TITLES |= {"inception_score": "Inception score"}
+TITLES |= {"inception_score": "Inception score", "data_nll": "-log q of data"}
+TITLES |= {"reverse_kl": "KL(student, teacher)", "forward_kl": "KL(teacher, student)"}
+TITLES |= {"acceptance": "acceptance"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class PairedRow:
 
 def summary_rows(analysis: Analysis) -> Iterator[SummaryRow]:
     for name, summary in analysis.summaries.items():
-        for metric in METRICS:
+        for metric in measured(analysis):
             yield _summary_row(name, "fixed", analysis.guidance, metric, summary.fixed[metric])
         if summary.best:
             found = estimate(list(summary.best.fid.values()))
@@ -109,19 +111,30 @@ def _paired_row(family: str, row: Comparison, view: str, paired: Paired, said: s
     )
 
 
+def measured(analysis: Analysis) -> list[str]:
+    """The metrics that anything has a number of; FID first."""
+    found = analysis.summaries.values()
+    return [
+        metric
+        for metric in METRICS
+        if metric not in NATS or any(summary.fixed[metric].count for summary in found)
+    ]
+
+
 def main_header(analysis: Analysis) -> list[str]:
     """Columns of the main table; metrics without a guidance in their title are at the fixed one."""
-    others = [TITLES[metric] for metric in METRICS if metric != "fid"]
+    others = [TITLES[metric] for metric in measured(analysis)[1:]]
     fixed = f"FID at guidance {analysis.guidance:g}"
     return ["method", "seeds", fixed, "FID at best guidance", "chosen", *others]
 
 
 def main_table(analysis: Analysis) -> list[list[str]]:
     """A row per reference and method: means with their intervals, as text."""
-    return [_main_row(summary) for summary in analysis.summaries.values()]
+    others = measured(analysis)[1:]
+    return [_main_row(summary, others) for summary in analysis.summaries.values()]
 
 
-def _main_row(summary: Summary) -> list[str]:
+def _main_row(summary: Summary, others: Sequence[str]) -> list[str]:
     fixed = summary.fixed
     best, chosen = "", ""
     if summary.best:
@@ -134,9 +147,9 @@ def _main_row(summary: Summary) -> list[str]:
             + (f" x{times}" if len(counts) > 1 else "")
             for scale, times in sorted(counts.items())
         )
-    others = [with_interval(fixed[metric]) for metric in METRICS if metric != "fid"]
+    cells = [with_interval(fixed[metric]) for metric in others]
     count = str(fixed["fid"].count)
-    return [summary.method, count, with_interval(fixed["fid"]), best, chosen, *others]
+    return [summary.method, count, with_interval(fixed["fid"]), best, chosen, *cells]
 
 
 def with_interval(found: Estimate) -> str:
