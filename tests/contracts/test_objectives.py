@@ -37,6 +37,8 @@ NOT_ZERO_AT_THE_TEACHER = {
     ("vapi", "student"),
     ("imitkd", "data"),  # a hard target
     ("imitkd", "student"),
+    ("sequencematch", "data"),  # labels, and values
+    ("sequencematch", "student"),
     ("sinkd", "data"),  # a transport plan of finite epsilon
     ("sinkd", "student"),
 }
@@ -78,7 +80,7 @@ def logprobs(seed, *shape, sharp=2.0):
 def chunk(student_NV, teacher_NV, context="student", column=None):
     token_N = torch.arange(N) % V
     generator = torch.Generator().manual_seed(9)
-    names = ("easy", "advantage", "beta", "return")
+    names = ("easy", "advantage", "beta", "discount", "return")
     numbers = {name: torch.rand(N, generator=generator).round() for name in names}
     laws = Categorical(student_NV), Categorical(teacher_NV)
     numbers["behaviour"] = student_NV.detach().gather(-1, token_N[:, None])[:, 0]
