@@ -50,6 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="read tokens, tokenizer, teacher and base student of another run folder in place",
     )
     parser.add_argument(
+        "--max-minutes",
+        metavar="M",
+        help="end in order, with a snapshot, after so long; as learner.max_minutes=M",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check, resolve and print the run; start nothing"
     )
 
@@ -72,6 +77,8 @@ def _planned(
 def run(arguments: argparse.Namespace) -> int:
     if not (arguments.local or arguments.dry_run):
         begin_imports(arguments.held)
+    if arguments.max_minutes is not None:
+        arguments.overrides.append(f"learner.max_minutes={arguments.max_minutes}")
     config, workspace = open_from(arguments)
     from deploy.console.progress import console, results
 
@@ -88,15 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.console.stopping import EXIT_CODES
     from deploy.stages.distill import distill
 
-    facts = distill(
-        config,
-        workspace,
-        target,
-        local=arguments.local,
-        resume=arguments.resume,
-        restart=arguments.restart,
-        resume_from=arguments.resume_from,
-    )
+    how = {name: getattr(arguments, name) for name in ("local", "resume", "restart", "resume_from")}
+    facts = distill(config, workspace, target, **how)
     if facts["stopped"] and not facts["begun"]:
         target.print(f"{facts['cause']} before its first step; {workspace.root} is as it was")
     else:

@@ -89,7 +89,7 @@ def place_actors(needs: list[Need], hardware: Hardware, *, data_mb: float = 0.0)
     for placed, group in groupby(needs, key=lambda need: need.bundles.placed):
         packed = None
         for need in group:
-            packed = packed or _emptiest_first(need, nodes)
+            packed = packed or emptiest_first(need, nodes)
             _place(need, nodes, None if placed == "alone" else packed)
     for node in nodes:
         _refuse_memory(node, needs)
@@ -103,14 +103,15 @@ def _place(need: Need, nodes: list[Node], packed: list[Node] | None) -> None:
             node.parts_mb[need.role] += need.bundles.count * need.host_mb
         return
     for number in range(need.bundles.count):
-        order = packed or _emptiest_first(need, nodes)
+        order = packed or emptiest_first(need, nodes)
         fitting = next((node for node in order if node.room(need)), None)
         if fitting is None:
             raise _no_room(need, number, nodes)
         fitting.take(need)
 
 
-def _emptiest_first(need: Need, nodes: list[Node]) -> list[Node]:
+def emptiest_first(need: Need, nodes: list[Node]) -> list[Node]:
+    """The nodes in the order in which they are asked for room."""
     return sorted(nodes, key=lambda node: -node.room(need))
 
 

@@ -17,6 +17,7 @@ from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.planning.artifacts import check_files, data_size, generated_size, missing, sequence_spec
+from deploy.planning.growth import describe_growth
 from deploy.planning.hardware import MB, Hardware
 from deploy.planning.placement import Gpu, Node, place_actors, require_places, several
 from deploy.planning.resources import Need, Sizing
@@ -85,6 +86,7 @@ def plan_run(config: RunConfig, workspace: Workspace, *, timed: bool) -> RunPlan
         "schedule": _describe_schedule(config),
         "budget": _describe_budget(config, spec, generated if config.reads_pairs else images),
         **_describe_wire(config, sizing, rate),
+        **describe_growth(config, needs, nodes),
     }
     warnings = missing(config, workspace) + _warnings(config, spec)
     warnings += _uncounted(sizing) + _unreserved(needs) + _crowded_store(config, sizing, hardware)

@@ -143,6 +143,14 @@ def test_four_nodes_are_used_differently_from_one():
     assert sum(ranks) == 8
 
 
+def test_what_comes_later_is_counted_as_far_as_there_is_room(capsys):
+    more = ("rollout.max_workers=6", "teacher.max_replicas=7", "--max-minutes", "30")
+    _, plan, _ = dry_run(capsys, "llamagen_l_to_b", *more, "rollout.gpus=0.2", "cluster.gpus=9")
+    grown = "up to 6 rollout workers (rollout.max_workers): 2 more, each with 2 CPUs and 0.2 GPUs;"
+    assert f"grows: {grown} up to 7 teacher replicas (teacher.max_replicas): 3 more" in plan
+    assert "0.6 GPUs, of whom 1 will find room" in plan
+
+
 def needs(*wanted):
     """A need of 1 MB for every (role, placed, count, cpus, gpus)."""
     return [
