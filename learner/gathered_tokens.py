@@ -29,8 +29,9 @@ class GatheredTokens:
     """Place of every token in the flattened batch: row * L + slot."""
     slot_N: Tensor
     watched_W: Tensor
-    """Numbers of the watched tokens, rising, on the CPU. Image id and slot alone decide, so
-    every slot has its share of them and no split changes which they are."""
+    """Numbers of the watched tokens, rising, on the CPU. Condition and slot alone decide, so every
+    slot has its share of them, in the first rows of groups too, and no split changes which they
+    are."""
     token_N: Tensor
     coefficient_N: Tensor
     signal: dict[str, Tensor]
@@ -77,7 +78,8 @@ def select(
     active_BL = (coefficient_BL != 0) & member_B.to(coefficient_BL.device)[:, None]
     at_N = active_BL.flatten().nonzero()[:, 0]
     row_N, slot_N = at_N // active_BL.shape[1], at_N % active_BL.shape[1]
-    watched_N = (batch.id_B[row_N] + slot_N) % STRIDE == 0
+    condition_B = batch.id_B if batch.group_B is None else batch.group_B
+    watched_N = (condition_B[row_N] + slot_N) % STRIDE == 0
     return GatheredTokens(
         *source,
         at_N,

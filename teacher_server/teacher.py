@@ -176,8 +176,13 @@ def guided_features(
     The teacher reads what the student reads, `batch.input_BL`, or with `vectors` the code vectors
     of rows that have some; whoever asks for the probability of a code asks for that of
     `batch.token_BL`. It resolves what it alone may know, where a row has an
-    id of that, and else what the student resolves, by default the class.
+    id of that, and else what the student resolves, by default the class. What a whole group reads
+    alike is read once.
     """
+    if (size := _alike(batch)) > 1:
+        firsts = batch.rows(slice(None, None, size))
+        once = guided_features(backbone, firsts, guidance, conditions, vectors=vectors)
+        return once.repeat_interleave(size, 0)
     table, id_B = ClassConditions(backbone.spec.num_classes), batch.label_B
     if conditions is not None:
         table = conditions.shared
@@ -191,6 +196,18 @@ def guided_features(
     scale_L1 = scale_per_slot(scales, batch.plan)[:, None].to(conditional.device)
     # For a row whose label is the null class both passes agree, so the rule leaves it as it is.
     return guide(conditional, unconditional, scale_L1)
+
+
+def _alike(batch: TrajectoryBatch) -> int:
+    """How many neighbours read the same, throughout: a group's size, or 1."""
+    size = int(batch.facts.get("group_size", 1))
+    if size == 1 or batch.group_B is None or batch.input_token_BL is None or len(batch) % size:
+        return 1
+    for value in (batch.group_B, batch.label_B, batch.input_token_BL, batch.plan.order_BL):
+        of_groups = value.unflatten(0, (-1, size))
+        if not torch.equal(of_groups, of_groups[:, :1].expand_as(of_groups)):
+            return 1
+    return size
 
 
 def _both_branches(

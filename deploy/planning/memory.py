@@ -124,8 +124,7 @@ def learning_bytes(config: RunConfig, student: Student, head: nn.Linear) -> int:
         learner = planned_learner(config, student, head)
         learner.update(torch.zeros((), device=head.weight.device))
         for rows in _steps(settings, policies_of(config), config.rollout.group.size):
-            group = config.rollout.group.size
-            batch = blank_batch(student, rows, config.rollout.sampling, group=group)
+            batch = grouped(config, blank_batch(student, rows, config.rollout.sampling))
             for _ in range(steps_of_a_cycle(config)):
                 learner.step(_scored(config, batch, head))
 
@@ -233,16 +232,22 @@ def judged(config: RunConfig, batch: TrajectoryBatch) -> TrajectoryBatch:
     return replace(batch, signal=signal, sequence=sequence)
 
 
+def grouped(config: RunConfig, batch: TrajectoryBatch) -> TrajectoryBatch:
+    """Its rows as samples of conditions, as many of each as the run has; what is read of draws of
+    one pass is one sequence."""
+    size, id_B = config.rollout.group.size, batch.id_B
+    if size == 1:
+        return batch
+    input_BL = batch.token_BL if config.objective.needs_one_input else None
+    groups = {"group_B": id_B // size, "member_B": id_B % size, "input_token_BL": input_BL}
+    return replace(batch, **groups, facts={"group_size": str(size)})
+
+
 def blank_batch(
-    model: Student,
-    policies: Sequence[Policy],
-    sampling: SamplingConfig,
-    *,
-    prefix: int = 0,
-    group: int = 1,
+    model: Student, policies: Sequence[Policy], sampling: SamplingConfig, *, prefix: int = 0
 ) -> TrajectoryBatch:
-    """Sequences of the first code, in the order in which they are decoded and in groups of `group`,
-    which divides them; those of a one-pass student with seeds of noise."""
+    """Sequences of the first code, in the order in which they are decoded; those of a one-pass
+    student with seeds of noise."""
     images, seed_B, vector_BLD = len(policies), None, None
     if isinstance(model, Backbone):
         plan = model.plan(range(images), sampling.decoding)
@@ -251,10 +256,10 @@ def blank_batch(
     token_BL = torch.zeros(plan.order_BL.shape, dtype=torch.long)
     if isinstance(model, VelocityModel):
         vector_BLD = torch.zeros(*token_BL.shape, model.code_width)
-    id_B, zero_B = torch.arange(images), torch.zeros(images, dtype=torch.long)
-    batch = TrajectoryBatch(
+    zero_B = torch.zeros(images, dtype=torch.long)
+    return TrajectoryBatch(
         spec=model.spec,
-        id_B=id_B,
+        id_B=torch.arange(images),
         version_B=zero_B,
         label_B=zero_B,
         context=tuple(policies),
@@ -267,7 +272,3 @@ def blank_batch(
         seed_B=seed_B,
         vector_BLD=vector_BLD,
     )
-    if group == 1:
-        return batch
-    groups = {"group_B": id_B // group, "member_B": id_B % group, "input_token_BL": token_BL}
-    return replace(batch, **groups, facts={"group_size": str(group)})

@@ -19,6 +19,7 @@ from deploy.planning.forced_passes import forced_rows, forced_sources
 from deploy.planning.hardware import Hardware
 from deploy.planning.memory import (
     blank_batch,
+    grouped,
     judged,
     planned_learner,
     policies_of,
@@ -55,7 +56,7 @@ def image_flops(sizing: Sizing) -> float:
     policies = policies_of(config)
     group, sampling = config.rollout.group.size, config.rollout.sampling
     rows: list[Policy] = [policy for policy in policies for _ in range(group)]
-    batch = blank_batch(student, rows, sampling, group=group)
+    batch = grouped(config, blank_batch(student, rows, sampling))
     head = skeleton(config.models.teacher, spec).head.requires_grad_(False)
 
     cycle = steps_of_a_cycle(config)
@@ -129,7 +130,7 @@ def _probe(sizing: Sizing) -> float:
     images, policies = config.rollout.batch_size, policies_of(config)
     group = config.rollout.group.size
     rows: list[Policy] = [policies[row // group % len(policies)] for row in range(images)]
-    batch = blank_batch(student, rows, config.rollout.sampling, group=group)
+    batch = grouped(config, blank_batch(student, rows, config.rollout.sampling))
     head = teacher.head.requires_grad_(False)
     learner, chain = planned_learner(config, student, head), _chain(sizing)
     best = math.inf

@@ -12,6 +12,7 @@ from common.exchange.provenance import STUDENT
 from common.exchange.trajectory import to_arrow
 from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, peak_bytes
+from deploy.planning.forced_passes import forced_bytes
 from deploy.planning.hardware import MB
 from deploy.planning.memory import (
     blank_batch,
@@ -211,3 +212,17 @@ def test_long_sequences_take_a_teacher_no_more_tokens_than_short_ones(batching, 
     lease = ["learner.global_batch_size=8", f"teacher.batching={batching}"]
     config, _ = open_run(Path("smoke"), [*overrides, *lease])
     assert scoring_images(config, length) == images
+
+
+def test_a_pass_over_data_is_counted_once_for_a_group():
+    """And takes no caches: a group of four samples is one row of activations."""
+    sources = "contexts.sources={student={ratio=0},data={ratio=0},parallel={}}"
+    sizes = {}
+    for size in (1, 4):
+        how = (sources, f"rollout.group.size={size}", "rollout.batch_size=16", "objective.kind=gkd")
+        config, _ = open_run(Path("smoke"), [*how])
+        spec = SequenceSpec(64, 16, (4, 4), 10)
+        student = skeleton(config.models.student, spec).eval()
+        assert decoding_bytes(config, student) == 0, "nothing is decoded slot by slot"
+        sizes[size] = forced_bytes(config, student)
+    assert 2 * sizes[4] < sizes[1]

@@ -187,7 +187,15 @@ def test_a_teacher_in_the_place_of_labels_reads_the_same_noisy_sequence(
     tiny, student, judged, assert_same_gradients
 ):
     teacher = tiny("llamagen", 2)
-    columns = signal_columns(TeacherConfig(), teacher, teacher.head, judged, entropy=False)
+    features, read = teacher.features, []
+    teacher.features = lambda c, t, p: read.append(len(t)) or features(c, t, p)
+    plain = replace(judged, group_B=None, member_B=None)
+    guided = TeacherConfig.model_validate({"guidance": 2.0})
+    each, columns = (
+        signal_columns(guided, teacher, teacher.head, of, entropy=False) for of in (plain, judged)
+    )
+    assert read == [2 * ROWS, 2 * ROWS // GROUP], "what a group reads alike is read once"
+    torch.testing.assert_close(columns["hidden"], each["hidden"])
     scored = judged.scored(columns, {"head": state_digest(teacher.head)})
     targets = TeacherTargets(TeacherConfig().signal, teacher.head, state_digest(teacher.head))
     constant = replace(scored, sequence={"good": torch.ones(ROWS), "fine": torch.ones(ROWS)})
