@@ -45,6 +45,7 @@ HARMLESS = (
     *(f"learner.{name}" for name in ("profile_every", "checkpoint_every", "export_every")),
     *(f"learner.{name}" for name in ("max_failures", "stall_seconds", "checkpoint_minutes")),
     *(f"learner.{name}" for name in ("max_minutes", "stop_seconds", "keep_last", "keep_best")),
+    "learner.keep_best_by",
     "learner.activation_checkpointing",
 )
 """Fields that may change between a stop and --resume without a word."""

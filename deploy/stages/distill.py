@@ -38,6 +38,7 @@ from deploy.run_folder.start import Begin, Start, plan, run_snapshots
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn
+from deploy.stages.milestone_fid import require_judge
 from deploy.stages.perceptual import compared_by
 from deploy.stages.run_logs import run_logs
 from deploy.stages.steering import Steering
@@ -175,6 +176,7 @@ def _train(
         return Outcome(run.start.step, 0, 0.0), {}
     contents = run.start.identity["contents"]
     perceptual = compared_by(run.config, run.workspace, contents, target)
+    require_judge(run.config, run.workspace, target)
     log = run_logs(run.config, run.workspace, target)
     try:
         steps, checkpoints = run.config.learner.steps, run_snapshots(run.workspace)

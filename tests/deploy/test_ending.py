@@ -13,6 +13,7 @@ from common.files.snapshots import Snapshots
 from common.files.tensors import read_metadata
 from deploy.console.stopping import EXIT_CODES, LIMIT, StopRequest
 from deploy.run_folder.lock import HOLDER
+from deploy.stages.quality import assess
 from deploy.stages.watch import Watch
 
 MINUTES = 0.05
@@ -131,3 +132,20 @@ def test_the_newest_snapshots_and_the_best_students_stay(run_in):
     left = {path.name for path in workspace.milestones.iterdir()}
     assert not {"student-00000007.safetensors", "student_ema-00000007.safetensors"} & left
     assert "student-00000006.safetensors" in left
+
+
+def test_the_best_students_by_fid_are_those_that_an_evaluation_finds(run_in, quiet):
+    kept = ("learner.export_every=1", "learner.keep_best=1", "learner.keep_best_by=fid")
+    small = ("evaluate.samples=40", "evaluate.classifier.steps=3", "learner.ordered=true")
+    config, workspace = run_in(*kept, *small, "learner.steps=3")
+    go((config, workspace))
+    evaluated = assess(config, workspace, quiet).metrics
+    for name, shown in (("student", "student_after"), ("student_ema", "student_ema")):
+        (file,) = workspace.milestones.glob(f"{name}-0*")
+        facts = read_metadata(file)
+        assert facts["measure"] == "fid"
+        assert facts["mean"] <= evaluated[shown]["fid"] + 1e-6, "of the last step"
+        if file == workspace.milestone(name, 3):
+            assert facts["mean"] == pytest.approx(evaluated[shown]["fid"], rel=1e-6)
+    with pytest.raises(InputError, match=r"keep_best_by is fid, but learner\.export_every is 0"):
+        run_in("learner.keep_best_by=fid")
