@@ -13,7 +13,8 @@ from building.runs import TINY
 from deploy.run_folder.opening import open_run
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("common", "rollout", "teacher_server", "learner", "deploy", "tests", "pyproject.toml")
+ROLES = ("common", "rollout", "teacher_server", "learner", "deploy")
+COPIED = (*ROLES, "benchmarks", "tests", "pyproject.toml")
 EXAMPLE = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.S | re.M)
 CONTRACTS = (
     "tests/contracts/test_objectives.py",

@@ -1,62 +1,35 @@
 """Distilled Decoding 1 on a teacher whose joint distribution is known: the acceptance tests S4 and
-S5 of docs/one_step.md, through the learner itself."""
+S5 of docs/one_step.md, through the learner itself; S4 at full size, through all roles, is in
+tests/deploy/test_known_joint.py."""
 
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from building.dependent_codes import EVERY, V, independent, total_variation
+from building.dependent_codes import SPEC, TABLE
 
+from benchmarks.dd1_toy import distances
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
-from common.flow.laws import FlowCodes
-from common.flow.solver import carry
-from common.flow.solvers import rk4_rho
 from common.models.backbones import llamagen
 from common.models.generator import gaussian
 from common.models.generators import dd1_llamagen
 from common.models.plan import raster_plan
-from common.spec import SequenceSpec
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.objectives import dd1
 from learner.resources import Resources
 
-SPEC = SequenceSpec(V, 3, (1, 3), num_classes=2)
-CODES = FlowCodes(torch.randn(V, 2, generator=torch.Generator().manual_seed(0)))
-TABLE = 2.5 * torch.randn(2, V + 1, V + 1, V, generator=torch.Generator().manual_seed(1))
-"""Logits of a code after the class and the two codes before it; V where there is none."""
+CODES = TABLE.codes
 ROWS, PAIRS, DRAWN = 256, 8192, 5_000
-
-
-def logprob(label_B, token_BL, slot):
-    nothing = torch.full_like(label_B, V)
-    before = token_BL[:, slot - 1] if slot > 0 else nothing
-    second = token_BL[:, slot - 2] if slot > 1 else nothing
-    return TABLE[label_B, second, before].log_softmax(-1)
-
-
-def tokens_of(label_B, noise_BLD):
-    """What the flow carries noise to, slot after slot."""
-    token_BL = torch.zeros(len(label_B), 3, dtype=torch.long)
-    for slot in range(3):
-        law = CODES.law(logprob(label_B, token_BL, slot))
-        token_BL[:, slot] = carry(rk4_rho.Config(steps=10), law, noise_BLD[:, slot]).token_N
-    return token_BL
-
-
-def joint(label):
-    label_N = torch.full((len(EVERY),), label)
-    parts = [logprob(label_N, EVERY, k).gather(1, EVERY[:, k : k + 1]) for k in range(3)]
-    return torch.cat(parts, 1).double().sum(1).exp()
 
 
 @cache
 def made():
     """The finite set: labels and tokens of the seeds 0, 1, 2, ..."""
     label_N = torch.arange(PAIRS) % 2
-    return label_N, tokens_of(label_N, gaussian(range(PAIRS), 3, 2))
+    return label_N, TABLE.carried(label_N, gaussian(range(PAIRS), 3, 2))
 
 
 def pairs(first, *, shifted=0):
@@ -125,34 +98,15 @@ def trained(steps, *, shifted=0):
     return student.eval(), metrics
 
 
-@torch.no_grad()
-def distances(student, positions):
-    """By class: total variation of what the student makes of fresh noise."""
-    seeds = range(10**7, 10**7 + DRAWN)
-    noise_BLD = gaussian(seeds, 3, 2)
-    found = []
-    for label in (0, 1):
-        label_B = torch.full((DRAWN,), label)
-        found.append(
-            total_variation(student.steps(label_B, noise_BLD, positions).token_BL, joint(label))
-        )
-    return found
-
-
-def bounds():
-    """By class: total variation of the best that slots alone can do."""
-    return [independent(joint(label)) for label in (0, 1)]
-
-
 def test_one_step_learns_how_the_teachers_codes_depend_on_each_other():
     """And two steps more of it; docs/one_step.md has what longer training gives."""
     student, metrics = trained(200)
-    once, twice = distances(student, (1,)), distances(student, (1, 3))
-    assert all(found < bound / 2 for found, bound in zip(once, bounds(), strict=True))
+    once, twice = (distances(TABLE, student, at, DRAWN) for at in ((1,), (1, 3)))
+    assert all(found < bound / 2 for found, bound in zip(once, TABLE.independent(), strict=True))
     assert sum(twice) < sum(once)
     label_B, noise_BLD = torch.ones(1000).long(), gaussian(range(PAIRS, PAIRS + 1000), 3, 2)
     with torch.no_grad():
-        right_BL = student(label_B, noise_BLD).token_BL == tokens_of(label_B, noise_BLD)
+        right_BL = student(label_B, noise_BLD).token_BL == TABLE.carried(label_B, noise_BLD)
     first, _, last = right_BL.double().mean(0).tolist()
     assert first > 0.95
     assert 0.7 < last < first
@@ -162,7 +116,7 @@ def test_one_step_learns_how_the_teachers_codes_depend_on_each_other():
 def test_with_another_rows_noise_nothing_is_learned():
     """The negative control: two rows on, the class is the same, the noise is not."""
     student, _ = trained(60, shifted=2)
-    assert sum(distances(student, (1,))) >= 0.8 * sum(bounds())
+    assert sum(distances(TABLE, student, (1,), DRAWN)) >= 0.8 * sum(TABLE.independent())
 
 
 def test_the_loss_is_the_papers():
@@ -218,12 +172,14 @@ def test_images_are_compared_after_the_decoder_which_stays_as_it_is():
 def test_the_average_is_that_of_every_number_by_itself():
     """min(0.99, (1 + step) / (10 + step)), small at first."""
     ours, student = learner(20)
-    weight_D = student.final_layer_conti.linear.bias
+    weight_D = student.final_layer_conti.linear.bias.detach()
     wanted = weight_D.tolist()
     for step in range(1, 6):
         ours.step(pairs(step * ROWS))
         decay = min(0.99, (1 + step) / (10 + step))
-        wanted = [decay * w + (1 - decay) * float(v) for w, v in zip(wanted, weight_D, strict=True)]
+        wanted = [
+            decay * w + (1 - decay) * v for w, v in zip(wanted, weight_D.tolist(), strict=True)
+        ]
     found_D = dict(ours.states())["student_ema"]["final_layer_conti.linear.bias"]
     assert found_D.tolist() == pytest.approx(wanted, abs=1e-6)
     assert float((found_D - weight_D).abs().max()) > 1e-5
