@@ -37,6 +37,7 @@ from deploy.agreement.one_pass import (
     require_steps,
 )
 from deploy.agreement.rewards import require_rewards, require_targets
+from deploy.agreement.secrets import require_secret
 from deploy.logger import LoggerConfig
 from deploy.sections import (
     BufferConfig,
@@ -219,7 +220,8 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _targets_are_kept_for_who_reads_them(self) -> Self:
         scorers = any(scorer.reads_target for scorer in self.scoring.values())
-        if self.rollout.keep_target or not (scorers or self.objective.reads_target):
+        asks = scorers or self.objective.reads_target or self.teacher.peek > 0
+        if self.rollout.keep_target or not asks:
             return self
         rollout = self.rollout.model_copy(update={"keep_target": True})
         return self.model_copy(update={"rollout": rollout})
@@ -234,6 +236,7 @@ class RunConfig(Config):
     def _rewards_are_given(self) -> Self:
         require_rewards(self.objective, self.scorers, self.rollout)
         require_targets(self.scoring, self.contexts)
+        require_secret(self.objective, self.teacher, self.conditions)
         return self
 
     @model_validator(mode="after")

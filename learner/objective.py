@@ -54,6 +54,8 @@ class ObjectiveConfig(PluginConfig, ABC):
     """Whether records pass the teacher on their way; what it says is for diagnostics as well."""
     needs_pairs: ClassVar[bool] = False
     """Whether rows must be tokens that known noise was carried to (sampling.flow)."""
+    needs_secret: ClassVar[bool] = False
+    """Whether the teacher must know something that the student does not."""
     reads_target: ClassVar[bool] = False
     """Whether it asks for the data sequences that rows began as (`target_token`)."""
     learns_labels: ClassVar[bool] = False

@@ -3,7 +3,9 @@
 Shape letters: B sequences, L slots, C width.
 """
 
+import math
 import time
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 
 from common.artifacts.model_file import ModelFile
 from common.config.plugins import from_package
+from common.config.quantities import Probability
 from common.config.schema import UserPath
 from common.device import place, precision
-from common.errors import Diverged
+from common.errors import Diverged, InputError
 from common.exchange.condition import ClassConditions, Conditions, ConditionTables
 from common.exchange.signal import SignalConfig
 from common.exchange.signals import guided_hidden
@@ -47,6 +50,10 @@ class TeacherConfig(ReplicasConfig):
     prefix: Literal["codes", "vectors"] = "codes"
     """What is read of rows of a one-pass student, whose code vectors lie between the codes: the
     nearest codes, or the vectors themselves, where the family can (VAR, through its canvas)."""
+    peek: Probability = 0.0
+    """Share of the sequence, from its first slot on, that the teacher reads of the data instead of
+    what the student sampled there: it judges with a part of the image before it (the coarser
+    scales, of a next-scale model), which the student does not have."""
     signal: Annotated[SerializeAsAny[SignalConfig], from_package("common.exchange.signals")] = (
         guided_hidden.Config()
     )
@@ -104,7 +111,7 @@ class Teacher:
 
     def _score_all(self, batches: list[TrajectoryBatch]) -> list[TrajectoryBatch]:
         started, waiting = time.perf_counter(), self._batcher.waiting()
-        joined = concatenate(batches).to(self._device)
+        joined = peeked(concatenate(batches), self._config.peek).to(self._device)
         models = self._backbone, self._head
         signal = signal_columns(
             self._config, *models, joined, self._conditions, entropy=self._entropy
@@ -125,6 +132,24 @@ class Teacher:
             scored.append(batch.scored(batch.signal | own, facts))
             first += len(batch)
         return scored
+
+
+def peeked(batch: TrajectoryBatch, share: float) -> TrajectoryBatch:
+    """With the data's codes as what is read in the first slots of the student's rows.
+
+    Raises:
+        InputError: the rows do not have them.
+    """
+    if not share:
+        return batch
+    if batch.target_token_BL is None:
+        raise InputError(
+            "teacher.peek lets the teacher read the data's codes, but a record came without them; "
+            "leave rollout.keep_target to the run, or set teacher.peek to 0"
+        )
+    slots = math.ceil(share * batch.spec.length)
+    seen_BL = batch.on_policy_B[:, None] & (torch.arange(batch.spec.length) < slots)
+    return replace(batch, input_token_BL=torch.where(seen_BL, batch.target_BL, batch.input_BL))
 
 
 @torch.no_grad()

@@ -9,11 +9,14 @@ Shape letters: B sequences, N conditions with the null one.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
 from common.config.plugins import PluginConfig
 from common.errors import InputError
+
+Role = Literal["teacher", "student"]
 
 
 class Conditions(ABC):
@@ -49,6 +52,25 @@ class ClassConditions(Conditions):
         return id_B
 
 
+@dataclass(frozen=True, slots=True)
+class BySecondIds(Conditions):
+    """What the teacher alone knows, for who asks by the ids that all share."""
+
+    shared: Conditions
+    teacher_only: Conditions
+    teacher_id_N: Tensor
+
+    @property
+    def null(self) -> int:
+        return self.shared.null
+
+    def __len__(self) -> int:
+        return len(self.shared)
+
+    def resolve(self, id_B: Tensor) -> Tensor:
+        return self.teacher_only.resolve(self.teacher_id_N.to(id_B.device)[id_B])
+
+
 @dataclass(frozen=True)
 class ConditionTables:
     """The tables of a run."""
@@ -75,6 +97,14 @@ class ConditionTables:
         only = self.teacher_only
         if only is not None and int(self.teacher_id_N[self.shared.null]) != only.null:
             raise ValueError("a row whose condition was dropped must be null for the teacher too")
+
+    def of(self, role: Role) -> Conditions:
+        """The table by which a model of that role is trained and sampled by itself, under the ids
+        that all share."""
+        only, id_N = self.teacher_only, self.teacher_id_N
+        if role == "student" or only is None or id_N is None:
+            return self.shared
+        return BySecondIds(self.shared, only, id_N)
 
     def for_student(self) -> "ConditionTables":
         """Without what only the teacher may know; the ids stay."""
@@ -106,6 +136,14 @@ class ConditionsConfig(PluginConfig, ABC):
             InputError: as `table`.
         """
         return None
+
+    def of(self, role: Role, num_classes: int) -> Conditions:
+        """What a model of that role is trained and sampled with by itself.
+
+        Raises:
+            InputError: as `tables`.
+        """
+        return self.tables(num_classes).of(role)
 
     def tables(self, num_classes: int) -> ConditionTables:
         """Both, checked against the labels.

@@ -57,6 +57,7 @@ def draw_grids(
     models, found = _models(config, workspace, steps), []
     with Bar(target, "grids for TensorBoard", len(models)) as bar:
         for done, ((tag, step), file) in enumerate(models.items(), 1):
+            role = "teacher" if tag == "teacher" else "student"
             try:
                 model, tokenizer = load_for_sampling(file, workspace, config.evaluate.device)
                 batches = draw_batches(
@@ -67,7 +68,7 @@ def draw_grids(
                     batch_size=config.evaluate.batch_size,
                     seed=derive_seed(config.seed, "grids"),
                     size=config.evaluate.size,
-                    conditions=config.conditions.table(model.spec.num_classes),
+                    conditions=config.conditions.of(role, model.spec.num_classes),
                     passes=Passes(config.evaluate.steps[0]),
                 )
                 pixel_NCHW = torch.cat(list(batches))

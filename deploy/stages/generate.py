@@ -78,7 +78,7 @@ class TeacherSampler:
         self._teacher = teacher.requires_grad_(False)
         self._sampling = sampling
         self._batch_size = batch_size
-        self._conditions = conditions.table(file.spec.num_classes)
+        self._conditions = conditions.of("teacher", file.spec.num_classes)
         self._codes = codes
 
     def make(self, part: SamplesPart, watch: Watch = lambda done: None) -> None:
@@ -173,7 +173,7 @@ def load_generated(config: RunConfig, workspace: Workspace) -> TokenDataset | No
             )
     found = load_tokens(path)
     if config.objective.needs_pairs:
-        table = config.conditions.table(train.spec.num_classes)
+        table = config.conditions.of("teacher", train.spec.num_classes)
         teacher_file = workspace.model(config, "teacher")
         require_pairs(path, found, teacher_file, source.sampling, table)
     return found

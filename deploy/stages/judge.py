@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from common.exchange.condition import Role
 from common.images.contents import Reading
 from common.images.opening import ImagesConfig, open_images
 from common.memory import require_memory
@@ -104,9 +105,11 @@ class Judge:
         seen: Callable[[int], None] = lambda images: None,
         *,
         passes: Passes | None = None,
+        role: Role = "student",
     ) -> Tensor:
         """Samples as uint8 pixel_NCHW at the side of the real images; those of a one-pass student
-        by `passes`, by default as many as the first of evaluate.steps."""
+        by `passes`, by default as many as the first of evaluate.steps. A teacher is given what it
+        alone may know."""
         pixel_NCHW: Tensor | None = None
         done = 0
         for pixel_BCHW in draw_batches(
@@ -117,7 +120,7 @@ class Judge:
             batch_size=self.settings.batch_size,
             seed=self._seed,
             size=self.settings.size,
-            conditions=self._conditions.table(model.spec.num_classes),
+            conditions=self._conditions.of(role, model.spec.num_classes),
             passes=passes or Passes(self.settings.steps[0]),
         ):
             if pixel_NCHW is None:  # at once: a list of batches would take the room twice

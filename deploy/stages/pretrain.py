@@ -149,7 +149,7 @@ def _training(
         seed=seed,
         device=settings.device,
         section=f"pretrain.{which}",
-        conditions=config.conditions.table(data.spec.num_classes),
+        conditions=config.conditions.of(which, data.spec.num_classes),
     )
 
 

@@ -115,7 +115,9 @@ def _judged(
         progress = Progress(bar, total)
         backbone, tokenizer = load_for_sampling(file, workspace, settings.device)
         began = time.perf_counter()
-        pixel_NCHW = judge.draw(backbone, tokenizer, settings.sampling, progress, passes=passes)
+        role = "teacher" if name == "teacher" else "student"
+        models, how = (backbone, tokenizer), settings.sampling
+        pixel_NCHW = judge.draw(*models, how, progress, passes=passes, role=role)
         drawing_ms = 1000 * (time.perf_counter() - began) / len(pixel_NCHW)
         metrics = judge.compare(pixel_NCHW, progress)
         nats = likelihood(config, workspace, backbone, judge, is_teacher=name == "teacher")

@@ -158,7 +158,9 @@ def fill(order: Order, config: RunConfig, workspace: Workspace, target: Console)
         batch_size=config.sample.batch_size or config.evaluate.batch_size,
         seed=order.seed,
         size=side,
-        conditions=config.conditions.table(model.spec.num_classes),
+        conditions=config.conditions.of(
+            "teacher" if order.model == "teacher" else "student", model.spec.num_classes
+        ),
         passes=_passes(config, workspace),
     )
     with Bar(target, "sample", len(order.label_N)) as bar:

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from common.errors import InputError
+from common.exchange.condition import Role
 from common.models.guidance import Guidance
 from common.randomness import derive_seed
 from common.tokenization.tokenizer import load_tokenizer
@@ -101,7 +102,12 @@ def _drawn(
     if job.method in REFERENCES or not all_ways:
         several = {"": several[""]}
     for way, passes in several.items():
-        yield way, judge.draw(*models, drawing.evaluate.sampling, passes=passes)
+        how = drawing.evaluate.sampling
+        yield way, judge.draw(*models, how, passes=passes, role=_role(job))
+
+
+def _role(job: Job) -> Role:
+    return "teacher" if job.method == TEACHER else "student"
 
 
 def require_metrics(config: RunConfig, workspace: Workspace) -> None:
