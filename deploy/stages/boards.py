@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from rich.console import Console
+from torch import Tensor
 
 from common.errors import InputError
 from common.exchange.metrics import protos
@@ -57,21 +58,8 @@ def draw_grids(
     models, found = _models(config, workspace, steps), []
     with Bar(target, "grids for TensorBoard", len(models)) as bar:
         for done, ((tag, step), file) in enumerate(models.items(), 1):
-            role = "teacher" if tag == "teacher" else "student"
             try:
-                model, tokenizer = load_for_sampling(file, workspace, config.evaluate.device)
-                batches = draw_batches(
-                    model,
-                    tokenizer,
-                    label_N,
-                    sampling=config.evaluate.sampling,
-                    batch_size=config.evaluate.batch_size,
-                    seed=derive_seed(config.seed, "grids"),
-                    size=config.evaluate.size,
-                    conditions=config.conditions.of(role, model.spec.num_classes),
-                    passes=Passes(config.evaluate.steps[0]),
-                )
-                pixel_NCHW = torch.cat(list(batches))
+                pixel_NCHW = _drawn(config, workspace, tag, file, label_N)
             except InputError as error:
                 target.print(f"no grid of {tag} at step {step}: {error}")
                 continue
@@ -81,6 +69,26 @@ def draw_grids(
             found.append(Grid(f"samples/{tag}", step, sheet))
             bar.show(done, {"step": step})
     return found
+
+
+def _drawn(
+    config: RunConfig, workspace: Workspace, tag: str, file: AnyModelFile, label_N: Tensor
+) -> Tensor:
+    """pixel_NCHW of these labels, always from the same noise."""
+    model, tokenizer = load_for_sampling(file, workspace, config.evaluate.device)
+    role = "teacher" if tag == "teacher" else "student"
+    batches = draw_batches(
+        model,
+        tokenizer,
+        label_N,
+        sampling=config.evaluate.sampling,
+        batch_size=config.evaluate.batch_size,
+        seed=derive_seed(config.seed, "grids"),
+        size=config.evaluate.size,
+        conditions=config.conditions.of(role, model.spec.num_classes),
+        passes=Passes(config.evaluate.steps[0]),
+    )
+    return torch.cat(list(batches))
 
 
 def _models(
