@@ -17,9 +17,9 @@ ROWS, GROUP = 6, 3
 
 @pytest.fixture
 def sampled(tiny, data):
-    def build(kind, share=0.5, size=GROUP, count=ROWS, sampling=None, **sources):
+    def build(kind, share=0.5, size=GROUP, count=ROWS, first=ROWS, sampling=None, **sources):
         parallel = {"noise": share, "ratio": 3}
-        settings = {"size": size, "count": count, "sampling": sampling or {}}
+        settings = {"size": size, "count": count, "first": first, "sampling": sampling or {}}
         return record_of(tiny(kind, 1), data, {"parallel": parallel, **sources}, **settings)
 
     return build
@@ -32,14 +32,14 @@ def test_a_group_is_drawn_from_one_pass_over_what_it_shares(sampled, kind):
     assert set(batch.policy) == {"student"}
     assert set(batch.law) == {"exact"}
     assert (batch.prefix_B == 0).all()
-    seeds = [Draws(3, 10).noise_seed(index) for index in range(ROWS)]
+    seeds = [Draws(3, 10).noise_seed(index) for index in range(ROWS, 2 * ROWS)]
     with torch.no_grad():
         logprob_BLV = student(batch.label_B, batch.input_BL, batch.plan).log_softmax(-1)
     drawn_BL = draw(logprob_BLV, noise(seeds, batch.spec.length))
     assert torch.equal(batch.token_BL, drawn_BL), "with the noise of every sample's own"
     wanted_BL = logprob_BLV.gather(-1, batch.token_BL[..., None])[..., 0]
     torch.testing.assert_close(batch.logprob_BL, wanted_BL, atol=1e-5, rtol=1e-5)
-    alone, *_ = sampled(kind, size=1, count=ROWS // GROUP)
+    alone, *_ = sampled(kind, size=1, count=ROWS // GROUP, first=ROWS // GROUP)
     conditions = torch.arange(ROWS) // GROUP
     for name in ("input_BL", "target_BL"):
         assert torch.equal(getattr(batch, name), getattr(alone, name)[conditions]), name

@@ -97,6 +97,10 @@ def test_a_truncated_history_is_the_class_and_the_own_input_alone(student, data)
     moved = held(batch.label_B, batch.input_BL, batch.plan)
     torch.testing.assert_close(moved[mine][:, last], found[mine][:, last], atol=1e-5, rtol=1e-5)
     assert (moved - found)[~mine][:, last].abs().max() > 1e-3
+    del held.quantizer.inputs
+    held.pos_start.normal_()  # the first scale's own, which all see
+    moved = held(batch.label_B, batch.input_BL, batch.plan)
+    assert (moved - found)[mine][:, last].abs().max() > 1e-2
     damaged = replace(batch, plan=replace(batch.plan, history_B=torch.full((len(batch),), 9)))
     with pytest.raises(InputError, match=r"history 9\.\.9"):
         from_arrow(to_arrow(damaged))

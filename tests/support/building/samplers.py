@@ -37,9 +37,9 @@ def tokens_of(spec, data):
     return replace(tokens, token_NAL=data.token_NAL.repeat(1, 1, 3)[..., : spec.length])
 
 
-def record_of(student, data, sources, *, size=1, count=6, **settings):
+def record_of(student, data, sources, *, size=1, count=6, first=0, **settings):
     """(a lease of a worker that holds `student`, its copy of that, the rows of its passes): data
-    rows by the seed 3, contexts drawn by sample, groups of `size`."""
+    rows by the seed 3, contexts drawn by sample, groups of `size`, images from `first` on."""
     kind = type(student).__module__.rpartition(".")[2]
     family = load_plugin("common.models.backbones", kind).Config.tiny()
     tokens = tokens_of(student.spec, data)
@@ -61,6 +61,6 @@ def record_of(student, data, sources, *, size=1, count=6, **settings):
     passes: list[int] = []
     features = held.features
     held.features = lambda c, t, p: passes.append(len(t)) or features(c, t, p)
-    batch = from_arrow(worker.sample(Lease(0, 0, count, 0, None, 1)))
+    batch = from_arrow(worker.sample(Lease(0, first, count, 0, None, 1)))
     held.features = features
     return batch, held, passes
