@@ -77,26 +77,33 @@ class ForcedPass:
     """What the labels stand for."""
 
     def draws(
-        self, label_K: Tensor, input_KL: Tensor, plan: DecodePlan, noise_KLG: Tensor | None
+        self,
+        label_K: Tensor,
+        input_KL: Tensor,
+        plan: DecodePlan,
+        noise_KLG: Tensor | None,
+        *,
+        best: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """(token_KLG, logprob_KLG) on the CPU: independent draws in every slot from the student's
-        distribution there, behind what is read before; without noise its likeliest code (G = 1).
+        distribution there, behind what is read before; without noise, and with `best` before the
+        draws, its likeliest code.
 
         Raises:
             Diverged: the logits are not finite.
         """
-        shape = *input_KL.shape, 1 if noise_KLG is None else noise_KLG.shape[-1]
         noise_NG = None if noise_KLG is None else noise_KLG.flatten(0, 1)
         tokens, found, first = [], [], 0
         for logprob_nV in self._logprobs(label_K, input_KL, plan):
             part = slice(first, first + len(logprob_nV))
-            token_nG = _picked(logprob_nV, None if noise_NG is None else noise_NG[part])
+            token_nG = _picked(logprob_nV, None if noise_NG is None else noise_NG[part], best)
             tokens.append(token_nG)
             found.append(logprob_nV.gather(-1, token_nG))
             first = part.stop
         logprob_NG = torch.cat(found).cpu()
         if not is_finite(logprob_NG):
             raise Diverged("the model's log-probabilities are not finite in a pass over data")
+        shape = *input_KL.shape, logprob_NG.shape[-1]
         return torch.cat(tokens).cpu().view(shape), logprob_NG.view(shape)
 
     @torch.no_grad()
@@ -120,12 +127,13 @@ class ForcedPass:
         return guide(conditional, self.backbone.features(null_K, input_KL, plan), scale_L1)
 
 
-def _picked(logprob_nV: Tensor, noise_nG: Tensor | None) -> Tensor:
+def _picked(logprob_nV: Tensor, noise_nG: Tensor | None, best: bool) -> Tensor:
     """token_nG."""
-    if noise_nG is None:
-        return logprob_nV.argmax(-1, keepdim=True)
-    noise_nG = noise_nG.to(logprob_nV.device)
-    return torch.stack([draw(logprob_nV, noise_n) for noise_n in noise_nG.unbind(-1)], -1)
+    found = [logprob_nV.argmax(-1)] if best or noise_nG is None else []
+    if noise_nG is not None:
+        noise_nG = noise_nG.to(logprob_nV.device)
+        found += [draw(logprob_nV, noise_n) for noise_n in noise_nG.unbind(-1)]
+    return torch.stack(found, -1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,18 @@ class Config(ForcedContext):
     alone, as in the released code."""
     target: Literal["teacher", "own", "requantised"] = "teacher"
     """teacher: what the teacher says behind the same own codes, by any objective with one. For
-    objective.kind=sar, without a teacher: own: the student's own codes (the paper's); requantised:
-    the codes of what the own scales before lack of the image, as far as its data codes show it."""
+    objective.kind=sar, without a teacher: own: the student's likeliest codes (the paper's);
+    requantised: the codes of what the own scales before lack of the image, as far as its data codes
+    show it."""
 
     @property
     def has_input(self) -> bool:
-        return self.target == "requantised"
+        return self.target == "requantised" or self.has_hard_labels
+
+    @property
+    def has_hard_labels(self) -> bool:
+        """Whether labels are the likeliest codes, and what is read is drawn."""
+        return self.target == "own" and self.prediction == "sample"
 
     @property
     def has_labels(self) -> bool:
@@ -82,16 +88,21 @@ class StaggerSampler:
     ) -> Drawn:
         """As `rollout.drawn.Sampler`."""
         groups, data_BL = Groups.of(order_seeds or seeds), plan.to_slots(work.cell_BL)
-        draws = self.config.prediction == "sample"
+        config, draws = self.config, self.config.prediction == "sample"
         noise_KLG = groups.split(noise(seeds, data_BL.shape[1])) if draws else None
         given = groups.firsts(work.label_B), groups.firsts(data_BL), groups.plan(plan)
-        own_BL, logprob_BL = (groups.joined(of) for of in self.student.draws(*given, noise_KLG))
-        history = 0 if self.config.history == "truncated" else None
-        if self.config.target == "requantised":
+        made = self.student.draws(*given, noise_KLG, best=config.has_hard_labels)
+        hard_BL = groups.joined(made[0][..., :1])
+        own_BL, logprob_BL = (groups.joined(of[..., config.has_hard_labels :]) for of in made)
+        history = 0 if config.history == "truncated" else None
+        if not draws or config.has_labels:
+            logprob_BL = torch.zeros_like(logprob_BL)  # what is given, or drawn with certainty
+        if config.has_hard_labels:
+            return Drawn(hard_BL, logprob_BL, own_BL, history)
+        if config.target == "requantised":
             right_BL = requantised(self.student.backbone, data_BL, own_BL)
-            return Drawn(right_BL, torch.zeros_like(logprob_BL), own_BL, history)
-        # The likeliest code is drawn with certainty.
-        return Drawn(own_BL, logprob_BL if draws else torch.zeros_like(logprob_BL), None, history)
+            return Drawn(right_BL, logprob_BL, own_BL, history)
+        return Drawn(own_BL, logprob_BL, None, history)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from building.objectives import Company
 from building.samplers import record_of
 from torch.nn import functional as F
 
+from common.config.plugins import kinds
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch, concatenate
 from common.files.tensors import state_digest
@@ -95,8 +96,12 @@ def nll_of_data(student, batch):
     return float(loss.detach()), {n: p.grad for n, p in own.named_parameters()}
 
 
-def test_one_pass_answers_for_a_group_and_its_ratios_are_one(student, judged):
+@pytest.mark.parametrize("kind", kinds("common.models.backbones"))
+def test_one_pass_answers_for_a_group_and_its_ratios_are_one(tiny, data, kind):
     """At first the reward's part is the mean of the advantages, which is 0."""
+    student = tiny(kind, 1)
+    batch, *_ = record_of(student, data, {"parallel": {}}, size=GROUP, count=ROWS)
+    judged = with_rewards(batch)
     metrics, _, passes = step(student, made(), judged)
     assert sum(passes) == ROWS // GROUP
     wanted, _ = nll_of_data(student, judged)

@@ -51,6 +51,10 @@ def test_own_codes_of_each_scale_come_from_one_pass_over_data(student, data):
     assert torch.equal(drawn.token_BL, draw(logprob_BLV, noise(seeds, best.spec.length)))
     wanted_BL = logprob_BLV.gather(-1, drawn.token_BL[..., None])[..., 0]
     torch.testing.assert_close(drawn.logprob_BL, wanted_BL, atol=1e-5, rtol=1e-5)
+    hard, _, passes = staggered(student, data, size=3, prediction="sample", target="own")
+    assert passes == [2]
+    assert torch.equal(hard.token_BL, best.token_BL), "labels are the likeliest"
+    assert torch.equal(hard.input_BL, drawn.token_BL)
 
 
 @torch.no_grad()
