@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import distributed
@@ -54,13 +54,19 @@ def _joined(work: Callable[[ProcessGroup], Any], rank: int, world: int, meet: st
         distributed.destroy_process_group()
 
 
+class OnRollouts(gkd.Config):
+    """Where a rank has data alone it has no loss, but a part in all that others do."""
+
+    uses_data: ClassVar[bool] = False
+
+
 def learner_of(
     student: Backbone, teacher: Backbone, ranks: ProcessGroup, **settings: Any
 ) -> Learner:
     head = copy.deepcopy(teacher.head)
     return Learner(
         LearnerConfig.model_validate({"micro_batch": 1, "chunk_tokens": 4} | settings),
-        gkd.Config().build(Resources(torch.device("cpu"))),
+        OnRollouts().build(Resources(torch.device("cpu"))),
         copy.deepcopy(student),
         seed=0,
         contexts=("data", "student"),
