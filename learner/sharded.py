@@ -135,13 +135,22 @@ class Sharded:
         return slice(first, last)
 
 
-def _shards(student: nn.Module, world: int, dtype: torch.dtype) -> Any:
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+def require_sums(modules: type) -> None:
+    """Refuse a torch whose sharded `modules` cannot do what losses with global denominators need.
+
+    Raises:
+        InputError: it cannot sum gradients.
+    """
+    if not hasattr(modules, "set_force_sum_reduction_for_comms"):
         raise InputError(
             f"learner.parallel is fsdp, but torch {torch.__version__} only averages the gradients "
             "of shards where gloo or NCCL should sum them; install a newer one (2.13 does), or set "
             "learner.parallel=ddp"
         )
+
+
+def _shards(student: nn.Module, world: int, dtype: torch.dtype) -> Any:
+    require_sums(FSDPModule)
     device = next(student.parameters()).device
     mesh = init_device_mesh(device.type, (world,))
     policy = MixedPrecisionPolicy()

@@ -93,7 +93,10 @@ def with_rows(value: Any, files: Sequence[Path], *, joined: bool) -> Any:
 
 def write_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
     """Raises OSError or SafetensorError, as `save_file`."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777  # as the umask has it; safetensors lets its owner alone read
     save_file({name: value.contiguous() for name, value in rows.items() if len(value)}, path)
+    path.chmod(mode)
 
 
 @contextmanager

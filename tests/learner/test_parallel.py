@@ -7,6 +7,7 @@ import pytest
 import torch
 from building.objectives import Company
 from building.ranks import Trial, learner_of, on_ranks
+from torch.distributed.fsdp import FSDPModule
 
 from common.errors import InputError
 from common.exchange.signal import entropies
@@ -17,6 +18,7 @@ from common.files.tensors import state_digest
 from learner.config import LearnerConfig
 from learner.gradient_sum import GradientSum
 from learner.process_group import SingleProcess
+from learner.sharded import require_sums
 
 RUNS = [
     {"parallel": parallel, "activation_checkpointing": again}
@@ -162,6 +164,14 @@ def test_sums_are_under_way_before_the_backward_pass_ends():
     assert ranks.begun[0] == [False, False, True], "the last layer's leaves first"
 
 
+def test_a_torch_that_only_averages_is_refused():
+    require_sums(FSDPModule)
+    with pytest.raises(InputError, match=r"learner\.parallel is fsdp, but torch .*parallel=ddp"):
+        require_sums(torch.nn.Module)
+
+
 def test_blocks_are_not_compiled_and_computed_twice():
     with pytest.raises(ValueError, match=r"learner\.compile and learner\.activation_checkpointing"):
         LearnerConfig(compile=True, activation_checkpointing=True)
+    with pytest.raises(ValueError, match=r"learner\.compile is true and learner\.parallel is fsdp"):
+        LearnerConfig(compile=True, parallel="fsdp")
