@@ -31,7 +31,12 @@ DRAWN = (
 )
 """Draws of one pass, judged by their images."""
 JUDGED = ("scorers.opinion.kind=token_logprob", "rollout.group.size=2")
-WITH = {"kdrl": JUDGED, "sar": ("contexts.sources.student.ratio=0",), "vapi": DRAWN}
+WITH = {
+    "kdrl": JUDGED,
+    "privileged": ("teacher.peek=0.25",),
+    "sar": ("contexts.sources.student.ratio=0",),
+    "vapi": DRAWN,
+}
 """What else a run's config must have for an objective of that kind."""
 
 
