@@ -7,6 +7,7 @@ LIKELIHOOD = {
     "reverse_kl": "KL(student, teacher)",
     "forward_kl": "KL(teacher, student)",
     "acceptance": "acceptance",
+    "entropy": "entropy",
     "data_nll": "-log q of data",
 }
 READING = (
@@ -64,7 +65,11 @@ def _likelihoods(found: dict[str, dict[str, float]]) -> list[str]:
         return []
     names = list(max(found.values(), key=len))
     names = [name for name in names if f"{name}_se" in names]
-    lines = ["| nats per token | " + " | ".join(LIKELIHOOD[name] for name in names) + " |"]
+    lines = [
+        "| nats per token | "
+        + " | ".join(LIKELIHOOD.get(name, name.replace("_", " ")) for name in names)
+        + " |"
+    ]
     lines += ["|---" * (len(names) + 1) + "|"]
     for model, numbers in found.items():
         cells = [

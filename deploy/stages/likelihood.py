@@ -15,7 +15,7 @@ from common.data.tokens import load_tokens
 from common.device import place
 from common.errors import InputError
 from common.exchange.provenance import STUDENT
-from common.exchange.trajectory import TrajectoryBatch
+from common.exchange.trajectory import TrajectoryBatch, from_arrow, to_arrow
 from common.files.tensors import load_tensors, save_tensors, state_digest
 from common.models.backbone import Backbone
 from common.models.decoding import DecodingConfig
@@ -28,11 +28,14 @@ from deploy.run_folder.workspace import Workspace
 from rollout.evaluation.likelihood import (
     acceptance_of_rows,
     divergence_of_rows,
+    entropy_of_rows,
     estimates,
     surprise_of_rows,
 )
 from rollout.evaluation.metrics import balanced_labels, image_seeds
 from rollout.sampler import SamplingConfig, sample
+from teacher_server.reward import RewardConfig, RewardScorer
+from teacher_server.scorer import ScorerFiles
 from teacher_server.teacher import guided_features
 
 NUMBERS = 2**23
@@ -68,35 +71,59 @@ class LikelihoodProbe:
         self._device = place(settings.device)
         self._teacher_file = workspace.model(config, "teacher")
         self._teacher: Backbone | None = None
+        self._rewards = sample_rewards(config, workspace)
 
     def of_student(self, student: Backbone) -> dict[str, float]:
-        """`reverse_kl` KL(student || teacher) on the student's samples, `forward_kl` KL(teacher ||
-        student) on the teacher's, `acceptance` on the student's, `data_nll` on held-out data where
-        there is any, each with its standard error."""
+        """`reverse_kl` KL(student || teacher), `acceptance` and `entropy` on the student's samples,
+        `forward_kl` KL(teacher || student) on the teacher's, `data_nll` on held-out data where
+        there is any, `reward_NAME` of each reward on the student's samples and on data
+        (`reward_NAME_of_data`), all with standard errors."""
         teacher, target = self._loaded(), self._config.teacher.guidance
-        rows: dict[str, list[Tensor]] = {"reverse_kl": [], "acceptance": [], "forward_kl": []}
-        for part in self._parts(self._drawn(student, None)):
+        rows: dict[str, list[Tensor]] = {"reverse_kl": [], "forward_kl": []}
+        rows |= {"acceptance": [], "entropy": []}
+        drawn = self._drawn(student, None)
+        for part in self._parts(drawn):
             q_BLV = self._logprob(student, part, student, None)
             p_BLV = self._logprob(teacher, part, student, target)
+            rows["entropy"].append(entropy_of_rows(q_BLV))
             rows["reverse_kl"].append(divergence_of_rows(q_BLV, p_BLV))
             rows["acceptance"].append(acceptance_of_rows(q_BLV, p_BLV))
         for part in self._parts(self._of_teacher()):
             q_BLV = self._logprob(student, part, teacher, None)
             p_BLV = self._logprob(teacher, part, teacher, target)
             rows["forward_kl"].append(divergence_of_rows(p_BLV, q_BLV))
-        return estimates({name: torch.cat(found) for name, found in rows.items()}) | self.of_data(
-            student
-        )
+        found = {name: torch.cat(parts) for name, parts in rows.items()}
+        found |= {f"reward_{name}": value for name, value in self._judged(student, drawn).items()}
+        return estimates(found) | self._of_data(student)
 
-    def of_data(self, model: Backbone) -> dict[str, float]:
+    def of_teacher(self) -> dict[str, float]:
+        """`data_nll`, and the rewards of its own samples and of data."""
+        teacher = self._loaded()
+        found = self._judged(teacher, self._of_teacher())
+        found = {f"reward_{name}": value for name, value in found.items()}
+        return estimates(found) | self._of_data(teacher)
+
+    def _of_data(self, model: Backbone) -> dict[str, float]:
         """`data_nll` -log q(x) of the test images' codes, or of the training images' where there
-        are no others; the conditional model without guidance."""
-        found = []
-        for part in self._parts(self._data()):
-            plan = model.plan(part.seeds, self._decoding)
-            token_BL = plan.to_slots(part.cell_NL).to(self._device)
+        are no others; the conditional model without guidance. Rewards there are what a student
+        may be rewarded with at most for looking like the data."""
+        data, found = self._data(), []
+        for part in self._parts(data):
+            token_BL = model.plan(part.seeds, self._decoding).to_slots(part.cell_NL)
             found.append(surprise_of_rows(self._logprob(model, part, model, None), token_BL))
-        return estimates({"data_nll": torch.cat(found)})
+        judged = self._judged(model, data)
+        ceilings = {f"reward_{name}_of_data": value for name, value in judged.items()}
+        return estimates({"data_nll": torch.cat(found)} | ceilings)
+
+    def _judged(self, model: Backbone, sequences: Sequences) -> dict[str, Tensor]:
+        """What every reward says, by row; of rows that it could not judge, nothing."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self._rewards}
+        for part in self._parts(sequences):
+            record = to_arrow(_batch(model, part, model.plan(part.seeds, self._decoding)))
+            for name, scorer in self._rewards.items():
+                said = from_arrow(scorer.score(record)).sequence
+                found[name].append(said[name][said[f"{name}_failed"] == 0].double())
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
         spec = self._teacher_file.spec
@@ -129,7 +156,8 @@ class LikelihoodProbe:
         """Samples of its plain distribution, or of the guided one."""
         seeds, size = image_seeds(self._seed, len(self._label_N)), self._config.evaluate.batch_size
         sampling = SamplingConfig(guidance=guidance, decoding=self._decoding)
-        table = self._config.conditions.table(model.spec.num_classes)
+        role = "teacher" if model is self._teacher else "student"
+        table = self._config.conditions.of(role, model.spec.num_classes)
         cells = [
             sample(
                 model, self._label_N[first : first + size], part, sampling, conditions=table
@@ -158,6 +186,19 @@ class LikelihoodProbe:
         chosen = torch.tensor(spread(len(data), min(len(data), len(self._label_N))))
         seeds = image_seeds(self._seed, len(chosen))
         return Sequences(data.label_N[chosen].long(), data.token_NAL[chosen, 0].long(), seeds)
+
+
+def sample_rewards(config: RunConfig, workspace: Workspace) -> dict[str, RewardScorer]:
+    """The run's rewards of whole samples, by name; those that compare with a data sequence say
+    nothing of a sample that began with none."""
+    rewards = [
+        scorer
+        for scorer in config.scorers.values()
+        if isinstance(scorer, RewardConfig) and not scorer.reads_target
+    ]
+    teacher = workspace.model(config, "teacher")
+    files = ScorerFiles(config.teacher, teacher, True, classifier=workspace.classifier)
+    return {scorer.kind: scorer.build(files) for scorer in rewards}
 
 
 def kept(path: Path, made_from: dict[str, Any], draw: Callable[[], Sequences]) -> Sequences:

@@ -135,7 +135,7 @@ def likelihood(
     if not config.evaluate.likelihood_samples or not isinstance(model, Backbone):
         return {}
     probe = LikelihoodProbe(config, workspace, judge.class_K)
-    return probe.of_data(model) if is_teacher else probe.of_student(model)
+    return probe.of_teacher() if is_teacher else probe.of_student(model)
 
 
 def _judge_silently(

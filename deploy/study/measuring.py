@@ -23,6 +23,7 @@ from deploy.stages.quality import likelihood
 from deploy.study.analysis.results import NATS, REFERENCES, SLOTS, TEACHER, Measurement
 from deploy.study.jobs import Job
 from deploy.study.slots import decoded, slots_alone
+from rollout.evaluation.likelihood import ERROR
 from rollout.sampler import SamplingConfig
 
 SHOWN_PER_CLASS = 4
@@ -68,7 +69,16 @@ def _likelihood(job: Job, file: AnyModelFile | None, judge: Judge) -> dict[str, 
     model, _ = load_for_sampling(file, start, job.config.evaluate.device)
     is_teacher = job.method == TEACHER
     found = likelihood(job.config, start, model, judge, is_teacher=is_teacher)
-    return {name: value for name, value in found.items() if name in NATS}
+    nats = {name: value for name, value in found.items() if name in NATS}
+    rewards = {name: value for name, value in found.items() if name.startswith("reward_")}
+    rewards = {name: value for name, value in rewards.items() if not name.endswith(ERROR)}
+    of_data = [value for name, value in rewards.items() if name.endswith("_of_data")]
+    if not rewards:
+        return nats
+    return nats | {
+        "reward": sum(rewards.values()) - sum(of_data),
+        "reward_of_data": sum(of_data),
+    }
 
 
 def _files(job: Job, workspace: Workspace) -> dict[int, AnyModelFile | None]:

@@ -33,6 +33,13 @@ def acceptance_of_rows(student_BLV: Tensor, teacher_BLV: Tensor) -> Tensor:
     return torch.minimum(student_BLV.double().exp(), teacher_BLV.double().exp()).sum(-1).mean(1)
 
 
+def entropy_of_rows(logprob_BLV: Tensor) -> Tensor:
+    """Entropy of the next code, meant over the slots of every row: on a model's own samples that of
+    its sequences, per token."""
+    share_BLV = logprob_BLV.double().exp()
+    return -torch.where(share_BLV == 0, 0, share_BLV * logprob_BLV.double()).sum(-1).mean(1)
+
+
 def surprise_of_rows(logprob_BLV: Tensor, token_BL: Tensor) -> Tensor:
     """-log q of a row's own codes per token."""
     return -logprob_BLV.double().gather(-1, token_BL[..., None])[..., 0].mean(1)

@@ -4,12 +4,17 @@ import pytest
 import torch
 from building.tables import Table
 
+from common.data.tokens import load_tokens
 from common.models.guidance import Guidance
+from common.perceptual.classifier import Classifier, load_classifier, save_classifier
 from common.randomness import derive_seed
+from common.tokenization.tokenizer import load_tokenizer
+from deploy.report.grids import spread
 from deploy.stages.likelihood import LikelihoodProbe
 from rollout.evaluation.likelihood import (
     acceptance_of_rows,
     divergence_of_rows,
+    entropy_of_rows,
     estimates,
     surprise_of_rows,
 )
@@ -31,6 +36,7 @@ def test_the_expected_number_of_a_row_is_that_of_whole_sequences():
     apart_BL = 0.5 * (q_BLV.exp() - p_BLV.exp()).abs().sum(-1)
     torch.testing.assert_close(acceptance_of_rows(q_BLV, p_BLV), 1 - apart_BL.mean(1))
     assert (reverse - forward).abs() > 1e-3
+    torch.testing.assert_close((q_B * entropy_of_rows(q_BLV)).sum(), -(q_B * q_B.log()).sum() / 3)
 
 
 def test_a_code_of_no_probability_counts_nothing_and_errors_shrink_with_the_root():
@@ -60,7 +66,7 @@ def test_a_student_is_measured_against_the_guided_teacher(run):
     found = probe.of_student(student)
     assert set(found) == {
         f"{name}{error}"
-        for name in ("reverse_kl", "forward_kl", "acceptance", "data_nll")
+        for name in ("reverse_kl", "forward_kl", "acceptance", "entropy", "data_nll")
         for error in ("", "_se")
     }
     teacher = workspace.model(config, "teacher").load().eval()
@@ -97,8 +103,30 @@ def test_a_student_is_measured_against_the_guided_teacher(run):
 
 def test_data_is_the_held_out_images(run):
     config, workspace = run
-    model = workspace.model(config, "teacher").load().eval()
-    found = LikelihoodProbe(config, workspace, torch.arange(10)).of_data(model)
+    found = LikelihoodProbe(config, workspace, torch.arange(10)).of_teacher()
+    assert set(found) == {"data_nll", "data_nll_se"}
     assert 0 < found["data_nll"] < 2 * torch.tensor(32.0).log()
     assert found["data_nll_se"] > 0
     assert isinstance(config.teacher.guidance, Guidance)
+
+
+def test_rewards_are_measured_on_samples_and_on_data(run_in):
+    """As the scorer says of the same sequences; what compares with data sequences is left out."""
+    how = ("scorers.class.kind=classifier", "scorers.mse.kind=decoded_mse")
+    config, workspace = run_in(*how, "evaluate.likelihood_samples=40")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_classifier(workspace.classifier, Classifier(4, 10), {})
+    probe = LikelihoodProbe(config, workspace, torch.arange(10))
+    found = probe.of_student(workspace.model(config, "student_before").load().eval())
+    rewards = {name for name in found if name.startswith("reward")}
+    names = ("reward_classifier", "reward_classifier_of_data")
+    assert rewards == {f"{name}{error}" for name in names for error in ("", "_se")}
+    data, tokenizer = load_tokens(workspace.test_tokens), load_tokenizer(workspace.tokenizer)
+    chosen = torch.tensor(spread(len(data), 40))
+    pixels = tokenizer.decode(data.token_NAL[chosen, 0].long())
+    with torch.no_grad():
+        logprob_NK = load_classifier(workspace.classifier)[0](pixels).log_softmax(-1)
+    wanted_N = logprob_NK.gather(1, data.label_N[chosen].long()[:, None])[:, 0]
+    assert found["reward_classifier_of_data"] == pytest.approx(float(wanted_N.mean()), abs=1e-5)
+    assert found["reward_classifier"] < 0

@@ -18,9 +18,10 @@ TEACHER, BASE, SLOTS = "teacher", "base", "slots"
 """Method names of the reference rows: the teacher, the student that all cells start from, and the
 teacher's sequences with every slot drawn by itself (where students have one pass)."""
 REFERENCES = (TEACHER, BASE, SLOTS)
-NATS = ("reverse_kl", "forward_kl", "acceptance", "data_nll")
+NATS = ("reverse_kl", "forward_kl", "acceptance", "data_nll", "entropy")
+REWARDS = ("reward", "reward_of_data")
 """Metrics without features of images (deploy/stages/likelihood.py), of some measurements alone."""
-METRICS = ("fid", "kid", "precision", "recall", "inception_score", *NATS)
+METRICS = ("fid", "kid", "precision", "recall", "inception_score", *NATS, *REWARDS)
 
 Row = TypeVar("Row")
 
@@ -47,6 +48,11 @@ class Measurement:
     forward_kl: float | None = None
     acceptance: float | None = None
     data_nll: float | None = None
+    entropy: float | None = None
+    reward: float | None = None
+    """Sum of the run's rewards (`scorers`) of plain samples."""
+    reward_of_data: float | None = None
+    """The same of data images."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from html import escape
 from statistics import fmean
 
 from deploy.study.analysis.intervals import Estimate, Paired, estimate
-from deploy.study.analysis.results import METRICS, NATS, CellFacts
+from deploy.study.analysis.results import METRICS, NATS, REWARDS, CellFacts
 from deploy.study.analysis.statistics import Analysis, Comparison, Summary
 from deploy.study.analysis.verdicts import left_out, number, span, statement, verdict
 
 TITLES = {"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
 TITLES |= {"inception_score": "Inception score", "data_nll": "-log q of data"}
 TITLES |= {"reverse_kl": "KL(student, teacher)", "forward_kl": "KL(teacher, student)"}
-TITLES |= {"acceptance": "acceptance"}
+TITLES |= {"acceptance": "acceptance", "entropy": "entropy"}
+TITLES |= {"reward": "reward", "reward_of_data": "reward of data"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def measured(analysis: Analysis) -> list[str]:
     return [
         metric
         for metric in METRICS
-        if metric not in NATS or any(summary.fixed[metric].count for summary in found)
+        if metric not in (*NATS, *REWARDS) or any(summary.fixed[metric].count for summary in found)
     ]
 
 
