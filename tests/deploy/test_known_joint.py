@@ -2,7 +2,8 @@
 learner, for as long as it takes: the acceptance tests R1, S4, D5 and D6 of docs/one_step.md, of
 three dependent slots of eight codes.
 
-Minutes of training, so only `pytest -m long` runs them; short ones of the same are in tests/learner
+Minutes of training, so only `pytest -m long` runs them (with `--junitxml` it writes what it found;
+the times here are CPU seconds of one thread); short ones of the same are in tests/learner
 (test_dd1.py, test_dd2_joint.py).
 """
 
@@ -53,8 +54,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tables")
 
 
-def test_rows_of_the_flow_have_the_teachers_joint_distribution(folder, record_property):
-    """R1, 200,000 rows of a class; half a minute."""
+def test_rows_of_the_flow_have_the_teachers_joint_distribution(folder, record_testsuite_property):
+    """R1, 200,000 rows of a class; 30 s."""
     run = TableRun(TABLE, folder / "rows", "dd1")
     teacher, sampling = run.teacher.load(), SamplingConfig(flow=rk4_rho.Config(steps=20))
     first = count(0, AT_ONCE)
@@ -64,28 +65,30 @@ def test_rows_of_the_flow_have_the_teachers_joint_distribution(folder, record_pr
         return sample(teacher, label_B, seeds, sampling, codes=TABLE.codes).token_BL
 
     found = TABLE.distances(make, 200_000)
-    record_property("total variation", found)
+    record_testsuite_property("R1, by class", found)
     assert max(found) <= 0.02
     assert all(apart <= alone / 10 for apart, alone in zip(found, ALONE, strict=True))
 
 
-def test_one_step_learns_the_joint_distribution_and_two_learn_it_better(folder, record_property):
-    """S4, 1,500 steps; four minutes."""
+def test_one_step_learns_the_joint_distribution_and_two_learn_it_better(
+    folder, record_testsuite_property
+):
+    """S4, 1,500 steps; 200 s."""
     run = TableRun(TABLE, folder / "dd1", "dd1")
     student = run.train(run.student())
     once, twice = (distances(TABLE, student, at) for at in ((1,), POSITIONS))
     right = hits(TABLE, student)
-    record_property("one step, two steps, codes hit", (once, twice, right))
+    record_testsuite_property("S4: one step, two steps, codes hit", (once, twice, right))
     assert max(once) <= 0.10
     assert all(two <= one for one, two in zip(once, twice, strict=True))
     assert all(share >= least for share, least in zip(right, (0.98, 0.94, 0.86), strict=True))
 
 
-def test_with_another_rows_noise_nothing_is_learned(folder, record_property):
-    """The negative control of S4; half a minute."""
+def test_with_another_rows_noise_nothing_is_learned(folder, record_testsuite_property):
+    """The negative control of S4; 45 s."""
     run = TableRun(TABLE, folder / "shuffled", "dd1", "learner.steps=300")
     found = distances(TABLE, run.train(run.student(), around=Shuffled), (1,))
-    record_property("total variation", found)
+    record_testsuite_property("S4, shuffled", found)
     assert all(apart >= 0.8 * alone for apart, alone in zip(found, ALONE, strict=True))
 
 
@@ -95,19 +98,21 @@ def start(folder):
 
 
 def test_the_teachers_score_makes_a_better_diffusion_model_than_drawn_noise(
-    start, folder, record_property
+    start, folder, record_testsuite_property
 ):
-    """D5: beside the ordinary diffusion loss after as many steps; three minutes."""
+    """D5: beside the ordinary diffusion loss after as many steps; 190 s."""
     control = first_stage(TABLE, folder / "diffusion", "objective.kind=diffusion")
     found, its = diffused(TABLE, start), diffused(TABLE, control)
-    record_property("ground-truth score, diffusion loss", (found, its))
+    record_testsuite_property("D5: ground-truth score, diffusion loss", (found, its))
     assert max(found) <= 0.10
     assert sum(found) < sum(its)
 
 
-def test_the_generator_learns_how_slots_depend_on_each_other(start, folder, record_property):
-    """D6: K = 5, 500 steps of the generator; networks that nothing taught are farther away after as
-    many steps. Five minutes."""
+def test_the_generator_learns_how_slots_depend_on_each_other(
+    start, folder, record_testsuite_property
+):
+    """D6: K = 5, 500 steps of the generator, and .2 below slots alone, here on average of the
+    classes; networks that nothing taught are farther away after as many steps. 350 s."""
     seen = {}
 
     def measure(run, learner, metrics):
@@ -118,9 +123,9 @@ def test_the_generator_learns_how_slots_depend_on_each_other(start, folder, reco
     second_stage(TABLE, start, folder / "csd", after_step=measure)
     steps = f"learner.steps={6 * EARLY}"
     control = one_step(TABLE, second_stage(TABLE, None, folder / "untaught", steps))
-    record_property("early and late, untaught", (seen, control))
+    record_testsuite_property("D6: early and late, untaught", (seen, control))
     assert list(seen) == [(EARLY, 5 * EARLY), (500, 2500)]
     early, late = seen.values()
     assert max(late) <= 0.45
-    assert all(apart < alone - 0.1 for apart, alone in zip(late, ALONE, strict=True))
+    assert sum(late) / 2 <= sum(ALONE) / 2 - 0.2
     assert all(its > ours for its, ours in zip(control, early, strict=True))
