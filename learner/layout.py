@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from common.device import precision
+from common.device import place, precision
 from common.finite import largest
 from learner.config import LearnerConfig
 from learner.gradient_sum import GradientSum
@@ -122,9 +122,10 @@ class Replicated:
 
 
 def layout_of(config: LearnerConfig, student: nn.Module, ranks: ProcessGroup) -> Layout:
-    """As the config has it; a single rank holds all."""
+    """As the config has it, on the config's device; a single rank holds all."""
+    device = place(config.device)
     if config.parallel == "fsdp" and ranks.world > 1:
         from learner.sharded import Sharded  # which imports for half a second
 
-        return Sharded(student, ranks, precision(config.dtype))
-    return Replicated(student, ranks)
+        return Sharded(student, ranks, precision(config.dtype), device)
+    return Replicated(student.to(device), ranks)

@@ -86,7 +86,7 @@ class Learner:
 
     def _prepared(self, student: Student) -> Student:
         student.train(self._objective.config.with_dropout)
-        student = student.to(self._device, torch.float32)
+        student = student.to(torch.float32)  # its layout moves it to the device
         self._objective.config.freeze(student)
         if self._config.compile:
             compile_layers(student)

@@ -42,14 +42,18 @@ class Sharded:
 
     is_spread = True
 
-    def __init__(self, student: nn.Module, ranks: ProcessGroup, dtype: torch.dtype) -> None:
-        """Blocks are gathered, and compute, in `dtype`; their gradients are added up in float32.
+    def __init__(
+        self, student: nn.Module, ranks: ProcessGroup, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Blocks are gathered, and compute, in `dtype`; their gradients are added up in float32. Of
+        a student on the host, `device` never holds more than the shards and a block.
 
         Raises:
             InputError: this torch cannot sum gradients, only average them.
         """
         self._ranks = ranks
-        self._root = _shards(student, ranks.world, dtype)
+        self._device = device
+        self._root = _shards(student, ranks.world, dtype, device)
         self._loose = _outside_of_blocks(student)
         found = student.state_dict()
         self._count = {
@@ -92,8 +96,7 @@ class Sharded:
 
     def largest(self) -> Tensor:
         own = [shard for shard in self.trained.values() if shard.numel()]
-        device = next(iter(self.trained.values())).device
-        each = torch.zeros(self._ranks.world, device=device)
+        each = torch.zeros(self._ranks.world, device=self._device)
         if own:
             each[self._ranks.rank] = largest(own)
         return self._ranks.sum_(each).max()
@@ -149,9 +152,8 @@ def require_sums(modules: type) -> None:
         )
 
 
-def _shards(student: nn.Module, world: int, dtype: torch.dtype) -> Any:
+def _shards(student: nn.Module, world: int, dtype: torch.dtype, device: torch.device) -> Any:
     require_sums(FSDPModule)
-    device = next(student.parameters()).device
     mesh = init_device_mesh(device.type, (world,))
     policy = MixedPrecisionPolicy()
     if dtype != torch.float32:  # what goes in stays as it is: autocast decides, as without shards
