@@ -62,6 +62,9 @@ def test_ray_is_asked_for_the_bundles_of_the_config_and_actors_live_in_them(ray_
         assert found[0] == found[1], "roles that last share a group"
         assert len({*found[1:4]}) == 3, "a worker may leave, so it has one of its own"
         assert found[4] is None, "one that comes later finds its room as ever"
+        place.end(made[0])
+        again = place(where_class(), site=ActorOptions("teacher-1", 1, 2, 0, "teacher"))
+        assert again.group() == found[0], "who takes the place of one that lasts has its room"
         place.end(made[2])
         assert held.count([{"CPU": 0.5}]) - groups().count([{"CPU": 0.5}]) == 1
     place.shutdown()
