@@ -20,6 +20,8 @@ from deploy.backend.early_imports import also_import, begin_imports
 from deploy.cli.arguments import add_config, add_local, open_from, path_option
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from deploy.config import RunConfig
     from deploy.planning.plan import RunPlan
     from deploy.run_folder.workspace import Workspace
@@ -50,6 +52,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="read tokens, tokenizer, teacher and base student of another run folder in place",
     )
     parser.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="copy snapshots, metrics, report and students to s3://, gs://, ... or file:// while "
+        "the run goes on; --resume in a folder without a run fetches them",
+    )
+    parser.add_argument(
         "--max-minutes",
         metavar="M",
         help="end in order, with a snapshot, after so long; as learner.max_minutes=M",
@@ -74,6 +82,17 @@ def _planned(
     return plan_run(config, workspace, timed=arguments.dry_run)
 
 
+def _begin_mirror(arguments: argparse.Namespace, workspace: "Workspace", target: "Console") -> None:
+    from deploy.run_folder.mirror import Mirror
+
+    mirror = Mirror(arguments.mirror, workspace, target.print)
+    if arguments.resume or arguments.resume_from is not None:
+        mirror.fetch()
+    elif not arguments.restart:
+        mirror.require_free()
+    arguments.held.enter_context(mirror)
+
+
 def run(arguments: argparse.Namespace) -> int:
     if not (arguments.local or arguments.dry_run):
         begin_imports(arguments.held)
@@ -91,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         from deploy.run_folder.borrowing import borrowed
 
         arguments.held.enter_context(borrowed(arguments.source, workspace))
+    if arguments.mirror is not None:
+        _begin_mirror(arguments, workspace, target)
     from deploy.cli.ending import end, quoted, to_go_on
     from deploy.console.stopping import EXIT_CODES
     from deploy.stages.distill import distill

@@ -105,7 +105,7 @@ OWNERS = {
         *("common/exchange/segments.py", "rollout/replay.py"),
         *("rollout/worker.py", "teacher_server/teacher.py"),
         *("teacher_server/scorer.py", "teacher_server/scorers"),
-        "teacher_server/reward.py",
+        *("teacher_server/reward.py", "deploy/run_folder/remote.py"),
     },
 }
 FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]

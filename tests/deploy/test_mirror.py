@@ -1,0 +1,67 @@
+"""`--mirror`: a run's finished files somewhere else, from which it goes on in another folder."""
+
+import shutil
+
+import pytest
+from building.runs import go, rows_of
+
+from common.errors import InputError, RunFailed
+from common.files.snapshots import Snapshots
+from deploy.run_folder.mirror import Mirror
+from deploy.run_folder.workspace import Workspace
+
+
+def copied(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_copy_is_whole_follows_what_is_kept_and_a_run_goes_on_from_it(half, again, tmp_path):
+    _, workspace = half()
+    there, said = tmp_path / "there", []
+    with Mirror(there.as_uri(), workspace, said.append) as mirror:
+        mirror.require_free()
+    with pytest.raises(InputError, match=r"holds a run already \(metrics\.jsonl\)"):
+        mirror.require_free()
+    names = copied(there)
+    assert {"metrics.jsonl", "student.safetensors", "distill.json", "report.html"} <= names
+    assert {f"snapshots/step-0000000{step}/facts.json" for step in (2, 4)} <= names
+    assert not any(name.endswith(".part") or "tokens" in name for name in names)
+    shutil.rmtree(workspace.snapshots / "step-00000002")
+    (there / "snapshots/step-00000009").mkdir()
+    (there / "snapshots/step-00000009/tensors.pt").touch()  # of a process that was killed
+    elsewhere = Workspace(tmp_path / "elsewhere")
+    shutil.copytree(workspace.root, elsewhere.root, symlinks=True)
+    for path in elsewhere.traces():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with Mirror(there.as_uri(), workspace, said.append):
+        pass
+    assert not [
+        n
+        for n in copied(there)
+        if n.startswith(("snapshots/step-00000002", "snapshots/step-00000009"))
+    ]
+    Mirror(there.as_uri(), elsewhere, said.append).fetch()
+    assert said == [f"fetched snapshots/step-00000004 of {there.as_uri()}"]
+    assert Snapshots(elsewhere.snapshots).steps() == [4]
+    config, _ = again("learner.steps=6", name="elsewhere")
+    go((config, elsewhere), resume=True)
+    assert [row["step"] for row in rows_of(elsewhere)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_cannot_be_copied_is_a_sentence(half, tmp_path):
+    _, workspace = half()
+    for url in ("nowhere", "nope://bucket/x"):
+        with pytest.raises(InputError, match=f"--mirror {url}"):
+            Mirror(url, workspace, print)
+    with pytest.raises(InputError, match="--mirror nope://bucket/x: ") as refused:
+        Mirror("nope://key:secret@bucket/x?token=secret", workspace, print)
+    assert "secret" not in str(refused.value)
+    there, said = tmp_path / "there", []
+    copies = [Mirror(there.as_uri(), workspace, said.append) for _ in range(2)]
+    there.write_text("a file")
+    left = r"not everything could be copied to file:.*run has all of it"
+    with pytest.raises(RunFailed, match=left), copies[0]:
+        pass
+    with pytest.raises(SystemExit), copies[1]:
+        raise SystemExit(2)
+    assert [words.partition(":")[0] for words in said] == ["warning"]
