@@ -7,13 +7,16 @@ noise under two decoders is comparable.
 Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
-from common.device import runs_kernels, steady_attention
+from common.device import steady_attention
 from common.errors import Diverged, InputError
 from common.exchange.condition import Conditions
 from common.finite import is_finite
@@ -24,11 +27,17 @@ from common.models.cuda.captured_steps import captured
 from common.models.decoding import AnyDecoding, DecodingConfig
 from common.models.filters import FilterConfig, filtered_logprob
 from common.models.guidance import Guidance
+from common.models.jacobi import JacobiConfig
 from common.models.packed_linear import packed
 from common.models.plan import DecodePlan
 from rollout.flow_draw import FlowDraw
+from rollout.inverse_cdf import draw
+from rollout.jacobi_window import JacobiWindow
 from rollout.lineup import Lineup, entries
+from rollout.model_draft import Draft, ModelDraft
+from rollout.speculation import Rows, speculate
 from rollout.stepper import Stepper
+from rollout.window_stepper import WindowStepper
 
 Draw = Callable[[Tensor, Tensor], Tensor]
 """Normalised logprob_BnV and what every slot has of noise (B, n, ...) to token_Bn."""
@@ -45,6 +54,15 @@ class SamplingConfig(FilterConfig):
     flow: AnySolver | None = None
     """Draw by carrying one Gaussian vector for each token to a code of the tokenizer, with this
     solver (Distilled Decoding); without it, by a uniform."""
+
+    @model_validator(mode="after")
+    def _guesses_are_checked_by_chance(self) -> Self:
+        if self.flow and self.decoding.speculation:
+            raise ValueError(
+                "flow carries noise to one code, but decoding.sjd draws codes by rejection; leave "
+                "one out"
+            )
+        return self
 
     @property
     def is_plain(self) -> bool:
@@ -92,13 +110,14 @@ def sample(
     prefix_B: Tensor | None = None,
     conditions: Conditions | None = None,
     codes: FlowCodes | None = None,
+    draft: Draft | None = None,
 ) -> Decoded:
     """One sequence per label and seed, on the backbone's device: a function of weights, label and
     seed alone, which gives order and noise; `order_seeds` give the orders instead, where given.
 
     Labels are ids in the table `conditions`, by default the classes themselves. The first prefix_B
     slots of that order are copied from cell_BL (by grid position). `codes` are the tokenizer's,
-    where sampling.flow carries noise to them.
+    where sampling.flow carries noise to them. `draft` guesses ahead, which leaves the law as it is.
 
     Raises:
         InputError: `sampling` asks for what the family cannot do, or `codes` are no vocabulary of
@@ -118,6 +137,7 @@ def sample(
         given_BL=None if cell_BL is None else plan.to_slots(cell_BL).to(device),
         prefix_B=None if prefix_B is None else prefix_B.to(device),
         conditions=conditions,
+        draft=draft,
     )
 
 
@@ -154,18 +174,21 @@ def decode(
     prefix_B: Tensor | None = None,
     conditions: Conditions | None = None,
     draws: Draw | None = None,
+    draft: Draft | None = None,
 ) -> Decoded:
     """Sample one sequence per label, as `sample`; the first prefix_B slots are from given_BL.
 
     noise_BL is what `draws` reads, by default `draw`: any shape (B, L, ...).
 
-    Each prefix is read in one pass, and its sequence joins the others where it ends or a little
-    before (docs/method.md, "Rollouts"). All is in the order of `plan`, noise as well, in whichever
-    order slots are filled.
+    Each prefix is read in one pass, and its sequence joins the others about where it ends
+    (docs/method.md, "Rollouts"). All is in the order of `plan`, however slots are filled.
     """
     if given_BL is None or prefix_B is None:
         given_BL = torch.zeros(noise_BL.shape[:2], dtype=torch.long, device=noise_BL.device)
         prefix_B = torch.zeros_like(label_B)
+    if draft or sampling.decoding.speculation:
+        rows = Rows(label_B, given_BL, prefix_B, noise_BL)
+        return Decoded(plan, *_speculated(backbone, rows, sampling, conditions, draft))
     device = label_B.device
     drawing = backbone.drawing_plan(plan, sampling.decoding, given=int(prefix_B.min()))
     may_join = backbone.joins and drawing.is_same(plan)
@@ -175,14 +198,43 @@ def decode(
     row_B, slot_BL = row_B.to(device), slot_BL.to(device)
     noise_BL, given_BL = (_in_slots(of[row_B], slot_BL) for of in (noise_BL, given_BL))
     lineup = Lineup(label_B[row_B], drawing, noise_BL, given_BL, is_given_BL, entry_B)
-    copies = 1 + bool(sampling.guidance)
-    fast = packed(backbone, lineup.steps(), copies * lineup.rows_a_step())
-    steps = captured(backbone, lineup.steps(), copies * len(row_B))
-    with fast, steps, steady_attention(device):
+    with _fast(backbone, lineup, 1 + bool(sampling.guidance)):
         token_BL, logprob_BL = _fill(backbone, lineup, sampling, conditions, draws or draw)
     _require_finite(logprob_BL)
     back_B, back_BL = row_B.argsort(), slot_BL.argsort(1)
     return Decoded(plan, *(of.gather(1, back_BL)[back_B] for of in (token_BL, logprob_BL)))
+
+
+@contextmanager
+def _fast(backbone: Backbone, lineup: Lineup, copies: int) -> Iterator[None]:
+    """With what makes steps of so few rows cheap."""
+    weights = packed(backbone, lineup.steps(), copies * lineup.rows_a_step())
+    steps = captured(backbone, lineup.steps(), copies * len(lineup.entry_B))
+    with weights, steps, steady_attention(lineup.label_B.device):
+        yield
+
+
+def _speculated(
+    backbone: Backbone,
+    rows: Rows,
+    sampling: SamplingConfig,
+    conditions: Conditions | None,
+    draft: Draft | None,
+) -> tuple[Tensor, Tensor]:
+    """token_BL and logprob_BL; several slots are read in a pass."""
+    if draft is not None:
+        proposals = ModelDraft(draft, sampling, conditions, rows.length)
+    else:
+        config = sampling.decoding.speculation or JacobiConfig()
+        proposals = JacobiWindow(config, backbone.spec.vocab_size, rows.length)
+    copies = 1 + bool(sampling.guidance)
+    slots = copies * len(rows.at_R) * proposals.width
+    acceptance = draft.acceptance if draft else None
+    with packed(backbone, rows.length, slots), steady_attention(rows.at_R.device):
+        stepper = WindowStepper(backbone, sampling, sampling.guidance, conditions)
+        token_BL, logprob_BL = speculate(stepper, proposals, rows, acceptance=acceptance)
+    _require_finite(logprob_BL)
+    return token_BL, logprob_BL
 
 
 def _in_slots(value_BL: Tensor, slot_BL: Tensor) -> Tensor:
@@ -241,15 +293,3 @@ def _require_finite(logprob_BL: Tensor) -> None:
             "the model's log-probabilities are not finite while it is sampled: its weights have "
             "diverged; take weights from before"
         )
-
-
-def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
-    """Inverse-CDF sampling in float64: one uniform per slot, exact for large vocabularies."""
-    if runs_kernels(logprob_BnV):
-        from rollout.draw_kernel import draw_rows
-
-        return draw_rows(logprob_BnV, noise_Bn)
-    cdf_BnV = logprob_BnV.to(torch.float64, copy=True).exp_().cumsum_(-1)
-    target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
-    index_Bn = torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
-    return index_Bn.clamp_max(cdf_BnV.shape[-1] - 1)  # NaN is larger than all; `decode` refuses it

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.layers import DropPath, KeyValueCache
+from common.models.key_value_cache import KeyValueCache
+from common.models.layers import DropPath
 
 SCALE_LIMIT = math.log(100)
 """Upper clamp of the learned attention temperature (log)."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.layers import KeyValueCache, RMSNorm, SwiGLU, rotate
+from common.models.key_value_cache import KeyValueCache
+from common.models.layers import RMSNorm, SwiGLU, rotate
 from common.models.packed_linear import Linear
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from common.config.plugins import PluginConfig
 from common.models.decoding import DecodingConfig
+from common.models.key_value_cache import KeyValueCache
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 
@@ -70,6 +71,8 @@ class Backbone(nn.Module, ABC):
     """Whether sequences may join others that are being decoded (`join`). Where not, a batch begins
     at its shortest prefix, and what is given beyond that is decoded as well, to no end."""
 
+    reads_windows: ClassVar[bool] = False
+    """Whether there are `window_caches` and `window`: guesses can be checked."""
     has_token_step: ClassVar[bool] = False
     """Whether there is a `step_token`."""
     captured: Any = None
@@ -173,6 +176,18 @@ class Backbone(nn.Module, ABC):
         (R, H, S, D) of every layer, where its own are written. All that changes between calls is
         in tensors, so that a CUDA graph can replay it."""
         raise NotImplementedError
+
+    def window_caches(self, capacity: int) -> list[KeyValueCache]:
+        """For `window`, with room for so many slots."""
+        raise NotImplementedError(f"{type(self).__name__} reads no windows")
+
+    def window(
+        self, class_B: Tensor, token_Bn: Tensor, first_B: Tensor, caches: list[KeyValueCache]
+    ) -> Tensor:
+        """Post-norm h_BnC of n slots from first_B on, where each sequence is: token_Bn lie one slot
+        before, and what came earlier was read into `caches`. What is read again replaces what was
+        there. Slots beyond the sequence may be asked for and mean nothing."""
+        raise NotImplementedError(f"{type(self).__name__} reads no windows")
 
     def join(self, state: DecodeState, other: DecodeState) -> DecodeState:
         """One state for the sequences of both, in this order; `predict` was just called for both,

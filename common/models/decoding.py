@@ -12,6 +12,7 @@ from pydantic import SerializeAsAny
 from common.config.registry import FieldsOfAll, fields_of_all
 from common.config.schema import Config
 from common.errors import InputError
+from common.models.jacobi import JacobiConfig
 
 
 class DecodingConfig(Config):
@@ -24,6 +25,11 @@ class DecodingConfig(Config):
     def is_exact(self) -> bool:
         """Whether codes are drawn from the distributions by which their sequence is scored."""
         return True
+
+    @property
+    def speculation(self) -> JacobiConfig | None:
+        """How to guess ahead, where a pass reads several slots; that leaves the law as it is."""
+        return None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The class is put together anew where it arrives: it lies in no module."""

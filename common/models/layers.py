@@ -1,17 +1,17 @@
-"""Layers shared by the backbones, with preallocated key-value caches.
+"""Layers shared by the backbones.
 
 Shape letters: B sequences, L slots, n new slots, S cached slots, H heads, D head width, C width,
 P rotary pairs.
 Source: docs/backbones.md, "LlamaGen layers".
 """
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.key_value_cache import KeyValueCache, Placement
 from common.models.packed_linear import Linear
 
 
@@ -113,68 +113,6 @@ def rotate(x_BnHD: Tensor, table_nP: Tensor) -> Tensor:
     else:
         turned = torch.view_as_real(torch.view_as_complex(pair) * torch.view_as_complex(angle))
     return turned.flatten(-2).to(x_BnHD.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where n new slots belong in a cache, and which of its first S slots each one attends to."""
-
-    slot_n: Tensor
-    visible_nS: Tensor
-
-
-@dataclass(slots=True)
-class KeyValueCache:
-    """Keys and values of one layer, allocated once; what it returns are views, never copies."""
-
-    capacity: int
-    filled: int = 0
-    key_BHSD: Tensor | None = None
-    value_BHSD: Tensor | None = None
-
-    def append(self, key_BHnD: Tensor, value_BHnD: Tensor) -> tuple[Tensor, Tensor]:
-        if self.key_BHSD is None or self.value_BHSD is None:
-            self.key_BHSD = key_BHnD.new_empty(self._shape(key_BHnD))
-            self.value_BHSD = torch.empty_like(self.key_BHSD)
-        end = self.filled + key_BHnD.shape[2]
-        self.key_BHSD[:, :, self.filled : end] = key_BHnD
-        self.value_BHSD[:, :, self.filled : end] = value_BHnD
-        self.filled = end
-        return self.key_BHSD[:, :, :end], self.value_BHSD[:, :, :end]
-
-    def place(
-        self, placement: Placement, key_BHnD: Tensor, value_BHnD: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Write anywhere, over what was there; slots that were never written are zeros."""
-        if self.key_BHSD is None or self.value_BHSD is None:
-            self.key_BHSD = key_BHnD.new_zeros(self._shape(key_BHnD))
-            self.value_BHSD = torch.zeros_like(self.key_BHSD)
-        self.key_BHSD.index_copy_(2, placement.slot_n, key_BHnD)
-        self.value_BHSD.index_copy_(2, placement.slot_n, value_BHnD)
-        end = placement.visible_nS.shape[1]
-        return self.key_BHSD[:, :, :end], self.value_BHSD[:, :, :end]
-
-    def joined(self, other: "KeyValueCache") -> "KeyValueCache":
-        """One cache of the sequences of both, which have as many slots."""
-        assert self.filled == other.filled, "sequences join at the same slot"
-        found = KeyValueCache(self.capacity, self.filled)
-        found.key_BHSD = _stacked(self.key_BHSD, other.key_BHSD, self.filled)
-        found.value_BHSD = _stacked(self.value_BHSD, other.value_BHSD, self.filled)
-        return found
-
-    def _shape(self, key_BHnD: Tensor) -> tuple[int, int, int, int]:
-        batch, heads, _, width = key_BHnD.shape
-        return batch, heads, self.capacity, width
-
-
-def _stacked(first: Tensor | None, second: Tensor | None, filled: int) -> Tensor:
-    """Of two caches, with room as before and the first slots copied."""
-    if first is None or second is None:
-        raise ValueError("nothing was cached yet")
-    found = first.new_empty(len(first) + len(second), *first.shape[1:])
-    found[: len(first), :, :filled] = first[:, :, :filled]
-    found[len(first) :, :, :filled] = second[:, :, :filled]
-    return found
 
 
 class CausalAttention(nn.Module):

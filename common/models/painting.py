@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.models.layers import KeyValueCache
+from common.models.key_value_cache import KeyValueCache
 
 
 @dataclass(slots=True)

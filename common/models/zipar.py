@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.models.layers import KeyValueCache, Placement
+from common.models.key_value_cache import KeyValueCache, Placement
 from common.models.plan import ZipARPlan
 
 BLANK = -1

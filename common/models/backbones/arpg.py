@@ -24,13 +24,8 @@ from common.config.quantities import Depth, Fraction, Tokens, Width
 from common.models.arpg_decoder import Memory, TwoPassDecoder, TwoPassSizes, keys_and_values
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
 from common.models.decoding import DecodingConfig, own_choice
-from common.models.layers import (
-    KeyValueCache,
-    RMSNorm,
-    RotaryTable,
-    require_rotary_heads,
-    start_uniform,
-)
+from common.models.key_value_cache import KeyValueCache
+from common.models.layers import RMSNorm, RotaryTable, require_rotary_heads, start_uniform
 from common.models.packed_linear import Linear
 from common.models.plan import (
     RANDOM_ORDER_STEPS,

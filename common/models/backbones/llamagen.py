@@ -7,7 +7,7 @@ Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotar
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -17,12 +17,11 @@ from common.config.quantities import Depth, Fraction, Width, WidthOrNone
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
 from common.models.cuda.captured_steps import StaticCaches, fuses
 from common.models.decoding import DecodingConfig, own_choice
+from common.models.key_value_cache import KeyValueCache, Placement
 from common.models.layers import (
     CausalBlock,
     DropPath,
-    KeyValueCache,
     LabelEmbedder,
-    Placement,
     RMSNorm,
     RotaryTable,
     drop_path_rates,
@@ -30,7 +29,8 @@ from common.models.layers import (
     start_uniform,
 )
 from common.models.packed_linear import Linear
-from common.models.plan import DecodePlan, ZipARConfig, ZipARPlan, raster_plan, zipar_plan
+from common.models.plan import DecodePlan, ZipARPlan, raster_plan, zipar_plan
+from common.models.raster_decoding import Decoding
 from common.models.top_p import drop_from_top
 from common.models.vector_embedding import VectorEmbedding
 from common.models.zipar import BLANK, ZipARCache, feeds
@@ -63,19 +63,6 @@ def llamagen_scales(scale: float, plan: DecodePlan, interval: int) -> tuple[floa
 
 GUIDANCE_RULES = {"llamagen": llamagen_scales}
 TOP_P_RULES = {"llamagen": drop_from_top}
-
-
-class Decoding(DecodingConfig):
-    refusals: ClassVar[Mapping[str, str]] = {
-        "zipar": "does not decode a raster row by row and has parallel steps of its own"
-    }
-
-    zipar: ZipARConfig | None = None
-    """Parallel decoding of raster models (LlamaGen); approximate, scored in raster order."""
-
-    @property
-    def is_exact(self) -> bool:
-        return self.zipar is None and super().is_exact
 
 
 class Config(BackboneConfig):
@@ -145,6 +132,7 @@ class LlamaGen(Backbone):
 
     joins = True
     has_token_step = True
+    reads_windows = True
     official = Official(
         "model",
         ("freqs_cis", "layers.*.attention.kv_cache.*"),
@@ -274,6 +262,18 @@ class LlamaGen(Backbone):
         h_BnC = self._run(x_BnC, rotary_nP, caches=cache.layers, placement=feed.placement)
         return self.head(h_BnC[:, state.slots.start - state.slots.stop :])
 
+    def window_caches(self, capacity: int) -> list[KeyValueCache]:
+        return [KeyValueCache(capacity) for _ in self.layers]
+
+    def window(
+        self, class_B: Tensor, token_Bn: Tensor, first_B: Tensor, caches: list[KeyValueCache]
+    ) -> Tensor:
+        slot_Bn = first_B[:, None] + torch.arange(token_Bn.shape[1], device=first_B.device)
+        x_BnC, class_B1C = self.tok_embeddings(token_Bn), self.cls_embedding(class_B)[:, None]
+        x_BnC = torch.where((slot_Bn == 0)[..., None], class_B1C, x_BnC)
+        rotary_BnP = self._rotary.on(x_BnC.device)[slot_Bn.clamp_max(self.spec.length - 1)]
+        return self._run(x_BnC, rotary_BnP, caches=caches, placement=Placement.windows(slot_Bn))
+
     def _run(
         self,
         x_BnC: Tensor,
@@ -283,7 +283,7 @@ class LlamaGen(Backbone):
         placement: Placement | None = None,
     ) -> Tensor:
         x_BnC = self.dropout(x_BnC)
-        rotary_nP = rotary_nP[: x_BnC.shape[1]]  # of the grid's cells, all but the last is fed
+        rotary_nP = rotary_nP[..., : x_BnC.shape[1], :, :]  # of the cells, all but the last is fed
         if placement is None and fuses(self, x_BnC):
             from common.models.cuda.fused_layers import sequence_hidden
 

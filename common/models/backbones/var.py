@@ -22,7 +22,8 @@ from common.errors import InputError
 from common.models.adaln import Block, BlockSizes, HeadNorm
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
 from common.models.decoding import DecodingConfig, own_choice
-from common.models.layers import KeyValueCache, drop_path_rates
+from common.models.key_value_cache import KeyValueCache
+from common.models.layers import drop_path_rates
 from common.models.painting import Painting
 from common.models.plan import DecodePlan, next_scale_plan
 from common.models.residual_quantizer import ResidualQuantizer

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.device import runs_kernels
 from common.models.backbone import Backbone
-from common.models.layers import KeyValueCache
+from common.models.key_value_cache import KeyValueCache
 
 LEAST_STEPS = 16
 """Capturing costs as much as a few steps; shorter decoding goes without."""

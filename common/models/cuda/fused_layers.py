@@ -10,7 +10,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from common.models.cuda.kernels import add_norm, cached_attention, silu_product, turn
-from common.models.layers import KeyValueCache, RMSNorm, attend
+from common.models.key_value_cache import KeyValueCache
+from common.models.layers import RMSNorm, attend
 
 
 def token_hidden(
