@@ -67,7 +67,7 @@ class StudyConfig(Config):
     """How cells run."""
     methods: Annotated[dict[str, Part], Field(min_length=1)]
     """Tables by name: sections of the run that are this method's own (objective, contexts, rollout,
-    teacher, buffer, learner; models.student where it has one pass, and evaluate.steps and
+    teacher, scorers, buffer, learner; models.student where it has one pass, and evaluate.steps and
     evaluate.inserted, in which that is measured), `like = "NAME"` to begin with another method's
     tables, and `after = "NAME"` to begin with what another method's student learned."""
 

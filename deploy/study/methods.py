@@ -10,7 +10,7 @@ from deploy.stages.draw import way_names
 from deploy.study.analysis.results import REFERENCES
 from learner.alternating_config import AlternatingConfig
 
-OWN = frozenset({"objective", "contexts", "rollout", "teacher", "buffer", "learner"})
+OWN = frozenset({"objective", "contexts", "rollout", "teacher", "scorers", "buffer", "learner"})
 """Sections of a run that a method may change; everything else is the shared start."""
 PARTLY = {
     "models": frozenset({"student"}),
