@@ -135,7 +135,7 @@ class RunConfig(Config):
     @property
     def generating(self) -> RolloutConfig:
         """[generate] with what it leaves to [rollout]."""
-        return self.rollout.model_copy(update=self.generate.model_dump(exclude_none=True))
+        return self.rollout.model_copy(update=self.generate.resources)
 
     @property
     def scoring(self) -> dict[str, AnyScorer]:

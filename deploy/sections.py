@@ -1,6 +1,6 @@
 """Sections of a run's config that belong to no role."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,8 +14,9 @@ from common.config.quantities import (
     Megabytes,
     Processes,
     Seconds,
+    Tokens,
 )
-from common.config.schema import Config
+from common.config.schema import Config, UserPath
 from learner.pretrain import PretrainConfig
 from learner.tokenizer_training import TokenizerTrainingConfig
 from rollout.sampler import SamplingConfig
@@ -69,6 +70,16 @@ class GenerateConfig(Config):
     rollout.cpus."""
     gpus: Gpus | None = None
     """GPUs (or a fraction) reserved per actor; by default rollout.gpus."""
+    draft: UserPath | None = None
+    """A smaller LlamaGen of ours on the same tokens, such as a student of an earlier run, that
+    guesses for the teacher; the sequences have the teacher's law all the same."""
+    draft_tokens: Tokens = 4
+    """How far it guesses ahead."""
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What takes the place of [rollout]'s."""
+        return self.model_dump(exclude_none=True, exclude={"draft", "draft_tokens"})
 
 
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?$")]

@@ -24,6 +24,8 @@ class Draft:
     tokens: int = 4
     acceptance: Acceptance = field(default_factory=Acceptance)
     """Counts what is guessed for whoever samples with it."""
+    conditions: Conditions | None = None
+    """What labels stand for, where that is not what they stand for to the large model."""
 
 
 class ModelDraft:
@@ -35,7 +37,7 @@ class ModelDraft:
     ) -> None:
         self._ahead = min(draft.tokens, length)
         self.width = self._ahead + 1
-        self._stepper = WindowStepper(draft.backbone, filters, None, conditions)
+        self._stepper = WindowStepper(draft.backbone, filters, None, draft.conditions or conditions)
 
     def begin(self, rows: Rows, prefix: int) -> None:
         given_Rn = rows.before(torch.zeros_like(rows.at_R), prefix)

@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     target = console()
     facts = generate(config, workspace, target, local=arguments.local)
     done = "sampled" if facts["fresh"] else "of this teacher were there already"
+    if "acceptance" in facts:
+        done += f", for which {facts['acceptance']:.0%} of the draft's guesses were kept"
     local = " --local" if arguments.local else ""
     end(
         f"{facts['sequences']:,} sequences {done}",

@@ -6,7 +6,7 @@ Shape letters: B sequences of a batch, L slots, n sequences of a part, N sequenc
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,11 @@ from deploy.backend.partitions import PartitionJob, Watch, join, parts_folder
 from deploy.config import RunConfig
 from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.workspace import Workspace
+from deploy.stages.draft_file import DraftFile, acceptance
 from deploy.stages.pairs import require_pairs
 from rollout.contexts import teacher
 from rollout.sampler import SamplingConfig, sample
+from rollout.speculation import Acceptance
 
 DECIDING = ("teacher", "sampling", "sequences", "labels", "conditions")
 """Facts of the file that a run must agree with; seed and precision may differ."""
@@ -72,6 +74,7 @@ class TeacherSampler:
         dtype: str,
         conditions: ConditionsConfig,
         codes: FlowCodes | None = None,
+        draft: DraftFile | None = None,
     ) -> None:
         """`codes` are the tokenizer's, where sampling.flow carries noise to them."""
         teacher = file.load(precision(dtype)).to(place(device))
@@ -80,10 +83,12 @@ class TeacherSampler:
         self._batch_size = batch_size
         self._conditions = conditions.of("teacher", file.spec.num_classes)
         self._codes = codes
+        self._draft = draft and draft.load(place(device), precision(dtype), conditions)
 
     def make(self, part: SamplesPart, watch: Watch = lambda done: None) -> None:
         """Write `part.path`; `watch` hears how many of its sequences are done."""
         cells: list[Tensor] = []
+        draft = self._draft and replace(self._draft, acceptance=Acceptance())
         for first in range(0, len(part), self._batch_size):
             watch(first)
             rows = slice(first, first + self._batch_size)
@@ -95,9 +100,12 @@ class TeacherSampler:
                 self._sampling,
                 conditions=self._conditions,
                 codes=self._codes,
+                draft=draft,
             )
             cells.append(drawn.cell_BL.cpu())
-        header = TokenHeader(self._teacher.spec, (), "none", seeds=self._codes is not None)
+        facts = asdict(draft.acceptance) if draft else {}
+        seeds = self._codes is not None
+        header = TokenHeader(self._teacher.spec, (), "none", facts=facts, seeds=seeds)
         rows = torch.cat(cells)[:, None], part.label_n
         if header.seeds:
             rows = (*rows, torch.tensor(part.seeds))
@@ -126,18 +134,20 @@ def generate(
     train = read_header(workspace.existing_tokens())
     require_same_spec(train.spec, file.spec, us="the token dataset", them=str(file.path))
     settled = settled_precision(config, target)
-    facts = _facts(settled, workspace, source, file)
+    draft = DraftFile.of(config, file, source.sampling)
+    facts = _facts(settled, workspace, source, file) | (draft.facts() if draft else {})
     seeds = source.sampling.flow is not None
     header = TokenHeader(train.spec, train.classes, train.tokenizer, 1, facts, seeds)
-    fresh = not _holds(path, header, target)
+    fresh, kept = not _holds(path, header, target), {}
     if fresh:
         parts = _plan(settled, workspace, facts)
         codes = flow_codes(workspace.existing_tokenizer()) if seeds else None
-        _job(settled, file, source.sampling, local, codes).finish(parts, target)
+        job = _job(settled, file, source.sampling, local, codes, draft)
+        kept = acceptance(job.finish(parts, target).values())
         join(path, header, parts)
         shutil.rmtree(parts_folder(path), ignore_errors=True)
     workspace.keep_config(config)
-    return {"sequences": facts["sequences"], "fresh": fresh}
+    return {"sequences": facts["sequences"], "fresh": fresh} | kept
 
 
 def dataset_source(config: RunConfig) -> teacher.Config | None:
@@ -217,8 +227,11 @@ def _facts(
 
 
 def _described_sampling(sampling: SamplingConfig) -> dict[str, Any]:
-    """Datasets that were drawn do not say so: there was nothing else when the first were made."""
+    """Datasets that were drawn slot by slot do not say so: there was nothing else when the first
+    were made."""
     found = sampling.model_dump(mode="json")
+    if found["decoding"].get("sjd", ...) is None:
+        del found["decoding"]["sjd"]
     return {name: value for name, value in found.items() if (name, value) != ("flow", None)}
 
 
@@ -244,6 +257,7 @@ def _job(
     sampling: SamplingConfig,
     local: bool,
     codes: FlowCodes | None,
+    draft: DraftFile | None,
 ) -> PartitionJob:
     own = config.generating
     return PartitionJob(
@@ -257,6 +271,7 @@ def _job(
             own.dtype,
             config.conditions,
             codes,
+            draft,
         ),
         ActorPool("generate", own.cpus, own.gpus, most=own.workers),
         section="generate",

@@ -6,12 +6,14 @@ from functools import cache
 import pytest
 import torch
 
+from common.artifacts.backbone_file import save_backbone
 from common.errors import InputError
 from common.models.backbone import build_seeded
 from common.models.backbones import llamagen
 from common.models.jacobi import JacobiConfig
 from common.models.plan import ZipARConfig
 from common.spec import SequenceSpec
+from deploy.stages.generate import generate, load_generated
 from rollout.context import law_of
 from rollout.evaluation.likelihood import acceptance_of_rows
 from rollout.jacobi_window import JacobiWindow
@@ -207,3 +209,25 @@ def test_what_does_not_go_together_is_refused(tiny):
         llamagen.Decoding(sjd=JacobiConfig(), zipar=ZipARConfig())
     with pytest.raises(ValueError, match="draws codes by rejection"):
         SamplingConfig.model_validate({"decoding": decoding, "flow": {"kind": "heun"}})
+
+
+def test_a_draft_leaves_a_dataset_that_says_how_much_was_kept(own_tokens, quiet, tiny, tmp_path):
+    """The teacher as its own draft is right but for the order of sums; a file that cannot guess is
+    refused."""
+    source = "contexts.sources.teacher={source='dataset',sequences=12}"
+    config, workspace = own_tokens(source, "generate.draft=missing.safetensors")
+    with pytest.raises(InputError, match=r"missing\.safetensors is no model that varkd wrote"):
+        generate(config, workspace, quiet, local=True)
+    other = tmp_path / "other.safetensors"
+    save_backbone(other, tiny("llamagen"), llamagen.Config.tiny())
+
+    def made(draft):
+        chosen = config.generate.model_copy(update={"draft": draft})
+        return generate(config.model_copy(update={"generate": chosen}), *rest, local=True)
+
+    rest = workspace, quiet
+    with pytest.raises(InputError, match="both must be trained on the same tokens"):
+        made(other)
+    found = made(workspace.teacher)
+    assert found == {"sequences": 12, "fresh": True, "acceptance": pytest.approx(1, abs=0.01)}
+    assert len(load_generated(config, workspace)) == 12
