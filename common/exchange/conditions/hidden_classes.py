@@ -5,29 +5,17 @@ classes on the way, so that classes are dropped and counted as ever, but the stu
 class for all of them, in its own pretraining as well.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from common.exchange.condition import ClassConditions, Conditions, ConditionsConfig
+from common.exchange.condition import ClassConditions, ConditionsConfig
 
 
-@dataclass(frozen=True, slots=True)
-class HiddenClasses(Conditions):
+class HiddenClasses(ClassConditions):
     """The ids of the classes, each of which stands for the null class."""
 
-    num_classes: int
-
-    @property
-    def null(self) -> int:
-        return self.num_classes
-
-    def __len__(self) -> int:
-        return self.num_classes + 1
-
     def resolve(self, id_B: Tensor) -> Tensor:
-        return torch.full_like(id_B, self.num_classes)
+        return torch.full_like(id_B, self.null)
 
 
 class Config(ConditionsConfig):
