@@ -16,6 +16,7 @@ from deploy.run_folder.workspace import Workspace
 
 ORDERED = ("learner.ordered=true", "learner.steps=7", "learner.checkpoint_every=5")
 TIMES = ("time", "pid", "images_per_second")
+PACES = ("seconds/", "lease_seconds/", "teacher/", "buffer/")
 
 
 def numbers_of(workspace):
@@ -24,7 +25,7 @@ def numbers_of(workspace):
         {
             key: value
             for key, value in row.items()
-            if key not in TIMES and not key.startswith(("seconds/", "teacher/", "buffer/"))
+            if key not in TIMES and not key.startswith(PACES)
         }
         for row in rows_of(workspace)
     ]
