@@ -77,6 +77,11 @@ class TorchProcesses:
         distributed.barrier()
 
 
+def first_says(ranks: ProcessGroup, number: int) -> int:
+    """Rank 0's number, on every rank; of a shared folder, say, which others may see late."""
+    return int(ranks.sum_(torch.tensor(int(number) if ranks.rank == 0 else 0)))
+
+
 def gather(ranks: ProcessGroup, value: Tensor, counted: Tensor) -> Tensor:
     """The counted values of all ranks, flat and in rank order, float64.
 

@@ -16,7 +16,7 @@ from common.files.rows import without_rows
 from common.files.sealed import Part
 from common.files.snapshots import Snapshots, part_name
 from learner.checkpoints import Checkpoints, copied_state
-from learner.process_group import ProcessGroup
+from learner.process_group import ProcessGroup, first_says
 
 DIGITS = 32
 """Of a file's digest, in hexadecimal."""
@@ -35,8 +35,7 @@ class SpreadCheckpoints(Checkpoints):
         self._waiting: tuple[int, dict[str, Any], dict[str, Any]] | None = None
 
     def is_due(self, step: int) -> bool:
-        due = torch.tensor(int(self._ranks.rank == 0 and super().is_due(step)))
-        return bool(self._ranks.sum_(due))
+        return bool(first_says(self._ranks, super().is_due(step)))
 
     def save(
         self,

@@ -32,7 +32,7 @@ from learner.checkpoints import Checkpoints
 from learner.keeping import KeptRecords
 from learner.learner import Learner
 from learner.objective import Student
-from learner.process_group import ProcessGroup
+from learner.process_group import ProcessGroup, first_says
 from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
 from learner.resources import Render, Resources
 from learner.spread_checkpoints import checkpoints_of
@@ -55,7 +55,7 @@ def learn(
     workspace = Workspace(root)
     snapshots = run_snapshots(workspace, start.identity, config.learner.keep_last, Tenancy(root))
     is_begun = services.ledger.state()["step"] > start.step
-    step = snapshots.newest_step() if is_begun else start.step
+    step = first_says(ranks, snapshots.newest_step() or 0 if is_begun else start.step)
     learner = build_learner(config, workspace, ranks)
     source = _kept(config, workspace, services, ranks)
     trainer = Trainer(

@@ -22,11 +22,7 @@ PACES = ("seconds/", "lease_seconds/", "teacher/", "buffer/")
 def numbers_of(workspace):
     """Everything in the rows that a clock has no part in."""
     return [
-        {
-            key: value
-            for key, value in row.items()
-            if key not in TIMES and not key.startswith(PACES)
-        }
+        {key: value for key, value in row.items() if key not in TIMES and not key.startswith(PACES)}
         for row in rows_of(workspace)
     ]
 

@@ -12,6 +12,7 @@ from common.errors import Diverged, InputError
 from common.files.rows import Rows, without_rows
 from common.files.sealed import _seal
 from common.files.snapshots import Snapshots
+from learner.process_group import first_says
 from learner.spread_checkpoints import SpreadCheckpoints
 
 
@@ -91,6 +92,13 @@ def test_all_hear_of_a_part_that_is_not_finite(tmp_path):
     assert "step 2: a tensor of another rank is not finite" in one
     assert "step 2: student.w is not finite" in other
     assert nothing == "there is no snapshot"
+
+
+def test_ranks_go_by_the_first_one():
+    shared, barrier = {}, threading.Barrier(2)
+    ranks = [Company(number, shared, barrier) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(first_says, ranks, (7, 5))) == [7, 7]
 
 
 def sealed(root, parts, written):
