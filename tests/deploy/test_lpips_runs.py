@@ -70,7 +70,7 @@ def test_a_run_names_its_network_and_goes_on_with_the_same_alone(opened, given, 
     named = facts["perceptual"]
     assert named.startswith("LPIPS (vgg, vgg.pth, digest ")
     assert not workspace.classifier.exists(), "nothing looks through it"
-    nothing = Quality({"teacher": {"fid": 1.0}}, {}, FEATURES, {}, {}, {}, {"teacher": 1.0})
+    nothing = Quality({"teacher": {"fid": 1.0}}, {}, FEATURES, {}, {}, {}, {}, {"teacher": 1.0})
     report = summarise(config, read_run_facts(workspace.facts), [], nothing)
     assert f"| images compared by | {named} |" in to_markdown(report)
     file = export(config, workspace, name="student", layout="official", output=None)

@@ -231,8 +231,8 @@ def test_cpu_says_what_it_changed_and_the_dry_run_fits(capsys, tmp_path):
     code, out, err = varkd(capsys, *arguments, "--cpu")
     assert code == 0, err
     assert err == (
-        "--cpu: rollout.dtype bfloat16 -> float32, teacher.device cuda -> cpu, "
-        "teacher.gpus 1 -> 0, learner.world_size 2 -> 1\n"
+        "--cpu: rollout.dtype bfloat16 -> float32, teacher.gpus 1 -> 0, "
+        "teacher.device cuda -> cpu, learner.world_size 2 -> 1\n"
     )
     assert "0 of 0 GPUs" in out
 

@@ -250,7 +250,7 @@ def test_a_plan_has_no_teacher_server_and_no_weights_to_send(one_pass_run):
     plan = plan_run(*one_pass_run, timed=True)
     assert [need.role for need in plan.needs][:2] == ["rollout worker", "learner"]
     assert plan.facts["weights"].startswith("none are sent")
-    assert "(not scored)" in plan.facts["wire"]
+    assert "(not scored by the teacher)" in plan.facts["wire"]
     assert plan.facts["budget"].startswith("64 images (1.33 epochs), 1,024 tokens read")
     worker, learner = plan.needs[:2]
     assert 0 < worker.host_mb < learner.host_mb

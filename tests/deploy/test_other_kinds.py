@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from building.objectives import WITH
 
 from common.config.plugins import kinds
 from common.config.schema import dump_toml
@@ -29,6 +30,8 @@ FITTING = {
         "contexts.sources={student={min_prefix=0,max_prefix=0},data={ratio=0}}",
         *("learner.max_staleness=0", "learner.publish_every=1"),
     ],
+    ("objective", "privileged"): ["teacher.peek=0.5"],
+    **{("objective", kind): list(how) for kind, how in WITH.items()},
 }
 """What else has to change with a kind."""
 PACKAGES = {
