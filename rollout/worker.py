@@ -9,6 +9,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -21,12 +22,10 @@ from common.data.tokens import TokenDataset
 from common.device import place, precision
 from common.errors import Closed
 from common.exchange.condition import ClassConditions, ConditionTables
-from common.exchange.packed_weights import unpack
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import WeightSource
 from common.models.backbone import Backbone, BackboneConfig
-from common.models.canary import require
 from common.models.generator import Generator, GeneratorConfig
 from common.models.plan import DecodePlan, natural_plan
 from common.randomness import Draws
@@ -39,9 +38,9 @@ from rollout.forced import ForcedContext, ForcedPass
 from rollout.one_pass_sampler import OnePassSampler
 from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import noise
+from rollout.student_weights import StudentWeights, Withdrawn
 
 POLL_SECONDS = 1.0
-WEIGHTS_SECONDS = 60.0
 
 
 class Scorers(Protocol):
@@ -66,6 +65,10 @@ class LeaseSource(Protocol):
         Raises:
             Closed: the run is over.
         """
+        ...
+
+    def wants(self, number: int, generation: int) -> bool:
+        """Whether that lease is still somebody's: its learner did not begin again meanwhile."""
         ...
 
 
@@ -105,12 +108,11 @@ class RolloutWorker:
         self._draws = draws
         self._data = data
         self._scorers = scorers
-        self._weights = weights
         self._ledger = ledger
         self._generated = generated
         self._conditions = conditions or ConditionTables(ClassConditions(data.spec.num_classes))
         self._samplers = self._build_samplers(teacher_file, dtype)
-        self._loaded = (-1, -1)  # generation and version of the student's weights
+        self._loaded = StudentWeights(self._student, weights, name)
         self._stopped = Event()
 
     def _build_samplers(
@@ -168,9 +170,14 @@ class RolloutWorker:
         try:
             lease = self._ledger.lease(self._name, timeout)
             return None if lease is None else self.sample(lease)
+        except Withdrawn:
+            return None
         except Closed:
             self._stopped.set()
             return None
+
+    def _wants(self, lease: Lease) -> bool:
+        return self._ledger.wants(lease.number, lease.generation)
 
     def _settle(self, scored: "Future[bool]") -> bool:
         try:
@@ -184,9 +191,10 @@ class RolloutWorker:
 
         Raises:
             Diverged: a model's logits are not finite; the message says whose, and at which step.
+            Withdrawn: nobody wants the lease any more.
         """
         started = time.perf_counter()
-        self._refresh(lease)
+        self._loaded.load(lease, partial(self._wants, lease))
         work = self._assignment(lease)
         seeds = [self._draws.noise_seed(index) for index in lease.indices]
         # A group shares its order, so that one prefix is the same cells for all of it.
@@ -198,7 +206,7 @@ class RolloutWorker:
         batch = TrajectoryBatch(
             spec=self._data.spec,
             id_B=work.id_B,
-            version_B=torch.full_like(work.id_B, self._loaded[1]),
+            version_B=torch.full_like(work.id_B, self._loaded.version),
             label_B=work.label_B,
             teacher_condition_B=self._conditions.teacher_ids(work.label_B),
             context=work.context,
@@ -251,8 +259,8 @@ class RolloutWorker:
             )
         numbers = "code vectors" if isinstance(self._student, Generator) else "log-probabilities"
         return (
-            f"step {self._loaded[1]}: the student's {numbers} are not finite while it is sampled; "
-            "lower learner.optimizer.learning_rate or learner.optimizer.max_grad_norm, or "
+            f"step {self._loaded.version}: the student's {numbers} are not finite while it is "
+            "sampled; lower learner.optimizer.learning_rate or learner.optimizer.max_grad_norm, or "
             "give it a longer warmup"
         )
 
@@ -268,20 +276,6 @@ class RolloutWorker:
             generated=self._generated,
             null=self._conditions.shared.null,
         )
-
-    def _refresh(self, lease: Lease) -> None:
-        """Load the pinned version, or the newest one; skip what is loaded already."""
-        wanted = lease.version
-        if wanted is None:
-            wanted = self._weights.newest(WEIGHTS_SECONDS)
-        if (lease.generation, wanted) == self._loaded:
-            return
-        if self._student is not None:
-            weights = self._weights.get(wanted, WEIGHTS_SECONDS)
-            self._student.load_state_dict(unpack(weights.verified()))
-            if weights.canary is not None and isinstance(self._student, Backbone):
-                require(self._student, weights.canary, f"{self._name}, version {wanted}")
-        self._loaded = (lease.generation, wanted)
 
 
 def _built(

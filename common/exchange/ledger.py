@@ -65,6 +65,11 @@ class Ledger:
             self._leased[number] = (worker, time.monotonic())
             return self._describe(number)
 
+    def wants(self, number: int, generation: int) -> bool:
+        """Whether that lease is still somebody's, and of this generation."""
+        with self._changed:
+            return generation == self._generation and number in self._leased
+
     def stored(self, number: int, generation: int) -> bool:
         """The buffer holds the record; False (and nothing changes) if it is not wanted."""
         with self._changed:

@@ -204,7 +204,7 @@ def test_keeping_noise_puts_it_on_the_wire(run_in):
         config, preflight(config, workspace), workspace.model(config, "teacher"), LocalLauncher()
     )
     worker = workers.make("worker-0")
-    worker._loaded = (1, 0)
+    worker._loaded._loaded = (1, 0)  # as if version 0 were there
     record = worker.sample(Lease(0, 0, 8, 0, 0, 1))
     batch = from_arrow(record)
     assert batch.noise_BL is not None
