@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 
+from common.config.plugins import kinds, load_plugin
 from common.exchange.provenance import STUDENT
 from learner.objective import ObjectiveConfig
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig
 from rollout.prefix import PrefixDistribution
 from teacher_server.scorer import ScorerConfig
+
+SCORERS = "teacher_server.scorers"
 
 
 def require_rewards(
@@ -31,8 +34,7 @@ def require_rewards(
         known = ", ".join(name for name in written if not name.endswith("_failed"))
         raise ValueError(
             f"objective.rewards has {', '.join(missing)}, but no scorer writes that (they write "
-            f"{known or 'nothing of whole rows'}); add a table to scorers, e.g. "
-            f'[scorers.{missing[0]}] with kind = "{missing[0]}"'
+            f"{known or 'nothing of whole rows'}); {_remedy(missing[0])}"
         )
     if rollout.group.size < 2:
         raise ValueError(
@@ -44,6 +46,19 @@ def require_rewards(
             f"objective.kind={objective.kind} learns from the student's newest samples, but "
             "rollout.replay reads old ones; leave it out"
         )
+
+
+def _remedy(name: str) -> str:
+    """Which kind writes that number."""
+    every = {kind: load_plugin(SCORERS, kind).Config for kind in kinds(SCORERS)}
+    writing = [kind for kind, config in every.items() if name in config.sequence_columns]
+    if writing:
+        return f'add a table to scorers, e.g. [scorers.{name}] with kind = "{writing[0]}"'
+    every_name = dict.fromkeys(
+        name for config in every.values() for name in config.sequence_columns
+    )
+    rewards = ", ".join(name for name in every_name if not name.endswith("_failed"))
+    return f"choose one of {rewards}, or write a scorer of that name"
 
 
 def require_targets(scorers: Mapping[str, ScorerConfig], contexts: ContextsConfig) -> None:

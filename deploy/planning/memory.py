@@ -51,6 +51,9 @@ from rollout.sampler import SamplingConfig
 from teacher_server.scorer import ScorerFiles
 from teacher_server.teacher import signal_columns
 
+TOKENIZER = Path("tokenizer.safetensors")
+"""Scorers that draw read it: where it is not at hand, what they hold is not counted."""
+
 
 def scoring_images(config: RunConfig, length: int) -> int:
     """Most images of `length` tokens in one forward pass of a teacher: requests are joined
@@ -74,7 +77,7 @@ def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
 def scorer_files(config: RunConfig, spec: SequenceSpec, device: torch.device) -> ScorerFiles:
     """For scorers that are built here, and not on the cluster."""
     teacher, architecture = config.teacher, config.models.teacher
-    file = BlankModelFile(Path(), "models.teacher", architecture, spec, Path(), device=device)
+    file = BlankModelFile(Path(), "models.teacher", architecture, spec, TOKENIZER, device=device)
     here = teacher.model_copy(update={"device": "cpu"})
     return ScorerFiles(here, file, config.learner.ordered, entropy=config.reads_entropy)
 

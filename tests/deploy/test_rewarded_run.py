@@ -44,9 +44,13 @@ def test_rewards_travel_from_scorers_to_the_rows_of_a_run(run_in, quiet):
 
 
 REFUSED = {
-    "objective.rewards has teacher_logprob, but no scorer writes that": (
+    r"no scorer writes that .*\[scorers.teacher_logprob\] with kind = .token_logprob": (
         "objective.kind=kdrl",
         "rollout.group.size=4",
+    ),
+    "objective.rewards has beauty.*choose one of classifier, decoded_mse, perceptual": (
+        "objective.kind=kdrl",
+        "objective.rewards={beauty=1.0}",
     ),
     "rollout.group.size is 1; set it to 4 or 8": (*JUDGED, "rollout.group.size=1"),
     "multiple of rollout.group.size 3": (*JUDGED, "rollout.group.size=3"),
