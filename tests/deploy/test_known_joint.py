@@ -111,21 +111,22 @@ def test_the_teachers_score_makes_a_better_diffusion_model_than_drawn_noise(
 def test_the_generator_learns_how_slots_depend_on_each_other(
     start, folder, record_testsuite_property
 ):
-    """D6: K = 5, 500 steps of the generator, and .2 below slots alone, here on average of the
-    classes; networks that nothing taught are farther away after as many steps. 350 s."""
+    """D6: K = 5, 500 and 1,500 steps of the generator, at the end .2 below slots alone; networks
+    that nothing taught are farther away after as many steps. 800 s."""
     seen = {}
 
     def measure(run, learner, metrics):
         counts = int(metrics["generator/steps"]), int(metrics["guidance/steps"])
-        if "loss" in metrics and counts[0] in (EARLY, 500):
+        if "loss" in metrics and counts[0] in (EARLY, 500, 1500):
             seen[counts] = one_step(TABLE, averaged(run, learner))
 
-    second_stage(TABLE, start, folder / "csd", after_step=measure)
+    second_stage(TABLE, start, folder / "csd", "learner.steps=9000", after_step=measure)
     steps = f"learner.steps={6 * EARLY}"
     control = one_step(TABLE, second_stage(TABLE, None, folder / "untaught", steps))
-    record_testsuite_property("D6: early and late, untaught", (seen, control))
-    assert list(seen) == [(EARLY, 5 * EARLY), (500, 2500)]
-    early, late = seen.values()
+    record_testsuite_property("D6: after 100, 500 and 1,500 steps, untaught", (seen, control))
+    assert list(seen) == [(steps, 5 * steps) for steps in (EARLY, 500, 1500)]
+    early, late, last = seen.values()
     assert max(late) <= 0.45
-    assert sum(late) / 2 <= sum(ALONE) / 2 - 0.2
+    assert max(last) <= 0.30
+    assert all(its <= alone - 0.2 for its, alone in zip(last, ALONE, strict=True))
     assert all(its > ours for its, ours in zip(control, early, strict=True))
