@@ -65,13 +65,19 @@ class StopRequest:
         if not self._is_polled:
             raise Stopped(self.name)
 
+    @property
+    def was_raised(self) -> str | None:
+        """What asked for a stop while nobody looked at `name`, so that it was raised."""
+        return None if self._is_polled else self.name
+
 
 @contextmanager
 def stop_request(limit_seconds: float = 0) -> Iterator[StopRequest]:
     """Receive both signals for the block, and heed a limit, if there is one.
 
     Raises:
-        Stopped: what it was ended by, also where Ray made a plain KeyboardInterrupt of that.
+        Stopped: what it was ended by, also where Ray made a plain KeyboardInterrupt of that, or
+            a library an error.
     """
     request = StopRequest(limit_seconds)
     before = {number: signal.signal(number, request.receive) for number in NAMES}
@@ -81,6 +87,11 @@ def stop_request(limit_seconds: float = 0) -> Iterator[StopRequest]:
         raise
     except KeyboardInterrupt:
         raise Stopped(request.name or "Ctrl-C") from None
+    except Exception as error:
+        if not request.was_raised:
+            raise
+        # Some library's C code made an error of its own of what was raised inside it.
+        raise Stopped(request.was_raised) from error
     finally:
         _install(before)
 

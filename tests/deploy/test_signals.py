@@ -120,6 +120,28 @@ with stop_request() as stop:
 """
 
 
+def made_an_error_of(stop):
+    """As torch does where a signal arrives while it looks at an object's shape."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    except Stopped:
+        pass
+    raise ValueError(f"no shape, {stop.name}")
+
+
+def test_an_error_that_a_library_makes_of_a_signal_is_a_stop():
+    with pytest.raises(Stopped, match="stopped by Ctrl-C"), stop_request() as stop:
+        made_an_error_of(stop)
+
+
+def test_an_error_while_a_stop_is_carried_out_or_without_one_stays_an_error():
+    with pytest.raises(ValueError, match="no shape, Ctrl-C"), stop_request() as stop:
+        (stop.poll_from_here(), made_an_error_of(stop))
+    with pytest.raises(ValueError, match="nobody stopped it"), stop_request():
+        raise ValueError("nobody stopped it")
+
+
 @pytest.mark.parametrize("when", ["during", "after"])
 def test_handlers_that_a_library_installs_do_not_end_the_run_their_own_way(when):
     command = [sys.executable, "-c", STARTING, when]
