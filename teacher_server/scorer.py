@@ -23,7 +23,7 @@ from common.errors import InputError
 from common.exchange.buffer import TrajectorySink
 from common.exchange.condition import ConditionTables
 from common.exchange.schedule import Schedule
-from common.perceptual.classifier import Classifier, load_classifier
+from common.perceptual.classifier import Classifier, frozen_classifier
 from teacher_server.busy_share import BusyShare
 from teacher_server.replicas import ReplicasConfig
 from teacher_server.teacher import TeacherConfig
@@ -76,7 +76,7 @@ class ScorerFiles:
                 "a scorer looks at images through the run's own classifier, but the run has none; "
                 "have the scorer say so in `networks`"
             )
-        return load_classifier(self.classifier)[0].to(device).requires_grad_(False)
+        return frozen_classifier(self.classifier, device)
 
 
 class ScorerConfig(PluginConfig, ABC):

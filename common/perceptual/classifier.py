@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import InputError
 from common.files.tensors import load_tensors, reading_header, save_tensors, state_digest
 
 
@@ -95,6 +96,20 @@ def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
     model = Classifier(**metadata["classifier"])
     model.load_state_dict(tensors)
     return model.eval(), facts | {"digest": state_digest(model)}
+
+
+def frozen_classifier(path: Path, device: torch.device) -> Classifier:
+    """To look through, on that device.
+
+    Raises:
+        InputError: there is none; `varkd distill` trains it before it starts anything.
+    """
+    if not path.exists():
+        raise InputError(
+            f"images are compared by the run's own classifier, but {path} is not there; begin "
+            "again with `varkd distill`"
+        )
+    return load_classifier(path)[0].to(device).requires_grad_(False)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

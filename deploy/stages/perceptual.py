@@ -1,14 +1,12 @@
 """Networks by which an objective compares images: the run's own classifier, or LPIPS."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from common.config.parts import parts
-from common.errors import InputError
-from common.perceptual.classifier import Classifier, load_classifier
+from common.perceptual.classifier import frozen_classifier
 from common.perceptual.lpips import LpipsConfig
 from deploy.config import RunConfig
 from deploy.run_folder.identity import network_of
@@ -37,17 +35,3 @@ def classifier_features(workspace: Workspace, device: torch.device) -> Perceptua
         InputError: there is none; `varkd distill` trains it before it starts anything.
     """
     return frozen_classifier(workspace.classifier, device).perceptual
-
-
-def frozen_classifier(path: Path, device: torch.device) -> Classifier:
-    """The run's own classifier.
-
-    Raises:
-        InputError: there is none; `varkd distill` trains it before it starts anything.
-    """
-    if not path.exists():
-        raise InputError(
-            f"images are compared by the run's own classifier, but {path} is not there; begin "
-            "again with `varkd distill`"
-        )
-    return load_classifier(path)[0].to(device).requires_grad_(False)
