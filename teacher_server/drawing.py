@@ -39,15 +39,23 @@ class Drawing:
         """Where scorers that look at images work: where the teacher does."""
         return place(files.config.device)
 
-    @torch.no_grad()
     def images(self, batch: TrajectoryBatch, token_BL: Tensor) -> Tensor:
         """image_BCHW in [-1, 1] on the CPU, of tokens in the order of the batch's plan."""
-        cell_BL = batch.plan.to_grid(token_BL)
+        return self._drawn(batch.plan.to_grid(token_BL))
+
+    @torch.no_grad()
+    def _drawn(self, cell_BL: Tensor) -> Tensor:
         parts = [
             self.tokenizer.image(part.to(self.device)).clamp(-1, 1).cpu()
             for part in cell_BL.split(self.tokenizer.images_at_once)
         ]
         return torch.cat(parts)
+
+    def targets(self, batch: TrajectoryBatch) -> Tensor:
+        """image_BCHW of what rows are compared with, each drawn once, however many share it."""
+        cell_BL = batch.plan.to_grid(batch.target_BL)
+        cell_KL, number_B = cell_BL.unique(dim=0, return_inverse=True)
+        return self._drawn(cell_KL)[number_B]
 
     def pixels(self, batch: TrajectoryBatch) -> Tensor:
         """The rows as people see them, uint8 pixel_BCHW."""

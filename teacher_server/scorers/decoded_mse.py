@@ -41,7 +41,7 @@ class Config(RewardConfig):
 
     def _judged(self, batch: TrajectoryBatch, drawing: Drawing) -> Judged:
         image_BCHW = drawing.images(batch, batch.token_BL)
-        error_BHW = (image_BCHW - drawing.images(batch, batch.target_BL)).square().mean(1)
+        error_BHW = (image_BCHW - drawing.targets(batch)).square().mean(1)
         reward_B = -error_BHW.mean((1, 2))
         if not self.per_token:
             return Judged(reward_B)

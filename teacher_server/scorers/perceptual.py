@@ -37,7 +37,7 @@ class Config(RewardConfig):
 
         def distance(batch: TrajectoryBatch) -> Judged:
             found_BF = looks(drawing.images(batch, batch.token_BL))
-            wanted_BF = looks(drawing.images(batch, batch.target_BL))
+            wanted_BF = looks(drawing.targets(batch))
             return Judged(-(found_BF - wanted_BF).square().sum(1))
 
         return distance
