@@ -77,6 +77,8 @@ class RewardScorer:
         batch = from_arrow(record)
         judged = self._judged(batch)
         failed_B = ~judged.reward_B.isfinite()
+        if judged.share_BL is not None:
+            failed_B |= ~judged.share_BL.isfinite().all(1)
         sequence = batch.sequence | {
             self._part: judged.reward_B.float().masked_fill(failed_B, 0),
             f"{self._part}_failed": failed_B.float(),

@@ -103,6 +103,26 @@ def test_a_reward_that_is_not_finite_or_breaks_costs_its_rows_alone(judging_file
     assert "ZeroDivisionError" in told.getvalue()
 
 
+class Torn(RewardConfig):
+    """Numbers, but a share of one slot that is none."""
+
+    def adds_to_tokens(self):
+        return (self.kind,)
+
+    def judge(self, files):
+        def judged(batch):
+            share_BL = torch.zeros(batch.token_BL.shape)
+            share_BL[1, 2] = torch.nan
+            return Judged(torch.ones(len(batch)), share_BL)
+
+        return judged
+
+
+def test_a_share_that_is_not_finite_fails_its_row(judging_files, batch):
+    found = said(Torn(), judging_files, batch)
+    assert found.sequence[f"{Torn().kind}_failed"].tolist() == [0, 1, 0, 0, 0]
+
+
 def test_what_a_reward_lacks_is_said(judging_files, batch):
     bare = replace(judging_files, classifier=None)
     for config in (classifier.Config(), perceptual.Config()):
