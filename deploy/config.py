@@ -236,7 +236,7 @@ class RunConfig(Config):
     def _rewards_are_given(self) -> Self:
         require_rewards(self.objective, self.scorers, self.rollout)
         require_targets(self.scoring, self.contexts)
-        require_secret(self.objective, self.teacher, self.conditions)
+        require_secret(self.objective, self.teacher, self.conditions, self.contexts)
         return self
 
     @model_validator(mode="after")

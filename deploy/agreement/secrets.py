@@ -2,18 +2,30 @@
 
 from common.exchange.condition import ConditionsConfig
 from learner.objective import ObjectiveConfig
+from rollout.context import ContextsConfig
 from teacher_server.teacher import TeacherConfig
 
 
 def require_secret(
-    objective: ObjectiveConfig, teacher: TeacherConfig, conditions: ConditionsConfig
+    objective: ObjectiveConfig,
+    teacher: TeacherConfig,
+    conditions: ConditionsConfig,
+    contexts: ContextsConfig,
 ) -> None:
-    """Refuse a privileged teacher without a privilege.
+    """Refuse a privileged teacher without a privilege, or one that samples where the student does.
 
     Raises:
-        ValueError: neither its table nor what it reads tells it more.
+        ValueError: neither its table nor what it reads tells it more; or rollout workers, who do
+            not know its table, would sample it.
     """
-    if objective.needs_secret and not teacher.peek and conditions.teacher_table(1) is None:
+    has_table = conditions.teacher_table(1) is not None
+    if has_table and contexts.teacher_sampling is not None:
+        raise ValueError(
+            f"conditions.kind={conditions.kind} has a table for the teacher alone, but rollout "
+            "workers, which do not know it, are to sample from the teacher; set "
+            "contexts.sources.teacher.source=dataset"
+        )
+    if objective.needs_secret and not teacher.peek and not has_table:
         raise ValueError(
             f"objective.kind={objective.kind} learns from a teacher that knows more, but "
             f"conditions.kind={conditions.kind} has nothing for it alone and teacher.peek is 0; "

@@ -174,3 +174,10 @@ def test_a_run_with_a_secret_trains_an_unconditional_student(tmp_path, quiet, pr
 def test_a_privileged_teacher_without_a_privilege_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"set conditions\.kind=hidden_classes, or teacher\.peek"):
         open_run(Path("smoke"), [*TINY, "objective.kind=privileged"], tmp_path)
+
+
+def test_a_teacher_with_a_table_of_its_own_is_not_sampled_by_workers(tmp_path):
+    how = ["conditions.kind=hidden_classes", "contexts.sources.teacher.ratio=1"]
+    with pytest.raises(InputError, match=r"set contexts\.sources\.teacher\.source=dataset"):
+        open_run(Path("smoke"), [*TINY, *how], tmp_path)
+    open_run(Path("smoke"), [*TINY, *how, "contexts.sources.teacher.source=dataset"], tmp_path)
