@@ -26,6 +26,7 @@ from deploy.config import RunConfig
 from deploy.report.grids import spread
 from deploy.run_folder.workspace import Workspace
 from rollout.evaluation.likelihood import (
+    LEAST,
     acceptance_of_rows,
     divergence_of_rows,
     entropy_of_rows,
@@ -99,8 +100,9 @@ class LikelihoodProbe:
     def of_teacher(self) -> dict[str, float]:
         """`data_nll`, and the rewards of its own samples and of data."""
         teacher = self._loaded()
-        found = self._judged(teacher, self._of_teacher())
-        found = {f"reward_{name}": value for name, value in found.items()}
+        drawn = self._of_teacher() if self._rewards else None
+        judged = {} if drawn is None else self._judged(teacher, drawn)
+        found = {f"reward_{name}": value for name, value in judged.items()}
         return estimates(found) | self._of_data(teacher)
 
     def _of_data(self, model: Backbone) -> dict[str, float]:
@@ -116,14 +118,16 @@ class LikelihoodProbe:
         return estimates({"data_nll": torch.cat(found)} | ceilings)
 
     def _judged(self, model: Backbone, sequences: Sequences) -> dict[str, Tensor]:
-        """What every reward says, by row; of rows that it could not judge, nothing."""
+        """What every reward says, by row; of rows that it could not judge, nothing, and nothing of
+        a reward that could judge hardly any."""
         found: dict[str, list[Tensor]] = {name: [] for name in self._rewards}
         for part in self._parts(sequences):
             record = to_arrow(_batch(model, part, model.plan(part.seeds, self._decoding)))
             for name, scorer in self._rewards.items():
                 said = from_arrow(scorer.score(record)).sequence
                 found[name].append(said[name][said[f"{name}_failed"] == 0].double())
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        joined = {name: torch.cat(parts) for name, parts in found.items()}
+        return {name: value for name, value in joined.items() if len(value) >= LEAST}
 
     def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
         spec = self._teacher_file.spec

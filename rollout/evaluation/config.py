@@ -1,8 +1,8 @@
 """[evaluate]: how many images of every model are drawn, how, and by which features judged."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.quantities import Batch, Count, CountOrNone, Side, several
 from common.config.schema import Config, UserPath
@@ -43,3 +43,12 @@ class EvaluateConfig(Config):
     """Split of real images to compare with (the ImageNet convention is train)."""
     reference_images: CountOrNone = 10000
     """At most this many reference images; 0 uses all."""
+
+    @model_validator(mode="after")
+    def _likelihoods_have_errors(self) -> Self:
+        if self.likelihood_samples == 1:
+            raise ValueError(
+                "likelihood_samples is 1, of which there is no standard error; give it 2 or more, "
+                "or 0 to leave likelihoods out"
+            )
+        return self

@@ -14,10 +14,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from common.errors import Diverged
 from common.finite import is_finite
 
 ERROR = "_se"
 """Behind the name of a number: its standard error, over sequences."""
+LEAST = 2
+"""Sequences without which a number has no error."""
 
 
 def divergence_of_rows(of_BLV: Tensor, from_BLV: Tensor) -> Tensor:
@@ -49,12 +52,18 @@ def estimates(rows: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean and standard error of every number of sequences, by name and by name_se.
 
     Raises:
-        ValueError: a number is not finite, or of fewer than two sequences.
+        Diverged: a number is not finite.
+        ValueError: fewer than two sequences.
     """
     found = {}
     for name, value_N in rows.items():
-        if len(value_N) < 2 or not is_finite(value_N):
-            raise ValueError(f"{name}: {len(value_N)} sequences, or a number that is not finite")
+        if len(value_N) < LEAST:
+            raise ValueError(f"{name}: {len(value_N)} sequences, of which there is no error")
+        if not is_finite(value_N):
+            raise Diverged(
+                f"{name} is not finite: one of two models gives no probability to codes of the "
+                "other; check their weights, or set evaluate.likelihood_samples=0"
+            )
         found[name] = float(value_N.mean())
         found[name + ERROR] = float(value_N.std()) / math.sqrt(len(value_N))
     return found

@@ -5,6 +5,7 @@ import torch
 from building.tables import Table
 
 from common.data.tokens import load_tokens
+from common.errors import Diverged, InputError
 from common.models.guidance import Guidance
 from common.perceptual.classifier import Classifier, load_classifier, save_classifier
 from common.randomness import derive_seed
@@ -46,9 +47,10 @@ def test_a_code_of_no_probability_counts_nothing_and_errors_shrink_with_the_root
     found = estimates({"x": value_N, "y": value_N[:100]})
     assert found["x_se"] == pytest.approx(float(value_N.std()) / 20)
     assert found["y_se"] == pytest.approx(float(value_N[:100].std()) / 10)
-    for value_N in (torch.tensor([1.0]), torch.tensor([1.0, torch.nan])):
-        with pytest.raises(ValueError, match="sequences, or a number that is not finite"):
-            estimates({"x": value_N})
+    with pytest.raises(ValueError, match="1 sequences, of which there is no error"):
+        estimates({"x": torch.tensor([1.0])})
+    with pytest.raises(Diverged, match="x is not finite: one of two models"):
+        estimates({"x": torch.tensor([1.0, torch.nan])})
 
 
 @pytest.fixture
@@ -130,3 +132,8 @@ def test_rewards_are_measured_on_samples_and_on_data(run_in):
     wanted_N = logprob_NK.gather(1, data.label_N[chosen].long()[:, None])[:, 0]
     assert found["reward_classifier_of_data"] == pytest.approx(float(wanted_N.mean()), abs=1e-5)
     assert found["reward_classifier"] < 0
+
+
+def test_one_sequence_has_no_error_and_is_refused(run_in):
+    with pytest.raises(InputError, match=r"likelihood_samples is 1, .* give it 2 or more"):
+        run_in("evaluate.likelihood_samples=1")
