@@ -102,7 +102,8 @@ class LearnerConfig(Config):
     """Where the loss is computed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of the forward pass; weights and loss stay float32, whatever type the
-    student's file has."""
+    student's file has. With bfloat16 a GPU multiplies the teacher's head from factors of ten bits
+    (TF32), which float16 on the wire has no more than."""
     compile: bool = False
     """Compile the student's layers by torch.compile: some seconds at the start, faster steps on a
     GPU. Dropout then draws other numbers."""

@@ -3,12 +3,13 @@
 Shape letters: B sequences, L slots, N tokens, n tokens of a chunk, C width, V codes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from common.device import autocast, precision
+from common.device import autocast, precision, rounded_products
 from common.exchange.condition import Conditions
 from common.exchange.trajectory import TrajectoryBatch
 from learner.categorical import Categorical
@@ -79,9 +80,7 @@ class MicroBatches:
         self, chosen: GatheredTokens, hidden_NC: Tensor, statistics: StepStatistics
     ) -> Tensor:
         def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
-            teacher = None
-            if self.teacher is not None and self.objective.config.asks_teacher():
-                teacher = self.teacher.distribution(chosen.signal_of(tokens))
+            teacher = self._opinion(chosen.signal_of(tokens))
             chunk = chosen.chunk(tokens, Categorical(logit_nV.float()), teacher)
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
             unknown = "entropy" not in chosen.signal
@@ -93,3 +92,10 @@ class MicroBatches:
 
         head, chunk_tokens = head_of(self.student), self.config.chunk_tokens
         return chunked_loss(hidden_NC, head, weighted, chunk_tokens, chosen.groups())
+
+    def _opinion(self, column: Mapping[str, Tensor]) -> Categorical | None:
+        """The teacher's distributions where the objective asks for them."""
+        if self.teacher is None or not self.objective.config.asks_teacher():
+            return None
+        with rounded_products(self.device, precision(self.config.dtype)):
+            return self.teacher.distribution(column)

@@ -52,7 +52,8 @@ class TeacherTargets:
 
     @torch.no_grad()
     def distribution(self, column: Mapping[str, Tensor]) -> Categorical:
-        """The teacher's opinion from wire columns gathered to (N, ...); always float32."""
+        """The teacher's opinion from wire columns gathered to (N, ...); always float32, also
+        within an outer autocast (common/device.py, `rounded_products`, may round factors)."""
         with autocast(self.head.weight.device, torch.float32):
             logit_NV = self.signal.logit(column, self.head)
             if logit_NV is not None:
