@@ -30,6 +30,10 @@ class Draws:
         epoch, position = divmod(index, self.images)
         return int(_permutation(self.seed, epoch, self.images)[position])
 
+    def view(self, index: int, views: int) -> int:
+        """Which of the encoded views of its row an index reads."""
+        return 0 if views == 1 else int(self.uniform("variant", index) * views)
+
     def uniform(self, stream: str, index: int) -> float:
         return uniform(self.seed, stream, index)
 

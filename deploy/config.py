@@ -36,7 +36,7 @@ from deploy.agreement.one_pass import (
     require_readable,
     require_steps,
 )
-from deploy.agreement.rewards import require_rewards, require_targets
+from deploy.agreement.rewards import require_rewards, require_targets, settled_targets
 from deploy.agreement.secrets import require_secret
 from deploy.logger import LoggerConfig
 from deploy.sections import (
@@ -179,6 +179,11 @@ class RunConfig(Config):
         return scorers or "perceptual" in self.objective.resources()
 
     @property
+    def compares_pixels(self) -> bool:
+        """Whether a scorer looks at the training images."""
+        return any(scorer.reads_pixels for scorer in self.scoring.values())
+
+    @property
     def made_from_conditions(self) -> dict[str, Any]:
         """[conditions] among what decides the contents of a file; classes are what files are of
         that were made before there was anything else."""
@@ -216,6 +221,11 @@ class RunConfig(Config):
         learner = self.learner
         rollout = self.rollout.sized(learner.global_batch_size, learner.world_size)
         return self if rollout is self.rollout else self.model_copy(update={"rollout": rollout})
+
+    @model_validator(mode="after")
+    def _targets_are_settled(self) -> Self:
+        scorers = settled_targets(self.scorers, self.tokens)
+        return self if scorers == self.scorers else self.model_copy(update={"scorers": scorers})
 
     @model_validator(mode="after")
     def _targets_are_kept_for_who_reads_them(self) -> Self:

@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 from common.artifacts.model_file import ModelFile
 from common.data.tokens import TokenDataset
+from common.data.training_images import TrainingImages
 from common.errors import ServiceDied, Verdict
 from common.exchange.buffer import Buffer
 from common.exchange.condition import ConditionTables
@@ -93,13 +94,24 @@ def wire(
     if config.rollout.replay is not None:
         replay = _replay_factory(config, config.rollout.replay, place, ledger, buffer)
         return services, Role(limits, "worker", replay), {}
-    reads, ordered = config.reads_entropy, config.learner.ordered
-    files = ScorerFiles(config.teacher, teacher, ordered, tables, reads, classifier)
+    reads, ordered, images = config.reads_entropy, config.learner.ordered, _images(config, data)
+    files = ScorerFiles(config.teacher, teacher, ordered, tables, reads, classifier, images)
     onward, scorers = _chain(config, files, place, buffer, calls)
     make_worker = _worker_factory(
         config, data, teacher, place, generated, weights, ledger, onward, tables.for_student()
     )
     return services, Role(limits, "worker", make_worker), scorers
+
+
+def _draws(config: RunConfig, data: TokenDataset) -> Draws:
+    return Draws(derive_seed(config.seed, "distill"), len(data))
+
+
+def _images(config: RunConfig, data: TokenDataset) -> TrainingImages | None:
+    """Those behind the indices that workers sample, where a scorer looks at them."""
+    if not config.compares_pixels:
+        return None
+    return TrainingImages(config.images, config.tokens, data.spec, _draws(config, data))
 
 
 def _chain(
@@ -173,7 +185,7 @@ def _worker_factory(
             config.models.student if config.samples_student else None,
             name=name,
             schedule=config.schedule(),
-            draws=Draws(derive_seed(config.seed, "distill"), len(data)),
+            draws=_draws(config, data),
             data=shared,
             scorers=scorers(),
             weights=weights,

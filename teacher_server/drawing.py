@@ -4,15 +4,19 @@ Shape letters: B sequences, L slots, H height, W width.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from common.device import place
+from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
 from common.spec import SequenceSpec
-from common.tokenization.tokenizer import Tokenizer, load_tokenizer
-from teacher_server.scorer import ScorerFiles
+from common.tokenization.tokenizer import Tokenizer
+from teacher_server.scorer import ScorerFiles, TargetImages
+
+Target = Literal["pixels", "codes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +26,25 @@ class Drawing:
     tokenizer: Tokenizer
     spec: SequenceSpec
     device: torch.device
+    photographs: TargetImages | None = None
+    """What rows are compared with; None: what the tokenizer makes of the data's codes."""
 
     @classmethod
-    def of(cls, files: ScorerFiles) -> "Drawing":
-        """Of the run's files.
+    def of(cls, files: ScorerFiles, target: Target = "codes") -> "Drawing":
+        """Of the run's files; `target` is what rows are compared with.
 
         Raises:
-            InputError: the tokenizer is missing or damaged.
+            InputError: the tokenizer is missing or damaged, or there are no images.
         """
         device = cls.device_of(files)
-        tokenizer = load_tokenizer(files.teacher.tokenizer).to(device).requires_grad_(False)
-        return cls(tokenizer, tokenizer.shape, device)
+        tokenizer = files.load_tokenizer(device)
+        if target == "codes":
+            return cls(tokenizer, tokenizer.shape, device)
+        if files.images is None:
+            raise InputError(
+                "a scorer's target is pixels, but it was given no images; set its target to codes"
+            )
+        return cls(tokenizer, tokenizer.shape, device, files.images)
 
     @staticmethod
     def device_of(files: ScorerFiles) -> torch.device:
@@ -52,7 +64,11 @@ class Drawing:
         return torch.cat(parts)
 
     def targets(self, batch: TrajectoryBatch) -> Tensor:
-        """image_BCHW of what rows are compared with, each drawn once, however many share it."""
+        """image_BCHW in [-1, 1] of what rows are compared with, each read or drawn once, however
+        many share it: as it was before it became codes, or as the tokenizer draws those."""
+        if self.photographs is not None:
+            condition_B = batch.id_B if batch.group_B is None else batch.group_B
+            return self.photographs.pixels(condition_B).float() / 127.5 - 1
         cell_BL = batch.plan.to_grid(batch.target_BL)
         cell_KL, number_B = cell_BL.unique(dim=0, return_inverse=True)
         return self._drawn(cell_KL)[number_B]

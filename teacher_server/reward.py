@@ -13,7 +13,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch, from_arrow, to_arrow
+from teacher_server.drawing import Drawing, Target
 from teacher_server.scorer import OwnActorsConfig, ScorerFiles
 
 LOG = logging.getLogger(__name__)
@@ -58,6 +59,41 @@ class RewardConfig(OwnActorsConfig):
 
     def build(self, files: ScorerFiles) -> "RewardScorer":
         return RewardScorer(self, self.judge(files))
+
+
+class ComparedConfig(RewardConfig):
+    """A reward by images, of what the row began as."""
+
+    needs_teacher: ClassVar[bool] = False
+    reads_target: ClassVar[bool] = True
+
+    target: Target | None = None
+    """pixels: the training image itself, so that a row is told what the tokenizer loses as well
+    (VA-pi); codes: the image that the tokenizer makes of the data's codes, whose own error is in
+    neither then. By default pixels where the run encoded images, and codes where it was given
+    codes."""
+
+    def settled(self, *, has_pixels: bool) -> Self:
+        """With the default of a run whose tokens were encoded from images, or were not.
+
+        Raises:
+            ValueError: it asks for pixels that there are not.
+        """
+        if self.target == "pixels" and not has_pixels:
+            raise ValueError(
+                "target is pixels, but the run's tokens came as codes ([tokens] kind), so nobody "
+                "knows their images; set target to codes"
+            )
+        default: Target = "pixels" if has_pixels else "codes"
+        return self if self.target else self.model_copy(update={"target": default})
+
+    @property
+    def reads_pixels(self) -> bool:
+        return self.target == "pixels"
+
+    def drawing(self, files: ScorerFiles) -> Drawing:
+        """What draws rows and what they are compared with; raises as `Drawing.of`."""
+        return Drawing.of(files, self.target or "codes")
 
 
 class RewardScorer:

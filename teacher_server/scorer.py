@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from common.artifacts.model_file import ModelFile
 from common.config.plugins import PluginConfig
@@ -24,6 +25,8 @@ from common.exchange.buffer import TrajectorySink
 from common.exchange.condition import ConditionTables
 from common.exchange.schedule import Schedule
 from common.perceptual.classifier import Classifier, frozen_classifier
+from common.perceptual.lpips import Lpips, LpipsConfig
+from common.tokenization.tokenizer import Tokenizer, load_tokenizer
 from teacher_server.busy_share import BusyShare
 from teacher_server.replicas import ReplicasConfig
 from teacher_server.teacher import TeacherConfig
@@ -47,6 +50,14 @@ class Scorer(Protocol):
         ...
 
 
+class TargetImages(Protocol):
+    """The images behind a run's image indices (common/data/training_images.py)."""
+
+    def pixels(self, index_B: Tensor) -> Tensor:
+        """uint8 pixel_BCHW of conditions by their number."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ScorerFiles:
     """What scorers may be made of; travels to their processes."""
@@ -64,6 +75,24 @@ class ScorerFiles:
     classifier: Path | None = None
     """The run's own classifier, which is there where some scorer says that it looks through
     it (`ScorerConfig.networks`)."""
+    images: TargetImages | None = None
+    """The training images, where some scorer compares with their pixels."""
+
+    def load_tokenizer(self, device: torch.device) -> Tokenizer:
+        """The run's tokenizer, frozen, on that device.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        return load_tokenizer(self.teacher.tokenizer).to(device).requires_grad_(False)
+
+    def load_lpips(self, net: LpipsConfig, device: torch.device) -> Lpips:
+        """A published network on that device.
+
+        Raises:
+            InputError: its files are missing or hold something else.
+        """
+        return net.load().to(device)
 
     def load_classifier(self, device: torch.device) -> Classifier:
         """The run's own classifier on that device.
@@ -100,6 +129,11 @@ class ScorerConfig(PluginConfig, ABC):
 
     reads_target: ClassVar[bool] = False
     """Whether it compares rows with the data sequences that they began as (`target_token`)."""
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether it compares them with the training images, `ScorerFiles.images`."""
+        return False
 
     def networks(self) -> frozenset[str]:
         """Names of networks that the run must have first: `classifier`, its own one, or none."""

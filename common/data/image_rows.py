@@ -61,6 +61,15 @@ class ImageRows(TokenRows):
                 encoder.measure(pixel_BACSS[:, 0], tokens[0][:, 0])
         return torch.cat(tokens), self._source.label_N
 
+    def views(self, rows: Sequence[int]) -> Tensor:
+        """uint8 pixel_BACSS of some rows, by increasing number."""
+        pixels = list(self._source.subset(rows).batches(BATCH))
+        return cut_views(torch.cat(pixels), self._crops, self._size)
+
+    @property
+    def label_N(self) -> Tensor:
+        return self._source.label_N
+
     def found(self) -> list[str]:
         return self._source.found.lines(self.name)
 

@@ -31,6 +31,9 @@ class TokenSourceConfig(PluginConfig, ABC):
     )
     """Fields that change where and when tokens are made, not which."""
 
+    has_pixels: ClassVar[bool] = False
+    """Whether its training rows are views of `images.train` (`ImageRows`)."""
+
     paths: tuple[UserPath, ...] = ()
     """What the kind reads: folders of published codes; the variants of several LlamaGen folders are
     joined."""

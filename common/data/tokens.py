@@ -73,7 +73,8 @@ class TokenDataset:
         kept = [draws.uniform("label", index) >= class_dropout for index in indices]
         null = self.spec.null_class if null is None else null
         label_B = torch.where(torch.tensor(kept), self.label_N[row_B], null)
-        return label_B, self.token_NAL[row_B, self._variant(indices, draws)].long()
+        view_B = torch.tensor([draws.view(index, self.variants) for index in indices])
+        return label_B, self.token_NAL[row_B, view_B].long()
 
     def pick_seeds(self, indices: Sequence[int], draws: Draws) -> Tensor:
         """seed_B of the rows that `pick` gives for these indices; only where there are any."""
@@ -99,11 +100,6 @@ class TokenDataset:
     def _arrays(self) -> dict[str, Tensor]:
         fields = {"token_NAL": self.token_NAL, "label_N": self.label_N, "seed_N": self.seed_N}
         return {name: value for name, value in fields.items() if value is not None}
-
-    def _variant(self, indices: Sequence[int], draws: Draws) -> Tensor:
-        if self.variants == 1:
-            return torch.zeros(len(indices), dtype=torch.long)
-        return torch.tensor([int(draws.uniform("variant", i) * self.variants) for i in indices])
 
 
 def save_tokens(path: Path, data: TokenDataset) -> None:

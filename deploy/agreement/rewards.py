@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 from common.config.plugins import kinds, load_plugin
+from common.data.token_source import TokenSourceConfig
 from common.exchange.provenance import STUDENT
 from learner.objective import ObjectiveConfig
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig
 from rollout.prefix import PrefixDistribution
+from teacher_server.reward import ComparedConfig
 from teacher_server.scorer import ScorerConfig
 
 SCORERS = "teacher_server.scorers"
@@ -46,6 +48,24 @@ def require_rewards(
             f"objective.kind={objective.kind} learns from the student's newest samples, but "
             "rollout.replay reads old ones; leave it out"
         )
+
+
+def settled_targets(
+    scorers: Mapping[str, ScorerConfig], tokens: TokenSourceConfig
+) -> dict[str, ScorerConfig]:
+    """The tables with what they leave to the run: what rows are compared with.
+
+    Raises:
+        ValueError: one asks for pixels that there are not.
+    """
+    found = dict(scorers)
+    for name, scorer in scorers.items():
+        if isinstance(scorer, ComparedConfig):
+            try:
+                found[name] = scorer.settled(has_pixels=tokens.has_pixels)
+            except ValueError as error:
+                raise ValueError(f"scorers.{name}.{error}") from None
+    return found
 
 
 def _remedy(name: str) -> str:

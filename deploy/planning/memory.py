@@ -27,7 +27,9 @@ from deploy.config import RunConfig
 from deploy.planning.blank_shards import blank_layout
 from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
 from deploy.planning.skeletons import (
+    BlankImages,
     BlankModelFile,
+    BlankScorerFiles,
     blank_student,
     classifier_like,
     lpips_like,
@@ -50,9 +52,6 @@ from learner.teacher_targets import TeacherTargets
 from rollout.sampler import SamplingConfig
 from teacher_server.scorer import ScorerFiles
 from teacher_server.teacher import signal_columns
-
-TOKENIZER = Path("tokenizer.safetensors")
-"""Scorers that draw read it: where it is not at hand, what they hold is not counted."""
 
 
 def scoring_images(config: RunConfig, length: int) -> int:
@@ -77,9 +76,17 @@ def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
 def scorer_files(config: RunConfig, spec: SequenceSpec, device: torch.device) -> ScorerFiles:
     """For scorers that are built here, and not on the cluster."""
     teacher, architecture = config.teacher, config.models.teacher
-    file = BlankModelFile(Path(), "models.teacher", architecture, spec, TOKENIZER, device=device)
+    file = BlankModelFile(Path(), "models.teacher", architecture, spec, Path(), device=device)
     here = teacher.model_copy(update={"device": "cpu"})
-    return ScorerFiles(here, file, config.learner.ordered, entropy=config.reads_entropy)
+    reads = config.reads_entropy
+    images = BlankImages(config, device)
+    return BlankScorerFiles(
+        *(here, file, config.learner.ordered),
+        entropy=reads,
+        images=images,
+        run=config,
+        device=device,
+    )
 
 
 def chain_bytes(

@@ -1,9 +1,9 @@
 """Models without content: their shapes, and what they weigh."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.artifacts.model_file import ModelFile
 from common.models.backbone import Backbone, BackboneConfig
@@ -16,6 +16,7 @@ from common.spec import SequenceSpec
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
 from learner.objective import Student
+from teacher_server.scorer import ScorerFiles
 
 
 def skeleton(config: BackboneConfig, spec: SequenceSpec) -> Backbone:
@@ -79,6 +80,38 @@ class BlankModelFile(ModelFile):
             return skeleton(self.architecture, self.spec)
         with self.device:
             return self.architecture.build(self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class BlankImages:
+    """Training images that need not be there."""
+
+    config: RunConfig
+    device: torch.device
+
+    def pixels(self, index_B: Tensor) -> Tensor:
+        """As `teacher_server.scorer.TargetImages`."""
+        images = self.config.images
+        shape = len(index_B), images.channels, images.size, images.size
+        return torch.zeros(shape, dtype=torch.uint8, device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class BlankScorerFiles(ScorerFiles):
+    """Of the run's shapes, before anything is learned or loaded; on another device than META what
+    they hold is drawn."""
+
+    run: RunConfig = field(kw_only=True)
+    device: torch.device = META
+
+    def load_tokenizer(self, device: torch.device) -> Tokenizer:
+        return tokenizer_like(self.run, self.device)
+
+    def load_classifier(self, device: torch.device) -> Classifier:
+        return classifier_like(self.run, self.teacher.spec, self.device)
+
+    def load_lpips(self, net: LpipsConfig, device: torch.device) -> Lpips:
+        return lpips_like(net, self.device)
 
 
 def parameters(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from common.data.tokens import TokenDataset, load_tokens
+from common.data.training_images import require_images
 from common.errors import Closed, InputError, RunFailed
 from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
@@ -66,9 +67,7 @@ class Run:
 
     def wire(self, place: Launcher) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
         teacher = self.workspace.model(self.config, "teacher")
-        classifier = None
-        if self.config.uses_classifier:
-            classifier = self.workspace.classifier
+        classifier = self.workspace.classifier if self.config.uses_classifier else None
         return wire(self.config, self.data, teacher, place, self.generated, classifier=classifier)
 
 
@@ -85,6 +84,8 @@ def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
             "learner.weights is not set; give it the student_ema.safetensors of such a run"
         )
     data = load_tokens(tokens)
+    if config.compares_pixels:
+        require_images(config.images, config.tokens, data)
     for name in ("student_before", "teacher"):
         if workspace.has_model(config, name):
             workspace.model(config, name).check()

@@ -1,8 +1,9 @@
-"""How near the decoded image is to that of the data sequence that the row began as.
+"""How near the decoded image is to the one that the row began as.
 
 The reward is minus the mean squared error of pixels in [-1, 1] (VA-pi, arXiv 2512.19680, without
 its perceptual part, which is the scorer `perceptual`), of a row whose first slots, or whose input,
-were that sequence. Both are decoded from codes, so that the tokenizer's own error is in neither.
+were the codes of that image; `target` says whether it is compared with the image itself or with
+what the tokenizer makes of those codes.
 
 With `per_token` every slot gets the error in its own part of the image. That is its effect where a
 tokenizer draws every code in one place (`patch_kmeans`); a convolutional decoder spreads it.
@@ -16,14 +17,11 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
 from teacher_server.drawing import Drawing
-from teacher_server.reward import Judge, Judged, RewardConfig
+from teacher_server.reward import ComparedConfig, Judge, Judged
 from teacher_server.scorer import ScorerFiles
 
 
-class Config(RewardConfig):
-    needs_teacher = False
-    reads_target = True
-
+class Config(ComparedConfig):
     per_token: bool = False
     """Also say each slot's share, for objective.per_token."""
 
@@ -31,7 +29,7 @@ class Config(RewardConfig):
         return (self.kind,) if self.per_token else ()
 
     def judge(self, files: ScorerFiles) -> Judge:
-        drawing = Drawing.of(files)
+        drawing = self.drawing(files)
         if self.per_token and drawing.spec.scales:
             raise InputError(
                 "scorers: decoded_mse has per_token, but codes of several scales have no part of "

@@ -1,4 +1,4 @@
-"""How much the decoded image looks like that of the data sequence that the row began as.
+"""How much the decoded image looks like the one that the row began as (`target`).
 
 The reward is minus the distance in the layers of a frozen network: LPIPS (arXiv 1801.03924) where
 `lpips` names its files, else the run's own feature classifier, as everywhere in this product. It is
@@ -15,17 +15,14 @@ from torch import Tensor
 from common.exchange.trajectory import TrajectoryBatch
 from common.perceptual.lpips import LpipsConfig
 from teacher_server.drawing import Drawing
-from teacher_server.reward import Judge, Judged, RewardConfig
+from teacher_server.reward import ComparedConfig, Judge, Judged
 from teacher_server.scorer import ScorerFiles
 
 AT_ONCE = 32
 """Images whose layers exist at a time: VGG16 has 110 MB of them for one of 256 pixels."""
 
 
-class Config(RewardConfig):
-    needs_teacher = False
-    reads_target = True
-
+class Config(ComparedConfig):
     lpips: LpipsConfig | None = None
     """The published network; without it, the run's own classifier compares."""
 
@@ -33,7 +30,7 @@ class Config(RewardConfig):
         return frozenset() if self.lpips is not None else frozenset({"classifier"})
 
     def judge(self, files: ScorerFiles) -> Judge:
-        drawing, looks = Drawing.of(files), self._looks(files)
+        drawing, looks = self.drawing(files), self._looks(files)
 
         def distance(batch: TrajectoryBatch) -> Judged:
             found_BF = looks(drawing.images(batch, batch.token_BL))
@@ -48,7 +45,7 @@ class Config(RewardConfig):
         network = (
             files.load_classifier(device).perceptual
             if self.lpips is None
-            else self.lpips.load().to(device)
+            else files.load_lpips(self.lpips, device)
         )
 
         def features(image_BCHW: Tensor) -> Tensor:

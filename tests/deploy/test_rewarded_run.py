@@ -3,7 +3,12 @@
 import pytest
 from building.runs import rows_of
 
+from common.data.tokens import load_tokens
 from common.errors import InputError
+from common.exchange.segments import Segments
+from common.exchange.trajectory import from_arrow
+from common.images.opening import open_images
+from common.tokenization.tokenizer import load_tokenizer
 from deploy.stages.distill import distill
 
 JUDGED = (
@@ -21,8 +26,10 @@ JUDGED = (
 
 def test_rewards_travel_from_scorers_to_the_rows_of_a_run(run_in, quiet):
     """Some steps on policy, data rows among them; the classifier is trained first."""
-    config, workspace = run_in(*JUDGED, "learner.steps=3", "learner.ordered=true")
+    steps = "learner.steps=3", "learner.ordered=true"
+    config, workspace = run_in(*JUDGED, *steps, "buffer.keep_gb=1")
     assert config.rollout.keep_target
+    assert config.scorers["mse"].target == "pixels"
     assert not workspace.classifier.exists()
     facts = distill(config, workspace, quiet, local=True)
     assert facts["steps"] == 3
@@ -38,9 +45,24 @@ def test_rewards_travel_from_scorers_to_the_rows_of_a_run(run_in, quiet):
         assert row["reward/group_std"] > 0
         assert row["reward/groups_left_out"] == 0
         assert row["kdrl/beta"] == config.objective.beta
-    again, other = run_in(*JUDGED, "learner.steps=3", "learner.ordered=true", name="again")
+    require_pixels_were_compared(config, workspace)
+    again, other = run_in(*JUDGED, *steps, name="again")
     distill(again, other, quiet, local=True)
     assert [row["loss"] for row in rows_of(other)] == [row["loss"] for row in rows]
+
+
+def require_pixels_were_compared(config, workspace):
+    """The image of a row is that whose codes are its target."""
+    tokenizer, data = load_tokenizer(workspace.tokenizer), load_tokens(workspace.train_tokens)
+    pixel_NCHW, kept = open_images(config.images, "train").pixels(), Segments(workspace.rollouts)
+    batch = from_arrow(kept.record(kept.leases[0]))
+    same_BN = (batch.plan.to_grid(batch.target_BL)[:, None] == data.token_NAL[:, 0]).all(-1)
+    for row, same_N in enumerate(same_BN):
+        cell_1L = batch.plan.to_grid(batch.token_BL)[row : row + 1]
+        drawn = tokenizer.image(cell_1L).clamp(-1, 1)
+        meant = pixel_NCHW[same_N].float() / 127.5 - 1
+        rewards = -(drawn - meant).square().mean((1, 2, 3))
+        assert float((rewards - batch.sequence["decoded_mse"][row]).abs().min()) < 1e-6
 
 
 REFUSED = {
@@ -59,6 +81,12 @@ REFUSED = {
         *JUDGED,
         "contexts.sources.student.min_prefix=0",
         "contexts.sources.student.max_prefix=0",
+    ),
+    r"scorers.mse.target is pixels, but the run's tokens came as codes": (
+        *JUDGED,
+        "scorers.mse.target=pixels",
+        "tokens.kind=llamagen_codes",
+        "tokens.paths=['codes']",
     ),
     "rollout.sampling changes that distribution": (*JUDGED, "rollout.sampling.top_k=5"),
     "objective.kind=kdrl corrects by the probability": (

@@ -50,6 +50,38 @@ def test_decoded_mse_is_the_error_of_images_and_its_shares_are_those_of_patches(
     assert "decoded_mse" not in said(decoded_mse.Config(), judging_files, batch).signal
 
 
+class Photographs:
+    """By the number of a condition."""
+
+    def pixels(self, index_B):
+        return (index_B[:, None, None, None] * 16 % 256 + torch.zeros(1, 1, 4, 4)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_pixels_are_those_of_the_rows_own_image(judging_files, batch, size):
+    """All rows of a group have one image."""
+    batch, files = batch.rows(slice(0, 4)), replace(judging_files, images=Photographs())
+    batch = replace(batch, id_B=torch.arange(8, 12))
+    if size > 1:
+        groups = {"group_B": batch.id_B // 2, "member_B": batch.id_B % 2}
+        groups |= {"label_B": batch.label_B * 0, "prefix_B": batch.prefix_B * 0}
+        batch = replace(batch, **groups, facts={"group_size": "2"})
+    wanted_B = (batch.id_B // size * 16).float() / 127.5 - 1
+    drawn = images(files, batch, batch.token_BL)
+    found = said(decoded_mse.Config(target="pixels", per_token=True), files, batch)
+    reward_B = -(drawn - wanted_B[:, None, None, None]).square().mean((1, 2, 3))
+    torch.testing.assert_close(found.sequence["decoded_mse"], reward_B)
+    torch.testing.assert_close(found.signal["decoded_mse"].sum(1), reward_B)
+    found = said(perceptual.Config(target="pixels"), files, batch).sequence["perceptual"]
+    network = files.load_classifier(torch.device("cpu"))
+    with torch.no_grad():
+        seen, meant = (
+            network.perceptual(image)
+            for image in (drawn, wanted_B[:, None, None, None].expand(4, 1, 4, 4))
+        )
+    torch.testing.assert_close(found, -(seen - meant).square().sum(1))
+
+
 def test_perceptual_is_the_distance_in_the_classifiers_layers(judging_files, batch):
     found = said(perceptual.Config(), judging_files, batch).sequence["perceptual"]
     network = judging_files.load_classifier(torch.device("cpu"))
@@ -124,6 +156,8 @@ def test_a_share_that_is_not_finite_fails_its_row(judging_files, batch):
 
 
 def test_what_a_reward_lacks_is_said(judging_files, batch):
+    with pytest.raises(InputError, match="given no images; set its target to codes"):
+        decoded_mse.Config(target="pixels").build(judging_files)
     bare = replace(judging_files, classifier=None)
     for config in (classifier.Config(), perceptual.Config()):
         assert config.networks() == {"classifier"}

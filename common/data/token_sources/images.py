@@ -16,6 +16,7 @@ from common.spec import SequenceSpec
 
 class Config(TokenSourceConfig):
     doing: ClassVar[str] = "encode"
+    has_pixels: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _nothing_else_is_read(self) -> Self:
