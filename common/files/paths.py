@@ -6,6 +6,7 @@ Free of third parties, so that the command line can use it before it imports any
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ TEXT_BYTES = 2**20
 """Largest configuration that is read; real ones have a few thousand bytes."""
 JSON_BYTES = 2**26
 """Largest file of facts or results."""
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 SHOWN_CHARACTERS = 80
 """Characters of somebody's text that a sentence repeats."""
 
@@ -25,9 +27,14 @@ def user_path(value: str | os.PathLike[str]) -> Path:
 
     Raises:
         InputError: it cannot be the name of a file anywhere: a NUL, bytes that are no UTF-8, more
-            characters than file systems allow, or the home folder of nobody.
+            characters than file systems allow, the home folder of nobody, or a URL.
     """
     text = os.fspath(value)
+    if is_url(text):
+        raise InputError(
+            f"{text.partition('://')[0]}://...: is a URL, but a path was expected; only --out, "
+            "--mirror and the RUN of a command take URLs"
+        )
     if "\0" in text:
         raise InputError(f"{text!r}: a path cannot hold the character NUL; give another one")
     try:
@@ -42,6 +49,18 @@ def user_path(value: str | os.PathLike[str]) -> Path:
             f"{text} names the home folder of an unknown user; if it is meant so, write ./{text}"
         )
     return Path(expanded)
+
+
+def is_url(value: object) -> bool:
+    """Whether it names a place in a storage, and no file: s3://bucket/x."""
+    return isinstance(value, str) and URL.match(value) is not None
+
+
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept: $XDG_CACHE_HOME/varkd, ~/.cache/varkd."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    parent = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
+    return parent / "varkd"
 
 
 def absolute(path: Path) -> Path:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from common.errors import InputError
 from common.files.paths import read_json
@@ -15,13 +15,20 @@ from common.files.paths import read_json
 FORMAT = "varkd-snapshot-1"
 TENSORS = "tensors.pt"
 FACTS = "facts.json"
+CHUNK_BYTES = 2**22
 MOST_FACTS = 2**26
 """Bytes; more is no file of ours."""
 
 
+class Readable(Protocol):
+    """As much of a file as is asked of it here."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of a snapshot, as it was written."""
+    """A file of a snapshot or of another list, as it was written."""
 
     name: str
     bytes: int
@@ -31,6 +38,15 @@ class Part:
     def of(cls, path: Path) -> "Part":
         """As it is now."""
         return cls(path.name, path.stat().st_size, _digest(path))
+
+    @classmethod
+    def of_open(cls, name: str, file: Readable, size: int) -> "Part":
+        """Of the next `size` bytes of a file that may grow."""
+        digest, left = _blake2b(), size
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+            digest.update(chunk)
+            left -= len(chunk)
+        return cls(name, size - left, digest.hexdigest())
 
     def require_in(self, folder: Path) -> None:
         """Refuse a file that is not as it was written.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import shtab
 
 from common.errors import InputError
-from common.files.paths import user_path
+from common.files.paths import is_url, user_path
 
 if TYPE_CHECKING:
     from deploy.config import RunConfig
@@ -26,17 +26,31 @@ def path_option(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def path_or_url(text: str) -> Path | str:
+    """A config's path as it was given, or the URL of a run."""
+    return text if is_url(text) else Path(text)
+
+
+def _folder_or_url(text: str) -> Path | str:
+    return text if is_url(text) else path_option(text)
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     config = parser.add_argument(
-        "config", type=Path, help="TOML file, run folder, or shipped config (`varkd configs`)"
+        "config",
+        type=path_or_url,
+        help="TOML file, run folder or its URL, or shipped config (`varkd configs`)",
     )
     complete(config, CONFIGS)
     add_overrides(parser)
 
 
-def add_run_folder(parser: argparse.ArgumentParser) -> None:
+def add_run_folder(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:
     folder = parser.add_argument(
-        "run_folder", metavar="RUN", type=path_option, help="the folder of a run, as --out named it"
+        "run_folder",
+        metavar="RUN",
+        type=_folder_or_url if or_url else path_option,
+        help=f"the folder of a run{', or its URL' if or_url else ''}, as --out named it",
     )
     complete(folder, shtab.DIRECTORY)
 
@@ -46,9 +60,18 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="section.key=value", help="see `varkd options`"
     )
     out = parser.add_argument(
-        "--out", type=path_option, help="run folder (default: runs/<config name>)"
+        "--out",
+        type=_folder_or_url,
+        help="run folder (default: runs/<config name>), or where the run lives: s3://, gs://, ...",
     )
     complete(out, shtab.DIRECTORY)
+    local = parser.add_argument(
+        "--local-out",
+        type=path_option,
+        metavar="FOLDER",
+        help="where a run that lives at a URL works (default: in ~/.cache/varkd/runs)",
+    )
+    complete(local, shtab.DIRECTORY)
     add_cpu(parser)
 
 
@@ -74,18 +97,34 @@ def open_from(arguments: argparse.Namespace) -> "tuple[RunConfig, Workspace]":
     """Config and workspace of the parsed arguments, after checking that we are ourselves."""
     from deploy.console.progress import busy, console
 
+    url = _working_here(arguments)
     with busy(console(), "starting", at_once=False):  # torch takes seconds, or a minute from a disk
         from deploy.layout import check_layout
         from deploy.run_folder.opening import open_run
 
         check_layout()
         config, workspace = open_run(arguments.config, arguments.overrides, arguments.out)
+        workspace.url = url
     if arguments.cpu:
         from deploy.run_folder.on_cpu import on_cpu
 
         config, changes = on_cpu(config)
         say_changes(changes)
     return config, workspace
+
+
+def _working_here(arguments: argparse.Namespace) -> str | None:
+    """Bring what lies at a URL into a folder of this machine; the URL at which the run lives."""
+    if any(map(is_url, (arguments.config, arguments.out))):
+        from deploy.cli.at_url import bring
+
+        bring(arguments)
+    elif arguments.local_out is not None and not hasattr(arguments, "url"):
+        raise InputError(
+            f"--local-out {arguments.local_out} is where a run that lives at a URL works, but no "
+            "URL is given; name the folder with --out, or give a URL there"
+        )
+    return getattr(arguments, "url", None)
 
 
 def say_changes(changes: list[str]) -> None:

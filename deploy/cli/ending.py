@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.files.paths import is_url
 from deploy.console.progress import results
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def after_tokens(config: "RunConfig", workspace: "Workspace") -> str:
     if all(given):
         return after_models(config, workspace)
     alone = {(True, False): " --model student", (False, True): " --model teacher"}
-    return f"varkd pretrain {quoted(workspace.root)}{alone.get(given, '')}"
+    return f"varkd pretrain {quoted(workspace.named)}{alone.get(given, '')}"
 
 
 def after_models(config: "RunConfig", workspace: "Workspace") -> str:
     """The command after `pretrain`: the model that is missing still, or else their use."""
     from deploy.stages.generate import dataset_source
 
-    root = quoted(workspace.root)
+    root = quoted(workspace.named)
     if config.teacher.weights is None and not workspace.teacher.exists():
         return f"varkd pretrain {root} --model teacher"
     needs_base = workspace.has_model(config, "student_before") and config.learner.weights is None
@@ -48,13 +49,15 @@ def after_models(config: "RunConfig", workspace: "Workspace") -> str:
     return f"varkd distill {root}"
 
 
-def to_go_on(root: Path, *, local: bool = False) -> str:
+def to_go_on(root: Path | str, *, local: bool = False) -> str:
     """The command that goes on with a distillation that was stopped."""
     return f"varkd distill {quoted(root)} --resume" + (" --local" if local else "")
 
 
-def quoted(path: Path) -> str:
-    """A path for a shell: relative where it is below the current folder."""
+def quoted(path: Path | str) -> str:
+    """A path for a shell: relative where it is below the current folder; or a URL."""
+    if is_url(path):
+        return shlex.quote(str(path))
     here = Path.cwd()
     absolute = Path(os.path.abspath(path))
     near = absolute.relative_to(here) if absolute.is_relative_to(here) else absolute

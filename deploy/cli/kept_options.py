@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from common.config.plugin_path import plugin_packages
+from common.files.paths import cache_folder
 from deploy.cli.config_reference import Option, every_option
 from deploy.layout import PACKAGES
 
@@ -29,19 +30,13 @@ def kept_options() -> list[Option]:
     """
     if plugin_packages():  # their files are anywhere
         return every_option()
-    path = _folder() / f"options-{_digest_of_the_code()}.json"
+    path = cache_folder() / f"options-{_digest_of_the_code()}.json"
     with suppress(OSError, ValueError, TypeError):
         return [Option(**fields) for fields in json.loads(path.read_text())]
     found = every_option()
     with suppress(OSError):
         _keep(path, json.dumps([asdict(option) for option in found]))
     return found
-
-
-def _folder() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    parent = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
-    return parent / "varkd"
 
 
 def _digest_of_the_code() -> str:

@@ -11,12 +11,13 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 import shtab
 
+from common.files.paths import is_url
+from deploy.cli.arguments import path_or_url
 from deploy.run_folder.shipped import shipped_names
 
 ORDER = (
@@ -124,12 +125,13 @@ def _find_config(arguments: argparse.Namespace, child: argparse.ArgumentParser) 
     """The config may stand behind overrides as well."""
     name = "config" if hasattr(arguments, "config") else "study"
     config = getattr(arguments, name, None)
-    if config is None or "=" not in str(config) or os.path.lexists(config):
+    is_named = is_url(config) or "=" not in str(config)
+    if config is None or is_named or os.path.lexists(config):
         return
-    plain = [word for word in arguments.overrides if "=" not in word]
+    plain = [word for word in arguments.overrides if is_url(word) or "=" not in word]
     if not plain:
         child.error(f"{config} is an override, but no {name} is given before or after it")
-    setattr(arguments, name, Path(plain[0]))
+    setattr(arguments, name, path_or_url(plain[0]))
     arguments.overrides.remove(plain[0])
     arguments.overrides.insert(0, str(config))
 

@@ -10,6 +10,7 @@ snapshot stored, from which --resume goes on. A second one ends it at once.
 For example:
   varkd distill cifar10 --dry-run
   varkd distill runs/cifar10 learner.steps=2000 rollout.workers=4
+  varkd distill cifar10 --out s3://bucket/runs/cifar10 --resume
   varkd distill runs/cifar10 --from runs/cifar10 --out runs/kd objective.kind=kd
 """
 
@@ -62,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="end in order, with a snapshot, after so long; as learner.max_minutes=M",
     )
+    parser.set_defaults(needs_snapshots=True)
     parser.add_argument(
         "--dry-run", action="store_true", help="check, resolve and print the run; start nothing"
     )
@@ -84,11 +86,14 @@ def _planned(
 
 def _begin_mirror(arguments: argparse.Namespace, workspace: "Workspace", target: "Console") -> None:
     from deploy.run_folder.mirror import Mirror
+    from deploy.run_folder.remote import Remote
 
-    mirror = Mirror(arguments.mirror, workspace, target.print)
+    mirror = Mirror(Remote(arguments.mirror), workspace, target.print)
     if arguments.resume or arguments.resume_from is not None:
-        mirror.fetch()
-    elif not arguments.restart:
+        mirror.fetch(all_snapshots=arguments.resume_from is not None)
+    elif arguments.restart:
+        mirror.replace()
+    else:
         mirror.require_free()
     arguments.held.enter_context(mirror)
 
@@ -125,8 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{facts['steps']} steps in {facts['wall_seconds']:.1f} s, {facts['published']} "
             f"versions published ({facts['cause'] or 'all steps done'})",
             files=(workspace.student, workspace.student_ema, workspace.metrics),
-            following=to_go_on(workspace.root, local=arguments.local)
+            following=to_go_on(workspace.named, local=arguments.local)
             if facts["cause"]
-            else f"varkd evaluate {quoted(workspace.root)}",
+            else f"varkd evaluate {quoted(workspace.named)}",
         )
     return EXIT_CODES.get(facts["stopped"], 0)

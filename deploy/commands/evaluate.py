@@ -28,6 +28,6 @@ def run(arguments: argparse.Namespace) -> int:
     end(
         f"FID: {fids}",
         files=[workspace.root / name for name in ("report.md", *pictures)],
-        following=f"varkd sample {quoted(workspace.root)}",
+        following=f"varkd sample {quoted(workspace.named)}",
     )
     return 0

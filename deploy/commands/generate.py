@@ -35,6 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     end(
         f"{facts['sequences']:,} sequences {done}",
         files=[workspace.teacher_tokens],
-        following=f"varkd distill {quoted(workspace.root)}{local}",
+        following=f"varkd distill {quoted(workspace.named)}{local}",
     )
     return 0

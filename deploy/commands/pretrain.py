@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = trained_models(config) if arguments.model == "both" else (arguments.model,)
     for which in wanted:
         facts = pretrain(config, workspace, which, target, **how)
-        root = quoted(workspace.root)
+        root = quoted(workspace.named)
         if "cause" in facts:
             end(
                 f"{which}: stopped by {facts['cause']} after step {facts['steps']}",

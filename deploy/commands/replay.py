@@ -13,6 +13,7 @@ For example:
 import argparse
 
 from common.errors import InputError
+from common.files.paths import is_url
 from deploy.cli.arguments import add_config, add_local
 from deploy.commands import distill
 
@@ -29,15 +30,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--restart", action="store_true", help="throw the replay in --out away, done or not"
     )
-    parser.set_defaults(resume_from=None, dry_run=False, source=None)
+    parser.set_defaults(
+        **dict.fromkeys(("resume_from", "source", "mirror", "max_minutes")),
+        dry_run=False,
+        needs_snapshots=True,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.out is None:
+        raise InputError("varkd replay needs --out: a folder for the new run, beside the kept one")
+    if is_url(arguments.config):
+        from deploy.cli.at_url import bring
+
+        bring(arguments)
     root = arguments.config
     if not root.is_dir():
         raise InputError(f"{root}: no run folder; give one whose run had buffer.keep_gb set")
-    if arguments.out is None:
-        raise InputError("varkd replay needs --out: a folder for the new run, beside the kept one")
     if not any((root / "rollouts").glob("*.json")):
         raise InputError(
             f"{root / 'rollouts'}: no kept rollouts are there; run `varkd distill` with "

@@ -68,6 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
     end(
         f"{len(order.label_N):,} images of {arguments.model}, {order.per_class} of each class",
         files=[order.output],
-        following=f"varkd export {quoted(workspace.root)}" if order.is_sheet else None,
+        following=f"varkd export {quoted(workspace.named)}" if order.is_sheet else None,
     )
     return 0

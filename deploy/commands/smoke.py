@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"FID teacher {fid['teacher']:.3f}, student {before}{fid['student_after']:.3f} after "
         f"{facts['steps']} steps; {total:.0f} s in all",
         files=[workspace.root / name for name in ("samples.png", "report.md")],
-        following=f"varkd sample {quoted(workspace.root)}  # for your images: varkd init FOLDER",
+        following=f"varkd sample {quoted(workspace.named)}  # for your images: varkd init FOLDER",
     )
     return 0
 

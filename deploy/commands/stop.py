@@ -19,15 +19,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from functools import partial
+
     from deploy.cli.ending import quoted
     from deploy.console.progress import busy, console, results
-    from deploy.control.client import ask, ending_of, require_live, wait_ended
+    from deploy.control.client import ask, ending_of, look, require_live, wait_ended
 
     root, target = arguments.run_folder, results()
     began = ((seen := require_live(root)).status or {}).get("began")
     ask(seen, "stop")
     with busy(console(), f"{root}: waiting for the run to end"):
-        seen = wait_ended(root, lambda seen: None)
+        seen = wait_ended(partial(look, root), lambda seen: None)
     if seen.status is None or seen.status.get("began") != began:
         target.print(f"{root}: ended before its first step; the folder is as it was")
         return 0

@@ -27,7 +27,8 @@ TRACES = ("distill.json", "metrics.jsonl", "snapshots", "config.toml", "config.r
 class Seen:
     """What a folder says of its run."""
 
-    root: Path
+    root: Path | str
+    """The folder, or its URL."""
     live: dict[str, Any] | None
     """Who is at work in it (`command`, `pid`, `host`, `since`), if anybody."""
     status: dict[str, Any] | None
@@ -114,7 +115,7 @@ def ask(seen: Seen, command: str, wanted: Mapping[str, Any] | None = None) -> st
         InputError: it refuses.
         RunFailed: it does not answer, or ended meanwhile.
     """
-    rendezvous = Rendezvous(seen.root)
+    rendezvous = Rendezvous(Path(seen.root))
     identifier = rendezvous.ask(command, wanted)
     try:
         answer = _awaited(seen, rendezvous, identifier)
@@ -129,7 +130,7 @@ def ask(seen: Seen, command: str, wanted: Mapping[str, Any] | None = None) -> st
 def _awaited(seen: Seen, rendezvous: Rendezvous, identifier: str) -> Answer:
     deadline = time.monotonic() + ANSWER_SECONDS
     while True:
-        now = look(seen.root)
+        now = look(Path(seen.root))
         if (answer := rendezvous.answered(identifier)) is not None:
             return answer
         if not now.is_live:
@@ -139,11 +140,16 @@ def _awaited(seen: Seen, rendezvous: Rendezvous, identifier: str) -> Answer:
         time.sleep(POLL_SECONDS)
 
 
-def wait_ended(root: Path, while_waiting: Callable[[Seen], object]) -> Seen:
-    """Return once nobody is at work in the folder any more."""
-    while (seen := look(root)).is_live:
+def wait_ended(
+    look_again: Callable[[], Seen],
+    while_waiting: Callable[[Seen], object],
+    *,
+    pause: float = POLL_SECONDS,
+) -> Seen:
+    """Return once nobody is at work any more where one looks every `pause` seconds."""
+    while (seen := look_again()).is_live:
         while_waiting(seen)
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
     return seen
 
 

@@ -7,74 +7,128 @@ on disk when they were made, so that whoever goes on from the copy misses none.
 
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from common.errors import InputError, RunFailed
-from common.files.snapshots import FACTS
-from deploy.run_folder.remote import TROUBLE, Remote, reason, tried
+from deploy.run_folder.copied_files import STATUS, copied_files
+from deploy.run_folder.copying import Copy
+from deploy.run_folder.fetching import (
+    ROLLOUTS,
+    SNAPSHOTS,
+    fetch,
+    is_facts,
+    without_older_snapshots,
+)
+from deploy.run_folder.remote import Remote, reason, tried
+from deploy.run_folder.synced import Synced
 from deploy.run_folder.workspace import Workspace
 
 ROUND_SECONDS = 15.0
-SNAPSHOTS = "snapshots/"
-PRUNED = (SNAPSHOTS, "milestones/", "rollouts/")
-"""Folders of which the run removes what it does not keep."""
 
 
 class Mirror:
     """Copies in the background while the block lasts, and once more at its end."""
 
-    def __init__(self, url: str, workspace: Workspace, say: Callable[[str], object]) -> None:
-        """
-        Raises:
-            InputError: nothing can be stored at `url`.
-        """
-        self._remote = Remote(url)
+    def __init__(
+        self,
+        remote: Remote,
+        workspace: Workspace,
+        say: Callable[[str], object],
+        *,
+        command: str = "distill",
+        is_complete: bool = False,
+    ) -> None:
+        """`is_complete` is with what a run begins with: tokens, models, all of the folder."""
+        self._remote = remote
         self._workspace = workspace
         self._say = say
-        self._copied: dict[str, tuple[int, int]] = {}
+        self._is_complete = is_complete
+        self._synced = Synced(workspace.root, remote.url)
+        self._copy = Copy(remote, self._synced, command)
+        self._seen: set[str] = set()
+        self._superseded: set[str] = set()
+        self._before = ""
         self._has_failed = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
-    def fetch(self) -> None:
-        """What a run left there, newest snapshot and all, into a folder that has no run.
+    def is_there(self) -> bool:
+        """Whether anything was copied there.
 
         Raises:
-            InputError: it cannot be fetched; the folder has no run still.
+            InputError: as `fetch`.
         """
-        if self._workspace.has_run():
+        return self._copy.found() is not None
+
+    def fetch(self, *, snapshots: bool = True, all_snapshots: bool = False) -> None:
+        """What is there and not here; of the snapshots the newest, or all, or neither them nor
+        kept rollouts.
+
+        Raises:
+            InputError: it cannot be fetched, or another command is at work there.
+        """
+        if (manifest := self._copy.found()) is None:
             return
-        root = self._workspace.root
+        names = [name for name in manifest.names() if any(manifest.allowed(name))]
+        wanted = names if all_snapshots else without_older_snapshots(names)
+        if snapshots:
+            self._superseded = set(names) - set(wanted)
+            self._before = max(filter(is_facts, wanted), default="")
+        else:
+            wanted = [name for name in wanted if not name.startswith((SNAPSHOTS, ROLLOUTS))]
+        here, had_run = self._here(), self._workspace.has_run()
+        if not self._is_complete:  # what does not belong to the run is as somebody put it here
+            runs = {path.name for path in self._workspace.traces()}
+            own = {name for name in here if name.partition("/")[0] not in runs}
+            here = {name: path for name, path in here.items() if name not in own}
+            wanted = [name for name in wanted if name not in own]
+        here.pop(STATUS, None)
+        wanted = [name for name in wanted if name != STATUS]
         try:
-            names = self._remote.names()
-            whole = [name.rpartition("/")[0] for name in names if _is_facts(name)]
-            for name in [*_wanted(names, max(whole, default=""))]:
-                self._remote.get(name, root / name)
-        except TROUBLE as error:
-            for path in self._workspace.traces():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            raise InputError(f"--mirror {self._remote.url}: {reason(error)}") from None
-        if whole:
-            self._say(f"fetched {max(whole)} of {self._remote.url}")
+            fetch(self._remote, manifest, self._synced, self._workspace.root, here, wanted)
+        except InputError:
+            if not had_run:  # half a run is none
+                for path in self._workspace.traces():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
+        if snapshots and self._before and not had_run:
+            self._say(f"fetched {self._before.rpartition('/')[0]} of {self._remote.url}")
 
     def require_free(self) -> None:
         """For a run that begins anew.
 
         Raises:
-            InputError: another one's files are there, which would be replaced.
+            InputError: another one's files are there, which would be replaced, or another command
+                is at work there.
         """
-        names = self._remote.names()
+        manifest = self._copy.found()
+        names = manifest.names() if manifest else ()
         found = [name for name in names if name == "metrics.jsonl" or name.startswith(SNAPSHOTS)]
         if found:
             raise InputError(
-                f"--mirror {self._remote.url}: holds a run already ({found[0]}); choose another "
-                "URL, go on with --resume, or replace it with --restart"
+                f"{self._remote}: holds a run already ({found[0]}); choose another URL, go on with "
+                "--resume, or replace it with --restart"
             )
 
+    def replace(self) -> None:
+        """For a run that throws away what is there, once it has a snapshot of its own.
+
+        Raises:
+            InputError: another command is at work there.
+        """
+        if (manifest := self._copy.found()) is not None:
+            self._superseded = set(manifest.names())
+
     def __enter__(self) -> Self:
+        """
+        Raises:
+            InputError: nothing can be stored there.
+        """
+        self._remote.require_writable()
+        self._seen = {*self._here()}
         self._thread.start()
         return self
 
@@ -90,7 +144,7 @@ class Mirror:
         """
         self._ended.set()
         self._thread.join()
-        failure = tried(self._round)
+        failure = tried(self._last_round)
         if not isinstance(failure, Exception):
             return
         sentence = (
@@ -112,49 +166,24 @@ class Mirror:
                 )
             self._has_failed = isinstance(failure, Exception)
 
+    def _last_round(self) -> None:
+        self._round()
+        self._copy.close()
+
     def _round(self) -> None:
         """Copy what has changed, and remove what the run does not keep."""
         if not self._workspace.root.is_dir():
             raise OSError(f"{self._workspace.root} is not there")
-        files = dict(self._files())
-        for name, path in files.items():
-            try:
-                found = path.stat()
-            except FileNotFoundError:  # was pruned meanwhile
-                continue
-            state = found.st_mtime_ns, found.st_size
-            if self._copied.get(name) != state:
-                self._remote.put(path, name)
-                self._copied[name] = state
-        if files:
-            self._prune(files.keys())
+        here = self._here()
+        self._copy.update(here, self._gone(here))
+        self._seen = {*here}
 
-    def _prune(self, kept: Collection[str]) -> None:
-        gone = [n for n in self._remote.names() if n.startswith(PRUNED) and n not in kept]
-        for name in sorted(gone, key=lambda name: not _is_facts(name)):  # facts first
-            self._remote.drop(name)
-            self._copied.pop(name, None)
+    def _here(self) -> dict[str, Path]:
+        return copied_files(self._workspace, is_complete=self._is_complete)
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        """Names and paths of what is finished, in the order in which it is copied."""
-        workspace, root = self._workspace, self._workspace.root
-        snapshots = [path for path in workspace.snapshots.glob("step-*/*") if path.is_file()]
-        made = (workspace.config, workspace.clusters, workspace.classifier, *workspace.traces())
-        for path in made:
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                is_own = file.is_file() and not file.is_symlink()
-                if is_own and path != workspace.snapshots and not file.name.startswith("."):
-                    yield str(file.relative_to(root)), file
-        for file in sorted(snapshots, key=lambda file: (file.parent.name, file.name == FACTS)):
-            yield str(file.relative_to(root)), file
-
-
-def _is_facts(name: str) -> bool:
-    return name.startswith(SNAPSHOTS) and name.endswith(f"/{FACTS}")
-
-
-def _wanted(names: list[str], newest: str) -> Iterator[str]:
-    """All, but of the snapshots the newest alone."""
-    for name in names:
-        if not name.startswith(SNAPSHOTS) or name.rpartition("/")[0] == newest:
-            yield name
+    def _gone(self, here: Mapping[str, Path]) -> list[str]:
+        """What was here, or is of a run that this one goes on from or replaces."""
+        gone = self._seen - here.keys()
+        if max(filter(is_facts, here), default="") > self._before:
+            gone |= self._superseded - here.keys()
+        return sorted(gone, key=lambda name: not is_facts(name))

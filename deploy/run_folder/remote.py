@@ -1,7 +1,9 @@
 """Files at a URL of `pyarrow.fs`: s3://, gs://, abfs://, hdfs:// or file://."""
 
+import io
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -9,35 +11,63 @@ from urllib.parse import urlsplit, urlunsplit
 from pyarrow import fs
 
 from common.errors import InputError
+from common.files.sealed import Readable
 
 T = TypeVar("T")
+Storage = Callable[[str], tuple[fs.FileSystem, str]]
 PART = ".part"
-TROUBLE = (OSError, ValueError)
+PROBE = "varkd-probe/empty"
+CHUNK_BYTES = 2**22
+MOST_TEXT = 2**26
+"""Bytes; more is no list of ours."""
+TROUBLE = (OSError, ValueError, NotImplementedError)
 """What Arrow raises where storage, rights or names are wrong."""
 
 
 class Remote:
     """A folder there; names in it are paths with slashes."""
 
-    def __init__(self, url: str) -> None:
-        """Looks at the folder once.
+    def __init__(
+        self, url: str, option: str = "--mirror", opened: Storage = fs.FileSystem.from_uri
+    ) -> None:
+        """Looks at the folder once; `option` is how the URL was given, `opened` finds the file
+        system that a URL means, and the folder in it.
 
         Raises:
             InputError: no such storage, or it cannot be reached.
         """
         self.url = shown(url)
         """Without what nobody else is to know."""
+        self._said = f"{option} {self.url}".strip()
         if "://" not in url:
             raise InputError(
-                f"--mirror {self.url}: expected a URL such as s3://bucket/runs/mine, gs://..., or "
+                f"{self}: expected a URL such as s3://bucket/runs/mine, gs://..., or "
                 "file:///mnt/runs/mine"
             )
         try:
-            self._fs, self._root = fs.FileSystem.from_uri(url)
+            self._fs, self._root = opened(url)
             self.names()
         except TROUBLE as error:
             said = reason(error).replace(url, self.url)
-            raise InputError(f"--mirror {self.url}: {said}") from None
+            raise InputError(f"{self}: {said}") from None
+
+    def __str__(self) -> str:
+        """For messages."""
+        return self._said
+
+    def require_writable(self) -> None:
+        """
+        Raises:
+            InputError: nothing can be stored or removed there.
+        """
+        try:
+            self.put_text("", PROBE)
+            self.drop(PROBE)
+        except TROUBLE as error:
+            raise InputError(
+                f"{self}: cannot be written: {reason(error)}; choose another URL, or give "
+                "credentials that may"
+            ) from None
 
     def names(self) -> list[str]:
         """Of all files, in order.
@@ -49,39 +79,82 @@ class Remote:
         found = [info.path for info in self._fs.get_file_info(chosen) if info.is_file]
         return sorted(path[len(self._root) :].lstrip("/") for path in found)
 
-    def put(self, source: Path, name: str) -> None:
-        """Store a file whole, or not at all: an object is there once all of it is, and on a file
-        system it is renamed then.
+    def age(self, name: str) -> float:
+        """Seconds since a file was replaced, by the clock of the storage where it has one.
 
         Raises:
-            OSError: it cannot be stored.
+            OSError: it cannot be reached.
+        """
+        (info,) = self._fs.get_file_info([self._path(name)])
+        changed = info.mtime
+        return (datetime.now(UTC) - changed).total_seconds() if changed else float("inf")
+
+    def put(self, source: Readable, size: int, name: str) -> None:
+        """Store the next `size` bytes whole, or not at all: an object is there once all of it is,
+        and on a file system it is renamed then.
+
+        Raises:
+            OSError: it cannot be stored, or there are fewer.
         """
         final = self._path(name)
         self._fs.create_dir(final.rpartition("/")[0], recursive=True)
         is_renamed = self._fs.type_name in ("local", "hdfs")
         half = f"{final}{PART}" if is_renamed else final
-        fs.copy_files(str(source), half, fs.LocalFileSystem(), self._fs)
+        with self._fs.open_output_stream(half) as target:
+            left = size
+            while left and (chunk := source.read(min(left, CHUNK_BYTES))):
+                target.write(chunk)
+                left -= len(chunk)
+        if left:
+            raise OSError(f"{name} became smaller while it was copied")
         if is_renamed:
             self._fs.move(half, final)
+
+    def put_text(self, text: str, name: str) -> None:
+        """
+        Raises:
+            OSError: it cannot be stored.
+        """
+        content = text.encode()
+        self.put(io.BytesIO(content), len(content), name)
 
     def get(self, name: str, target: Path) -> None:
         """Fetch a file.
 
         Raises:
+            FileNotFoundError: there is none.
             OSError: it cannot be fetched.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        half = target.with_name(f".{target.name}{PART}")
-        with self._fs.open_input_stream(self._path(name)) as source, half.open("wb") as file:
-            shutil.copyfileobj(source, file)
-        half.replace(target)
+        with self._fs.open_input_stream(self._path(name)) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK_BYTES)
+
+    def text(self, name: str) -> str | None:
+        """A small file; None where there is none.
+
+        Raises:
+            OSError: it cannot be fetched.
+            ValueError: it is no text.
+        """
+        (info,) = self._fs.get_file_info([self._path(name)])
+        if not info.is_file:
+            return None
+        with self._fs.open_input_stream(self._path(name)) as source:
+            return source.read(MOST_TEXT).decode()
 
     def drop(self, name: str) -> None:
-        """
+        """With the folder that it was the last file of.
+
         Raises:
+            FileNotFoundError: there is none.
             OSError: it cannot be removed.
         """
-        self._fs.delete_file(self._path(name))
+        path = self._path(name)
+        self._fs.delete_file(path)
+        folder = path.rpartition("/")[0]
+        others = self._fs.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        if "/" in name and not others:
+            self._fs.delete_dir(folder)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

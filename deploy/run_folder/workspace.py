@@ -1,7 +1,7 @@
 """A run folder: the names of its files, its config, and the models that are expected in it."""
 
 import hashlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -34,6 +34,8 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.url: str | None = None
+        """Where the run lives, if not here; the command holds the folder then."""
         self.config = root / CONFIG_NAMES[0]
         self.resolved = root / CONFIG_NAMES[1]
         self.tokenizer = root / "tokenizer.safetensors"
@@ -56,6 +58,11 @@ class Workspace:
         self.profiles = root / "profiles.jsonl"
         self.board = root / "tensorboard"
         self.facts = root / "distill.json"
+
+    @property
+    def named(self) -> Path | str:
+        """What the next command line calls the run."""
+        return self.url or self.root
 
     def traces(self) -> list[Path]:
         """What is there of a distillation and its evaluation: what belongs to one run alone."""
@@ -97,6 +104,8 @@ class Workspace:
 
     def locked(self, command: str) -> AbstractContextManager[None]:
         """Hold the folder for one command, see `deploy.run_folder.lock.locked`."""
+        if self.url is not None:
+            return nullcontext()
         return locked(self.root, command)
 
     @overload

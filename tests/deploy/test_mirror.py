@@ -8,6 +8,7 @@ from building.runs import go, rows_of
 from common.errors import InputError, RunFailed
 from common.files.snapshots import Snapshots
 from deploy.run_folder.mirror import Mirror
+from deploy.run_folder.remote import Remote
 from deploy.run_folder.workspace import Workspace
 
 
@@ -18,7 +19,7 @@ def copied(folder):
 def test_a_copy_is_whole_follows_what_is_kept_and_a_run_goes_on_from_it(half, again, tmp_path):
     _, workspace = half()
     there, said = tmp_path / "there", []
-    with Mirror(there.as_uri(), workspace, said.append) as mirror:
+    with Mirror(Remote(there.as_uri()), workspace, said.append) as mirror:
         mirror.require_free()
     with pytest.raises(InputError, match=r"holds a run already \(metrics\.jsonl\)"):
         mirror.require_free()
@@ -26,21 +27,20 @@ def test_a_copy_is_whole_follows_what_is_kept_and_a_run_goes_on_from_it(half, ag
     assert {"metrics.jsonl", "student.safetensors", "distill.json", "report.html"} <= names
     assert {f"snapshots/step-0000000{step}/facts.json" for step in (2, 4)} <= names
     assert not any(name.endswith(".part") or "tokens" in name for name in names)
-    shutil.rmtree(workspace.snapshots / "step-00000002")
     (there / "snapshots/step-00000009").mkdir()
     (there / "snapshots/step-00000009/tensors.pt").touch()  # of a process that was killed
     elsewhere = Workspace(tmp_path / "elsewhere")
     shutil.copytree(workspace.root, elsewhere.root, symlinks=True)
     for path in elsewhere.traces():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with Mirror(there.as_uri(), workspace, said.append):
-        pass
+    with Mirror(Remote(there.as_uri()), workspace, said.append):
+        shutil.rmtree(workspace.snapshots / "step-00000002")
     assert not [
         n
         for n in copied(there)
         if n.startswith(("snapshots/step-00000002", "snapshots/step-00000009"))
     ]
-    Mirror(there.as_uri(), elsewhere, said.append).fetch()
+    Mirror(Remote(there.as_uri()), elsewhere, said.append).fetch()
     assert said == [f"fetched snapshots/step-00000004 of {there.as_uri()}"]
     assert Snapshots(elsewhere.snapshots).steps() == [4]
     config, _ = again("learner.steps=6", name="elsewhere")
@@ -52,16 +52,23 @@ def test_what_cannot_be_copied_is_a_sentence(half, tmp_path):
     _, workspace = half()
     for url in ("nowhere", "nope://bucket/x"):
         with pytest.raises(InputError, match=f"--mirror {url}"):
-            Mirror(url, workspace, print)
+            Remote(url)
     with pytest.raises(InputError, match="--mirror nope://bucket/x: ") as refused:
-        Mirror("nope://key:secret@bucket/x?token=secret", workspace, print)
+        Remote("nope://key:secret@bucket/x?token=secret")
     assert "secret" not in str(refused.value)
     there, said = tmp_path / "there", []
-    copies = [Mirror(there.as_uri(), workspace, said.append) for _ in range(2)]
-    there.write_text("a file")
+    copies = [Mirror(Remote(there.as_uri()), workspace, said.append) for _ in range(2)]
     left = r"not everything could be copied to file:.*run has all of it"
+
+    def meanwhile(ending=None):
+        there.rmdir()
+        there.write_text("a file")
+        if ending is not None:
+            raise ending
+
     with pytest.raises(RunFailed, match=left), copies[0]:
-        pass
+        meanwhile()
+    there.unlink()
     with pytest.raises(SystemExit), copies[1]:
-        raise SystemExit(2)
+        meanwhile(SystemExit(2))
     assert [words.partition(":")[0] for words in said] == ["warning"]

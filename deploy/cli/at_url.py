@@ -1,0 +1,96 @@
+"""Commands on a run that lives at a URL: they work in a folder of this machine, which is fetched
+before and copied back while they last and at their end."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from common.errors import InputError
+from common.files.atomic import unwritable
+from common.files.paths import absolute, cache_folder, is_url
+from deploy.console.progress import console
+from deploy.run_folder.mirror import Mirror
+from deploy.run_folder.remote import Remote
+from deploy.run_folder.workspace import Workspace
+
+
+def bring(arguments: argparse.Namespace) -> None:
+    """Put folders in the place of the URLs of `config` and `out`; `url` is that of the run.
+
+    Raises:
+        InputError: the storage cannot be reached, holds no run or half of one, or another command
+            is at work on it.
+    """
+    source, out = arguments.config, arguments.out
+    if is_url(source) and out in (None, source):
+        arguments.config = arguments.out = _begin(arguments, source, "", is_source=True)
+        return
+    if is_url(source):
+        remote = Remote(source, "")
+        workspace, mirror = _working(arguments, remote, None)
+        _require_run(remote, mirror)
+        mirror.fetch(snapshots=_goes_on(arguments))
+        arguments.config = workspace.root
+    if is_url(out):
+        arguments.out = _begin(arguments, out, "--out", is_source=False)
+
+
+def working_folder(url: str) -> Path:
+    """Of a run that lives at a URL, unless somebody names another; only its owner may look into
+    it, for the bucket may be private as well.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    parent = cache_folder() / "runs"
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(parent, error) from error
+    digest = hashlib.blake2b(url.encode(), digest_size=4).hexdigest()
+    return absolute(parent / f"{url.rstrip('/').rpartition('/')[2]}-{digest}")
+
+
+def _begin(arguments: argparse.Namespace, url: str, option: str, *, is_source: bool) -> Path:
+    """The folder of the run that this command works on; it is copied from here on."""
+    remote = Remote(url, option)
+    workspace, mirror = _working(arguments, remote, arguments.local_out)
+    if is_source:
+        _require_run(remote, mirror)
+    if getattr(arguments, "mirror", None) is not None:
+        raise InputError(f"{remote}: a run that lives at a URL needs no --mirror; leave it out")
+    going = ("resume", "restart", "resume_from", "dry_run")
+    begins = _goes_on(arguments) and not any(
+        getattr(arguments, name) not in (None, False) for name in going
+    )
+    if begins:
+        mirror.require_free()
+    snapshots = _goes_on(arguments) and not arguments.dry_run
+    everything = getattr(arguments, "resume_from", None) is not None
+    mirror.fetch(snapshots=snapshots, all_snapshots=snapshots and everything)
+    if not getattr(arguments, "dry_run", False):
+        arguments.held.enter_context(mirror)
+    arguments.url = remote.url
+    return workspace.root
+
+
+def _working(
+    arguments: argparse.Namespace, remote: Remote, chosen: Path | None
+) -> tuple[Workspace, Mirror]:
+    """The folder, which this command holds from here on."""
+    root = working_folder(remote.url) if chosen is None else absolute(chosen)
+    workspace, target = Workspace(root), console()
+    arguments.held.enter_context(workspace.locked(arguments.command))
+    target.print(f"{remote.url}: working in {root}")
+    command = arguments.command
+    return workspace, Mirror(remote, workspace, target.print, command=command, is_complete=True)
+
+
+def _require_run(remote: Remote, mirror: Mirror) -> None:
+    if not mirror.is_there():
+        raise InputError(f"{remote}: nothing is there; give the URL of a run, as --out named it")
+
+
+def _goes_on(arguments: argparse.Namespace) -> bool:
+    """Whether the command trains by snapshots."""
+    return getattr(arguments, "needs_snapshots", False)
