@@ -3,6 +3,7 @@
 Shape letters: B sequences, L slots, N tokens, C width, V codes.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,13 +26,14 @@ from learner.blocks import recompute_activations
 from learner.compiled import compile_layers
 from learner.config import LearnerConfig
 from learner.diagnostics import StepStatistics
+from learner.gradient_parts import compare_parts, step_coefficients
 from learner.layout import LayoutOf, layout_of
 from learner.micro_batch import MicroBatches
 from learner.objective import Objective, Student
 from learner.optimizer import Average, build_adamw
 from learner.process_group import ProcessGroup, SingleProcess
 from learner.profile import Profile
-from learner.reduction import Coefficients, coefficients, sequence_coefficients
+from learner.reduction import Coefficients
 from learner.restoring import fitting, optimizer_state, require_like, restore_optimizer
 from learner.seeding import seeded
 from learner.teacher_targets import TeacherTargets, entropy
@@ -106,20 +108,15 @@ class Learner:
         self._objective.config.check_rows(batch)
         light = self._without_wide_columns(batch)
         token_weights = self._objective.token_weights(light, self._state, self._ranks)
-        factors = self._coefficients(light, token_weights)
-        length = batch.token_BL.shape[1]
-        diagnosed = self._objective.config.observes()
-        statistics = StepStatistics(diagnosed, self._contexts, length, self._device)
+        sums = self._contexts, self._ranks.sum_
+        factors = step_coefficients(self._objective, light, token_weights, *sums)
+        compared: dict[str, float] = {}
+        if self.profile.ends_with(self.steps_done + 1):
+            norm_of = partial(self._norm_of, batch, token_weights)
+            compared = compare_parts(self._objective, factors, norm_of)
+        statistics = self._statistics(batch)
         statistics.add_batch(light, token_weights)
-        self._optimizer.zero_grad(set_to_none=True)
-        seed = derive_seed(self._seed, f"dropout-{self._ranks.rank}", self.steps_done)
-        with seeded(seed, self._device):
-            for first in range(0, len(batch), self._config.micro_batch):
-                rows = slice(first, first + self._config.micro_batch)
-                parts = batch.rows(rows), token_weights.rows(rows), factors.rows(rows)
-                total = self._layout.run(partial(self._micro_batches.loss, *parts, statistics))
-                self._layout.backward(total, is_last=rows.stop >= len(batch))
-                statistics.loss += total.detach()
+        self._pass_over(self._micro_batches, batch, token_weights, factors, statistics)
         norm, rate = self.update(statistics.loss)
         lag_B = (self.steps_done if now is None else now) - light.version_B
         self.steps_done += 1
@@ -128,9 +125,41 @@ class Learner:
         self.profile.add(statistics, self.steps_done)
         if sampled := statistics.rollout_means():
             self._objective.update_state(self._state, sampled)
-        metrics |= {"grad_norm": norm, "lr": rate} | self._state
+        metrics |= {"grad_norm": norm, "lr": rate} | compared | self._state
         require_finite(self.steps_done, metrics, self._remedy)
         return metrics
+
+    def _statistics(self, batch: TrajectoryBatch) -> StepStatistics:
+        diagnosed, length = self._objective.config.observes(), batch.token_BL.shape[1]
+        return StepStatistics(diagnosed, self._contexts, length, self._device)
+
+    def _pass_over(
+        self,
+        computes: MicroBatches,
+        batch: TrajectoryBatch,
+        token_weights: TokenWeights,
+        factors: Coefficients,
+        statistics: StepStatistics,
+    ) -> None:
+        """Gradients of the loss of all rows, from none."""
+        self._optimizer.zero_grad(set_to_none=True)
+        seed = derive_seed(self._seed, f"dropout-{self._ranks.rank}", self.steps_done)
+        with seeded(seed, self._device):
+            for first in range(0, len(batch), self._config.micro_batch):
+                rows = slice(first, first + self._config.micro_batch)
+                parts = batch.rows(rows), token_weights.rows(rows), factors.rows(rows)
+                total = self._layout.run(partial(computes.loss, *parts, statistics))
+                self._layout.backward(total, is_last=rows.stop >= len(batch))
+                statistics.loss += total.detach()
+
+    def _norm_of(
+        self, batch: TrajectoryBatch, weights: TokenWeights, part: Objective, factors: Coefficients
+    ) -> float:
+        """Of the gradient of a part of the objective, from a pass of its own."""
+        computes = replace(self._micro_batches, objective=part)
+        self._pass_over(computes, batch, weights, factors, self._statistics(batch))
+        self._layout.sum_gradients()
+        return float(self._layout.clip(math.inf))
 
     def _without_wide_columns(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """The batch without what is wide, with the teacher's numbers that the objective reads."""
@@ -147,18 +176,6 @@ class Learner:
             return light
         read = self._teacher.read(batch, missing, self._config.chunk_tokens)
         return replace(light, signal=light.signal | read)
-
-    def _coefficients(self, batch: TrajectoryBatch, token_weights: TokenWeights) -> Coefficients:
-        config, sums = self._objective.config, self._ranks.sum_
-        of_tokens = coefficients(
-            config.reduction, token_weights, batch.context, self._contexts, sums
-        )
-        if not self._objective.has_sequence_loss:
-            return Coefficients(of_tokens)
-        weight_B = token_weights.sequence_B
-        if weight_B is None:
-            weight_B = batch.rows_where(config.uses).float()
-        return Coefficients(of_tokens, sequence_coefficients(weight_B, sums))
 
     def update(self, loss: Tensor) -> tuple[float, float]:
         """Let the optimizer follow the gradients that are there, the last part of `step`: norm of

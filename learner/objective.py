@@ -244,6 +244,11 @@ class Objective(ABC):
     def has_sequence_loss(self) -> bool:
         return type(self).sequence_loss is not Objective.sequence_loss
 
+    def parts(self) -> Mapping[str, "Objective"]:
+        """Terms that add up to this one, two by name, the weights of which depend on how large
+        their gradients are: profiled steps say that. They are given what `token_weights` found."""
+        return {}
+
     def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
         """Numbers of each token to plot and to remember; of rollouts or data, or of both.
 

@@ -40,14 +40,17 @@ class Profile:
         self._steps = step
         self._curves = [f"{name}/{context}" for name, context in statistics.keys]
 
+    def ends_with(self, step: int) -> bool:
+        """Whether a window does."""
+        return bool(self._every) and (step % self._every == 0 or step == self._last)
+
     def take(self) -> dict[str, Any] | None:
         """The window that ended with the last step, as JSON; None inside of one.
 
         {"first": step, "last": step, "curves": {"name/context": {"mean": [..], "count": [..]}}};
         means are None where nothing was counted, and curves without any count are left out.
         """
-        ends = self._every and (self._steps % self._every == 0 or self._steps == self._last)
-        if self._sum_2QXL is None or not ends:
+        if self._sum_2QXL is None or not self.ends_with(self._steps):
             return None
         total_QL, count_QL = self._sum_2QXL.cpu().flatten(1, 2)
         self._sum_2QXL = None

@@ -137,6 +137,18 @@ def advantages(config: AdvantageConfig, rewards: Rewards, ranks: ProcessGroup) -
     return centred_BX.view_as(value).float()
 
 
+def did_well(rewards: Rewards, least: float | None, *, whole_groups: bool) -> Tensor:
+    """True_B for rows of that reward or more, by default of their group's mean; with `whole_groups`
+    for all of a group in which any is."""
+    reward_B, group_B = rewards.total_B, rewards.group_B
+    if least is None:
+        sums_K1, size_K = _added(reward_B[:, None], group_B), torch.bincount(group_B)
+        good_B = reward_B >= (sums_K1[:, 0] / size_K)[group_B]
+    else:
+        good_B = reward_B >= least
+    return torch.isin(group_B, group_B[good_B]) if whole_groups else good_B
+
+
 def _added(value_BX: Tensor, group_B: Tensor) -> Tensor:
     groups = int(group_B.max()) + 1
     return value_BX.new_zeros(groups, value_BX.shape[1]).index_add(0, group_B, value_BX)

@@ -31,21 +31,15 @@ from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import BackboneConfig
 from learner.beta import BetaConfig
 from learner.divergence import Divergence
-from learner.objective import (
-    Objective,
-    ObjectiveConfig,
-    Reading,
-    SequenceRows,
-    Student,
-    TokenChunk,
-)
+from learner.objective import Objective, ObjectiveConfig, Reading, SequenceRows, Student, TokenChunk
+from learner.objective_part import Part
 from learner.objectives import gkd
 from learner.policy_gradient import ESTIMATORS, surrogate
 from learner.process_group import ProcessGroup
 from learner.resources import Resources
 from learner.returns import log_ratio, returns
 from learner.rewarded_config import RewardedConfig
-from learner.rewards import Rewards, advantages, read, remember
+from learner.rewards import Rewards, advantages, did_well, read, remember
 from learner.teacher_targets import Quantity, token_logprob
 from learner.token_weights import ObjectiveState, TokenWeights
 
@@ -188,11 +182,13 @@ class Kdrl(Objective):
         beta_BL = beta * distilled.weight_BL
         beta_BL = beta_BL.masked_fill(self._masked(batch, rewards)[:, None], 0)
         advantage_BX = gain * advantages(config.advantage, rewards, ranks)
-        advantage_BL = advantage_BX.view(len(batch), -1) + beta_BL * self._ahead(batch)
+        ahead_BL = beta_BL * self._ahead(batch)
+        advantage_BL = advantage_BX.view(len(batch), -1) + ahead_BL
         support_BL = distilled.support_BL & ~left_out_B1
         advantage_BL = advantage_BL.masked_fill(~(batch.rollout_BL & support_BL), 0)
         weight_BL = ((beta_BL != 0) | (advantage_BL != 0)) & support_BL
         column = {"advantage": advantage_BL, "behaviour": batch.logprob_BL, "beta": beta_BL}
+        column["ahead"] = ahead_BL.masked_fill(~(batch.rollout_BL & support_BL), 0)
         column |= {INNER + name: value for name, value in distilled.column.items()}
         sequence_B = distilled.sequence_B
         if sequence_B is None:
@@ -216,16 +212,10 @@ class Kdrl(Objective):
 
     def _masked(self, batch: TrajectoryBatch, rewards: Rewards) -> Tensor:
         """True for rows of the student that are not distilled."""
-        config, reward_B, group_B = self._config, rewards.total_B, rewards.group_B
+        config = self._config
         if config.mask == "none":
-            return torch.zeros_like(group_B, dtype=torch.bool)
-        if config.correct is None:
-            sums_K = reward_B.new_zeros(len(group_B)).index_add(0, group_B, reward_B)
-            good_B = reward_B >= (sums_K / group_B.bincount(minlength=len(group_B)))[group_B]
-        else:
-            good_B = reward_B >= config.correct
-        if config.mask == "group":
-            good_B = torch.isin(group_B, group_B[good_B])
+            return torch.zeros_like(batch.on_policy_B)
+        good_B = did_well(rewards, config.correct, whole_groups=config.mask == "group")
         return good_B & batch.on_policy_B
 
     def _ahead(self, batch: TrajectoryBatch) -> Tensor | float:
@@ -249,8 +239,25 @@ class Kdrl(Objective):
         loss_N = chunk.column["beta"] * self._distillation(chunk)
         if not chunk.is_on_policy:
             return loss_N
+        return loss_N + self._gained(chunk, chunk.column["advantage"])
+
+    def parts(self) -> dict[str, Objective]:
+        """Distillation, with what of it is in the advantage, and the reward."""
+        reward = Part(self, self._reward_alone, of_sequences=False)
+        return {"kd": Part(self, self._distillation_alone), "reward": reward}
+
+    def _distillation_alone(self, chunk: TokenChunk) -> Tensor:
+        loss_N = chunk.column["beta"] * self._distillation(chunk)
+        return loss_N + self._gained(chunk, chunk.column["ahead"])
+
+    def _reward_alone(self, chunk: TokenChunk) -> Tensor:
+        return self._gained(chunk, chunk.column["advantage"] - chunk.column["ahead"])
+
+    def _gained(self, chunk: TokenChunk, advantage_N: Tensor) -> Tensor:
+        if not chunk.is_on_policy:
+            return 0 * chunk.student_token_N
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()
-        return loss_N - surrogate(ratio_N, chunk.column["advantage"], self._config.clip)
+        return -surrogate(ratio_N, advantage_N, self._config.clip)
 
     def _distillation(self, chunk: TokenChunk) -> Tensor | float:
         if self._inner is not None:

@@ -273,3 +273,29 @@ def test_teacher_quantities_are_those_of_its_whole_distribution(pair, scored):
     coarse = logprob.exp().unflatten(-1, (V // 4, 4)).sum(-1)
     alpha = 1 + (coarse * coarse.log()).sum(-1) / torch.tensor(V / 4).log()
     torch.testing.assert_close(found["cluster_confidence"], alpha, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"sequence_level": True, "kd": "full_rkl"}])
+def test_profiled_steps_compare_the_gradients_of_reward_and_distillation(
+    scored, learner_of, fields
+):
+    """With those of a step that has one of them alone, and they change nothing."""
+
+    def step(every, **given):
+        learner = learner_of(made("kdrl", fields | given), profile_every=every)
+        return [learner.step(scored) for _ in range(2)]
+
+    plain = step(0, beta=0.3)
+    first, second = step(2, beta=0.3)
+    names = {f"kdrl/grad_{name}" for name in ("norm_kd", "norm_reward", "ratio")}
+    assert not names & first.keys()
+    assert second.keys() - first.keys() == names
+    assert [first["grad_norm"], second["grad_norm"]] == [row["grad_norm"] for row in plain]
+    reward, kd = step(0, beta=0.0)[1], step(0, beta=0.3, rewards={"teacher_logprob": 0.0})[1]
+    assert second["kdrl/grad_norm_reward"] == pytest.approx(reward["grad_norm"], rel=1e-3)
+    assert second["kdrl/grad_norm_kd"] == pytest.approx(kd["grad_norm"], rel=1e-3)
+    ratio = second["kdrl/grad_norm_kd"] / second["kdrl/grad_norm_reward"]
+    assert second["kdrl/grad_ratio"] == ratio
+    constant = step(2, beta=0.3, rewards={"teacher_logprob": 0.0})[1]
+    assert constant["kdrl/grad_norm_reward"] == 0
+    assert "kdrl/grad_ratio" not in constant
