@@ -76,7 +76,7 @@ def require_labels(contexts: ContextsConfig, objective: ObjectiveConfig) -> None
             raise ValueError(
                 f"objective.kind={objective.kind} takes the codes of the student's rows for "
                 f"labels, but contexts.sources.{source.kind} has samples; drop it, or of stagger "
-                "set target to own or requantised"
+                "set target to own, data or requantised"
             )
 
 

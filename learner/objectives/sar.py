@@ -4,11 +4,12 @@ next-scale students without a teacher.
     -log q(x_t | x)  on data,    -sigma log q(y_t | own codes)  on staggered rows,
 
 where y are the student's own hard predictions behind the true coarser scales (the paper's
-"contrastive student forcing") or codes that put its own right (`contexts.sources.stagger.target`).
-They are codes of a record, so no gradient reaches them. The first scale has nothing of its own
-before it, and no second loss. Both targets average over true scales that the own ones do not
-determine, which biases the fixed point by as much as sigma; with a teacher, whose distribution
-behind the same own codes has no such bias, use any of its objectives on staggered rows instead.
+"contrastive student forcing"), the data's codes, or codes that put its own right
+(`contexts.sources.stagger.target`). They are codes of a record, so no gradient reaches them. The
+first scale has nothing of its own before it, and no second loss. All of them average over true
+scales that the own ones do not determine, which biases the fixed point by as much as sigma; with a
+teacher, whose distribution behind the same own codes has no such bias, use any of its objectives on
+staggered rows instead.
 
 Losses are per token, so nothing depends on chunks, micro-batches or ranks.
 """

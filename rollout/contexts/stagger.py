@@ -44,15 +44,16 @@ class Config(ForcedContext):
     history: Literal["full", "truncated"] = "full"
     """full: a scale sees own codes of all scales before it; truncated: the class and its own input
     alone, as in the released code."""
-    target: Literal["teacher", "own", "requantised"] = "teacher"
+    target: Literal["teacher", "own", "data", "requantised"] = "teacher"
     """teacher: what the teacher says behind the same own codes, by any objective with one. For
     objective.kind=sar, without a teacher: own: the student's likeliest codes (the paper's);
-    requantised: the codes of what the own scales before lack of the image, as far as its data codes
-    show it."""
+    data: the data's own codes, as if nothing before them were wrong (the released code's other
+    variant); requantised: the codes of what the own scales before lack of the image, as far as its
+    data codes show it."""
 
     @property
     def has_input(self) -> bool:
-        return self.target == "requantised" or self.has_hard_labels
+        return self.target in ("data", "requantised") or self.has_hard_labels
 
     @property
     def has_hard_labels(self) -> bool:
@@ -99,6 +100,8 @@ class StaggerSampler:
             logprob_BL = torch.zeros_like(logprob_BL)  # what is given, or drawn with certainty
         if config.has_hard_labels:
             return Drawn(hard_BL, logprob_BL, own_BL, history)
+        if config.target == "data":
+            return Drawn(data_BL, logprob_BL, own_BL, history)
         if config.target == "requantised":
             right_BL = requantised(self.student.backbone, data_BL, own_BL)
             return Drawn(right_BL, logprob_BL, own_BL, history)

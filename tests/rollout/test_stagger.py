@@ -57,6 +57,16 @@ def test_own_codes_of_each_scale_come_from_one_pass_over_data(student, data):
     assert torch.equal(hard.input_BL, drawn.token_BL)
 
 
+@pytest.mark.parametrize("prediction", ["argmax", "sample"])
+def test_the_datas_codes_are_labels_behind_own_ones(student, data, prediction):
+    batch, *_ = staggered(student, data, size=3, target="data", prediction=prediction)
+    own, *_ = staggered(student, data, size=3, prediction=prediction)
+    assert torch.equal(batch.token_BL, batch.target_BL)
+    assert torch.equal(batch.input_BL, own.token_BL)
+    assert (batch.token_BL != batch.input_BL).any()
+    assert (batch.logprob_BL == 0).all(), "nobody drew them"
+
+
 @torch.no_grad()
 def test_what_is_read_is_what_the_cached_sampler_feeds_after_the_same_codes(student, data):
     """To the bit; so codes that are the data's are read as data is."""
