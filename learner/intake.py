@@ -5,6 +5,7 @@ it is asked for.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -50,7 +51,8 @@ class Taken:
         for key in (key for key in batches[0].facts if key.startswith(BUSY)):
             found = [float(batch.facts.get(key, 0)) for batch in batches]
             numbers[f"busy/{key.removeprefix(BUSY)}"] = sum(found) / len(found)
-        return cls(concatenate(batches), share.leases, numbers | _lease_seconds(batches))
+        numbers |= _lease_seconds(batches) | _late_leases(batches)
+        return cls(concatenate(batches), share.leases, numbers)
 
 
 class Intake:
@@ -145,3 +147,9 @@ def _lease_seconds(batches: list[TrajectoryBatch]) -> dict[str, float]:
         if (worker := batch.facts.get("worker")) and "rollout_seconds" in batch.facts:
             found.setdefault(worker, []).append(float(batch.facts["rollout_seconds"]))
     return {f"lease_seconds/{worker}": sum(each) / len(each) for worker, each in found.items()}
+
+
+def _late_leases(batches: list[TrajectoryBatch]) -> dict[str, float]:
+    """How many of every worker another one sampled, because all waited for them."""
+    late = Counter(batch.facts["late"] for batch in batches if "late" in batch.facts)
+    return {f"late_leases/{worker}": float(count) for worker, count in late.items()}

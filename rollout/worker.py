@@ -237,6 +237,8 @@ class RolloutWorker:
             "worker": self._name,
             "rollout_seconds": f"{seconds:.6f}",
         }
+        if lease.late is not None:
+            facts["late"] = lease.late
         if (conditions := len(self._conditions.shared)) != self._data.spec.num_classes + 1:
             facts["conditions"] = str(conditions)
         return facts

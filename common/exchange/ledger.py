@@ -2,17 +2,19 @@
 
 Image index i of a run always means the same dataset row, context, prefix, label and noise,
 whoever samples it and whenever. Indices are handed out in leases of `lease_size`; a lease is
-open, leased, stored or trained, and every lease is trained exactly once.
+open, leased, stored or trained, and every lease is trained exactly once. One that the learner waits
+for and that is late goes to an idle worker as well: what it has to sample is the same.
 """
 
 import heapq
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from threading import Condition
 from typing import Any
 
 from common.errors import Verdict
 from common.exchange.frontier import NOTHING, Frontier
+from common.exchange.holdings import Holdings
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.stall import stalled_stage
 
@@ -23,13 +25,15 @@ class Ledger:
     Nothing is leased before the learner called `restore` for the first time.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` tells for how long somebody has a lease, in seconds."""
         self._schedule = schedule
         self._changed = Condition()
         self._generation = 0
         self._cause: Verdict | None = None
         self._open = False
         self._dead: set[str] = set()
+        self._leased = Holdings(clock)
         self._reset(NOTHING, ())
         self._reissued = 0
         self._restarts: list[dict[str, float]] = []
@@ -41,29 +45,26 @@ class Ledger:
         self._versions = sorted(versions)
         self._next = 0
         self._again: list[int] = []
-        self._leased: dict[int, tuple[str, float]] = {}
+        self._leased.clear()
         self._stored: set[int] = set()
 
     def lease(self, worker: str, timeout: float) -> Lease | None:
-        """The next block for `worker`; None when no credit came free within `timeout` seconds.
+        """The next block for `worker`, or one that another is late with; None when no credit came
+        free within `timeout` seconds.
 
         Raises:
             Closed: the run is over; the message says why.
         """
-
-        def is_answered() -> bool:
-            return self._cause is not None or worker in self._dead or self._can_lease()
-
+        deadline = self._leased.clock() + timeout
         with self._changed:
-            self._changed.wait_for(is_answered, timeout)
-            if self._cause is not None:
-                raise self._cause.error()
-            # A call outlives the process that made it: what it got, nobody would ever sample.
-            if worker in self._dead or not self._can_lease():
-                return None
-            number = heapq.heappop(self._again) if self._again else self._fresh()
-            self._leased[number] = (worker, time.monotonic())
-            return self._describe(number)
+            while (number := self._next_for(worker)) is None:
+                now, next_late = self._leased.clock(), self._next_late(worker)
+                if now >= deadline or worker in self._dead:
+                    return None
+                until = deadline if next_late is None else min(deadline, next_late[0])
+                self._changed.wait(until - now)
+            late = self._leased.give(number, worker)
+            return self._describe(number, late)
 
     def wants(self, number: int, generation: int) -> bool:
         """Whether that lease is still somebody's, and of this generation."""
@@ -75,7 +76,7 @@ class Ledger:
         with self._changed:
             wanted = generation == self._generation and number in self._leased
             if wanted:
-                del self._leased[number]
+                self._leased.settle(number)
                 self._stored.add(number)
             return wanted
 
@@ -95,9 +96,8 @@ class Ledger:
         none to a call of its that still waits. No worker takes its name again."""
         with self._changed:
             self._dead.add(worker)
-            lost = sorted(n for n, (holder, _) in self._leased.items() if holder == worker)
+            lost = self._leased.leave(worker)
             for number in lost:
-                del self._leased[number]
                 heapq.heappush(self._again, number)
             self._reissued += len(lost)
             self._changed.notify_all()
@@ -159,18 +159,48 @@ class Ledger:
                 "ledger/leased": len(self._leased),
                 "ledger/stored": len(self._stored),
                 "ledger/reissued": self._reissued,
+                "ledger/taken_over": self._leased.taken_over,
             }
 
     def describe(self) -> str:
         """Which stage the run waits for, and who holds what: for the watchdog."""
         with self._changed:
-            now, scored = time.monotonic(), len(self._stored)
-            leased = {number: (w, now - since) for number, (w, since) in self._leased.items()}
+            ages, scored = self._leased.ages(), len(self._stored)
+            leased = {number: next(iter(holders.items())) for number, holders in ages.items()}
             per_step = self._schedule.leases_per_step
             stage = stalled_stage(leased, scored, per_step, is_free=self._can_lease())
-            held = [f"{w} has lease {n} for {age:.0f} s" for n, (w, age) in leased.items()]
+            held = [
+                f"{worker} has lease {number} for {age:.0f} s"
+                for number, holders in ages.items()
+                for worker, age in holders.items()
+            ]
             waiting = f"{scored} leases scored, {self._trained.step} steps trained"
             return "; ".join([f"it waits for {stage}", *held, waiting])
+
+    def _next_for(self, worker: str) -> int | None:
+        """The lease that it may have now.
+
+        Raises:
+            Closed: the run is over.
+        """
+        if self._cause is not None:
+            raise self._cause.error()
+        if worker in self._dead:  # a call outlives its process: nobody would sample what it got
+            return None
+        if self._can_lease():
+            return heapq.heappop(self._again) if self._again else self._fresh()
+        late = self._next_late(worker)
+        return late[1] if late is not None and late[0] <= self._leased.clock() else None
+
+    def _next_late(self, worker: str) -> tuple[float, int] | None:
+        return self._leased.next_late(self._waited_for(), worker)
+
+    def _waited_for(self) -> Iterator[int]:
+        """Leases that somebody has and that the learner needs before it can go on."""
+        if self._schedule.by_step:
+            step, per_step = self._trained.step, self._schedule.leases_per_step
+            return (number for number in self._leased if number // per_step == step)
+        return iter(self._leased if len(self._stored) < self._schedule.leases_per_step else ())
 
     def _fresh(self) -> int:
         number = self._trained.next_open(self._next)
@@ -191,11 +221,11 @@ class Ledger:
             return False
         return bool(self._again) or self._trained.next_open(self._next) < self._schedule.total
 
-    def _describe(self, number: int) -> Lease:
+    def _describe(self, number: int, late: str | None) -> Lease:
         size = self._schedule.lease_size
         step = number // self._schedule.leases_per_step
         version = self._pinned(step) if self._schedule.ordered else None
-        return Lease(number, number * size, size, step, version, self._generation)
+        return Lease(number, number * size, size, step, version, self._generation, late=late)
 
     def _pinned(self, step: int) -> int:
         pinned = self._schedule.pinned_version(step)

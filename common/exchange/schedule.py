@@ -1,6 +1,6 @@
 """The arithmetic of steps, leases, versions and staleness."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MOST_AHEAD = 8
 """Steps that sampling may run ahead of a learner that leaves the student as it is for longer."""
@@ -135,6 +135,8 @@ class Lease:
     """Sample with exactly this version; None means the newest."""
     generation: int
     """Bumped when the learner restarts: records of an older future are refused."""
+    late: str | None = field(default=None, kw_only=True, compare=False)
+    """Who has had it for so long that another one samples it too: the first record counts."""
 
     @property
     def indices(self) -> range:

@@ -7,6 +7,10 @@ from typing import Any
 
 KEY = "lease_seconds/"
 """Of a row of metrics, with a worker's name: seconds that its leases of the step took."""
+LATE = "late_leases/"
+"""With a worker's name: how many of its leases all waited for, until another one sampled them."""
+LATE_LEASES, LATE_STEPS = 3, 20
+"""Once or twice in so many steps is chance."""
 LEASES = 8
 """Of which the median counts."""
 SLOW = 4.0
@@ -20,15 +24,35 @@ class WorkerPace:
         self._seconds: dict[str, deque[float]] = {}
         self.slow: dict[str, float] = {}
         """How many times as long as the others' the leases of a worker took, when that was seen."""
+        self._rows = 0
+        self._late: dict[str, deque[int]] = {}
+        """In which of the rows a worker was late, the last times; no more once that was said."""
 
     def hear(self, row: Mapping[str, Any]) -> Iterator[str]:
-        """A sentence about each that is found to be slow, once."""
+        """A sentence about each that is found to be slow, or late again and again, once."""
+        self._rows += 1
         for key, seconds in row.items():
             if key.startswith(KEY):
                 name = key.removeprefix(KEY)
                 self._seconds.setdefault(name, deque(maxlen=LEASES)).append(float(seconds))
                 if name not in self.slow and (said := self._judged(name)):
                     yield said
+            elif key.startswith(LATE) and self._is_often_late(name := key.removeprefix(LATE)):
+                yield (
+                    f"warning: {name} was late with {LATE_LEASES} leases in {LATE_STEPS} steps: "
+                    "look at its machine; the run goes on, and others sampled them as well"
+                )
+
+    def _is_often_late(self, name: str) -> bool:
+        """Once a worker."""
+        at = self._late.setdefault(name, deque(maxlen=LATE_LEASES))
+        if not at.maxlen:
+            return False
+        at.append(self._rows)
+        is_often = len(at) == LATE_LEASES and self._rows - at[0] < LATE_STEPS
+        if is_often:
+            self._late[name] = deque(maxlen=0)
+        return is_often
 
     def _judged(self, name: str) -> str | None:
         known = {
@@ -43,5 +67,6 @@ class WorkerPace:
         self.slow[name] = round(known[name] / usual, 1)
         return (
             f"warning: {name} takes {known[name]:.3g} s for a lease, {self.slow[name]:g} times as "
-            "long as the others: look at its machine; the run goes on, and waits for it"
+            "long as the others: look at its machine; the run goes on, and others sample as well "
+            "what all wait for"
         )

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,8 @@ from common.randomness import Draws, uniform
 PLAIN = Schedule(steps=12, global_batch_size=4, lease_size=2, max_staleness=3, publish_every=2)
 
 
-def services(schedule, max_bytes=2**20):
-    ledger = Ledger(schedule)
+def services(schedule, max_bytes=2**20, clock=time.monotonic):
+    ledger = Ledger(schedule, clock)
     buffer = Buffer(schedule, max_bytes=max_bytes, ledger=ledger)
     ledger.restore(START)
     return ledger, buffer
@@ -49,12 +50,14 @@ def test_steps_that_share_a_student_are_all_of_its_newest_version(seed, ordered)
 def versions_trained(schedule, seed):
     """(step, version) of every record that is trained, under random interleavings of slow and dying
     workers with the learner; all images are trained once."""
-    ledger, buffer = services(schedule)
+    now = [0.0]
+    ledger, buffer = services(schedule, clock=lambda: now[0])
     chance = random.Random(seed)
     held, trained, step, published = [], [], 0, 0
     crew, hired = ["w0", "w1", "w2"], 3
     while step < schedule.steps:
         move = chance.random()
+        now[0] += move  # a lease may be late
         if move < 0.45:
             lease = ledger.lease(chance.choice(crew), timeout=0)
             if lease is not None:
@@ -142,7 +145,12 @@ def test_a_lost_record_is_sampled_again_for_its_step(ordered):
     mended = buffer.take(0, shard=1, shards=2, timeout=0)
     assert mended.leases == one.leases == [0, 1]
     assert [part.column("id").to_pylist() for part in mended.records] == [[2, 3]]
-    assert ledger.gauges() == {"ledger/leased": 0, "ledger/stored": 4, "ledger/reissued": 0}
+    assert ledger.gauges() == {
+        "ledger/leased": 0,
+        "ledger/stored": 4,
+        "ledger/reissued": 0,
+        "ledger/taken_over": 0,
+    }
 
 
 def test_there_is_room_for_a_record_in_place_of_a_lost_one():
@@ -179,6 +187,42 @@ def test_a_dead_workers_lease_goes_to_another_and_the_duplicate_is_discarded():
     assert buffer.put(record(lost, 0), 0), "the dead worker's record arrives late"
     assert buffer.gauges()["buffer/images"] == 4
     assert buffer.gauges()["buffer/duplicates"] == 2
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_late_lease_that_the_learner_waits_for_goes_to_an_idle_worker_as_well(ordered):
+    now = [0.0]
+    schedule = replace(PLAIN, ordered=ordered, lease_size=1, max_staleness=1, publish_every=1)
+    ledger, buffer = services(schedule, clock=lambda: now[0])
+    for lease in [ledger.lease("fast", 0) for _ in range(8)]:
+        assert ledger.lease("idle", 0) is None, "nobody knows what is usual"
+        now[0] += 1.0
+        buffer.put(record(lease, 0), 0)
+    for step in (0, 1):
+        ledger.commit(step + 1, buffer.take(step, shard=0, shards=1, timeout=0).leases)
+    now[0] = 100.0
+    slow, *others = [ledger.lease(worker, 0) for worker in ["slow"] + 7 * ["fast"]]
+    for other in others:
+        buffer.put(record(other, 2), 0)
+    now[0] += 2.9  # three times the median
+    assert ledger.lease("idle", 0) is None
+    now[0] += 0.2
+    if not ordered:
+        assert ledger.lease("idle", 0) is None, "the learner has what it needs"
+        ledger.commit(3, buffer.take(2, shard=0, shards=1, timeout=0).leases)
+        assert len([ledger.lease("fast", 0) for _ in range(4)]) == 4
+    assert ledger.lease("slow", 0) is None, "it has it"
+    again = ledger.lease("idle", 0)
+    assert (again, again.late, slow.late) == (slow, "slow", None)
+    now[0] += 100.0
+    assert ledger.lease("third", 0) != slow, "two have it"
+    assert ledger.expire("idle") == []
+    assert ledger.lease("fourth", 0) == slow, "one who had it died"
+    before = ledger.gauges()["ledger/stored"]
+    for _ in range(2):  # theirs, and then the slow one's
+        assert buffer.put(record(slow, 2), 0)
+    assert ledger.gauges()["ledger/stored"] == before + 1
+    assert buffer.gauges()["buffer/duplicates"] == 1
 
 
 def test_ordered_steps_get_exactly_their_leases_and_pinned_versions():

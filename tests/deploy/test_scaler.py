@@ -110,3 +110,13 @@ def test_a_worker_that_is_far_slower_than_the_others_is_named_once():
     assert 8 <= step <= 10
     assert warning.startswith("warning: worker-1 takes 1 s for a lease, ")
     assert list(pace.slow) == ["worker-1"]
+
+
+def test_a_worker_whose_leases_others_had_to_sample_again_and_again_is_named_once():
+    pace, said = WorkerPace(), []
+    for step in range(200):
+        row = {"loss": 9.0} | ({"late_leases/worker-1": 1.0} if step > 100 else {})
+        row |= {"late_leases/worker-2": 1.0} if step % 15 == 0 else {}  # a hiccup now and then
+        said += [(step, warning.partition(":")[2]) for warning in pace.hear(row)]
+    ((step, warning),) = said
+    assert (step, warning[:20]) == (103, " worker-1 was late w")
