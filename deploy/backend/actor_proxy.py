@@ -85,4 +85,6 @@ def ray_reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
     detail = last.rpartition("Worker exit detail: ")[2]
-    return detail.partition(" There are some potential root causes")[0].rstrip(".")
+    for guesses in (" There are some potential root causes", " Some common causes include"):
+        detail = detail.partition(guesses)[0]
+    return detail.rstrip(".")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import Verdict
 from common.exchange.buffer import Buffer
@@ -31,6 +32,11 @@ from deploy.backend.routes import Route
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 5.0
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """The driver's node: Ray has those that reserve nothing on any, and a run cannot lose them."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 class WeightsProxy(ActorProxy):
@@ -108,6 +114,8 @@ class RayLauncher:
         host, proxy = BY_REFERENCE.get(cls, (ActorHost, ActorProxy))
         actor_class: Any = ray.remote(type(cls.__name__, (host,), {}))
         strategy, held = self._reservation.take(site.section)
+        if not (site.cpus or site.gpus):
+            strategy = strategy or here()
         actor = actor_class.options(
             name=name,
             namespace=self.namespace,

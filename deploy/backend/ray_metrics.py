@@ -63,6 +63,9 @@ SERIES: dict[str, Series] = {
     "teacher/waiting": _gauge("teacher_waiting", "Records that waited for a replica"),
     "busy/": _gauge("scorer_busy", "Share of its time in which a scorer worked", "scorer"),
     "lease_seconds/": _gauge("lease_seconds", "Seconds of sampling a lease", "worker"),
+    "late_leases/": _gauge(
+        "late_leases", "Leases of the step that another worker sampled instead", "worker"
+    ),
     "actors/": _gauge("actors", "Workers and replicas that are there", "role"),
     "gate/": _gauge("gate", "State of the gate", "quantity"),
     "horizon/": _gauge("horizon", "State of the horizon", "quantity"),
