@@ -6,15 +6,17 @@ the passes that normalising would cost (learner/analytic.py, `summed_logprob`).
 Shape letters: N tokens, n some of them, V codes.
 """
 
+import torch
 from torch import Tensor
 
 
 class Categorical:
     """Its log-probabilities are computed when somebody asks for them, once."""
 
-    def __init__(self, logit_NV: Tensor) -> None:
-        """`logit_NV`: float32, up to a constant per token; log-probabilities are logits too."""
-        self.logit_NV = logit_NV
+    def __init__(self, given_NV: Tensor) -> None:
+        """`given_NV`: logits of any float type, up to a constant per token; log-probabilities are
+        logits too."""
+        self.given_NV = given_NV
         self._logprob_NV: Tensor | None = None
 
     @classmethod
@@ -25,18 +27,27 @@ class Categorical:
         return found
 
     @property
+    def logit_NV(self) -> Tensor:
+        """Logits in float32 at least, with their gradient where that is recorded."""
+        return self.given_NV.to(torch.promote_types(self.given_NV.dtype, torch.float32))
+
+    @property
     def logprob_NV(self) -> Tensor:
         """Normalised, with the logits' gradient where that is recorded."""
         if self._logprob_NV is not None:
             return self._logprob_NV
         found_NV = self.logit_NV.log_softmax(-1)
         # What was computed without its gradient is not for those who want it.
-        if found_NV.requires_grad == self.logit_NV.requires_grad:
+        if found_NV.requires_grad == self.given_NV.requires_grad:
             self._logprob_NV = found_NV
         return found_NV
 
     def only(self, index_n: Tensor) -> "Categorical":
         """Of some tokens."""
-        is_normalised = self._logprob_NV is self.logit_NV
+        is_normalised = self._logprob_NV is self.given_NV
         make = Categorical.normalised if is_normalised else Categorical
-        return make(self.logit_NV[index_n])
+        return make(self.given_NV[index_n])
+
+    def tempered(self, temperature: float) -> "Categorical":
+        """softmax(z / T)."""
+        return self if temperature == 1 else Categorical(self.logit_NV / temperature)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from common.config.quantities import CodesOrAll, Fraction, Probability
 from common.config.schema import Config
-from learner import analytic
+from learner import analytic, fused
+from learner.categorical import Categorical
 
 
 def forward_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
@@ -164,6 +165,26 @@ class Divergence(Config):
         if torch.is_grad_enabled() and pair[0].requires_grad:
             return analytic.with_slope(self.slope, *pair)
         return self.value(*pair)
+
+    def between(self, student: Categorical, teacher: Categorical) -> Tensor:
+        """The same from distributions; on a GPU in one pass over their logits."""
+        pair = student.given_NV, teacher.given_NV
+        if self.top_k or not fused.fits(*pair):
+            return self(student.logprob_NV, teacher.logprob_NV)
+        return fused.divergence(*pair, *self._as_fused)
+
+    @property
+    def _as_fused(self) -> tuple[str, float]:
+        """Name and number of learner/fused.py's; the ends of jsd are the KLs that they tend to."""
+        match self.name:
+            case "jsd" if self.beta in (0, 1):
+                return ("rkl" if self.beta else "fkl"), 0.0
+            case "jsd":
+                return "jsd", self.beta
+            case "mix":
+                return "mix", self.rkl_share
+            case name:
+                return name, self.alpha
 
     def slope(self, student_NK: Tensor, teacher_NK: Tensor) -> tuple[Tensor, Tensor]:
         """Divergence per token and its derivative in the student's log-probabilities, (N, K)."""

@@ -81,7 +81,7 @@ class MicroBatches:
     ) -> Tensor:
         def weighted(logit_nV: Tensor, tokens: slice) -> Tensor:
             teacher = self._opinion(chosen.signal_of(tokens))
-            chunk = chosen.chunk(tokens, Categorical(logit_nV.float()), teacher)
+            chunk = chosen.chunk(tokens, Categorical(logit_nV), teacher)
             watch_n, slot_n = chosen.watch(tokens), chosen.slot_N[tokens]
             unknown = "entropy" not in chosen.signal
             watched = observe(self.objective, chunk, watch_n, confidence_too=unknown)

@@ -23,7 +23,7 @@ from common.errors import InputError
 from common.exchange.signal import entropy_of
 from common.files.tensors import load_tensors, save_tensors
 from common.finite import is_finite
-from learner import analytic
+from learner import analytic, fused
 from learner.balanced_clusters import balanced_clusters
 from learner.categorical import Categorical
 from learner.divergence import Divergence
@@ -146,9 +146,20 @@ def number_by_first_code(label_V: Tensor) -> ClusterMap:
 def cluster_logprob(of: Categorical, clusters: ClusterMap) -> Tensor:
     """log of the summed probability of each cluster, stable for clusters of tiny mass; -inf,
     without a gradient, for one of no mass."""
-    if clusters.size == of.logit_NV.shape[-1]:
+    if clusters.size == of.given_NV.shape[-1]:
         return of.logprob_NV  # numbered by their first codes, each is its own cluster
     return analytic.summed_logprob(of.logit_NV, clusters.cluster_V, clusters.size)
+
+
+def coarse(of: Categorical, clusters: ClusterMap) -> Categorical:
+    """The distribution over clusters."""
+    is_fine = clusters.size < of.given_NV.shape[-1]
+    if is_fine and fused.fits(of.given_NV):
+        least = analytic.LEAST
+        logit_NC = fused.cluster_logits(of.given_NV, clusters.cluster_V, clusters.size, least)
+        if logit_NC is not None:
+            return Categorical(logit_NC)
+    return Categorical.normalised(cluster_logprob(of, clusters))
 
 
 def relaxed(
@@ -160,11 +171,11 @@ def relaxed(
 ) -> Tensor:
     """mix D(Q, P) + (1 - mix) D(q, p) per token; D(q, p) where there are no clusters."""
     if clusters is None or mix == 0:
-        return divergence(student.logprob_NV, teacher.logprob_NV)
-    coarse_N = divergence(cluster_logprob(student, clusters), cluster_logprob(teacher, clusters))
+        return divergence.between(student, teacher)
+    coarse_N = divergence.between(coarse(student, clusters), coarse(teacher, clusters))
     if mix == 1:
         return coarse_N
-    return mix * coarse_N + (1 - mix) * divergence(student.logprob_NV, teacher.logprob_NV)
+    return mix * coarse_N + (1 - mix) * divergence.between(student, teacher)
 
 
 def chain_rule(
@@ -176,7 +187,7 @@ def chain_rule(
     sum_c Q_c KL(q(.|c) || p(.|c)) (docs/method.md, "Relaxation").
     """
     between_N = relaxed(divergence, student, teacher, clusters)
-    return between_N, divergence(student.logprob_NV, teacher.logprob_NV) - between_N
+    return between_N, divergence.between(student, teacher) - between_N
 
 
 def cluster_confidence(clusters: ClusterMap | None) -> Quantity:

@@ -18,4 +18,4 @@ class Config(PlainObjective):
     """VarKD runs its GKD baseline with jsd, beta 0.5."""
 
     def token_loss(self, chunk: TokenChunk) -> Tensor:
-        return self.divergence(chunk.student_NV, chunk.required_teacher_NV)
+        return self.divergence.between(chunk.student, chunk.required_teacher)

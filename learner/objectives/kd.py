@@ -8,7 +8,7 @@ so only the second term is left.
 from torch import Tensor
 
 from common.config.quantities import Probability, Temperature
-from learner.divergence import Divergence, tempered
+from learner.divergence import Divergence
 from learner.objective import PlainObjective, TokenChunk
 
 FORWARD_KL = Divergence(name="fkl")
@@ -22,9 +22,9 @@ class Config(PlainObjective):
     data or of the teacher's samples."""
 
     def token_loss(self, chunk: TokenChunk) -> Tensor:
-        student_NV = tempered(chunk.student_NV, self.temperature)
-        teacher_NV = tempered(chunk.required_teacher_NV, self.temperature)
-        loss_N = self.alpha * self.temperature**2 * FORWARD_KL(student_NV, teacher_NV)
+        student = chunk.student.tempered(self.temperature)
+        teacher = chunk.required_teacher.tempered(self.temperature)
+        loss_N = self.alpha * self.temperature**2 * FORWARD_KL.between(student, teacher)
         if self.alpha < 1 and not chunk.is_on_policy:
             loss_N = loss_N - (1 - self.alpha) * chunk.student_token_N
         return loss_N

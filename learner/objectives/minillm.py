@@ -96,7 +96,7 @@ class Config(PlainObjective):
         return_N = chunk.column["return"]
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()
         gain_N = surrogate(ratio_N, return_N, self.clip)
-        return REVERSE_KL(chunk.student_NV, chunk.required_teacher_NV) - gain_N
+        return REVERSE_KL.between(chunk.student, chunk.required_teacher) - gain_N
 
     def _data_loss(self, chunk: TokenChunk) -> Tensor:
         loss_N = -(1 - self._kd_share) * chunk.student_token_N

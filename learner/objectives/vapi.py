@@ -111,7 +111,7 @@ class Config(RewardedConfig, PlainObjective):
 
     def _regulariser(self, chunk: TokenChunk) -> Tensor:
         if self.regulariser == "teacher":
-            return self.divergence(chunk.student_NV, chunk.required_teacher_NV)
+            return self.divergence.between(chunk.student, chunk.required_teacher)
         return -chunk.student_NV.gather(-1, chunk.column["target"][:, None])[:, 0]
 
 

@@ -1,0 +1,83 @@
+"""Divergences and cluster sums from logits by kernels of our own, where a GPU runs them.
+
+The same numbers as learner/analytic.py's up to rounding, from logits of any float type: a gradient
+is rounded to that type once, and nothing as large as the logits is kept for it.
+
+Shape letters: N tokens, V codes, C clusters.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.device import runs_kernels
+
+
+def fits(*logits: Tensor) -> bool:
+    """Whether the kernels can read these (N, V) logits."""
+    return all(
+        runs_kernels(logit)
+        and logit.ndim == 2
+        and logit.numel() > 0
+        and logit.stride(-1) == 1
+        and logit.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for logit in logits
+    )
+
+
+def divergence(student_NV: Tensor, teacher_NV: Tensor, name: str, share: float) -> Tensor:
+    """divergence_N in float32 between the softmaxes; `name` and `share` as learner/divergence.py's
+    have them: beta, alpha or the share of the reverse KL."""
+    return _Divergence.apply(student_NV, teacher_NV, name, share)
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, student_NV: Tensor, teacher_NV: Tensor, name: str, share: float
+    ) -> Tensor:
+        from learner.loss_kernels import divergences  # needs Triton, as below
+
+        loss_N, totals_N3 = divergences(student_NV, teacher_NV, name, share)
+        ctx.save_for_backward(student_NV, teacher_NV, totals_N3)
+        ctx.settings = name, share
+        return loss_N
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        from learner.loss_kernels import divergence_gradients
+
+        (student_NV, teacher_NV, totals_N3), (name, share) = ctx.saved_tensors, ctx.settings
+        upstream_N = output_grads[0].contiguous()
+        found_NV = divergence_gradients(student_NV, teacher_NV, totals_N3, upstream_N, name, share)
+        return found_NV, None, None, None
+
+
+def cluster_logits(logit_NV: Tensor, cluster_V: Tensor, size: int, least: float) -> Tensor | None:
+    """log of the summed exponentials of each cluster, (N, C) in float32, up to a constant per
+    token; None where a sum is below `least` of the greatest, too small for what it is made of."""
+    from learner.loss_kernels import cluster_totals
+
+    total_NC, most_N = cluster_totals(logit_NV.detach(), cluster_V, size)
+    if not bool((total_NC >= least).all()):  # one wait for the device per chunk
+        return None
+    return _ClusterLogits.apply(logit_NV, cluster_V, total_NC, most_N)
+
+
+class _ClusterLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logit_NV: Tensor, cluster_V: Tensor, total_NC: Tensor, most_N: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(logit_NV, cluster_V, total_NC, most_N)
+        return total_NC.log()
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        from learner.loss_kernels import cluster_gradients
+
+        logit_NV, cluster_V, total_NC, most_N = ctx.saved_tensors
+        upstream_NC = output_grads[0].contiguous()
+        found_NV = cluster_gradients(logit_NV, cluster_V, total_NC, most_N, upstream_NC)
+        return found_NV, None, None, None

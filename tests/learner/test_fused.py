@@ -1,0 +1,92 @@
+"""Losses by the kernels of a GPU against the plain formulas in float64."""
+
+import pytest
+import torch
+from building.gpus import needs_gpu
+
+from learner import analytic, fused
+from learner.categorical import Categorical
+from learner.divergence import Divergence
+from learner.relaxation import coarse, number_by_first_code, relaxed
+
+pytestmark = needs_gpu
+
+N, V, C = 7, 5003, 700
+"""Codes in more than one block, the last one not full."""
+DIVERGENCES = [
+    Divergence(name="fkl"),
+    Divergence(name="rkl"),
+    Divergence(name="jsd", beta=0.3),
+    Divergence(name="jsd", beta=0.0),
+    Divergence(name="jsd", beta=1.0),
+    Divergence(name="tvd"),
+    Divergence(name="skl", alpha=0.2),
+    Divergence(name="srkl", alpha=0.2),
+    Divergence(name="mix", rkl_share=0.25),
+]
+
+
+def logits(seed: int, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(N, V, generator=generator)).to(dtype).cuda()
+
+
+def clusters():
+    generator = torch.Generator().manual_seed(5)
+    label_V = torch.cat([torch.arange(C), torch.randint(C, (V - C,), generator=generator)])
+    return number_by_first_code(label_V).to(torch.device("cuda"))
+
+
+def of_formula(divergence, logit_NV, teacher_NV, map_of_codes):
+    pair = [value.double().log_softmax(-1) for value in (logit_NV, teacher_NV)]
+    if map_of_codes is not None:
+        member_VC = torch.nn.functional.one_hot(map_of_codes.cluster_V, C).double()
+        pair = [(value.exp() @ member_VC).log() for value in pair]
+    return divergence.value(*pair)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("by", ["codes", "clusters"])
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{d.name}-{d.beta}")
+def test_values_and_gradients_are_those_of_the_formula(divergence, by, dtype):
+    map_of_codes = clusters() if by == "clusters" else None
+    student_NV, teacher_NV = logits(1, dtype).requires_grad_(), logits(2)
+    assert fused.fits(student_NV, teacher_NV)
+    weight_N = torch.linspace(0.1, 2, N).cuda()
+    loss_N = relaxed(divergence, Categorical(student_NV), Categorical(teacher_NV), map_of_codes)
+    (found,) = torch.autograd.grad((weight_N * loss_N).sum(), student_NV)
+    exact_NV = student_NV.detach().double().requires_grad_()
+    wanted_N = of_formula(divergence, exact_NV, teacher_NV, map_of_codes)
+    (wanted,) = torch.autograd.grad((weight_N * wanted_N).sum(), exact_NV)
+    torch.testing.assert_close(loss_N.double(), wanted_N, rtol=2e-5, atol=1e-6)
+    assert found.dtype == dtype
+    rounding = 4e-3 if dtype == torch.bfloat16 else 2e-5
+    assert wanted.abs().max() > 1e-3
+    torch.testing.assert_close(found.double(), wanted, rtol=rounding, atol=2e-6)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{d.name}-{d.beta}")
+def test_codes_that_neither_has_count_nothing(divergence):
+    missing = torch.full((N, 5000), -torch.inf, device="cuda")
+    few = logits(1)[:, :40].contiguous(), logits(2)[:, :40].contiguous()
+    padded = [torch.cat([missing, value], -1) for value in few]
+    padded[0].requires_grad_()
+    wanted_N = divergence(*(value.log_softmax(-1) for value in few))
+    found_N = divergence.between(*map(Categorical, padded))
+    torch.testing.assert_close(found_N, wanted_N, rtol=2e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found_N.sum(), padded[0])
+    assert gradient.isfinite().all()
+    assert not gradient[:, :5000].any()
+
+
+def test_clusters_too_small_to_add_up_are_summed_by_maxima():
+    logit_NV = torch.zeros(1, V, device="cuda")
+    logit_NV[0, 1:] = -200.0
+    map_of_codes = number_by_first_code(torch.arange(V) // 2).to(torch.device("cuda"))
+    assert fused.cluster_logits(logit_NV, *_parts(map_of_codes), analytic.LEAST) is None
+    found = coarse(Categorical(logit_NV), map_of_codes).logprob_NV
+    torch.testing.assert_close(found[0, 1], torch.tensor(2.0).log().cuda() - 200)
+
+
+def _parts(map_of_codes):
+    return map_of_codes.cluster_V, map_of_codes.size
