@@ -1,10 +1,18 @@
 """The other learner processes, as one rank sees them."""
 
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+from common.errors import RunFailed
+
+T = TypeVar("T")
+SIGN_SECONDS = 1.0
+BUSY, DONE, FAILED = range(3)
 
 
 class ProcessGroup(Protocol):
@@ -80,6 +88,37 @@ class TorchProcesses:
 def first_says(ranks: ProcessGroup, number: int) -> int:
     """Rank 0's number, on every rank; of a shared folder, say, which others may see late."""
     return int(ranks.sum_(torch.tensor(int(number) if ranks.rank == 0 else 0)))
+
+
+def led(ranks: ProcessGroup, work: Callable[[], T]) -> T | None:
+    """What rank 0 makes of `work`, for which the others wait, however long it takes: meanwhile all
+    speak to one another, because libraries of communication take a long silence for a death.
+
+    Raises:
+        RunFailed: rank 0 could not do it, and says why itself.
+    """
+    if ranks.rank:
+        while (said := first_says(ranks, BUSY)) == BUSY:
+            pass
+        if said == FAILED:
+            raise RunFailed("learner rank 0 failed in what the others waited for")
+        return None
+    ended, said = Event(), FAILED
+
+    def speak() -> None:
+        while not ended.wait(SIGN_SECONDS):
+            first_says(ranks, BUSY)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="signs-of-life") as pool:
+        signs = pool.submit(speak)
+        try:
+            found = work()
+            said = DONE
+        finally:
+            ended.set()
+            signs.result()
+            first_says(ranks, said)
+    return found
 
 
 def gather(ranks: ProcessGroup, value: Tensor, counted: Tensor) -> Tensor:

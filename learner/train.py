@@ -19,7 +19,7 @@ from common.exchange.schedule import Schedule
 from common.exchange.trajectory import TrajectoryBatch
 from common.exchange.weights import Weights
 from learner.checkpoints import Checkpoints
-from learner.intake import Intake
+from learner.intake import Intake, Taken
 from learner.learner import StudentName
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
@@ -94,7 +94,8 @@ class Trainer:
         after_step: Callable[[Trained, dict[str, float]], object] | None = None,
     ) -> None:
         """`found` is the snapshot to go on from. `take_over` is called on rank 0 after the first
-        step and before anything of it is stored: until then the run may still be refused. Without
+        step and before anything of it is stored: until then the run may still be refused.
+        `after_step` is called on every rank. Without
         a `weights_dtype` versions are numbers alone, for nobody samples the student."""
         self._learner = learner
         self._schedule = schedule
@@ -172,8 +173,25 @@ class Trainer:
         began = time.monotonic()
         metrics = self._learner.step(taken.batch)
         profile = self._learner.profile.take()
-        if not self._has_a_part:
-            return
+        if self._has_a_part:
+            self._account(taken, metrics, profile, (asked, began))
+        if self._after_step is not None:
+            self._after_step(self._learner, metrics)
+        if self._has_a_part:
+            self._checkpoints.check()
+            if self._checkpoints.is_due(self._learner.steps_done):
+                self._snapshot()
+
+    def _account(
+        self,
+        taken: Taken,
+        metrics: dict[str, float],
+        profile: dict[str, Any] | None,
+        since: tuple[float, float],
+    ) -> None:
+        """What others hear of a step that is done; `since` is when its batch was asked for, and
+        when it was there."""
+        asked, began = since
         step = self._learner.steps_done
         if self._leads and self._take_over is not None:
             self._take_over()
@@ -187,11 +205,6 @@ class Trainer:
                 finally_.callback(self._ledger.commit, step, taken.leases)
             if self._schedule.is_published(step) or step == self._schedule.steps:
                 self._publisher.publish(self._learner)
-        if self._after_step is not None:
-            self._after_step(self._learner, metrics)
-        self._checkpoints.check()
-        if self._checkpoints.is_due(step):
-            self._snapshot()
 
     @property
     def _has_a_part(self) -> bool:

@@ -72,7 +72,7 @@ def learn(
         stall_seconds=config.learner.stall_seconds,
         while_waiting=while_waiting,
         take_over=None if is_begun else partial(take_over, config, workspace, start),
-        after_step=Milestones(config, workspace),
+        after_step=Milestones(config, workspace, ranks),
     )
     outcome = trainer.run()
     if outcome.steps > start.step:

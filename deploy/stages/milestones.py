@@ -8,19 +8,22 @@ where a run goes on from a snapshot.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor
 
 from common.errors import InputError
-from common.files.tensors import read_metadata
+from common.files.tensors import load_tensors, read_metadata
 from deploy.config import RunConfig
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.milestone_fid import MilestoneFid
 from deploy.stages.student_files import store_student
 from learner.learner import StudentName
+from learner.process_group import ProcessGroup, led
 from learner.train import Trained
 
 MEASURES = ("divergence/student", "divergence/data", "loss")
@@ -28,15 +31,23 @@ FID = "fid"
 
 
 class Milestones:
-    """Called after every step by whoever has a part in what is seen of the student: the students of
-    every `learner.export_every` steps and of the last one, of which the `learner.keep_best` best
-    ones stay, or all."""
+    """Called after every step by every rank: the students of every `learner.export_every` steps and
+    of the last one, of which the `learner.keep_best` best ones stay, or all. Rank 0 stores them;
+    while it compares them with real images, the others wait."""
 
-    def __init__(self, config: RunConfig, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        workspace: Workspace,
+        ranks: ProcessGroup,
+        fid: Callable[[Path], float] | None = None,
+    ) -> None:
+        """`fid` is that of a student's file; by default as `varkd evaluate` measures it."""
         self._config = config
         self._workspace = workspace
+        self._ranks = ranks
         self._seen: defaultdict[str, list[float]] = defaultdict(list)
-        self._fid = MilestoneFid(config, workspace)
+        self._fid = fid or MilestoneFid(config, workspace).of
 
     def __call__(self, learner: Trained, metrics: Mapping[str, float]) -> None:
         every, step = self._config.learner.export_every, learner.steps_done
@@ -50,25 +61,34 @@ class Milestones:
         measure = next((name for name in MEASURES if name in self._seen), None)
         mean = fmean(self._seen[measure]) if measure else None
         self._seen.clear()
-        for student, state in learner.states():
-            self._store(student, state, step, measure, mean)
+        by_fid = self._config.learner.keep_best_by == FID
+        said = {} if by_fid else {"measure": measure, "mean": mean}
+        stored: list[StudentName] = []
+        if self._ranks.rank == 0 or learner.is_spread:
+            for student, state in learner.states():
+                self._store(student, state, step, **said)
+                stored.append(student)
+        if by_fid:
+            led(self._ranks, partial(self._compare, stored, step))
+        for student in stored:
+            self._prune(student, by_fid=by_fid)
 
     def _store(
-        self,
-        student: StudentName,
-        state: Mapping[str, Tensor],
-        step: int,
-        measure: str | None,
-        mean: float | None,
+        self, student: StudentName, state: Mapping[str, Tensor], step: int, **said: Any
     ) -> None:
-        config, workspace = self._config, self._workspace
-        path, by_fid = workspace.milestone(student, step), config.learner.keep_best_by == FID
-        if by_fid:
-            store_student(config, workspace, path, state, step)
-            measure, mean = FID, self._fid.of(path)
-        store_student(config, workspace, path, state, step, measure=measure, mean=mean)
-        if kept := config.learner.keep_best:
-            _prune(sorted(path.parent.glob(f"{student}-*.safetensors")), kept, by_fid)
+        path = self._workspace.milestone(student, step)
+        store_student(self._config, self._workspace, path, state, step, **said)
+
+    def _compare(self, students: list[StudentName], step: int) -> None:
+        """Let the files say how near to real images their students are."""
+        for student in students:
+            path = self._workspace.milestone(student, step)
+            self._store(student, load_tensors(path)[0], step, measure=FID, mean=self._fid(path))
+
+    def _prune(self, student: StudentName, *, by_fid: bool) -> None:
+        if kept := self._config.learner.keep_best:
+            files = self._workspace.milestones.glob(f"{student}-*.safetensors")
+            _prune(sorted(files), kept, by_fid)
 
 
 def _prune(paths: list[Path], kept: int, by_fid: bool) -> None:

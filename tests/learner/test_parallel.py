@@ -108,6 +108,12 @@ def test_snapshots_move_between_ranks_that_hold_parts_and_others(parts, tmp_path
         snapshots.verify(1)
 
 
+def test_a_rank_that_takes_long_is_not_taken_for_dead(parts, tmp_path):
+    names = ["student", "student_ema"]
+    found = on_ranks(2, Trial(*parts).awaited, tmp_path)
+    assert found == [(names, "done", 7), ([], None, 7)]
+
+
 @pytest.mark.parametrize("kind", ["llamagen", "var", "arpg"])
 def test_what_is_computed_twice_has_the_same_dropout(tiny, sampled, kind):
     student, teacher = tiny(kind, 0), tiny(kind, 1)

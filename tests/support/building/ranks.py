@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from learner.checkpoints import Checkpoints
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.objectives import gkd
-from learner.process_group import ProcessGroup, TorchProcesses
+from learner.process_group import ProcessGroup, TorchProcesses, first_says, led
 from learner.resources import Resources
 from learner.spread_checkpoints import checkpoints_of
 from learner.teacher_targets import TeacherTargets
@@ -52,6 +53,12 @@ def _joined(work: Callable[[ProcessGroup], Any], rank: int, world: int, meet: st
         return work(TorchProcesses())
     finally:
         distributed.destroy_process_group()
+
+
+def wait_at_most(seconds: int) -> None:
+    """From here on a rank that is silent for longer is taken for dead."""
+    group = distributed.distributed_c10d._get_default_group()
+    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 class OnRollouts(gkd.Config):
@@ -126,6 +133,15 @@ class Trial:
     def stored(self, settings: dict[str, Any], root: Path, ranks: ProcessGroup) -> Seen:
         """`run` with the snapshots of a folder."""
         return self.run(settings, ranks, Snapshots(root, keep=9, finite=("student", "ema")))
+
+    def awaited(self, ranks: ProcessGroup) -> tuple[list[str], str | None, int]:
+        """Both students by way of rank 0, which then takes longer than the group waits."""
+        learner = learner_of(self.student, self.teacher, ranks, parallel="fsdp")
+        ranks.barrier()
+        wait_at_most(6)
+        names: list[str] = [name for name, _ in learner.states()]
+        found = led(ranks, lambda: time.sleep(8) or "done")
+        return names, found, first_says(ranks, 7 + ranks.rank)
 
 
 def store(checkpoints: Checkpoints, learner: Learner, ranks: ProcessGroup) -> None:
