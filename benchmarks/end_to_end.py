@@ -93,6 +93,7 @@ SIZES = {
         "learner.micro_batch": "64",
         "learner.chunk_tokens": "8192",
         "learner.dtype": "bfloat16",
+        "learner.compile": "true",
         "learner.gpus": "0.4",
         "cluster.gpus": "1",
         "cluster.object_store_mb": "4096",

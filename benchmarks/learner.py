@@ -108,6 +108,8 @@ def cases_of(options) -> dict[str, Callable[[], object]]:
                 teacher=targets,
             )
             batch = scored(options, targets, width)
+            if options.device == "cuda":
+                batch = batch.pinned()  # as learner/intake.py gives it
             found[name + ", compiled" * compiles] = partial(learner.step, batch)
     return found
 

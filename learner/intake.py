@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
+
+import torch
 
 from common.errors import RunFailed
 from common.exchange.buffer import Share, TrajectorySource
@@ -53,6 +55,11 @@ class Taken:
             numbers[f"busy/{key.removeprefix(BUSY)}"] = sum(found) / len(found)
         numbers |= _lease_seconds(batches) | _late_leases(batches)
         return cls(concatenate(batches), share.leases, numbers)
+
+    def beside_a_gpu(self) -> "Taken":
+        """Pinned where this process computes on a GPU, for what it is worth where another thread
+        than the learner's does it."""
+        return replace(self, batch=self.batch.pinned()) if torch.cuda.is_initialized() else self
 
 
 class Intake:
@@ -117,7 +124,7 @@ class Intake:
         while not self._ended.is_set():
             share = self._share(step, TAKE_SECONDS)
             if share is not None:
-                return Taken.of(share)
+                return Taken.of(share).beside_a_gpu()
         return None
 
     def _made_here(self, step: int, work: Callable[[], object]) -> Taken:

@@ -1,10 +1,13 @@
 """A step on a GPU is the CPU's; compiled layers learn the same."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from building.gpus import needs_gpu
 
 from learner.config import LearnerConfig
+from learner.intake import Taken
 from learner.learner import Learner
 from learner.objectives import mle
 
@@ -38,3 +41,15 @@ def test_three_steps_are_those_of_the_cpu(tiny, sampled, kind, compiled):
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine.keys() == theirs.keys()
         assert mine == pytest.approx(theirs, rel=2e-3, abs=2e-4, nan_ok=True)
+
+
+def test_what_the_intake_hands_out_is_pinned_and_learns_the_same(tiny, sampled):
+    batch = sampled(tiny("llamagen"))
+    signal = {"entropy": torch.rand(batch.token_BL.shape)}
+    batch = replace(batch, signal=signal)
+    torch.cuda.init()
+    pinned = Taken(batch, [0], {}).beside_a_gpu().batch
+    assert pinned.signal["entropy"].is_pinned()
+    assert pinned.rows(slice(1, 2)).signal["entropy"].is_pinned()
+    found = pinned.to(torch.device("cuda")).signal["entropy"]
+    assert torch.equal(found.cpu(), signal["entropy"])
