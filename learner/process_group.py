@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from threading import Event
 from typing import Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from common.errors import RunFailed
 
 T = TypeVar("T")
 SIGN_SECONDS = 1.0
+MEET_SECONDS = 20.0
 BUSY, DONE, FAILED = range(3)
 
 
@@ -49,6 +51,11 @@ class ProcessGroup(Protocol):
         """
         ...
 
+    def all_say(self, number: int) -> bool:
+        """Whether all ranks come here within seconds, with the same number: to be asked where some
+        may be somewhere else, or gone."""
+        ...
+
 
 class SingleProcess:
     """A learner without company."""
@@ -64,13 +71,20 @@ class SingleProcess:
 
     def barrier(self) -> None: ...
 
+    def all_say(self, number: int) -> bool:
+        return True
+
 
 class TorchProcesses:
     """The processes of torch's default group, which is set up already."""
 
-    def __init__(self) -> None:
+    def __init__(self, meet_seconds: float = MEET_SECONDS) -> None:
+        """Made by all of them; `all_say` waits for so long."""
         self.rank = distributed.get_rank()
         self.world = distributed.get_world_size()
+        # Of its own: nothing else waits in it.
+        patience = timedelta(seconds=meet_seconds)
+        self._meeting = distributed.new_group(backend="gloo", timeout=patience)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         distributed.all_reduce(tensor)
@@ -83,6 +97,15 @@ class TorchProcesses:
 
     def barrier(self) -> None:
         distributed.barrier()
+
+    def all_say(self, number: int) -> bool:
+        said = torch.zeros(self.world, dtype=torch.int64)
+        said[self.rank] = number
+        try:
+            distributed.all_reduce(said, group=self._meeting)
+        except RuntimeError:  # somebody does not come
+            return False
+        return bool((said == number).all())
 
 
 def first_says(ranks: ProcessGroup, number: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from common.errors import Closed, Diverged, InputError, RunFailed, ServiceDied
+from common.errors import Closed, Diverged, InputError, RunFailed, ServiceDied, Verdict
 from common.exchange.buffer import TrajectorySource
 from common.exchange.frontier import NOTHING, Frontier
 from common.exchange.metrics import PROFILE, MetricsMailbox
@@ -129,9 +129,10 @@ class Trainer:
             self._finish()
         except Diverged as error:
             raise Diverged(f"{error}; {self._checkpoints.describe()}") from error
-        except (InputError, RunFailed):
-            self._keep()
-            raise
+        except (InputError, RunFailed) as error:
+            if self._keep():
+                raise
+            raise self._with_newest(error) from error
         finally:
             self._intake.close()
             self._checkpoints.close()
@@ -234,11 +235,25 @@ class Trainer:
         """Who holds what, for the message of a stall."""
         return f"{self._ledger.describe()}; buffer {self._buffer.gauges()}"
 
-    def _keep(self) -> None:
-        """A snapshot on the way out, of steps that are the run's: the first one may be refused. Not
-        where it takes all ranks, who may be anywhere when one of them fails."""
-        if not self._learner.is_spread and self._trained.step == self._learner.steps_done:
-            self._finish()
+    def _keep(self) -> bool:
+        """A snapshot on the way out, of steps that are the run's: the first one may be refused.
+        Where it takes all ranks, who may be anywhere when one of them fails, only if all come;
+        whether nothing was lost."""
+        step = self._learner.steps_done
+        if self._trained.step != step:
+            return True
+        if self._learner.is_spread and not self._ranks.all_say(step):
+            return not self._checkpoints.is_missing(step)
+        self._finish()
+        return True
+
+    def _with_newest(self, error: InputError | RunFailed) -> Exception:
+        """The same with what is left of the run."""
+        said = (
+            f"{error}; not all learner ranks answered, so step {self._learner.steps_done} could "
+            f"not be stored: {self._checkpoints.describe()}"
+        )
+        return Verdict(type(error), said).error()
 
     def _finish(self) -> None:
         """All steps that were done are in a snapshot when this returns."""

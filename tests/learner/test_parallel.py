@@ -114,6 +114,20 @@ def test_a_rank_that_takes_long_is_not_taken_for_dead(parts, tmp_path):
     assert found == [(names, "done", 7), ([], None, 7)]
 
 
+@pytest.mark.parametrize(("who", "kept"), [((0, 1), [2]), ((1,), [])])
+def test_a_run_of_parts_that_fails_is_stored_where_all_ranks_answer(parts, tmp_path, who, kept):
+    root = tmp_path / "snapshots"
+    found = on_ranks(2, partial(Trial(*parts).failing, who, root), tmp_path)
+    assert Snapshots(root).steps() == kept
+    if kept:
+        assert found == ["the teacher is gone"] * 2
+        assert Snapshots(root).verify(2)["ledger"]["step"] == 2
+    else:
+        lost = "not all learner ranks answered, so step 2 could not be stored"
+        said = f"the teacher is gone; {lost}: there is no snapshot"
+        assert found == ["another rank left", said]
+
+
 @pytest.mark.parametrize("kind", ["llamagen", "var", "arpg"])
 def test_what_is_computed_twice_has_the_same_dropout(tiny, sampled, kind):
     student, teacher = tiny(kind, 0), tiny(kind, 1)

@@ -14,8 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import distributed
 
+from common.errors import RunFailed
+from common.exchange.assembly import Share
+from common.exchange.schedule import Schedule
 from common.exchange.signals import guided_hidden
-from common.exchange.trajectory import TrajectoryBatch
+from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.exchange.weights import Weights
 from common.files.snapshots import Snapshots
 from common.files.tensors import state_digest
@@ -28,6 +31,7 @@ from learner.process_group import ProcessGroup, TorchProcesses, first_says, led
 from learner.resources import Resources
 from learner.spread_checkpoints import checkpoints_of
 from learner.teacher_targets import TeacherTargets
+from learner.train import Trainer
 
 SECONDS = 60
 STEPS = 3
@@ -50,7 +54,7 @@ def _joined(work: Callable[[ProcessGroup], Any], rank: int, world: int, meet: st
     joined = partial(distributed.init_process_group, "gloo", timeout=timedelta(seconds=SECONDS))
     joined(store=store, rank=rank, world_size=world)
     try:
-        return work(TorchProcesses())
+        return work(TorchProcesses(meet_seconds=3))
     finally:
         distributed.destroy_process_group()
 
@@ -142,6 +146,57 @@ class Trial:
         names: list[str] = [name for name, _ in learner.states()]
         found = led(ranks, lambda: time.sleep(8) or "done")
         return names, found, first_says(ranks, 7 + ranks.rank)
+
+    def failing(self, who: tuple[int, ...], root: Path, ranks: ProcessGroup) -> str:
+        """What a run says of which these ranks have no third batch."""
+        each = len(self.batch) // ranks.world
+        own = self.batch.rows(slice(ranks.rank * each, (ranks.rank + 1) * each))
+        learner = learner_of(self.student, self.teacher, ranks, parallel="fsdp")
+        services: Any = Services(to_arrow(own), who)
+        snapshots = Snapshots(root, keep=9)
+        trainer = Trainer(
+            learner,
+            Schedule(9, len(self.batch), len(self.batch), 1, 1),
+            buffer=services,
+            weights=services,
+            ledger=services,
+            metrics=services,
+            checkpoints=checkpoints_of(learner, snapshots, ranks, every=0, minutes=0),
+            ranks=ranks,
+            weights_dtype=None,
+            stall_seconds=SECONDS,
+        )
+        try:
+            trainer.run()
+        except RunFailed as error:
+            return str(error)
+        except RuntimeError:
+            return "another rank left"
+        return "nothing failed"
+
+
+class Services:
+    """Those of a run as far as a learner sees them; they forget what they are told."""
+
+    def __init__(self, record: Any, who: tuple[int, ...]) -> None:
+        self._record = record
+        self._who = who
+
+    def take(self, step: int, *, shard: int, **_: Any) -> Share:
+        if step == 2 and shard in self._who:
+            raise RunFailed("the teacher is gone")
+        return Share([self._record], [step])
+
+    def pending(self) -> list[Any]:
+        return []
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    def ignored(self, *_: Any) -> int:
+        return 0
+
+    publish = rewind = restore = commit = post = clear = ignored
 
 
 def store(checkpoints: Checkpoints, learner: Learner, ranks: ProcessGroup) -> None:
