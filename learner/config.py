@@ -81,10 +81,11 @@ class LearnerConfig(Config):
     keep_best: CountOrNone = 0
     """Only so many of those students stay: of the lowest mean divergence from the teacher since the
     one before, as training saw it (divergence/student, else /data, else the loss). 0 keeps all."""
-    keep_best_by: Literal["divergence", "fid"] = "divergence"
+    keep_best_by: Literal["divergence", "fid", "reverse_kl"] = "divergence"
     """Which are the best. For fid the learner draws evaluate.samples images of each of those
-    students and of its average and compares them as `varkd evaluate` does, on evaluate.device: the
-    run waits for that."""
+    students and of its average and compares them as `varkd evaluate` does, on evaluate.device, and
+    measures likelihoods by evaluate.likelihood_samples; for reverse_kl, KL(student || teacher), the
+    likelihoods alone. The run waits for that; metrics have it as milestone/*."""
     max_minutes: MinutesOrNever = 0.0
     """Wall-clock limit of the command: after so long the run ends in order as by SIGTERM, with exit
     code 0, to go on by --resume. 0 is no limit."""
@@ -114,11 +115,12 @@ class LearnerConfig(Config):
 
     @model_validator(mode="after")
     def _students_are_there_to_be_judged(self) -> Self:
-        if self.keep_best_by == "fid" and not (self.export_every and self.keep_best):
+        if self.keep_best_by != "divergence" and not (self.export_every and self.keep_best):
             raise ValueError(
-                f"learner.keep_best_by is fid, but learner.export_every is {self.export_every} and "
-                f"learner.keep_best is {self.keep_best}, so that no student of the middle of the "
-                "run is compared; set both, or leave keep_best_by at divergence"
+                f"learner.keep_best_by is {self.keep_best_by}, but learner.export_every is "
+                f"{self.export_every} and learner.keep_best is {self.keep_best}, so that no "
+                "student of the middle of the run is compared; set both, or leave keep_best_by at "
+                "divergence"
             )
         return self
 

@@ -95,7 +95,7 @@ class Trainer:
     ) -> None:
         """`found` is the snapshot to go on from. `take_over` is called on rank 0 after the first
         step and before anything of it is stored: until then the run may still be refused.
-        `after_step` is called on every rank. Without
+        `after_step` is called on every rank, and may add to the metrics of the step. Without
         a `weights_dtype` versions are numbers alone, for nobody samples the student."""
         self._learner = learner
         self._schedule = schedule
@@ -174,10 +174,13 @@ class Trainer:
         began = time.monotonic()
         metrics = self._learner.step(taken.batch)
         profile = self._learner.profile.take()
-        if self._has_a_part:
-            self._account(taken, metrics, profile, (asked, began))
-        if self._after_step is not None:
-            self._after_step(self._learner, metrics)
+        with ExitStack() as finally_:  # the step is done, whoever is left to hear of it
+            if self._has_a_part:
+                row = {"seconds/wait": began - asked, **taken.numbers}
+                self._account(taken, row, partial(self._report, metrics, profile), finally_)
+                row["seconds/step"] = time.monotonic() - began
+            if self._after_step is not None:
+                self._after_step(self._learner, metrics)
         if self._has_a_part:
             self._checkpoints.check()
             if self._checkpoints.is_due(self._learner.steps_done):
@@ -186,35 +189,39 @@ class Trainer:
     def _account(
         self,
         taken: Taken,
-        metrics: dict[str, float],
-        profile: dict[str, Any] | None,
-        since: tuple[float, float],
+        row: dict[str, Any],
+        report: Callable[[dict[str, Any]], object],
+        finally_: ExitStack,
     ) -> None:
-        """What others hear of a step that is done; `since` is when its batch was asked for, and
-        when it was there."""
-        asked, began = since
+        """What others hear of a step that is done: `row` last, with what is found out meanwhile."""
         step = self._learner.steps_done
         if self._leads and self._take_over is not None:
             self._take_over()
             self._take_over = None
         self._trained.add(step, taken.leases)
-        row = {"step": step, "pid": os.getpid(), "seconds/wait": began - asked}
-        row |= {"images_total": step * self._schedule.global_batch_size, **metrics, **taken.numbers}
-        with ExitStack() as finally_:  # the step is done, whoever is left to hear of it
-            if self._leads:
-                finally_.callback(self._report, row, profile, began)
-                finally_.callback(self._ledger.commit, step, taken.leases)
+        row |= {"step": step, "pid": os.getpid(), "seconds/step": 0.0}
+        row |= {"images_total": step * self._schedule.global_batch_size}
+        if self._leads:
+            finally_.callback(report, row)
+        try:
             if self._schedule.is_published(step) or step == self._schedule.steps:
                 self._publisher.publish(self._learner)
+        finally:
+            if self._leads:
+                self._ledger.commit(step, taken.leases)
 
     @property
     def _has_a_part(self) -> bool:
         return self._leads or self._learner.is_spread
 
-    def _report(self, row: dict[str, Any], profile: dict[str, Any] | None, began: float) -> None:
-        row |= {"time": time.time(), "version": self._publisher.version}
+    def _report(
+        self,
+        metrics: Mapping[str, float],
+        profile: dict[str, Any] | None,
+        row: dict[str, Any],
+    ) -> None:
+        row = {**metrics, **row, "time": time.time(), "version": self._publisher.version}
         row |= {"images_per_second": self._pace(row["time"], row["images_total"])}
-        row |= {"seconds/step": time.monotonic() - began}
         with suppress(RunFailed):  # a run goes on without its curves, and ends with others' causes
             row |= self._buffer.gauges()
         self._post(row)

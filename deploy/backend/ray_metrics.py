@@ -72,7 +72,11 @@ SERIES: dict[str, Series] = {
     "reward/": _gauge(
         "reward", "Rewards: means, spread within groups, groups left out", "quantity"
     ),
-    "kdrl/": _gauge("kdrl", "Weight of distillation beside rewards", "quantity"),
+    "kdrl/": _gauge(
+        "kdrl",
+        "Weight of distillation beside rewards; gradient norms of both in profiled steps",
+        "quantity",
+    ),
     "share/": _gauge("context_share", "Share of the step's rows by context", "context"),
     "divergence/": _gauge("divergence_nats", "Divergence of open tokens", "context"),
     "between_clusters/": _gauge("between_clusters_nats", "Its part between clusters", "context"),
@@ -87,6 +91,8 @@ SERIES: dict[str, Series] = {
     "clipped/": _gauge("clipped", "Share of ratios of probability beyond the clip", "context"),
     "weight/": _gauge("token_weight", "Mean weight of open tokens", "context"),
     "sequence_loss/": _gauge("sequence_loss", "Loss of whole rows", "context"),
+    "milestone/": _gauge("milestone", "What was measured of a student that stays", "quantity"),
+    "milestone_ema/": _gauge("milestone_ema", "The same of its average", "quantity"),
 }
 """By a row's key, or by its part up to the slash where the rest is a label."""
 

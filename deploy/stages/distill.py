@@ -39,7 +39,7 @@ from deploy.run_folder.start import Begin, Start, plan, run_snapshots
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn
-from deploy.stages.milestone_fid import require_judge
+from deploy.stages.milestone_quality import require_judge
 from deploy.stages.perceptual import compared_by
 from deploy.stages.run_logs import run_logs
 from deploy.stages.steering import Steering

@@ -13,6 +13,7 @@ from common.files.snapshots import Snapshots
 from common.files.tensors import read_metadata
 from deploy.console.stopping import EXIT_CODES, LIMIT, StopRequest
 from deploy.run_folder.lock import HOLDER
+from deploy.stages.milestone_quality import require_judge
 from deploy.stages.quality import assess
 from deploy.stages.watch import Watch
 
@@ -139,10 +140,17 @@ def test_the_newest_snapshots_and_the_best_students_stay(run_in):
 def test_the_best_students_by_fid_are_those_that_an_evaluation_finds(run_in, quiet):
     kept, by_fid = ("learner.export_every=1", "learner.keep_best=1"), "learner.keep_best_by=fid"
     small = ("evaluate.samples=40", "evaluate.classifier.steps=3", "learner.ordered=true")
+    small += ("evaluate.likelihood_samples=12",)
     go(run_in(*kept, *small, "learner.steps=1"))
     config, workspace = run_in(*kept, *small, by_fid, "learner.steps=4")
     go((config, workspace), resume=True)
-    evaluated = assess(config, workspace, quiet).metrics
+    quality, row = assess(config, workspace, quiet), rows_of(workspace)[-1]
+    evaluated = quality.metrics
+    for tag, shown in (("milestone", "student_after"), ("milestone_ema", "student_ema")):
+        wanted = quality.likelihood[shown] | {"fid": evaluated[shown]["fid"]}
+        found = {name: row[f"{tag}/{name}"] for name in wanted}
+        assert found == pytest.approx(wanted, rel=1e-5), "of the last step"
+    assert not any(key.startswith("milestone") for key in rows_of(workspace)[0])
     for name, shown in (("student", "student_after"), ("student_ema", "student_ema")):
         other, file = sorted(workspace.milestones.glob(f"{name}-0*"))
         assert other == workspace.milestone(name, 1), "judged by something else"
@@ -151,5 +159,21 @@ def test_the_best_students_by_fid_are_those_that_an_evaluation_finds(run_in, qui
         assert facts["mean"] <= evaluated[shown]["fid"] + 1e-6, "of the last step"
         if file == workspace.milestone(name, 4):
             assert facts["mean"] == pytest.approx(evaluated[shown]["fid"], rel=1e-6)
+    by_kl = run_in(*kept, *small, "learner.keep_best_by=reverse_kl", "learner.steps=6")[0]
+    go((by_kl, workspace), resume=True)
+    rows = {row["step"]: row for row in rows_of(workspace) if row["step"] > 4}
+    best = min(rows, key=lambda step: rows[step]["milestone/reverse_kl"])
+    facts = read_metadata(workspace.milestone("student", best))
+    assert facts["measure"] == "reverse_kl"
+    assert facts["mean"] == facts["metrics"]["reverse_kl"] == rows[best]["milestone/reverse_kl"]
+    assert "fid" not in facts["metrics"]
+    assert not workspace.milestone("student", 11 - best).exists(), "the other one of the two"
+
+
+def test_students_that_nobody_measures_are_not_kept_by_it(run_in, quiet):
     with pytest.raises(InputError, match=r"keep_best_by is fid, but learner\.export_every is 0"):
         run_in("learner.keep_best_by=fid")
+    kept = ("learner.export_every=1", "learner.keep_best=1", "learner.keep_best_by=reverse_kl")
+    config, workspace = run_in(*kept, "evaluate.likelihood_samples=0")
+    with pytest.raises(InputError, match=r"evaluate\.likelihood_samples is 0.*set it to fid or"):
+        require_judge(config, workspace, quiet)

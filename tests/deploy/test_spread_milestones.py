@@ -44,7 +44,7 @@ def test_rank_0_compares_while_the_others_wait_for_it(run_in):
 
     def fid(path):
         fids[path.name] = abs(2.5 - int(path.stem[-8:])) + len(path.stem)
-        return fids[path.name]
+        return {"fid": fids[path.name]}
 
     def work(ranks):
         milestones = Milestones(config, workspace, ranks, fid)
