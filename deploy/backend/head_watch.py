@@ -1,4 +1,5 @@
-"""Whether the processes of a private cluster are there that all others need.
+"""Whether the processes of a cluster are there that all others need: those of a private cluster's
+head, or what a node sees of the cluster that was joined.
 
 Ray waits a minute for its store of facts (the GCS) and then ends the process that waits, without a
 word of ours and with other processes left behind. So the head is looked at from a thread: the
@@ -8,6 +9,7 @@ command hears of a loss at its next look, and where it does not end then, it is 
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,17 +22,97 @@ from deploy.console.faults import GO_ON
 LOOK_SECONDS = 0.5
 STOPPED_LOOKS = 8
 """So many looks in a row a process may be stopped, e.g. by a debugger."""
+ASK_SECONDS = 2.0
+SILENT_SECONDS = 30.0
+"""Ray ends the process after 60."""
 END_SECONDS = 15.0
 """A command has this long to end in order without its cluster's head."""
 _watches: list["HeadWatch"] = []
 
 
 class Head(Protocol):
-    """As Ray's `Node`."""
+    """What is watched."""
+
+    def lost(self) -> str | None:
+        """Who is gone, as a sentence, if somebody is; asked every `LOOK_SECONDS`."""
+        ...
+
+    def end(self) -> None:
+        """End what was started for the command."""
+        ...
+
+
+class Node(Protocol):
+    """As Ray's."""
 
     all_processes: Any
 
     def end(self) -> None: ...
+
+
+class PrivateProcesses:
+    """The processes of a private cluster's head."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.end = node.end
+        self._stopped: dict[str, int] = {}
+
+    def lost(self) -> str | None:
+        for kind, infos in list(self._node.all_processes.items()):
+            for process in [info.process for info in infos]:
+                if process.poll() is not None:
+                    return f"the private cluster's {kind} died (exit code {process.returncode})"
+                if self._is_stopped(kind, process.pid):
+                    seconds = STOPPED_LOOKS * LOOK_SECONDS
+                    return (
+                        f"the private cluster's {kind} has been stopped for {seconds:g} s, "
+                        "although its process lives"
+                    )
+        return None
+
+    def _is_stopped(self, kind: str, pid: int) -> bool:
+        try:
+            now = psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+        self._stopped[kind] = self._stopped.get(kind, 0) + 1 if now else 0
+        return self._stopped[kind] >= STOPPED_LOOKS
+
+
+class JoinedHead:
+    """The head of the cluster that was joined, by whether its store of facts answers."""
+
+    def __init__(
+        self,
+        address: str,
+        ask: Callable[[float], object],
+        *,
+        patience: float = SILENT_SECONDS,
+    ) -> None:
+        """`ask` returns once it has an answer, or raises after so many seconds. One that is begun
+        again within `patience` is the same one: a cluster may keep its facts elsewhere (Redis)."""
+        self._address = address
+        self._ask = ask
+        self._patience = patience
+        self._heard = time.monotonic()
+
+    def lost(self) -> str | None:
+        try:
+            self._ask(ASK_SECONDS)
+        except Exception:  # noqa: BLE001 (Ray has many, of which none is public)
+            silent = time.monotonic() - self._heard
+            if silent < self._patience:
+                return None
+            return (
+                f"the Ray cluster at {self._address} (RAY_ADDRESS) has not answered for "
+                f"{silent:.0f} s: its head is gone, hangs, or is out of reach"
+            )
+        self._heard = time.monotonic()
+        return None
+
+    def end(self) -> None:
+        """Nothing: it is not the command's."""
 
 
 class HeadWatch:
@@ -47,7 +129,6 @@ class HeadWatch:
         self._head = head
         self._patience = patience
         self._force = force
-        self._stopped: dict[str, int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
         self.loss: str | None = None
@@ -69,8 +150,8 @@ class HeadWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            if (lost := self._lost()) is not None:
-                self.loss = f"the private cluster's {lost}; {GO_ON}"
+            if (lost := self._head.lost()) is not None:
+                self.loss = f"{lost}; {GO_ON}"
                 break
         if self.loss is None or self._ended.wait(self._patience):
             return
@@ -81,30 +162,12 @@ class HeadWatch:
         sys.stderr.flush()
         self._force(1)
 
-    def _lost(self) -> str | None:
-        for kind, infos in list(self._head.all_processes.items()):
-            for process in [info.process for info in infos]:
-                if process.poll() is not None:
-                    return f"{kind} died (exit code {process.returncode})"
-                if self._is_stopped(kind, process.pid):
-                    seconds = STOPPED_LOOKS * LOOK_SECONDS
-                    return f"{kind} has been stopped for {seconds:g} s, although its process lives"
-        return None
-
-    def _is_stopped(self, kind: str, pid: int) -> bool:
-        try:
-            now = psutil.Process(pid).status() == psutil.STATUS_STOPPED
-        except psutil.Error:
-            return False
-        self._stopped[kind] = self._stopped.get(kind, 0) + 1 if now else 0
-        return self._stopped[kind] >= STOPPED_LOOKS
-
 
 def require_head() -> None:
     """Called again and again by whoever uses the cluster.
 
     Raises:
-        RunFailed: a process of the private cluster's head is gone; its name and what to do.
+        RunFailed: a process of the cluster's head is gone; its name and what to do.
     """
     for watch in _watches:
         if watch.loss is not None:

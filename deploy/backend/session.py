@@ -80,6 +80,8 @@ def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
     import ray
     from ray.exceptions import RayError
 
+    from deploy.backend.head_watch import HeadWatch, JoinedHead
+
     with _waiting(told, f"joining the Ray cluster at {address} (RAY_ADDRESS)") as say:
         require_cluster(address, say)
         stack.callback(ray.shutdown)
@@ -93,6 +95,20 @@ def _join(address: str, told: Bar | Console | None, stack: ExitStack) -> None:
                 )
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise refused(address, str(error).strip().partition("\n")[0]) from error
+    stack.enter_context(HeadWatch(JoinedHead(address, _ask_head)))
+    stack.callback(ray.shutdown)  # which may hang: still watched
+
+
+def _ask_head(seconds: float) -> None:
+    """Return once the connected cluster's store of facts has answered.
+
+    Raises:
+        Exception: one of Ray's own, after so many seconds.
+    """
+    from ray._private import worker
+
+    connection: Any = worker.global_worker
+    connection.gcs_client.internal_kv_exists(b"varkd", None, timeout=seconds)
 
 
 def _start(
@@ -101,7 +117,7 @@ def _start(
     import ray
     from ray.exceptions import RayError
 
-    from deploy.backend.head_watch import HeadWatch
+    from deploy.backend.head_watch import HeadWatch, PrivateProcesses
     from deploy.backend.private_head import PrivateHead
 
     with _waiting(told, "starting a private Ray cluster") as say:
@@ -117,7 +133,7 @@ def _start(
                     folder=folder,
                     workers=begun_imports(stack),
                 )
-                stack.enter_context(HeadWatch(head))  # until all has been ended
+                stack.enter_context(HeadWatch(PrivateProcesses(head)))  # until all has been ended
                 stack.callback(head.end)
                 stack.callback(ray.shutdown)
                 ray.init(

@@ -10,7 +10,7 @@ import pytest
 from building.waiting import until
 
 from common.errors import RunFailed
-from deploy.backend.head_watch import HeadWatch, require_head
+from deploy.backend.head_watch import HeadWatch, JoinedHead, PrivateProcesses, require_head
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def lost():
 )
 def test_a_command_hears_of_it_and_may_end_in_order(head, number, words):
     forced = []
-    with HeadWatch(head, force=forced.append):
+    with HeadWatch(PrivateProcesses(head), force=forced.append):
         require_head()
         head.process.send_signal(number)
         until(lost)
@@ -54,9 +54,21 @@ def test_a_command_hears_of_it_and_may_end_in_order(head, number, words):
 
 def test_one_that_hangs_in_it_is_ended(head, capfd):
     forced = []
-    with HeadWatch(head, force=forced.append, patience=0.1):
+    with HeadWatch(PrivateProcesses(head), force=forced.append, patience=0.1):
         head.process.kill()
         until(lambda: forced)
     assert forced == [1]
     assert head.ended.is_set()
     assert "varkd: the private cluster's gcs_server died" in capfd.readouterr().err
+
+
+def test_a_joined_clusters_head_may_be_silent_for_a_while():
+    answers, sentence = [None, OSError, None, OSError], "the Ray cluster at head:6379 (RAY_ADDRESS)"
+
+    def ask(seconds):
+        if (error := answers.pop(0)) is not None:
+            raise error
+
+    patient = JoinedHead("head:6379", ask)
+    assert [patient.lost() for _ in range(3)] == [None] * 3
+    assert JoinedHead("head:6379", ask, patience=0).lost().startswith(sentence)
