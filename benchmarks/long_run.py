@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measuring import machine, parser, report
-from benchmarks.start_up import MARK, ROOT, SMALL, prepare, role_of
+from benchmarks.processes import MARK
+from benchmarks.start_up import ROOT, SMALL, prepare, role_of
 
 LOOK_SECONDS = 5.0
 

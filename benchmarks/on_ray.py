@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,17 +40,19 @@ def launcher(cpus: int, store_mb: int) -> Iterator[Any]:
 
 
 @contextmanager
-def simulated_nodes(count: int, cpus: int) -> Iterator[None]:
-    """A cluster of so many nodes with so many CPUs each, on this machine; the block joins it as it
-    would join any other."""
+def simulated_nodes(cpus: Sequence[int]) -> Iterator[str]:
+    """A cluster of nodes with so many CPUs each, the head first, on this machine; the block joins
+    it as it would join any other. Yields its address."""
     from ray.cluster_utils import Cluster
 
-    there = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
+    there = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": cpus[0], "node_ip_address": "127.0.0.1"}
+    )
     try:
-        for _ in range(count - 1):
-            there.add_node(num_cpus=cpus)
+        for number, each in enumerate(cpus[1:], 2):  # who joins finds the head by its address
+            there.add_node(num_cpus=each, node_ip_address=f"127.0.0.{number}")
         os.environ["RAY_ADDRESS"] = there.address
-        yield
+        yield there.address
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         there.shutdown()

@@ -79,7 +79,7 @@ def main() -> None:
     on = machine(options)
     rows: list[dict[str, Any]] = []
     each = -(-max(options.workers) // options.nodes)  # a full cluster has workers on every node
-    nodes = simulated_nodes(options.nodes, each) if options.nodes > 1 else nullcontext()
+    nodes = simulated_nodes([each] * options.nodes) if options.nodes > 1 else nullcontext()
     with nodes, launcher(cpus=max(4, each), store_mb=512) as place:
         for workers in options.workers:
             rows.append(row_of(place, workers, options))

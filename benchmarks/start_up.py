@@ -10,7 +10,6 @@ so that CPU seconds are known by process and, at each line that the command prin
 
 import os
 import re
-import secrets
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import machine, parser, report
+from benchmarks.processes import new_mark
 
 SMALL = (
     *("models.teacher.width=32", "models.teacher.depth=2", "models.student.width=32"),
@@ -32,7 +32,6 @@ SMALL = (
     *("learner.optimizer.warmup=0", "pretrain.teacher.steps=2", "pretrain.student.steps=2"),
     *("pretrain.teacher.optimizer.warmup=0", "pretrain.student.optimizer.warmup=0"),
 )
-MARK = "VARKD_BENCHMARK"
 SAMPLE_SECONDS = 0.1
 TICKS = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).parents[1]
@@ -106,7 +105,7 @@ def role_of(words: str) -> str:
 @contextmanager
 def running(words: list[str], metrics: Path | None) -> Iterator[Watched]:
     """`varkd` with these words, watched until it ends; `metrics` gets a row after a step."""
-    mark = f"{MARK}={secrets.token_hex(8)}"
+    mark = new_mark()
     environment = {**os.environ, **dict([mark.split("=")])}
     program = "from deploy.main import main; main()"
     watched = Watched(time.perf_counter(), mark)
@@ -138,13 +137,13 @@ def _read(process: subprocess.Popen[str], watched: Watched) -> None:
         watched.lines.append((watched.now(), watched.total(), line.rstrip()))
 
 
-def prepare(folder: Path) -> Path:
-    """A run folder with tokens and models."""
+def prepare(folder: Path, *more: str) -> Path:
+    """A run folder with tokens and models; `more` overrides."""
     for words in (
         ["tokenize", "smoke", "--local"],
         ["pretrain", "smoke"],
     ):
-        with running([*words, *SMALL, "--out", str(folder)], None):
+        with running([*words, *SMALL, *more, "--out", str(folder)], None):
             pass
     return folder
 
