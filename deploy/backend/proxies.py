@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 5.0
 
 def here() -> NodeAffinitySchedulingStrategy:
     """The driver's node: Ray has those that reserve nothing on any, and a run cannot lose them."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class WeightsProxy(ActorProxy):
