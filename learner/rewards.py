@@ -30,6 +30,8 @@ PATIENCE = 8
 """Steps in a row without a group that could be judged, after which a run ends."""
 FAILED = "_failed"
 EMPTY = "reward/steps_without"
+OF_STEPS = ("reward/mean", "reward/group_std", "reward/constant_groups")
+"""What is said of a step in which anything was judged, beside the mean of every part."""
 
 
 class AdvantageConfig(Config):
@@ -170,7 +172,8 @@ def remember(
 ) -> None:
     """Put what rewards looked like into the state, which is plotted: means over kept rows of all
     ranks (of the total and of every part), the mean standard deviation within groups, the share of
-    groups without any, and how many groups were left out since the run began.
+    groups without any, and how many groups were left out since the run began. A step in which
+    nothing was judged has that count alone: what was said of an earlier one is forgotten.
 
     Raises:
         InputError: no group of several steps on end could be judged.
@@ -185,6 +188,8 @@ def remember(
             f"in {PATIENCE} steps on end a reward of {', '.join(weights)} failed in every group, "
             "so nothing was trained; look into the scorers' logs for why"
         )
+    for name in (*(f"reward/{part}" for part in weights), *OF_STEPS):
+        state.pop(name, None)
     if not groups:
         return
     means = {name: total / rows for name, total in zip(weights, sums, strict=True)}

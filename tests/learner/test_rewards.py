@@ -120,6 +120,16 @@ def test_what_failed_takes_its_group_with_it_and_nothing_else(batch):
     assert state["reward/constant_groups"] == 0
 
 
+def test_a_step_without_judged_rows_says_nothing_of_an_earlier_one(batch):
+    state = {}
+    remember(state, batch, read(batch, WEIGHTS, per_token=False), WEIGHTS, SingleProcess())
+    assert "reward/mean" in state
+    assert "reward/sharp" in state
+    of_data = replace(batch, policy=("data",) * ROWS)
+    remember(state, of_data, read(of_data, WEIGHTS, per_token=False), WEIGHTS, SingleProcess())
+    assert state == {"reward/groups_left_out": 0, "reward/steps_without": 0}
+
+
 def test_rewards_that_always_fail_end_the_run(batch):
     spoiled = replace(batch, sequence=batch.sequence | {"sharp_failed": torch.ones(ROWS)})
     rewards, state = read(spoiled, WEIGHTS, per_token=False), {}
