@@ -12,7 +12,13 @@ from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import blank_batch, chain_bytes, resources_like
 from deploy.planning.plan import plan_run
 from deploy.planning.resources import Sizing
-from deploy.planning.skeletons import classifier_like, parameters, skeleton, tokenizer_like
+from deploy.planning.skeletons import (
+    classifier_like,
+    parameters,
+    skeleton,
+    state_bytes,
+    tokenizer_like,
+)
 from deploy.planning.throughput import image_flops
 from learner.objective import PlainObjective
 from teacher_server.scorer import ScorerFiles
@@ -48,6 +54,26 @@ def test_every_scorer_of_the_chain_is_planned(run_in):
         "scorers.opinion",
     )
     assert 350 < opinion.host_mb < needs["teacher server"].host_mb
+
+
+def test_networks_by_which_rewards_judge_are_counted(run_in):
+    """None of their files need be there, nor the images that rows are compared with."""
+    kinds = ("decoded_mse", "perceptual", "classifier")
+    wide = ("tokenizer.kind=conv_vq", "tokenizer.width=32", "tokenizer.code_width=4")
+    config, _ = run_in(*wide, *(f"scorers.{kind}.kind={kind}" for kind in kinds))
+    spec = replace(config.tokenizer.describe(config.images.size), num_classes=10)
+    head = skeleton(config.models.teacher, spec).head
+    drawing = state_bytes(tokenizer_like(config, META))
+    looking = 4 * parameters(classifier_like(config, spec, META))
+    image = 4 * config.images.channels * config.images.size**2 * config.rollout.batch_size
+    wanted = {"decoded_mse": drawing, "perceptual": drawing + looking}
+    for kind in kinds:
+        held, taken = chain_bytes(config, kind, spec, head)
+        assert held == pytest.approx(wanted.get(kind, drawing + looking), rel=0.02)
+        assert taken > 2 * image, "what was drawn, and what that came from"
+    sizing = Sizing(config, spec)
+    assert {need.role for need in sizing.needs(lambda device, gpus: False)} >= {"scorer perceptual"}
+    assert not sizing.uncounted
 
 
 class Rendered(PlainObjective):
