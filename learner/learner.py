@@ -12,15 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.device import place, precision
+from common.device import autocast, place, precision
 from common.errors import InputError
 from common.exchange.condition import ClassConditions, Conditions
 from common.exchange.packed_weights import Packing
 from common.exchange.trajectory import TrajectoryBatch
-from common.exchange.weights import Weights
+from common.exchange.weights import Canary, Weights
 from common.finite import NAMES, require_finite
 from common.models.backbone import Backbone
-from common.models.canary import canary
+from common.models.canary import TOLERANCE, canary
 from common.randomness import derive_seed
 from learner.blocks import recompute_activations
 from learner.compiled import compile_layers
@@ -207,9 +207,8 @@ class Learner:
         self, dtype: str, *, version: int | None = None, checked: bool = False
     ) -> Weights:
         """The current student, versioned by steps done; to be copied before the next step.
-        `checked` adds what it computes, unless that would have to be compiled for it, or its blocks
-        are gathered in half precision alone. Where the student is spread, rank 0 gets it and the
-        others an empty one."""
+        `checked` adds what it computes, unless that would have to be compiled for it. Where the
+        student is spread, rank 0 gets it and the others an empty one."""
         version = self.steps_done if version is None else version
         value = self._layout.run(self._canary) if checked and self._has_canary else None
         state = self._layout.gathered(self._layout.held, self._sent_as(dtype))
@@ -221,17 +220,20 @@ class Learner:
 
     @property
     def _has_canary(self) -> bool:
-        whole = not self.is_spread or self._config.dtype == "float32"
-        return whole and not self._config.compile and isinstance(self._student, Backbone)
+        return not self._config.compile and isinstance(self._student, Backbone)
 
     def _sent_as(self, dtype: str) -> dict[str, torch.dtype]:
         """Types of what is sent: parameters travel in `dtype`, buffers as they are (a quantiser
         must stay exact)."""
         return {name: precision(dtype) for name, _ in self._student.named_parameters()}
 
-    def _canary(self) -> float:
+    def _canary(self) -> Canary:
+        """In float32, or as rounded as blocks are that are gathered in half precision."""
         assert isinstance(self._student, Backbone)
-        return canary(self._student)
+        dtype = precision(self._config.dtype) if self.is_spread else torch.float32
+        with autocast(self._device, dtype):
+            found = canary(self._student)
+        return Canary(found, TOLERANCE[dtype])
 
     @torch.no_grad()
     def take_average(self) -> None:

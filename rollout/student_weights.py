@@ -50,7 +50,8 @@ class StudentWeights:
             weights = self._awaited(wanted, is_wanted)
             self._student.load_state_dict(unpack(weights.verified()))
             if weights.canary is not None and isinstance(self._student, Backbone):
-                require(self._student, weights.canary, f"{self._name}, version {wanted}")
+                value, rounding = weights.canary
+                require(self._student, value, f"{self._name}, version {wanted}", rounding)
         self._loaded = (lease.generation, wanted)
 
     def _awaited(self, version: int, is_wanted: Callable[[], bool]) -> Weights:

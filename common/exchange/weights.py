@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from threading import Condition
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,14 @@ BLOCK = 2**15
 """Bytes that are added up for the digest: few sums, and each of what a cache holds."""
 
 
+class Canary(NamedTuple):
+    """What a publisher computes with the weights (common/models/canary.py)."""
+
+    value: float
+    rounding: float = 0.0
+    """How far that may be off because the publisher rounds, in nats a token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """One published policy: `version` is the number of learner steps behind it."""
@@ -27,11 +35,11 @@ class Weights:
     version: int
     payload: Payload
     digest: str
-    canary: float | None = field(default=None, kw_only=True)
-    """What the publisher computes with them (common/models/canary.py); not with every version."""
+    canary: Canary | None = field(default=None, kw_only=True)
+    """Not with every version."""
 
     @classmethod
-    def of(cls, version: int, payload: Payload, canary: float | None = None) -> "Weights":
+    def of(cls, version: int, payload: Payload, canary: Canary | None = None) -> "Weights":
         return cls(version, payload, _digest(payload), canary=canary)
 
     def verified(self) -> Payload:

@@ -33,14 +33,14 @@ def canary(model: Backbone) -> float:
         model.train(was_training)
 
 
-def require(model: Backbone, published: float, who: str) -> None:
-    """Refuse to sample from another distribution than the learner's.
+def require(model: Backbone, published: float, who: str, rounding: float = 0.0) -> None:
+    """Refuse to sample from another distribution than the learner's, who may be off by `rounding`.
 
     Raises:
         RunFailed: this process computes something else with the weights.
     """
     parameter, found = next(model.parameters()), canary(model)
-    if not abs(found - published) <= TOLERANCE[parameter.dtype]:  # nor is NaN
+    if not abs(found - published) <= max(TOLERANCE[parameter.dtype], rounding):  # nor is NaN
         raise RunFailed(
             f"{who}: computes other log-probabilities on {parameter.device} in {parameter.dtype} "
             f"than the learner with the same weights, {found:.5f} instead of {published:.5f} nats "

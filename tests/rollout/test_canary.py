@@ -5,7 +5,7 @@ import torch
 
 from common.errors import RunFailed
 from common.exchange.schedule import Schedule
-from common.exchange.weights import Weights
+from common.exchange.weights import Canary, Weights
 from common.models.canary import canary, require
 from learner.publisher import CHECKED_EVERY, Publisher
 
@@ -20,6 +20,7 @@ def test_what_both_sides_compute_is_the_same_unless_a_weight_is_another(tiny, fa
     assert value == canary(learner) == pytest.approx(canary(worker), abs=1e-6)
     require(worker, value, "worker-0, version 3")
     require(worker.to(torch.bfloat16), value, "worker-0, version 3")
+    require(worker.float(), canary(worker.bfloat16()), "worker-0, version 3", rounding=0.1)
     worker = tiny(family, seed=1)
     with torch.no_grad():
         worker.head.weight.mul_(1.5)
@@ -35,7 +36,7 @@ class Student:
     steps_done = 0
 
     def published(self, dtype, *, checked):
-        return Weights.of(self.steps_done, (), -3.0 if checked else None)
+        return Weights.of(self.steps_done, (), Canary(-3.0) if checked else None)
 
 
 class Sink(list):

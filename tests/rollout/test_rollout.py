@@ -10,7 +10,7 @@ from common.exchange.condition import ClassConditions
 from common.exchange.packed_weights import pack, unpack
 from common.exchange.schedule import Lease, Schedule
 from common.exchange.trajectory import from_arrow
-from common.exchange.weights import Weights
+from common.exchange.weights import Canary, Weights
 from common.models.filters import filtered_logprob
 from common.randomness import Draws
 from rollout.config import RolloutConfig
@@ -228,7 +228,7 @@ def test_what_is_being_scored_when_a_worker_is_told_to_stop_counts_or_says_what_
 def test_weights_that_compute_something_else_here_are_not_sampled_with(tiny, data):
     from common.models.backbones import llamagen
 
-    bundle = Weights.of(0, pack(tiny("llamagen"), torch.float32), canary=-1.0)
+    bundle = Weights.of(0, pack(tiny("llamagen"), torch.float32), canary=Canary(-1.0))
     worker = RolloutWorker(
         RolloutConfig(batch_size=4),
         contexts(1.0),

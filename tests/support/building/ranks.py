@@ -19,7 +19,7 @@ from common.exchange.assembly import Share
 from common.exchange.schedule import Schedule
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
-from common.exchange.weights import Weights
+from common.exchange.weights import Canary, Weights
 from common.files.snapshots import Snapshots
 from common.files.tensors import state_digest
 from common.models.backbone import Backbone
@@ -138,14 +138,17 @@ class Trial:
         """`run` with the snapshots of a folder."""
         return self.run(settings, ranks, Snapshots(root, keep=9, finite=("student", "ema")))
 
-    def awaited(self, ranks: ProcessGroup) -> tuple[list[str], str | None, int]:
-        """Both students by way of rank 0, which then takes longer than the group waits."""
-        learner = learner_of(self.student, self.teacher, ranks, parallel="fsdp")
+    def awaited(self, ranks: ProcessGroup) -> tuple[Canary | None, list[str], str | None, int]:
+        """What is published, and both students, by way of rank 0, which then takes longer than the
+        group waits."""
+        half = {"parallel": "fsdp", "dtype": "bfloat16"}
+        learner = learner_of(self.student, self.teacher, ranks, **half)
+        sent = learner.published("float32", checked=True)
         ranks.barrier()
         wait_at_most(6)
         names: list[str] = [name for name, _ in learner.states()]
         found = led(ranks, lambda: time.sleep(8) or "done")
-        return names, found, first_says(ranks, 7 + ranks.rank)
+        return sent.canary, names, found, first_says(ranks, 7 + ranks.rank)
 
     def failing(self, who: tuple[int, ...], root: Path, ranks: ProcessGroup) -> str:
         """What a run says of which these ranks have no third batch."""
