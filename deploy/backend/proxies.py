@@ -35,7 +35,8 @@ PATIENCE_SECONDS = 5.0
 
 
 def here() -> NodeAffinitySchedulingStrategy:
-    """The driver's node: Ray has those that reserve nothing on any, and a run cannot lose them."""
+    """The driver's node, for services: what reserves nothing Ray puts on any node, also where it
+    would only prefer this one, and a run cannot lose them."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
@@ -114,8 +115,8 @@ class RayLauncher:
         host, proxy = BY_REFERENCE.get(cls, (ActorHost, ActorProxy))
         actor_class: Any = ray.remote(type(cls.__name__, (host,), {}))
         strategy, held = self._reservation.take(site.section)
-        if not (site.cpus or site.gpus):
-            strategy = strategy or here()
+        if not (site.section or site.cpus or site.gpus):  # a service
+            strategy = here()
         actor = actor_class.options(
             name=name,
             namespace=self.namespace,
