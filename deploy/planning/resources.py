@@ -27,7 +27,7 @@ from deploy.planning.memory import (
     scoring_bytes,
     scoring_images,
 )
-from deploy.planning.sampling_memory import decoding_bytes, generating_bytes
+from deploy.planning.sampling_memory import decoding_bytes, generating_bytes, milestone_bytes
 from deploy.planning.skeletons import blank_student, parameters, skeleton, state_bytes
 from learner.objective import Student
 
@@ -251,7 +251,8 @@ class Sizing:
             computing += weights
         if gpu:  # whose AdamW works on all tensors at once
             computing = max(computing, held + 2 * gradients)
-        computing += state_bytes(head)
+        drawn, shown = milestone_bytes(self.config, student)  # of rank 0, between two steps
+        computing = max(computing, held + drawn) + state_bytes(head)
         # As records, as tensors, and joined, while the step before is still learnt from.
         beside = 4 * settings.global_batch_size // settings.world_size * self.row_bytes
         # A snapshot is read on the host, and copied there to be written; versions are packed, sent,
@@ -259,7 +260,7 @@ class Sizing:
         pinned = 2 * (settings.max_staleness + 1) if self.config.schedule().pins_earlier else 0
         starting = held + whole + max(state_bytes(head), 3 * self.version_bytes)
         computing += 0 if gpu else held + whole
-        beside += pinned * self.version_bytes
+        beside += pinned * self.version_bytes + shown
         return _process_mb(gpu, computing=computing, starting=starting, beside=beside)
 
 

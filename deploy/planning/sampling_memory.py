@@ -3,6 +3,7 @@
 Shape letters: B sequences, L slots.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,8 +17,10 @@ from common.models.generator import Generator
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import peak_bytes
+from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import blank_batch
+from deploy.planning.skeletons import state_bytes, tokenizer_like
+from learner.objective import Student
 from rollout.context import SamplerName
 from rollout.sampler import SamplingConfig, decode
 
@@ -100,9 +103,31 @@ def sampled_prefixes(config: RunConfig, spec: SequenceSpec, sampler: SamplerName
     return [prefix for prefix in found if prefix < spec.length]
 
 
-def generating_bytes(config: RunConfig, model: Generator) -> int:
-    """Activations and logits while a one-pass student makes a lease."""
-    images = config.rollout.batch_size
+def milestone_bytes(config: RunConfig, student: Student) -> tuple[int, int]:
+    """(where the learner computes, on its host) while rank 0 compares a milestone with real images:
+    the student once more, with what a batch of samples takes to be drawn or to become pixels; all
+    samples and real images. The network of the features is not counted."""
+    settings, images = config.evaluate, config.images
+    if config.learner.keep_best_by != "fid":
+        return 0, 0
+    model = copy.deepcopy(student).eval().requires_grad_(False)
+    batch = min(settings.batch_size, settings.samples)
+    if isinstance(model, Backbone):
+        drawing = peak_bytes(partial(_decode, model, batch, settings.sampling, 0))
+    else:
+        drawing = generating_bytes(config, model, batch)
+    tokenizer = tokenizer_like(config, META)
+    token_BL = torch.zeros(batch, student.spec.length, dtype=torch.long)
+    with torch.no_grad():
+        showing = peak_bytes(lambda: tokenizer.decode(token_BL))
+    pixels = images.channels * (settings.size or images.size) ** 2
+    compared = settings.samples + (settings.reference_images or settings.samples)
+    return state_bytes(model) + max(drawing, showing), compared * pixels
+
+
+def generating_bytes(config: RunConfig, model: Generator, images: int | None = None) -> int:
+    """Activations and logits while a one-pass student makes so many, by default a lease."""
+    images = images or config.rollout.batch_size
     label_B = torch.zeros(images, dtype=torch.long)
 
     @torch.no_grad()

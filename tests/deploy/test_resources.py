@@ -21,7 +21,7 @@ from deploy.planning.memory import (
     scoring_images,
 )
 from deploy.planning.resources import CUDA_MB, CUDA_SLACK, Sizing, skeleton, state_bytes
-from deploy.planning.sampling_memory import decoding_bytes, sampled_prefixes
+from deploy.planning.sampling_memory import decoding_bytes, milestone_bytes, sampled_prefixes
 from deploy.planning.skeletons import parameters
 from deploy.run_folder.opening import open_run
 from rollout.sampler import decode
@@ -143,6 +143,27 @@ def test_ranks_that_hold_parts_hold_less(run_in):
 
     assert held("fsdp") < 0.5 * held("ddp")
     assert held("fsdp") > 5 / 4
+
+
+def test_milestones_that_are_compared_by_fid_are_counted(run_in):
+    spec = SequenceSpec(32, 16, (4, 4), 10)
+    kept = ("learner.export_every=9", "learner.keep_best=1", "learner.keep_best_by=fid")
+    many = ("evaluate.samples=3000", "evaluate.batch_size=3000", "evaluate.reference_images=1000")
+
+    def held(*overrides):
+        config, _ = run_in(*many, *overrides)
+        sizing = Sizing(config, spec)
+        drawn, shown = milestone_bytes(config, sizing.student)
+        images = config.images
+        assert shown == (4000 * images.channels * images.size**2 if overrides else 0)
+        return drawn, sizing._learner_mb(gpu=True)
+
+    (nothing, before), (drawn, after) = held(), held(*kept)
+    assert nothing == 0
+    assert after[0] > before[0]
+    assert (after[1] - CUDA_MB) * MB / CUDA_SLACK > drawn > 3000 * 16 * 32 * 4, (
+        "logits at the least"
+    )
 
 
 SHAPES = {
