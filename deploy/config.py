@@ -22,6 +22,7 @@ from common.perceptual.lpips import LpipsConfig
 from common.tokenization.tokenizer import TokenizerConfig
 from deploy.agreement.contexts import (
     require_exact,
+    require_guesses,
     require_labels,
     require_one_input,
     require_passes,
@@ -255,6 +256,7 @@ class RunConfig(Config):
         describe = partial(self.tokenizer.describe, self.images.size)
         require_passes(self.contexts, self.models.student, describe)
         require_rows(self.contexts, self.models.student, describe)
+        require_guesses(self.contexts, self.models.student, self.models.teacher)
         self.objective.check(self.contexts.policies())
         require_labels(self.contexts, self.objective)
         require_exact(self.contexts, self.objective)
@@ -276,8 +278,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _one_pass_students_fit(self) -> Self:
-        student = self.models.student
-        if isinstance(student, OnePassConfig):
+        if isinstance(student := self.models.student, OnePassConfig):
             spec = self.tokenizer.describe(self.images.size)
             require_steps(student, spec, self.evaluate, self.sample)
         return self

@@ -61,6 +61,11 @@ class ContextConfig(PluginConfig, ABC):
         return None
 
     @property
+    def guesses(self) -> int:
+        """How many codes the student guesses ahead where the teacher samples."""
+        return 0
+
+    @property
     def is_generated(self) -> bool:
         """Whether sequences are read from the teacher's token file instead of the data's."""
         return False

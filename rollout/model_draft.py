@@ -61,3 +61,15 @@ class ModelDraft:
 
     def keep(self, chosen_R: Tensor) -> None:
         self._stepper.keep(chosen_R)
+
+
+def instead_of_guesses(sampling: object) -> str | None:
+    """What of a `SamplingConfig` decides itself what is read in a pass, by its key; None: nobody
+    does, so that a draft may guess."""
+    for key in ("flow", "decoding.zipar", "decoding.sjd"):
+        value: object = sampling
+        for name in key.split("."):
+            value = getattr(value, name, None)
+        if value is not None:
+            return key
+    return None

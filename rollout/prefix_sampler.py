@@ -15,6 +15,7 @@ from common.models.backbone import Backbone
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
 from rollout.drawn import Drawn
+from rollout.model_draft import Draft
 from rollout.sampler import SamplingConfig, sample
 
 
@@ -28,6 +29,8 @@ class PrefixSampler:
     """What the labels stand for; None: the classes themselves."""
     codes: FlowCodes | None = None
     """The tokenizer's, where sampling.flow carries noise to them."""
+    draft: Draft | None = None
+    """Who guesses ahead, which leaves the law as it is."""
 
     def __call__(
         self,
@@ -52,6 +55,7 @@ class PrefixSampler:
             prefix_B=work.prefix_B,
             conditions=self.conditions,
             codes=self.codes,
+            draft=self.draft,
         )
         token_BL, logprob_BL = decoded.token_BL.cpu(), decoded.logprob_BL.cpu()
         if torch.equal(decoded.plan.order_BL, plan.order_BL):

@@ -35,6 +35,7 @@ from rollout.completion import AnySampler, complete
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, RolloutRequest, assign
 from rollout.forced import ForcedContext, ForcedPass
+from rollout.model_draft import Draft
 from rollout.one_pass_sampler import OnePassSampler
 from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import noise
@@ -136,7 +137,9 @@ class RolloutWorker:
             raise ValueError("contexts sample from the teacher, but no file of it was given")
         teacher = teacher_file.load(dtype).to(self._device).requires_grad_(False)
         codes = None if sampling.flow is None else flow_codes(teacher_file.tokenizer)
-        found["teacher"] = PrefixSampler(teacher, sampling, table, codes)
+        ahead, student = max(source.guesses for source in self._contexts.used), self._student
+        draft = Draft(student, ahead) if ahead and isinstance(student, Backbone) else None
+        found["teacher"] = PrefixSampler(teacher, sampling, table, codes, draft)
         return found
 
     def run(self) -> int:

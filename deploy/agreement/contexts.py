@@ -33,6 +33,22 @@ def require_rows(
         source.lengths(describe())
 
 
+def require_guesses(contexts: ContextsConfig, student: PluginConfig, teacher: PluginConfig) -> None:
+    """Refuse a student that cannot guess ahead for the teacher.
+
+    Raises:
+        ValueError: one of the two does not decode slot by slot in raster order.
+    """
+    for source in contexts.used:
+        for role, family in (("student", student), ("teacher", teacher)):
+            if source.guesses and not (isinstance(family, BackboneConfig) and family.has_rows):
+                raise ValueError(
+                    f"contexts.sources.{source.kind}.draft_tokens is {source.guesses}, but "
+                    f"models.{role}.kind is {family.kind}, which does not decode slot by slot in "
+                    "raster order, so that nothing can be guessed ahead; set it to 0"
+                )
+
+
 def require_passes(
     contexts: ContextsConfig, student: PluginConfig, describe: Callable[[], SequenceSpec]
 ) -> None:

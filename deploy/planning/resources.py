@@ -215,6 +215,7 @@ class Sizing:
     def _worker_mb(self, gpu: bool) -> tuple[float, float]:
         dtype, student = precision(self.config.rollout.dtype), self.config.models.student
         weights = starting = decoding = held = packed = 0
+        sampler: Backbone | None = None
         if (generator := self._generator) is not None:
             weights = state_bytes(generator, dtype)
             starting = max(state_bytes(generator) + weights, 3 * weights)
@@ -229,7 +230,8 @@ class Sizing:
         if self.config.contexts.teacher_sampling is not None:
             teacher = skeleton(self.config.models.teacher, self.spec).to(dtype).eval()
             held = state_bytes(teacher)
-            decoding = max(decoding, decoding_bytes(self.config, teacher, "teacher"))
+            taken = decoding_bytes(self.config, teacher, "teacher", sampler)
+            decoding = max(decoding, taken)
         if not gpu:
             decoding += packed
         starting = max(starting, held) if gpu else starting + held

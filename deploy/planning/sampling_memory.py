@@ -22,22 +22,31 @@ from deploy.planning.memory import blank_batch
 from deploy.planning.skeletons import state_bytes, tokenizer_like
 from learner.objective import Student
 from rollout.context import SamplerName
+from rollout.model_draft import Draft
 from rollout.sampler import SamplingConfig, decode
 
 PREFIX_DRAWS = 64
 """Prefixes that are drawn to find a short and a long one."""
 
 
-def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "student") -> int:
+def decoding_bytes(
+    config: RunConfig,
+    model: Backbone,
+    sampler: SamplerName = "student",
+    student: Backbone | None = None,
+) -> int:
     """Caches and logits while `sampler` completes a lease after its shortest and after its longest
-    prefix: rows that advance together have more tokens in a step the more of them are left."""
+    prefix: rows that advance together have more tokens in a step the more of them are left. A
+    teacher for whom `student` guesses ahead takes both models' caches."""
     settings, contexts = config.rollout, config.contexts
     sampling = settings.sampling if sampler == "student" else contexts.teacher_sampling
     prefixes = sampled_prefixes(config, model.spec, sampler)
     if not prefixes or sampling is None:
         return 0
     images, longest, shortest = settings.batch_size, max(prefixes), min(prefixes)
-    decode_from = partial(_decode, model, images, sampling)
+    ahead = max(source.guesses for source in contexts.used)
+    draft = Draft(student, ahead) if student is not None and ahead else None
+    decode_from = partial(_decode, model, images, sampling, draft)
     if sampling.decoding.is_exact or longest == shortest:
         return peak_bytes(partial(decode_from, longest))
     # The longest takes the most at its start, and later steps are no wider than the shortest's.
@@ -48,7 +57,12 @@ def decoding_bytes(config: RunConfig, model: Backbone, sampler: SamplerName = "s
 
 
 def _decode(
-    model: Backbone, images: int, sampling: SamplingConfig, prefix: int, steps: int | None = None
+    model: Backbone,
+    images: int,
+    sampling: SamplingConfig,
+    draft: Draft | None,
+    prefix: int,
+    steps: int | None = None,
 ) -> None:
     """For `steps`, by default until that after the widest: from there on nothing grows."""
     batch = blank_batch(model, (STUDENT,) * images, sampling, prefix=prefix)
@@ -64,6 +78,7 @@ def _decode(
             plan=batch.plan,
             given_BL=batch.token_BL,
             prefix_B=batch.prefix_B,
+            draft=draft,
         )
 
 
@@ -113,7 +128,7 @@ def milestone_bytes(config: RunConfig, student: Student) -> tuple[int, int]:
     model = copy.deepcopy(student).eval().requires_grad_(False)
     batch = min(settings.batch_size, settings.samples)
     if isinstance(model, Backbone):
-        drawing = peak_bytes(partial(_decode, model, batch, settings.sampling, 0))
+        drawing = peak_bytes(partial(_decode, model, batch, settings.sampling, None, 0))
     else:
         drawing = generating_bytes(config, model, batch)
     tokenizer = tokenizer_like(config, META)

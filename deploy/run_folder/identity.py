@@ -67,6 +67,7 @@ NOTED = {
 LATER = {
     "conditions.kind": "classes",
     "rollout.group.size": 1,
+    "contexts.sources.teacher.draft_tokens": 0,
     "scorers.teacher.kind": "teacher",
     "learner.parallel": "ddp",
 }

@@ -17,7 +17,7 @@ from common.models.backbone import BackboneConfig
 from common.outline import outlines
 from common.spec import SequenceSpec, require_same_spec
 from deploy.config import RunConfig
-from rollout.model_draft import Draft
+from rollout.model_draft import Draft, instead_of_guesses
 from rollout.sampler import SamplingConfig
 
 
@@ -50,12 +50,11 @@ class DraftFile:
         require_same_spec(teacher.spec, spec, us="the teacher", them=f"generate.draft {path}")
         for name, found in ("the draft", architecture), ("the teacher", teacher.architecture):
             _require_windows(name, found, spec)
-        for key in ("flow", "decoding.zipar", "decoding.sjd"):
-            if _is_set(sampling, key):
-                raise InputError(
-                    f"generate.draft: the teacher's sampling has {key}, which decides itself what "
-                    "is read in a pass; leave one of the two out"
-                )
+        if key := instead_of_guesses(sampling):
+            raise InputError(
+                f"generate.draft: the teacher's sampling has {key}, which decides itself what is "
+                "read in a pass; leave one of the two out"
+            )
         return cls(path, config.generate.draft_tokens)
 
     def facts(self) -> dict[str, Any]:
@@ -83,10 +82,3 @@ def _require_windows(name: str, architecture: BackboneConfig, spec: SequenceSpec
             f"generate.draft: {name} is of kind {architecture.kind}, which does not decode slot by "
             "slot in raster order; leave generate.draft out"
         )
-
-
-def _is_set(sampling: SamplingConfig, key: str) -> bool:
-    value: Any = sampling
-    for name in key.split("."):
-        value = getattr(value, name, None)
-    return value is not None

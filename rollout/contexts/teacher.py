@@ -10,9 +10,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from common.config.quantities import Count, Probability
+from common.config.quantities import Count, CountOrNone, Probability
 from common.exchange.provenance import Law
 from rollout.context import SamplerName, law_of
+from rollout.model_draft import instead_of_guesses
 from rollout.prefix import PrefixDistribution
 from rollout.sampler import SamplingConfig
 
@@ -27,6 +28,10 @@ class Config(PrefixDistribution):
     `varkd generate` has sampled once."""
     sampling: SamplingConfig = SamplingConfig()
     """How the teacher draws tokens; independent of teacher.guidance, which is the target's."""
+    draft_tokens: CountOrNone = 0
+    """online: how many codes the worker's student guesses ahead for the teacher, which keeps or
+    mends them so that the sequences have its own law (docs/method.md, "Speculative decoding"); both
+    must be LlamaGens. 0: it draws slot by slot alone."""
     sequences: Count | None = None
     """Size of the dataset; by default as many as there are training images."""
 
@@ -38,6 +43,24 @@ class Config(PrefixDistribution):
                 f"{self.max_prefix}; leave min_prefix and max_prefix at 0, or set source to online"
             )
         return self
+
+    @model_validator(mode="after")
+    def _guesses_can_be_checked(self) -> Self:
+        if self.draft_tokens and self.source == "dataset":
+            raise ValueError(
+                f"draft_tokens is {self.draft_tokens}, but source is dataset, which was sampled "
+                "before; set generate.draft for `varkd generate`, and draft_tokens to 0"
+            )
+        if self.draft_tokens and (key := instead_of_guesses(self.sampling)):
+            raise ValueError(
+                f"draft_tokens is {self.draft_tokens}, but sampling has {key}, which decides "
+                "itself what is read in a pass; leave one of the two out"
+            )
+        return self
+
+    @property
+    def guesses(self) -> int:
+        return self.draft_tokens
 
     @property
     def sampler(self) -> SamplerName | None:

@@ -12,6 +12,7 @@ from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import blank_batch, chain_bytes, resources_like
 from deploy.planning.plan import plan_run
 from deploy.planning.resources import Sizing
+from deploy.planning.sampling_memory import decoding_bytes
 from deploy.planning.skeletons import (
     classifier_like,
     parameters,
@@ -74,6 +75,16 @@ def test_networks_by_which_rewards_judge_are_counted(run_in):
     sizing = Sizing(config, spec)
     assert {need.role for need in sizing.needs(lambda device, gpus: False)} >= {"scorer perceptual"}
     assert not sizing.uncounted
+
+
+def test_a_draft_takes_its_own_cache_beside_the_teachers(run_in):
+    config, _ = run_in("contexts.sources.teacher={draft_tokens=3}", "rollout.batch_size=8")
+    spec = replace(config.tokenizer.describe(config.images.size), num_classes=10)
+    teacher, student = (skeleton(m, spec) for m in (config.models.teacher, config.models.student))
+    alone, both = (decoding_bytes(config, teacher.eval(), "teacher", d) for d in (None, student))
+    small = config.models.student
+    room = 8 * (spec.length + 4)
+    assert both - alone > 2 * 4 * small.depth * small.width * room, "keys and values in float32"
 
 
 class Rendered(PlainObjective):

@@ -16,8 +16,10 @@ from common.exchange.trajectory import from_arrow, to_arrow
 from common.randomness import Draws
 from rollout.config import RolloutConfig
 from rollout.context import ContextsConfig, assign
+from rollout.model_draft import Draft
 from rollout.prefix_sampler import PrefixSampler
 from rollout.sampler import SamplingConfig, decode, noise
+from rollout.sampler import sample as sample_rows
 from rollout.worker import RolloutWorker
 
 SCHEDULE = Schedule(steps=100, global_batch_size=8, lease_size=8, max_staleness=2, publish_every=1)
@@ -67,6 +69,15 @@ def test_aligned_prefixes_are_whole_rows_all_equally_likely(data, kind):
         ),
         (["contexts.sources.student.prefix_per=step"], "should be 'sample' or 'batch'"),
         (["contexts.sources.teacher={source='dataset',max_prefix=0.5}"], "holds whole samples"),
+        (["contexts.sources.teacher={source='dataset',draft_tokens=2}"], "set generate.draft"),
+        (
+            ["contexts.sources.teacher={draft_tokens=2,sampling.decoding.sjd.window=4}"],
+            "sampling has decoding.sjd, which decides itself",
+        ),
+        (
+            ["models.student={kind='arpg'}", "contexts.sources.teacher={draft_tokens=2}"],
+            "models.student.kind is arpg, which does not decode slot by slot",
+        ),
         (["objective.kind=minillm", "contexts.sources.teacher={}"], "samples of the teacher"),
         (["objective.kind=sampled_rkl", "contexts.sources.teacher={}"], "samples of the teacher"),
     ],
@@ -125,6 +136,30 @@ def sample(tiny, data, tmp_path):
         return from_arrow(worker.sample(lease)), teacher, tokens
 
     return build
+
+
+def test_the_workers_student_guesses_for_the_teacher_whose_law_stays(sample, tiny):
+    contexts = mixture(teacher={"min_prefix": 0.25, "max_prefix": 0.5, "draft_tokens": 3})
+    batch, teacher, tokens = sample(contexts)
+    draws, student = Draws(3, len(tokens)), tiny("llamagen", 1)
+    _, cell_BL = tokens.pick(range(8), draws, 0.1)
+    draft = Draft(student, 3)
+    wanted = sample_rows(
+        teacher,
+        batch.label_B,
+        [draws.noise_seed(i) for i in range(8)],
+        SamplingConfig(),
+        cell_BL=cell_BL,
+        prefix_B=batch.prefix_B,
+        draft=draft,
+    )
+    assert 0 < draft.acceptance.kept < draft.acceptance.guesses
+    assert torch.equal(batch.token_BL, wanted.token_BL)
+    assert set(batch.law) == {"exact"}
+    with torch.no_grad():
+        said_BLV = teacher(batch.label_B, batch.token_BL, batch.plan).log_softmax(-1)
+    said_BL = said_BLV.gather(-1, batch.token_BL[..., None])[..., 0] * batch.suffix_BL
+    torch.testing.assert_close(batch.logprob_BL, said_BL, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", kinds("common.models.backbones"))
