@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import psutil
 
+from common.background import Background
 from common.errors import RunFailed
 from deploy.console.faults import GO_ON
 
@@ -115,8 +115,10 @@ class JoinedHead:
         """Nothing: it is not the command's."""
 
 
-class HeadWatch:
+class HeadWatch(Background):
     """Watches while the block lasts."""
+
+    is_awaited = False
 
     def __init__(
         self,
@@ -126,29 +128,21 @@ class HeadWatch:
         force: Callable[[int], object] = os._exit,
     ) -> None:
         """`force` ends this process, which has `patience` seconds to end in order."""
+        super().__init__("head-watch")
         self._head = head
         self._patience = patience
         self._force = force
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
         self.loss: str | None = None
         """The sentence about it."""
 
     def __enter__(self) -> Self:
         _watches.append(self)
-        self._thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def _finish(self, error: BaseException | None) -> None:
         _watches.remove(self)
-        self._ended.set()
 
-    def _watch(self) -> None:
+    def _work(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             if (lost := self._head.lost()) is not None:
                 self.loss = f"{lost}; {GO_ON}"

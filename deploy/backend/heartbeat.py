@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from common.background import Background
 from common.errors import RunFailed
 from deploy.backend.actor_proxy import died
 from deploy.console.faults import GO_ON
@@ -26,7 +26,7 @@ ESSENTIAL = ("ledger", "buffer", "weights")
 """Without them nobody goes on; others have replicas, or others take their places."""
 
 
-class Heartbeat:
+class Heartbeat(Background):
     """Asks in the background while the block lasts."""
 
     def __init__(
@@ -38,27 +38,13 @@ class Heartbeat:
         """`actors` that are to be there now, with their names; `patience` in seconds, as of now;
         into `lost` goes a sentence about each that is gone, by its name, in the order in which they
         were found. An actor that is still being made has no heartbeat yet and is waited for."""
+        super().__init__("heartbeat")
         self._actors = actors
         self._patience = patience
         self._asked: dict[Any, tuple[Any, float]] = {}
         self._answered: set[Any] = set()
-        self._ended = threading.Event()
         self._look = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self.lost = {} if lost is None else lost
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def blamed(self, failure: RunFailed) -> RunFailed:
         """The failure, by its cause: others hear of a process that is gone by what it did not do
@@ -70,7 +56,7 @@ class Heartbeat:
                 return RunFailed(why)
         return failure
 
-    def _watch(self) -> None:
+    def _work(self) -> None:
         while not self._ended.is_set():
             pause = min(MOST_SECONDS, self._patience() / 4)
             began = time.monotonic()

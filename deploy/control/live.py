@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
+from common.background import Background
 from common.errors import UNDERSTOOD
 from deploy.console.faults import summary
 from deploy.console.stopping import StopRequest
@@ -29,7 +29,7 @@ class Checkpoints(Protocol):
     def folder(self, step: int) -> Path: ...
 
 
-class LiveRun:
+class LiveRun(Background):
     """Keeps status.json fresh from a thread of its own, so that a driver that waits for a cluster,
     or hangs, can be asked as well; requests to stop are as good as the signal.
 
@@ -45,6 +45,7 @@ class LiveRun:
         steps: int,
     ) -> None:
         """`line` is what the driver's screen says now; `steps` are all of the run."""
+        super().__init__("control")
         self._rendezvous = Rendezvous(root)
         self._stop = stop
         self._checkpoints = checkpoints
@@ -56,8 +57,6 @@ class LiveRun:
         self._requests: list[Request] = []
         self._is_begun = False
         self._beats = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="control", daemon=True)
 
     def __enter__(self) -> Self:
         self._before = None
@@ -67,17 +66,9 @@ class LiveRun:
         with suppress(OSError, ValueError):
             self._before = self._rendezvous.status()
         self._put()
-        self._thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+    def _finish(self, error: BaseException | None) -> None:
         if error is not None:
             failed = not isinstance(error, KeyboardInterrupt)
             said = str(error) if isinstance(error, UNDERSTOOD) else summary(error)
@@ -118,7 +109,7 @@ class LiveRun:
     def answer(self, request: Request, answer: Answer) -> None:
         self._rendezvous.answer(request, answer)
 
-    def _beat(self) -> None:
+    def _work(self) -> None:
         last = time.monotonic()
         while not self._ended.wait(POLL_SECONDS):
             for request in self._rendezvous.requests():

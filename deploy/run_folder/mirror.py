@@ -6,12 +6,11 @@ on disk when they were made, so that whoever goes on from the copy misses none.
 """
 
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from common.background import Background
 from common.errors import InputError, RunFailed
 from deploy.run_folder.copied_files import STATUS, copied_files
 from deploy.run_folder.copying import Copy
@@ -29,7 +28,7 @@ from deploy.run_folder.workspace import Workspace
 ROUND_SECONDS = 15.0
 
 
-class Mirror:
+class Mirror(Background):
     """Copies in the background while the block lasts, and once more at its end."""
 
     def __init__(
@@ -42,6 +41,7 @@ class Mirror:
         is_complete: bool = False,
     ) -> None:
         """`is_complete` is with what a run begins with: tokens, models, all of the folder."""
+        super().__init__("mirror")
         self._remote = remote
         self._workspace = workspace
         self._say = say
@@ -52,8 +52,6 @@ class Mirror:
         self._superseded: set[str] = set()
         self._before = ""
         self._has_failed = False
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def is_there(self) -> bool:
         """Whether anything was copied there.
@@ -129,21 +127,13 @@ class Mirror:
         """
         self._remote.require_writable()
         self._seen = {*self._here()}
-        self._thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def _finish(self, error: BaseException | None) -> None:
         """
         Raises:
             RunFailed: the run ended well, and its copy is not whole.
         """
-        self._ended.set()
-        self._thread.join()
         failure = tried(self._last_round)
         if not isinstance(failure, Exception):
             return

@@ -23,6 +23,7 @@ ROOMS = {
     "common.errors": set(),
     "common.outline": set(),
     "common.device": {"common.errors"},
+    "common.background": set(),
     "common.finite": {"common.errors"},
     "common.memory": {"common.errors", "common.outline"},
     "common.randomness": set(),
