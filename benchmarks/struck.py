@@ -71,7 +71,13 @@ FAULTS = [
     if (name, role) != ("SIGSTOP", "driver")  # who stops his own command waits for himself
 ]
 FAULTS += ["SLOW worker", "GONE folder", "READ-ONLY folder"]
-MORE = {"SIGSTOP teacher": ("learner.stall_seconds=12",)}
+MORE = {
+    "SIGSTOP teacher": ("learner.stall_seconds=12",),
+    # Ray misses a silent machine after half a minute, and others are to take its place meanwhile.
+    "SIGKILL node of worker": ("learner.stall_seconds=60",),
+    "SIGSTOP node of worker": ("learner.stall_seconds=60",),
+    "SIGKILL node of learner": ("learner.stall_seconds=60",),
+}
 """Six seconds, of which half must pass first, are too few for another one to start."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
 from common.errors import InputError
@@ -17,6 +18,7 @@ T = TypeVar("T")
 Storage = Callable[[str], tuple[fs.FileSystem, str]]
 PART = ".part"
 PROBE = "varkd-probe/empty"
+EXPECTED = "expected a URL such as s3://bucket/runs/mine, gs://... or file:///mnt/runs/mine"
 CHUNK_BYTES = 2**22
 MOST_TEXT = 2**26
 """Bytes; more is no list of ours."""
@@ -40,13 +42,13 @@ class Remote:
         """Without what nobody else is to know."""
         self._said = f"{option} {self.url}".strip()
         if "://" not in url:
-            raise InputError(
-                f"{self}: expected a URL such as s3://bucket/runs/mine, gs://..., or "
-                "file:///mnt/runs/mine"
-            )
+            raise InputError(f"{self}: {EXPECTED}")
         try:
-            self._fs, self._root = opened(url)
+            self._fs, self._root = opened(url.replace(" ", "%20"))
             self.names()
+        except pa.ArrowInvalid as error:  # no URL of a storage that Arrow knows
+            said = reason(error).replace(url, self.url)
+            raise InputError(f"{self}: {said}; {EXPECTED}") from None
         except TROUBLE as error:
             said = reason(error).replace(url, self.url)
             raise InputError(f"{self}: {said}") from None

@@ -1,5 +1,6 @@
 """`--mirror`: a run's finished files somewhere else, from which it goes on in another folder."""
 
+import io
 import shutil
 
 import pytest
@@ -53,7 +54,9 @@ def test_what_cannot_be_copied_is_a_sentence(half, tmp_path):
     for url in ("nowhere", "nope://bucket/x"):
         with pytest.raises(InputError, match=f"--mirror {url}"):
             Remote(url)
-    with pytest.raises(InputError, match="--mirror nope://bucket/x: ") as refused:
+    with pytest.raises(
+        InputError, match=r"--mirror nope://bucket/x: .*; expected a URL"
+    ) as refused:
         Remote("nope://key:secret@bucket/x?token=secret")
     assert "secret" not in str(refused.value)
     there, said = tmp_path / "there", []
@@ -72,3 +75,9 @@ def test_what_cannot_be_copied_is_a_sentence(half, tmp_path):
     with pytest.raises(SystemExit), copies[1]:
         meanwhile(SystemExit(2))
     assert [words.partition(":")[0] for words in said] == ["warning"]
+
+
+def test_a_folder_with_a_space_is_a_url_as_it_is_written(tmp_path):
+    (tmp_path / "my runs").mkdir()
+    Remote(f"file://{tmp_path}/my runs/one").put(io.BytesIO(b"x"), 1, "a")
+    assert (tmp_path / "my runs" / "one" / "a").read_bytes() == b"x"

@@ -165,7 +165,7 @@ def test_a_full_object_store_slows_a_run_and_a_full_disk_beneath_it_ends_it(made
         f"the disk of Ray's temporary folder is full: make room; {LOST}", full.said()[-1]
     )
     assert full.left() == []
-    again = Command(source, folders["full"], resume=True)
+    again = Command(source, folders["full"], store, resume=True)
     assert again.wait() == "0", again.said()
     assert student(folders["full"]) == student(folders["roomy"])
 
