@@ -79,6 +79,9 @@ CPUS = (0, 4, 4)
 """Of the head and two nodes, of which one has room for the whole run."""
 IS_FATAL = re.compile("gcs|node of buffer")
 """To a cluster, which nobody joins again."""
+LEAVES_PROCESSES = re.compile("gcs|SIGSTOP node")
+"""Stopped ones cannot end, and those of a cluster without a GCS hear of nothing before their
+raylets miss it, in a minute."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,15 @@ def nodes(monkeypatch) -> Iterator[Cluster]:
     end_all(mark)
 
 
-def require(found: Struck, wanted: Ending) -> None:
+def require(found: Struck, wanted: Ending, *, leaves_processes: bool = False) -> None:
     """It ended in time and with its cause, left nothing, and trained what a run trains that nobody
     hits."""
     assert found.hit
     assert found.exit == str(wanted.code), found
     assert found.seconds <= wanted.seconds, found
     assert re.search(wanted.said, found.said), found
-    assert (found.left, found.shared) == ([], []), found
+    assert leaves_processes or found.left == [], found
+    assert found.shared == [], found
     assert found.went_on or found.resumed == "0" or found.fault.endswith(" metrics"), found
     assert found.same_student, found
     assert found.trained == {"step": STEPS, "frontier": 2 * STEPS, "beyond": []}, found
@@ -135,7 +139,7 @@ def test_a_run_on_several_nodes(fault, made, nodes):
     folder = made.root / f"several-{fault.replace(' ', '-')}"
     afterwards = None if IS_FATAL.search(fault) else nodes
     found = strike(fault, made.source, folder, made.whole, cluster=nodes, afterwards=afterwards)
-    require(found, SEVERAL_NODES[fault])
+    require(found, SEVERAL_NODES[fault], leaves_processes=bool(LEAVES_PROCESSES.search(fault)))
 
 
 LARGE = ("models.student.width=512", "models.student.depth=3")
