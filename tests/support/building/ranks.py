@@ -156,6 +156,8 @@ class Trial:
         own = self.batch.rows(slice(ranks.rank * each, (ranks.rank + 1) * each))
         learner = learner_of(self.student, self.teacher, ranks, parallel="fsdp")
         services: Any = Services(to_arrow(own), who)
+        if len(who) < ranks.world:
+            wait_at_most(10)  # the others stand in the next step's sums
         snapshots = Snapshots(root, keep=9)
         trainer = Trainer(
             learner,
