@@ -5,7 +5,7 @@
 RUN is the folder of a study (studies/drift): its teacher, its test tokens, and the averaged student
 of every finished cell. Confidence is 1 - H / log V of the teacher's next code, in free samples of a
 student with one noise and the same labels for all, and in as many sequences of held-out data. A
-student whose samples leave the teacher less sure from slot to slot, where data does not, drifts.
+student whose samples leave the teacher less sure than data does has left what it was trained on.
 """
 
 import math
@@ -30,6 +30,7 @@ from rollout.sampler import SamplingConfig, sample
 
 SLOTS = (32, 64, 96, 128, 160, 192, 224)
 BATCH = 50
+SAMPLING = SamplingConfig()
 SMOOTH = 16
 """Slots that a point of the figure is the mean of: one row of CIFAR-10's grid."""
 
@@ -79,9 +80,6 @@ def _of_student(teacher: Backbone, folder: Path, name: str, options: Any) -> Ten
         for first in range(0, len(seeds), BATCH)
     ]
     return _mean(teacher, label_N, torch.cat([found.cell_BL for found in cells]), seeds)
-
-
-SAMPLING = SamplingConfig()
 
 
 @torch.no_grad()

@@ -27,6 +27,11 @@ class Categorical:
         return found
 
     @property
+    def stays_as_it_is(self) -> bool:
+        """Whether it was given by log-probabilities, which nobody may normalise once more."""
+        return self._logprob_NV is self.given_NV
+
+    @property
     def logit_NV(self) -> Tensor:
         """Logits in float32 at least, with their gradient where that is recorded."""
         return self.given_NV.to(torch.promote_types(self.given_NV.dtype, torch.float32))
@@ -44,8 +49,7 @@ class Categorical:
 
     def only(self, index_n: Tensor) -> "Categorical":
         """Of some tokens."""
-        is_normalised = self._logprob_NV is self.given_NV
-        make = Categorical.normalised if is_normalised else Categorical
+        make = Categorical.normalised if self.stays_as_it_is else Categorical
         return make(self.given_NV[index_n])
 
     def tempered(self, temperature: float) -> "Categorical":

@@ -168,10 +168,9 @@ class Divergence(Config):
 
     def between(self, student: Categorical, teacher: Categorical) -> Tensor:
         """The same from distributions; on a GPU in one pass over their logits."""
-        pair = student.given_NV, teacher.given_NV
-        if self.top_k or not fused.fits(*pair):
+        if self.top_k or not (fused.reads(student) and fused.reads(teacher)):
             return self(student.logprob_NV, teacher.logprob_NV)
-        return fused.divergence(*pair, *self._as_fused)
+        return fused.divergence(student.given_NV, teacher.given_NV, *self._as_fused)
 
     @property
     def _as_fused(self) -> tuple[str, float]:

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from common.device import runs_kernels
+from learner.categorical import Categorical
 
 
-def fits(*logits: Tensor) -> bool:
-    """Whether the kernels can read these (N, V) logits."""
-    return all(
-        runs_kernels(logit)
-        and logit.ndim == 2
-        and logit.numel() > 0
-        and logit.stride(-1) == 1
-        and logit.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        for logit in logits
+def reads(of: Categorical) -> bool:
+    """Whether the kernels can compute with it: they normalise logits (N, V) themselves."""
+    logit_NV = of.given_NV
+    return (
+        not of.stays_as_it_is
+        and runs_kernels(logit_NV)
+        and logit_NV.ndim == 2
+        and logit_NV.numel() > 0
+        and logit_NV.stride(-1) == 1
+        and logit_NV.dtype in (torch.float32, torch.bfloat16, torch.float16)
     )
 
 

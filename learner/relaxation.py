@@ -154,7 +154,7 @@ def cluster_logprob(of: Categorical, clusters: ClusterMap) -> Tensor:
 def coarse(of: Categorical, clusters: ClusterMap) -> Categorical:
     """The distribution over clusters."""
     is_fine = clusters.size < of.given_NV.shape[-1]
-    if is_fine and fused.fits(of.given_NV):
+    if is_fine and fused.reads(of):
         least = analytic.LEAST
         logit_NC = fused.cluster_logits(of.given_NV, clusters.cluster_V, clusters.size, least)
         if logit_NC is not None:

@@ -51,7 +51,7 @@ def of_formula(divergence, logit_NV, teacher_NV, map_of_codes):
 def test_values_and_gradients_are_those_of_the_formula(divergence, by, dtype):
     map_of_codes = clusters() if by == "clusters" else None
     student_NV, teacher_NV = logits(1, dtype).requires_grad_(), logits(2)
-    assert fused.fits(student_NV, teacher_NV)
+    assert all(fused.reads(Categorical(value)) for value in (student_NV, teacher_NV))
     weight_N = torch.linspace(0.1, 2, N).cuda()
     loss_N = relaxed(divergence, Categorical(student_NV), Categorical(teacher_NV), map_of_codes)
     (found,) = torch.autograd.grad((weight_N * loss_N).sum(), student_NV)
@@ -86,6 +86,19 @@ def test_clusters_too_small_to_add_up_are_summed_by_maxima():
     assert fused.cluster_logits(logit_NV, *_parts(map_of_codes), analytic.LEAST) is None
     found = coarse(Categorical(logit_NV), map_of_codes).logprob_NV
     torch.testing.assert_close(found[0, 1], torch.tensor(2.0).log().cuda() - 200)
+
+
+@pytest.mark.parametrize("by", ["codes", "clusters"])
+def test_log_probabilities_from_a_record_are_not_normalised_once_more(by):
+    """Rounded to float16 they don't add up to 1; a CPU takes them as they are, too."""
+    map_of_codes = clusters() if by == "clusters" else None
+    teacher_NV = logits(2).log_softmax(-1) - 0.01
+    teacher = Categorical.normalised(teacher_NV)
+    assert not fused.reads(teacher)
+    found_N = relaxed(Divergence(name="fkl"), Categorical(logits(1)), teacher, map_of_codes)
+    here = None if map_of_codes is None else map_of_codes.to(torch.device("cpu"))
+    pair = Categorical(logits(1).cpu()), Categorical.normalised(teacher_NV.cpu())
+    torch.testing.assert_close(found_N.cpu(), relaxed(Divergence(name="fkl"), *pair, here))
 
 
 def _parts(map_of_codes):
