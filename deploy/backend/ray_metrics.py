@@ -77,6 +77,9 @@ SERIES: dict[str, Series] = {
         "Weight of distillation beside rewards; gradient norms of both in profiled steps",
         "quantity",
     ),
+    "vapi/": _gauge(
+        "vapi", "Gradient norms of regulariser and reward in profiled steps", "quantity"
+    ),
     "share/": _gauge("context_share", "Share of the step's rows by context", "context"),
     "divergence/": _gauge("divergence_nats", "Divergence of open tokens", "context"),
     "between_clusters/": _gauge("between_clusters_nats", "Its part between clusters", "context"),

@@ -28,7 +28,8 @@ from common.errors import InputError
 from common.exchange.trajectory import TrajectoryBatch
 from common.models.backbone import Backbone
 from learner.divergence import Divergence
-from learner.objective import PlainObjective, Reading, Student, TokenChunk
+from learner.objective import Objective, PlainObjective, Reading, Student, TokenChunk
+from learner.objective_part import Part
 from learner.policy_gradient import surrogate
 from learner.process_group import ProcessGroup
 from learner.rewarded_config import RewardedConfig
@@ -96,8 +97,18 @@ class Config(RewardedConfig, PlainObjective):
         return Reading(hidden_KLC.new_zeros(shape).index_copy(0, lead_K, hidden_KLC))
 
     def token_loss(self, chunk: TokenChunk) -> Tensor:
+        return self._regularised(chunk) + self._rewarded(chunk)
+
+    def parts(self) -> dict[str, Objective]:
+        """The regulariser, as it counts, and the reward."""
+        return {"regulariser": Part(self, self._regularised), "reward": Part(self, self._rewarded)}
+
+    def _regularised(self, chunk: TokenChunk) -> Tensor:
+        return self.beta * self._regulariser(chunk)
+
+    def _rewarded(self, chunk: TokenChunk) -> Tensor:
         gain_NG = surrogate(self._ratio(chunk), chunk.column["advantages"], self.clip)
-        return self.beta * self._regulariser(chunk) - gain_NG.mean(-1)
+        return -gain_NG.mean(-1)
 
     def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
         outside_NG = (self._ratio(chunk) - 1).abs() > self.clip

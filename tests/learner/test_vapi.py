@@ -188,6 +188,24 @@ def test_each_part_alone_and_none(student, judged, assert_same_gradients):
     assert_same_gradients({n: grad / 1e5 for n, grad in found.items()}, nll)
 
 
+def test_profiled_steps_compare_the_gradients_of_regulariser_and_reward(student, judged):
+    """With those of a step that has one of them alone."""
+    constant = with_rewards(judged, good=torch.ones(ROWS), fine=torch.ones(ROWS))
+    plain, _, once = step(student, made(beta=0.3), judged)
+    found, _, passes = step(student, made(beta=0.3), judged, profile_every=1)
+    names = {f"vapi/grad_{name}" for name in ("norm_regulariser", "norm_reward", "ratio")}
+    assert found.keys() - plain.keys() == names
+    assert passes == 3 * once
+    assert found["grad_norm"] == plain["grad_norm"]
+    reward, regulariser = (
+        step(student, made(beta=beta), rows)[0]["grad_norm"]
+        for beta, rows in ((0.0, judged), (0.3, constant))
+    )
+    assert found["vapi/grad_norm_reward"] == pytest.approx(reward, rel=1e-4)
+    assert found["vapi/grad_norm_regulariser"] == pytest.approx(regulariser, rel=1e-4)
+    assert found["vapi/grad_ratio"] == pytest.approx(regulariser / reward, rel=1e-3)
+
+
 def test_a_teacher_in_the_place_of_labels_reads_the_same_noisy_sequence(
     tiny, student, judged, assert_same_gradients
 ):
