@@ -30,7 +30,9 @@ PATIENCE = 8
 """Steps in a row without a group that could be judged, after which a run ends."""
 FAILED = "_failed"
 EMPTY = "reward/steps_without"
-OF_STEPS = ("reward/mean", "reward/group_std", "reward/constant_groups")
+CONSTANT_GROUPS = "reward/constant_groups"
+LEFT_OUT = "reward/groups_left_out"
+OF_STEPS = ("reward/mean", "reward/group_std", CONSTANT_GROUPS)
 """What is said of a step in which anything was judged, beside the mean of every part."""
 
 
@@ -62,6 +64,11 @@ class Rewards:
     def total_B(self) -> Tensor:
         """The weighted sum of the parts."""
         return self.part_BR @ self.weight_R
+
+    @property
+    def credit_BX(self) -> Tensor:
+        """What is compared within groups: one number of every row (X = 1), or of every slot."""
+        return self.total_B[:, None] if self.credit_BL is None else self.credit_BL
 
     @property
     def kept_K(self) -> Tensor:
@@ -118,13 +125,12 @@ def advantages(config: AdvantageConfig, rewards: Rewards, ranks: ProcessGroup) -
 
     The expected gradient is (1 - 1/G) times that of the reward, for groups of G.
     """
-    value = rewards.total_B if rewards.credit_BL is None else rewards.credit_BL
-    value_BX = value.view(len(value), -1)
+    value_BX = rewards.credit_BX
     group_B, kept_B1 = rewards.group_B, rewards.kept_B[:, None]
     size_K = torch.bincount(group_B).clamp_min(1)[:, None]
     mean_KX = _added(value_BX, group_B) / size_K
-    low_KX, high_KX = (_extreme(value_BX, group_B, how) for how in ("amin", "amax"))
-    centred_BX = (value_BX - mean_KX[group_B]).masked_fill((low_KX == high_KX)[group_B], 0)
+    alike_BX = _alike(value_BX, group_B)[group_B]
+    centred_BX = (value_BX - mean_KX[group_B]).masked_fill(alike_BX, 0)
     centred_BX = centred_BX.masked_fill(~kept_B1, 0)
     square_K = _added(centred_BX.square().mean(1, keepdim=True), group_B)
     if config.std == "group":
@@ -136,7 +142,7 @@ def advantages(config: AdvantageConfig, rewards: Rewards, ranks: ProcessGroup) -
         centred_BX = centred_BX / ((total_2[0] / total_2[1].clamp_min(1)).sqrt() + TINY)
     if config.clip:
         centred_BX = centred_BX.clamp(-config.clip, config.clip)
-    return centred_BX.view_as(value).float()
+    return (centred_BX[:, 0] if rewards.credit_BL is None else centred_BX).float()
 
 
 def did_well(rewards: Rewards, least: float | None, *, whole_groups: bool) -> Tensor:
@@ -156,11 +162,16 @@ def _added(value_BX: Tensor, group_B: Tensor) -> Tensor:
     return value_BX.new_zeros(groups, value_BX.shape[1]).index_add(0, group_B, value_BX)
 
 
-def _extreme(value_BX: Tensor, group_B: Tensor, how: str) -> Tensor:
+def _alike(value_BX: Tensor, group_B: Tensor) -> Tensor:
+    """True_KX where all rows of a group have the same."""
     groups = int(group_B.max()) + 1
     index_BX = group_B[:, None].expand_as(value_BX)
     start_KX = value_BX.new_zeros(groups, value_BX.shape[1])
-    return start_KX.scatter_reduce(0, index_BX, value_BX, how, include_self=False)
+    low_KX, high_KX = (
+        start_KX.scatter_reduce(0, index_BX, value_BX, how, include_self=False)
+        for how in ("amin", "amax")
+    )
+    return low_KX == high_KX
 
 
 def remember(
@@ -172,15 +183,16 @@ def remember(
 ) -> None:
     """Put what rewards looked like into the state, which is plotted: means over kept rows of all
     ranks (of the total and of every part), the mean standard deviation within groups, the share of
-    groups without any, and how many groups were left out since the run began. A step in which
-    nothing was judged has that count alone: what was said of an earlier one is forgotten.
+    groups from which nothing is learned because all rows have the same, and how many groups were
+    left out since the run began. A step in which nothing was judged has that count alone: what was
+    said of an earlier one is forgotten.
 
     Raises:
         InputError: no group of several steps on end could be judged.
     """
     counts = ranks.sum_(torch.stack(_counts(batch, rewards)))
     rows, groups, left_out, spread, same, *sums = counts.tolist()
-    state["reward/groups_left_out"] = state.get("reward/groups_left_out", 0.0) + left_out
+    state[LEFT_OUT] = state.get(LEFT_OUT, 0.0) + left_out
     if left_out or groups:
         state[EMPTY] = 0.0 if groups else state.get(EMPTY, 0.0) + 1
     if state.get(EMPTY, 0.0) >= PATIENCE:
@@ -196,23 +208,23 @@ def remember(
     state["reward/mean"] = sum(weights[name] * mean for name, mean in means.items())
     state |= {f"reward/{name}": mean for name, mean in means.items()}
     state["reward/group_std"] = spread / groups
-    state["reward/constant_groups"] = same / groups
+    state[CONSTANT_GROUPS] = same / groups
 
 
 def _counts(batch: TrajectoryBatch, rewards: Rewards) -> list[Tensor]:
     """Kept rows, kept groups, groups left out; over the kept ones their standard deviations and how
-    many have none; sums of the parts."""
+    many have no advantages; sums of the parts."""
     kept_B, kept_K, group_B = rewards.kept_B, rewards.kept_K, rewards.group_B
     value_B1, size_K1 = rewards.total_B[:, None], torch.bincount(group_B)[:, None]
     centred_B1 = value_B1 - (_added(value_B1, group_B) / size_K1)[group_B]
     spread_K1 = _added(centred_B1.square(), group_B) / (size_K1 - 1).clamp_min(1)
-    same_K1 = _extreme(value_B1, group_B, "amin") == _extreme(value_B1, group_B, "amax")
+    alike_K = _alike(rewards.credit_BX, group_B).all(1)
     of_student_K = _added(batch.on_policy_B[:, None].double(), group_B)[:, 0] > 0
     return [
         kept_B.sum().double(),
         kept_K.sum().double(),
         (of_student_K & ~kept_K).sum().double(),
         spread_K1[:, 0].sqrt()[kept_K].sum(),
-        (same_K1[:, 0] & kept_K).sum().double(),
+        (alike_K & kept_K).sum().double(),
         *rewards.part_BR[kept_B].sum(0).unbind(),
     ]

@@ -24,6 +24,7 @@ from deploy.report.chart import Chart, chart
 from deploy.report.curve import Curve
 from deploy.report.summary import bottleneck
 from deploy.run_folder.workspace import Workspace
+from learner.rewards import LEFT_OUT
 
 NAME = "report.html"
 EVERY_SECONDS = 60.0
@@ -40,6 +41,7 @@ CHARTS = {
     "Survival of the gate": ("survival/",),
     "Entropy (nats)": ("teacher_entropy/", "student_entropy/"),
     "Norm of the gradient": ("grad_norm",),
+    "Reward of the student's samples": ("reward/mean",),
 }
 """Keys of rows, or their beginnings up to the slash, by the title of their chart."""
 PICTURES = {
@@ -216,6 +218,8 @@ def _facts(progress: Progress, facts: Mapping[str, Any]) -> dict[str, str]:
         )
     if slow := facts.get("slow_workers"):
         found["slow workers"] = ", ".join(f"{name} x{times:g}" for name, times in slow.items())
+    if (left_out := row.get(LEFT_OUT)) is not None:
+        found["groups left out because a reward failed"] = f"{left_out:,.0f}"
     named = bottleneck(facts) or progress.bottleneck
     if named is not None:
         found["bottleneck"] = named

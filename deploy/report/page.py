@@ -109,6 +109,7 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         f"{_number(staleness['max'], '.0f')}, bound {staleness['bound']} steps; "
         f"{staleness['dropped']} images dropped |",
         f"| survival of the gate | {_number(report['survival_rate'], '.1%')} |",
+        *([f"| rewards | {_rewards(rewards)} |"] if (rewards := report["rewards"]) else []),
         f"| workers and replicas | {_actors(report)}, {len(deaths)} died |",
         *([f"| slow workers | {one_line(slow)} |"] if slow else []),
         *(["| learner began again | " + "; ".join(again) + " |"] if again else []),
@@ -140,6 +141,15 @@ def _actors(report: dict[str, Any]) -> str:
         for role, (least, most) in report["actors"].items()
     ]
     return ", ".join(counts) or str(report["rollout_workers"])
+
+
+def _rewards(found: dict[str, Any]) -> str:
+    left_out = f"{found['groups_left_out']} groups left out because one failed"
+    if not found["steps"]:
+        return f"none could be judged; {left_out}"
+    mean, spread = (_number(found[name], ".4g") for name in ("mean", "group_std"))
+    alike = f"all rows of every group alike in {found['constant_steps']} of {found['steps']} steps"
+    return f"mean {mean}, standard deviation within groups {spread}; {alike}; {left_out}"
 
 
 def _number(value: float | None, form: str) -> str:

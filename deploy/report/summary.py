@@ -12,6 +12,7 @@ from deploy.config import RunConfig
 from deploy.console.versions import versions
 from deploy.load import Load
 from deploy.report.quality import Quality
+from deploy.report.rewards import reward_facts
 
 LEAST_STEPS = 20
 FINAL = (
@@ -30,7 +31,6 @@ def summarise(
     config: RunConfig, facts: dict[str, Any], rows: list[dict[str, Any]], quality: Quality
 ) -> dict[str, Any]:
     """The report as data; every number is read from the run's own records."""
-    survival = _survival(rows)
     return {
         "fid": {name: found["fid"] for name, found in quality.metrics.items()},
         "metrics": quality.metrics,
@@ -52,7 +52,8 @@ def summarise(
         "worker_deaths": facts.get("deaths", {}),
         "learner_restarts": facts.get("restarts", []),
         "leases_reissued": facts.get("ledger/reissued", 0),
-        "survival_rate": sum(survival) / len(survival) if survival else None,
+        "rewards": reward_facts(rows),
+        "survival_rate": _survival_rate(rows),
         "seconds": _stage_seconds(rows),
         "bottleneck": bottleneck(facts),
         "shares": by_context(rows).get("share", {}),
@@ -94,10 +95,11 @@ def _staleness(
     }
 
 
-def _survival(rows: list[dict[str, Any]]) -> list[float]:
-    """By step that has one: the mean over the contexts that the student sampled."""
+def _survival_rate(rows: list[dict[str, Any]]) -> float | None:
+    """Over the steps that have one: the mean over the contexts that the student sampled."""
     steps = ([v for key, v in row.items() if key.startswith("survival/")] for row in rows)
-    return [sum(found) / len(found) for found in steps if found]
+    means = [sum(found) / len(found) for found in steps if found]
+    return sum(means) / len(means) if means else None
 
 
 def final_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:

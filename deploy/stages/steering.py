@@ -16,6 +16,7 @@ from deploy.control.live import LiveRun
 from deploy.control.rendezvous import Answer, Request
 from deploy.load import LoadMeter
 from deploy.stages.pace import WorkerPace
+from deploy.stages.reward_watch import RewardWatch
 
 LOAD_STEPS = 20
 """Over so many steps the load is told."""
@@ -32,6 +33,7 @@ class Steering:
         self._scaler = Scaler(limits_of(config), config.schedule(), world_size)
         self._recent, self._whole = LoadMeter(world_size), LoadMeter(world_size)
         self._pace = WorkerPace()
+        self._rewards = RewardWatch(config.objective.rewarded(), config.rollout.group.size)
         self._has_begun = False
         self._fixed: set[str] = set()
         self._said: dict[str, Any] = {}
@@ -45,7 +47,7 @@ class Steering:
         """A step's row, and who was there meanwhile."""
         counts = {ROLLOUT: 1} if crew is None else crew.counts
         workers = counts[ROLLOUT]
-        for warning in self._pace.hear(row):
+        for warning in (*self._pace.hear(row), *self._rewards.hear(row)):
             self.say(warning)
         if self._has_begun:  # before the first step everybody waits for the start
             self._scaler.hear(row, counts)

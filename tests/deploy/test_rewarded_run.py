@@ -1,7 +1,7 @@
 """Runs with rewards: from the workers through scorers to the report, and what is refused."""
 
 import pytest
-from building.runs import rows_of
+from building.runs import go, rows_of
 
 from common.data.tokens import load_tokens
 from common.errors import InputError
@@ -9,8 +9,14 @@ from common.exchange.segments import Segments
 from common.exchange.trajectory import from_arrow
 from common.images.opening import open_images
 from common.tokenization.tokenizer import load_tokenizer
+from deploy.report.page import to_markdown
+from deploy.report.quality import Quality
+from deploy.report.rewards import reward_facts
+from deploy.report.summary import summarise
 from deploy.stages.distill import distill
+from deploy.stages.reward_watch import STEPS, RewardWatch
 
+FEATURES = {"samples": 1, "classes": "1 of 2", "reference": "", "note": "", "batch_size": 1}
 JUDGED = (
     "objective.kind=kdrl",
     "objective.rewards.decoded_mse=1",
@@ -49,6 +55,42 @@ def test_rewards_travel_from_scorers_to_the_rows_of_a_run(run_in, quiet):
     again, other = run_in(*JUDGED, *steps, name="again")
     distill(again, other, quiet, local=True)
     assert [row["loss"] for row in rows_of(other)] == [row["loss"] for row in rows]
+
+
+def test_a_constant_reward_is_said_once_a_spell_and_in_the_report(run_in):
+    """A weight of 0 makes it so; the reports are the page while it goes on, and that at the end."""
+    one = (
+        "objective.rewards={decoded_mse=0}",
+        "scorers.mse.kind=decoded_mse",
+        "rollout.group.size=4",
+    )
+    config, workspace = run = run_in("objective.kind=kdrl", *one, f"learner.steps={STEPS + 3}")
+    facts, said = go(run)
+    warning = (
+        f"warning: in {STEPS} steps on end all 4 rows of every group had the same reward "
+        "(objective.rewards: decoded_mse=0), so nothing is learned"
+    )
+    assert said.count(warning) == 1
+    assert said.count("same reward") == 1
+    rows = rows_of(workspace)
+    nothing = Quality({"teacher": {"fid": 1.0}}, {}, FEATURES, {}, {}, {}, {}, {"teacher": 1.0})
+    found = summarise(config, facts, rows, nothing)
+    judged = sum("reward/mean" in row for row in rows)  # not where all rows are data
+    assert found["rewards"]["constant_steps"] == found["rewards"]["steps"] == judged
+    alike = "| rewards | mean 0, standard deviation within groups 0; all rows of every group alike"
+    assert f"{alike} in {judged} of {judged} steps; 0 groups left out" in to_markdown(found)
+    assert "groups left out because a reward failed" in (workspace.root / "report.html").read_text()
+
+
+def test_a_spell_of_constant_rewards_ends_with_a_group_that_differs():
+    watch, said = RewardWatch({"kind": 1.0, "near": 0.5}, 8), []
+    for step in range(50):
+        row = {"reward/constant_groups": 0.75 if step in (STEPS - 2, 30) else 1.0}
+        said += [step for _ in watch.hear({} if step % 10 == 5 else row)]  # not judged in 5, 15, ..
+    assert said == [19, 41]
+    assert not reward_facts([{"loss": 1.0}])
+    nobody = {"reward/groups_left_out": 3.0, "reward/steps_without": 1.0}
+    assert reward_facts([nobody]) == {"steps": 0, "constant_steps": 0, "groups_left_out": 3}
 
 
 def require_pixels_were_compared(config, workspace):

@@ -120,6 +120,22 @@ def test_what_failed_takes_its_group_with_it_and_nothing_else(batch):
     assert state["reward/constant_groups"] == 0
 
 
+def test_groups_are_constant_where_nothing_is_learned_from_them(batch):
+    """By row where rows are credited, by slot where slots are: equal sums may hide what differs."""
+    same = {name: torch.arange(ROWS // G).repeat_interleave(G).float() for name in WEIGHTS}
+    found = {}
+    for slots, per_token in ((batch.signal, False), (batch.signal, True), ({}, True)):
+        alike_BL = torch.ones(ROWS, L)
+        signal = slots or dict.fromkeys(WEIGHTS, alike_BL)
+        constant = replace(batch, sequence=same, signal=signal)
+        rewards, state = read(constant, WEIGHTS, per_token=per_token), {}
+        remember(state, constant, rewards, WEIGHTS, SingleProcess())
+        found[bool(slots), per_token] = state["reward/constant_groups"]
+        learned = advantages(AdvantageConfig(), rewards, SingleProcess())
+        assert bool((learned == 0).all()) == (state["reward/constant_groups"] == 1)
+    assert found == {(True, False): 1, (True, True): 0, (False, True): 1}
+
+
 def test_a_step_without_judged_rows_says_nothing_of_an_earlier_one(batch):
     state = {}
     remember(state, batch, read(batch, WEIGHTS, per_token=False), WEIGHTS, SingleProcess())
