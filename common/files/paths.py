@@ -33,7 +33,7 @@ def user_path(value: str | os.PathLike[str]) -> Path:
     if is_url(text):
         raise InputError(
             f"{text.partition('://')[0]}://...: is a URL, but a path was expected; only --out, "
-            "--mirror and the RUN of a command take URLs"
+            "--from, --mirror and the RUN of a command take URLs"
         )
     if "\0" in text:
         raise InputError(f"{text!r}: a path cannot hold the character NUL; give another one")

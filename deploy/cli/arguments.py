@@ -31,7 +31,7 @@ def path_or_url(text: str) -> Path | str:
     return text if is_url(text) else Path(text)
 
 
-def _folder_or_url(text: str) -> Path | str:
+def folder_or_url(text: str) -> Path | str:
     return text if is_url(text) else path_option(text)
 
 
@@ -45,12 +45,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
-def add_run_folder(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:
+def add_run_folder(parser: argparse.ArgumentParser) -> None:
     folder = parser.add_argument(
         "run_folder",
         metavar="RUN",
-        type=_folder_or_url if or_url else path_option,
-        help=f"the folder of a run{', or its URL' if or_url else ''}, as --out named it",
+        type=folder_or_url,
+        help="the folder of a run, or its URL, as --out named it",
     )
     complete(folder, shtab.DIRECTORY)
 
@@ -61,7 +61,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
     out = parser.add_argument(
         "--out",
-        type=_folder_or_url,
+        type=folder_or_url,
         help="run folder (default: runs/<config name>), or where the run lives: s3://, gs://, ...",
     )
     complete(out, shtab.DIRECTORY)
@@ -115,15 +115,17 @@ def open_from(arguments: argparse.Namespace) -> "tuple[RunConfig, Workspace]":
 
 def _working_here(arguments: argparse.Namespace) -> str | None:
     """Bring what lies at a URL into a folder of this machine; the URL at which the run lives."""
-    if any(map(is_url, (arguments.config, arguments.out))):
-        from deploy.cli.at_url import bring
-
-        bring(arguments)
-    elif arguments.local_out is not None and not hasattr(arguments, "url"):
+    config, out = arguments.config, arguments.out
+    lives_there = is_url(config if out is None else out) or hasattr(arguments, "url")
+    if arguments.local_out is not None and not lives_there:
         raise InputError(
             f"--local-out {arguments.local_out} is where a run that lives at a URL works, but no "
             "URL is given; name the folder with --out, or give a URL there"
         )
+    if any(map(is_url, (config, out, getattr(arguments, "source", None)))):
+        from deploy.cli.at_url import bring
+
+        bring(arguments)
     return getattr(arguments, "url", None)
 
 

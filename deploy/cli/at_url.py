@@ -15,24 +15,26 @@ from deploy.run_folder.workspace import Workspace
 
 
 def bring(arguments: argparse.Namespace) -> None:
-    """Put folders in the place of the URLs of `config` and `out`; `url` is that of the run.
+    """Put folders in the place of the URLs of `config`, `out` and `source`; `url` is that of the
+    run.
 
     Raises:
         InputError: the storage cannot be reached, holds no run or half of one, or another command
             is at work on it.
     """
-    source, out = arguments.config, arguments.out
-    if is_url(source) and out in (None, source):
-        arguments.config = arguments.out = _begin(arguments, source, "", is_source=True)
-        return
-    if is_url(source):
-        remote = Remote(source, "")
-        workspace, mirror = _working(arguments, remote, None)
-        _require_run(remote, mirror)
-        mirror.fetch(snapshots=_goes_on(arguments))
-        arguments.config = workspace.root
-    if is_url(out):
-        arguments.out = _begin(arguments, out, "--out", is_source=False)
+    given, out, lender = arguments.config, arguments.out, getattr(arguments, "source", None)
+    if is_url(given) and out in (None, given):
+        arguments.config = arguments.out = _begin(arguments, given, "", is_source=True)
+    else:
+        if is_url(given):
+            arguments.config = _fetched(arguments, given, "", snapshots=_goes_on(arguments))
+        if is_url(out):
+            arguments.out = _begin(arguments, out, "--out", is_source=False)
+    if isinstance(lender, str):
+        here = {given: arguments.config, out: arguments.out}
+        arguments.source = here.get(lender) or _fetched(
+            arguments, lender, "--from", snapshots=False
+        )
 
 
 def working_folder(url: str) -> Path:
@@ -49,6 +51,15 @@ def working_folder(url: str) -> Path:
         raise unwritable(parent, error) from error
     digest = hashlib.blake2b(url.encode(), digest_size=4).hexdigest()
     return absolute(parent / f"{url.rstrip('/').rpartition('/')[2]}-{digest}")
+
+
+def _fetched(arguments: argparse.Namespace, url: str, option: str, *, snapshots: bool) -> Path:
+    """A folder with what is there of a run that this command only reads."""
+    remote = Remote(url, option)
+    workspace, mirror = _working(arguments, remote, None)
+    _require_run(remote, mirror)
+    mirror.fetch(snapshots=snapshots)
+    return workspace.root
 
 
 def _begin(arguments: argparse.Namespace, url: str, option: str, *, is_source: bool) -> Path:

@@ -18,7 +18,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from deploy.backend.early_imports import also_import, begin_imports
-from deploy.cli.arguments import add_config, add_local, open_from, path_option
+from deploy.cli.arguments import add_config, add_local, folder_or_url, open_from
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,9 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--from",
         dest="source",
-        type=path_option,
+        type=folder_or_url,
         metavar="RUN",
-        help="read tokens, tokenizer, teacher and base student of another run folder in place",
+        help="read tokens, tokenizer, teacher and base student of another run folder in place, or "
+        "of a run at a URL",
     )
     parser.add_argument(
         "--mirror",

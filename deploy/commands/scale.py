@@ -1,5 +1,5 @@
 """Give a live run another number of rollout workers or of replicas of a scorer, from any machine
-that sees its folder.
+that sees its folder or URL.
 
 Workers between rollout.min_workers and rollout.max_workers (or twice rollout.workers); replicas
 from 1 to teacher.max_replicas (or twice teacher.replicas), and those of another table of [scorers]
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from common.files.paths import shortened
     from deploy.console.progress import results
     from deploy.control.client import ask, require_live
+    from deploy.control.place import place_of
 
     role, _, text = arguments.target.partition("=")
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else None
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{shortened(arguments.target)}: expected rollout=N, teacher=N or scorer-NAME=N, or "
             "auto for N: these numbers alone change while a run goes on"
         )
-    seen = require_live(arguments.run_folder)
-    results().print(ask(seen, "scale", {role: "auto" if number is None else number}))
+    place = place_of(arguments.run_folder)
+    require_live(place)
+    results().print(ask(place, "scale", {role: "auto" if number is None else number}))
     return 0

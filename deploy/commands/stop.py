@@ -1,10 +1,12 @@
-"""End a live run in order, from any machine that sees its folder, and wait until it has ended.
+"""End a live run in order, from any machine that sees its folder or URL, and wait for its end.
 
 As SIGTERM does: the step is finished and a snapshot stored, from which
-`varkd distill RUN --resume` goes on. The exit code is 1 where the run fails on its way out.
+`varkd distill RUN --resume` goes on. The exit code is 1 where the run fails on its way out. A run
+at a URL hears of it within half a minute, or when the snapshot is there that it copies just then.
 
 For example:
   varkd stop runs/cifar10
+  varkd stop s3://bucket/runs/cifar10
 """
 
 import argparse
@@ -19,17 +21,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from functools import partial
-
     from deploy.cli.ending import quoted
     from deploy.console.progress import busy, console, results
-    from deploy.control.client import ask, ending_of, look, require_live, wait_ended
+    from deploy.control.client import ask, ending_of, require_live, wait_ended
+    from deploy.control.place import place_of
 
     root, target = arguments.run_folder, results()
-    began = ((seen := require_live(root)).status or {}).get("began")
-    ask(seen, "stop")
+    place = place_of(root)
+    began = (require_live(place).status or {}).get("began")
+    ask(place, "stop")
     with busy(console(), f"{root}: waiting for the run to end"):
-        seen = wait_ended(partial(look, root), lambda seen: None)
+        seen = wait_ended(place, lambda seen: None)
     if seen.status is None or seen.status.get("began") != began:
         target.print(f"{root}: ended before its first step; the folder is as it was")
         return 0

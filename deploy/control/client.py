@@ -1,4 +1,4 @@
-"""The other side of RUN/control: what a run in a folder is doing, and requests to it."""
+"""The other side of RUN/control: what a run is doing, and requests to it."""
 
 import socket
 import time
@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Any, Protocol
 
 from common.errors import InputError, RunFailed
 from common.files.atomic import is_alive
@@ -54,6 +55,46 @@ class Seen:
         return self.status.get("state") != "ended" or bool(self.status.get("failed"))
 
 
+class Place(Protocol):
+    """Where a run is met."""
+
+    pause: float
+    """Seconds between two looks."""
+    patience: float
+    """Seconds in which a run that is well has answered."""
+
+    def look(self) -> Seen:
+        """What the run is doing; `InputError` where no run was ever begun."""
+        ...
+
+    def ask(self, command: str, wanted: Mapping[str, Any]) -> str:
+        """Leave a request; the identifier of its answer."""
+        ...
+
+    def answered(self, identifier: str) -> Answer | None:
+        """The answer, which is taken away; None while there is none."""
+        ...
+
+    def withdraw(self, identifier: str) -> None:
+        """Nobody waits for an answer any more."""
+        ...
+
+
+class RunFolder(Rendezvous):
+    """A run that lives in a folder which this machine sees."""
+
+    pause = POLL_SECONDS
+    patience = ANSWER_SECONDS
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._root = root
+
+    def look(self) -> Seen:
+        """See the function."""
+        return look(self._root)
+
+
 def look(root: Path) -> Seen:
     """Look into a run folder; takes seconds where only signs of life tell.
 
@@ -78,12 +119,13 @@ def look(root: Path) -> Seen:
     return Seen(root, live, status, facts)
 
 
-def require_live(root: Path) -> Seen:
+def require_live(place: Place) -> Seen:
     """
     Raises:
         InputError: as `look`; or no run is live there.
     """
-    seen = look(root)
+    seen = place.look()
+    root = seen.root
     if seen.is_live:
         return seen
     if seen.live is not None:
@@ -92,7 +134,7 @@ def require_live(root: Path) -> Seen:
             "wait for it"
         )
     is_done = seen.status is not None and seen.status.get("step") == seen.status.get("steps")
-    begin = f"`varkd distill {root} --resume` goes on"
+    begin = f"`varkd distill {quote(str(root))} --resume` goes on"
     raise InputError(f"{root}: {ending_of(seen)}; {'there is nothing to do' if is_done else begin}")
 
 
@@ -108,48 +150,42 @@ def ending_of(seen: Seen) -> str:
     return f"not running since {since}: {who} ended without a word, or its machine did"
 
 
-def ask(seen: Seen, command: str, wanted: Mapping[str, Any] | None = None) -> str:
+def ask(place: Place, command: str, wanted: Mapping[str, Any] | None = None) -> str:
     """What a live run answers.
 
     Raises:
         InputError: it refuses.
         RunFailed: it does not answer, or ended meanwhile.
     """
-    rendezvous = Rendezvous(Path(seen.root))
-    identifier = rendezvous.ask(command, wanted)
+    identifier = place.ask(command, wanted or {})
     try:
-        answer = _awaited(seen, rendezvous, identifier)
+        answer = _awaited(place, identifier)
     except BaseException:
-        rendezvous.withdraw(identifier)
+        place.withdraw(identifier)
         raise
     if answer.is_refused:
         raise InputError(answer.said)
     return answer.said
 
 
-def _awaited(seen: Seen, rendezvous: Rendezvous, identifier: str) -> Answer:
-    deadline = time.monotonic() + ANSWER_SECONDS
+def _awaited(place: Place, identifier: str) -> Answer:
+    deadline = time.monotonic() + place.patience
     while True:
-        now = look(Path(seen.root))
-        if (answer := rendezvous.answered(identifier)) is not None:
+        seen = place.look()
+        if (answer := place.answered(identifier)) is not None:
             return answer
-        if not now.is_live:
-            raise RunFailed(f"{seen.root}: {ending_of(now)}")
+        if not seen.is_live:
+            raise RunFailed(f"{seen.root}: {ending_of(seen)}")
         if time.monotonic() > deadline:
-            raise RunFailed(f"{seen.root}: no answer for {ANSWER_SECONDS:g} s; {_advice(seen)}")
-        time.sleep(POLL_SECONDS)
+            raise RunFailed(f"{seen.root}: no answer for {place.patience:g} s; {_advice(seen)}")
+        time.sleep(place.pause)
 
 
-def wait_ended(
-    look_again: Callable[[], Seen],
-    while_waiting: Callable[[Seen], object],
-    *,
-    pause: float = POLL_SECONDS,
-) -> Seen:
-    """Return once nobody is at work any more where one looks every `pause` seconds."""
-    while (seen := look_again()).is_live:
+def wait_ended(place: Place, while_waiting: Callable[[Seen], object]) -> Seen:
+    """Return once nobody is at work there any more."""
+    while (seen := place.look()).is_live:
         while_waiting(seen)
-        time.sleep(pause)
+        time.sleep(place.pause)
     return seen
 
 

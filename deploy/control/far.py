@@ -1,5 +1,8 @@
-"""What a run that lives at a URL is doing, by what was copied there."""
+"""A run that lives at a URL: what it is doing, by what was copied there, and requests to it, which
+whoever copies carries to it (deploy/run_folder/post.py)."""
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,7 +10,8 @@ from typing import Any
 
 from common.errors import InputError
 from deploy.control.client import Seen
-from deploy.control.rendezvous import Rendezvous
+from deploy.control.rendezvous import Answer, Rendezvous, asked
+from deploy.run_folder.control_files import ANSWER, FOLDER, REQUEST, new_identifier
 from deploy.run_folder.copied_files import STATUS
 from deploy.run_folder.fetching import SILENT_SECONDS, known
 from deploy.run_folder.manifest import NAME, Writer
@@ -17,29 +21,77 @@ from deploy.run_folder.remote import TROUBLE, Remote, reason
 FACTS = "distill.json"
 
 
-def look_there(url: str) -> Seen:
-    """As `look` into a folder; what is there may be half a minute old.
+class RunAtUrl:
+    """What is there may be half a minute old; a request is found when the next round of copies is
+    done, which takes minutes where a snapshot is large."""
 
-    Raises:
-        InputError: the storage cannot be reached, or nothing is there.
-    """
-    remote = Remote(url, "")
-    manifest = known(remote)
-    if manifest is None:
-        raise InputError(f"{remote}: nothing is there; give the URL of a run, as --out named it")
-    with TemporaryDirectory(prefix="varkd-") as folder:
-        root, facts = Path(folder), {}
-        for name in (STATUS, FACTS):
-            try:
-                remote.get(name, root / name)
-            except FileNotFoundError:
-                (root / name).unlink(missing_ok=True)
-            except TROUBLE as error:
-                raise InputError(f"{remote}: {name}: {reason(error)}") from None
-        status = Rendezvous(root).status()
-        with suppress(InputError):
-            facts = read_facts(root / FACTS, "distill")
-    return Seen(remote.url, _live(remote, manifest.writer), status, facts)
+    def __init__(self, url: str, *, pause: float = 5.0, patience: float = 300.0) -> None:
+        """
+        Raises:
+            InputError: the storage cannot be reached.
+        """
+        self.pause, self.patience = pause, patience
+        self._remote = Remote(url, "")
+
+    def look(self) -> Seen:
+        """
+        Raises:
+            InputError: the storage cannot be reached, or nothing is there.
+        """
+        remote = self._remote
+        manifest = known(remote)
+        if manifest is None:
+            raise InputError(
+                f"{remote}: nothing is there; give the URL of a run, as --out named it"
+            )
+        with TemporaryDirectory(prefix="varkd-") as folder:
+            root, facts = Path(folder), {}
+            for name in (STATUS, FACTS):
+                try:
+                    remote.get(name, root / name)
+                except FileNotFoundError:
+                    (root / name).unlink(missing_ok=True)
+                except TROUBLE as error:
+                    raise InputError(f"{remote}: {name}: {reason(error)}") from None
+            status = Rendezvous(root).status()
+            with suppress(InputError):
+                facts = read_facts(root / FACTS, "distill")
+        return Seen(remote.url, _live(remote, manifest.writer), status, facts)
+
+    def ask(self, command: str, wanted: Mapping[str, Any]) -> str:
+        """
+        Raises:
+            InputError: nothing can be stored there.
+        """
+        identifier = new_identifier()
+        try:
+            request = json.dumps(asked(command, wanted))
+            self._remote.put_text(request, _name(identifier, REQUEST))
+        except TROUBLE as error:
+            raise InputError(
+                f"{self._remote}: the request cannot be stored: {reason(error)}; give credentials "
+                "that may"
+            ) from None
+        return identifier
+
+    def answered(self, identifier: str) -> Answer | None:
+        """The answer, which is taken away; None while there is none, or the storage is away."""
+        name = _name(identifier, ANSWER)
+        with suppress(TypeError, *TROUBLE):
+            if (text := self._remote.text(name)) is not None:
+                answer = Answer(**json.loads(text))
+                self._remote.drop(name)
+                return answer
+        return None
+
+    def withdraw(self, identifier: str) -> None:
+        for ending in (REQUEST, ANSWER):
+            with suppress(*TROUBLE):
+                self._remote.drop(_name(identifier, ending))
+
+
+def _name(identifier: str, ending: str) -> str:
+    return f"{FOLDER}/{identifier}{ending}"
 
 
 def _live(remote: Remote, writer: Writer) -> dict[str, Any] | None:

@@ -7,8 +7,6 @@ needs no port, and who may write there may stop the run.
 
 import json
 import os
-import re
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,13 +16,17 @@ from typing import Any
 from common.errors import InputError
 from common.files.atomic import unwritable
 from common.files.paths import read_json
+from deploy.run_folder.control_files import (
+    ANSWER,
+    FOLDER,
+    REQUEST,
+    STATUS,
+    identifier_of,
+    new_identifier,
+)
 
-FOLDER = "control"
-STATUS = "status.json"
-REQUEST, ANSWER = ".request.json", ".answer.json"
 MOST_TIME = 1e11
 """Seconds since 1970 that are still a date."""
-IDENTIFIER = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class Answer:
     said: str
     is_refused: bool = False
     """`said` is then what an `InputError` says."""
+
+
+def asked(command: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A request as it is written."""
+    return {"command": command, "wanted": dict(wanted)}
 
 
 class Rendezvous:
@@ -76,17 +83,15 @@ class Rendezvous:
             raise InputError(f"{path}: is no status of a run; remove it")
         return found
 
-    def ask(self, command: str, wanted: Mapping[str, Any] | None = None) -> str:
+    def ask(self, command: str, wanted: Mapping[str, Any]) -> str:
         """Leave a request; the identifier of its answer.
 
         Raises:
             InputError: the folder cannot be written.
         """
-        identifier = secrets.token_hex(8)
+        identifier = new_identifier()
         try:
-            self._write(
-                f"{identifier}{REQUEST}", {"command": command, "wanted": dict(wanted or {})}
-            )
+            self._write(f"{identifier}{REQUEST}", asked(command, wanted))
         except OSError as error:
             raise unwritable(self.folder, error) from error
         return identifier
@@ -112,8 +117,8 @@ class Rendezvous:
         with suppress(OSError):  # the storage is away: it may come back
             paths = sorted(self.folder.glob(f"*{REQUEST}"), key=lambda path: path.stat().st_mtime)
             for path in paths:
-                identifier = path.name.removesuffix(REQUEST)
-                if IDENTIFIER.fullmatch(identifier) and (request := _read(path, identifier)):
+                identifier = identifier_of(path.name, REQUEST)
+                if identifier is not None and (request := _read(path, identifier)):
                     found.append(request)
                     path.unlink(missing_ok=True)
         return found

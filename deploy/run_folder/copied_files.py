@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.files.sealed import FACTS
+from deploy.run_folder import control_files
 from deploy.run_folder.workspace import Workspace
 
-STATUS = "control/status.json"
+STATUS = f"{control_files.FOLDER}/{control_files.STATUS}"
 """What a live run says of itself: copied for others to look at, and nobody's to go on with."""
-LEFT_OUT = ("control", "tensorboard")
+LEFT_OUT = (control_files.FOLDER, "tensorboard")
 """Of the folder as a whole: a meeting place, and what is drawn of the metrics."""
 
 

@@ -21,6 +21,7 @@ from deploy.run_folder.fetching import (
     is_facts,
     without_older_snapshots,
 )
+from deploy.run_folder.post import Post
 from deploy.run_folder.remote import Remote, reason, tried
 from deploy.run_folder.synced import Synced
 from deploy.run_folder.workspace import Workspace
@@ -29,7 +30,8 @@ ROUND_SECONDS = 15.0
 
 
 class Mirror(Background):
-    """Copies in the background while the block lasts, and once more at its end."""
+    """Copies in the background while the block lasts, and once more at its end; what is asked of
+    the run there reaches its folder."""
 
     def __init__(
         self,
@@ -39,15 +41,19 @@ class Mirror(Background):
         *,
         command: str = "distill",
         is_complete: bool = False,
+        pause: float = ROUND_SECONDS,
     ) -> None:
-        """`is_complete` is with what a run begins with: tokens, models, all of the folder."""
+        """`is_complete` is with what a run begins with: tokens, models, all of the folder; `pause`
+        are seconds between two rounds."""
         super().__init__("mirror")
         self._remote = remote
         self._workspace = workspace
         self._say = say
         self._is_complete = is_complete
+        self._pause = pause
         self._synced = Synced(workspace.root, remote.url)
         self._copy = Copy(remote, self._synced, command)
+        self._post = Post(remote, workspace.root)
         self._seen: set[str] = set()
         self._superseded: set[str] = set()
         self._before = ""
@@ -126,6 +132,7 @@ class Mirror(Background):
             InputError: nothing can be stored there.
         """
         self._remote.require_writable()
+        self._post.discard()
         self._seen = {*self._here()}
         return super().__enter__()
 
@@ -147,7 +154,7 @@ class Mirror(Background):
             raise RunFailed(sentence)
 
     def _work(self) -> None:
-        while not self._ended.wait(ROUND_SECONDS):
+        while not self._ended.wait(min(self._pause, self._post.pause)):
             failure = tried(self._round)
             if isinstance(failure, Exception) and not self._has_failed:
                 self._say(
@@ -167,6 +174,7 @@ class Mirror(Background):
         here = self._here()
         self._copy.update(here, self._gone(here))
         self._seen = {*here}
+        self._post.carry()  # only where nobody else has taken the place over
 
     def _here(self) -> dict[str, Path]:
         return copied_files(self._workspace, is_complete=self._is_complete)

@@ -71,13 +71,14 @@ class Remote:
                 "credentials that may"
             ) from None
 
-    def names(self) -> list[str]:
-        """Of all files, in order.
+    def names(self, folder: str = "") -> list[str]:
+        """Of all files, or of those in one folder of it, in order.
 
         Raises:
             OSError: it cannot be reached.
         """
-        chosen = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
+        below = self._path(folder) if folder else self._root
+        chosen = fs.FileSelector(below, allow_not_found=True, recursive=True)
         found = [info.path for info in self._fs.get_file_info(chosen) if info.is_file]
         return sorted(path[len(self._root) :].lstrip("/") for path in found)
 

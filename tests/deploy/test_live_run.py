@@ -10,7 +10,7 @@ from building.waiting import until
 
 from common.files.snapshots import Snapshots
 from deploy.console.stopping import StopRequest
-from deploy.control.client import ask, look
+from deploy.control.client import RunFolder, ask, look
 from deploy.control.live import LiveRun
 from deploy.control.rendezvous import Rendezvous
 from deploy.control.view import lines
@@ -161,8 +161,7 @@ def test_a_request_to_a_run_that_ends_is_answered_and_a_second_stop_does_no_harm
     stop = StopRequest()
     stop.name = "SIGTERM"
     with live(stop) as running:
-        seen = look(tmp_path)
-        assert ask(seen, "stop") == "SIGTERM", "it is on its way already"
+        assert ask(RunFolder(tmp_path), "stop") == "SIGTERM", "it is on its way already"
         identifier = Rendezvous(tmp_path).ask("scale", {"rollout": 2})
         until(running.requests)
         running.begin()

@@ -154,7 +154,7 @@ def test_an_object_store_holds_a_run_as_a_folder_does(half, tmp_path):
         (("--out", "nope://bucket/x"), "--out nope://bucket/x: Unrecognized filesystem type"),
         (("--out", "file:///proc/nobody/x"), "--out file:///proc/nobody/x: cannot be written: "),
         (("--local-out", "x"), "--local-out x is where a run that lives at a URL works"),
-        (("--from", "s3://bucket/x"), "--from: s3://...: is a URL, but a path was expected"),
+        (("--from", "nope://bucket/x"), "--from nope://bucket/x: Unrecognized filesystem type"),
         (("--mirror", "file:///x", "--out", "file:///y"), "needs no --mirror"),
     ],
 )

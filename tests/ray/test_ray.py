@@ -19,7 +19,7 @@ from common.files.tensors import load_tensors
 from deploy.backend.role import ROLLOUT
 from deploy.backend.supervisor import Supervisor
 from deploy.config import RunConfig
-from deploy.control.client import ask, look
+from deploy.control.client import RunFolder, ask, look
 from deploy.control.rendezvous import Rendezvous
 from deploy.control.view import lines
 from deploy.pipeline import wire
@@ -179,12 +179,12 @@ def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_
 
     def harm(made):
         until(lambda: Rendezvous(root).status()["state"] == "running")
-        found["answer"] = ask(look(root), "scale", {"rollout": 2})
+        found["answer"] = ask(RunFolder(root), "scale", {"rollout": 2})
         until(lambda: there("worker-0", "worker-1"))
         wrong = [("rollout", 4), ("rollout", 0), ("rollout", "many"), ("judge", 9), ("teacher", 9)]
         for role, wanted in wrong:
             with pytest.raises(InputError) as refused:
-                ask(look(root), "scale", {role: wanted})
+                ask(RunFolder(root), "scale", {role: wanted})
             found[role, wanted] = str(refused.value)
         ray_cluster.kill(made["worker-0"]._actor)
         ray_cluster.kill(made["teacher-0"]._actor)
@@ -192,10 +192,10 @@ def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_
         before = len(read_rows(run[1].metrics))
         until(lambda: len(read_rows(run[1].metrics)) > before + 2)
         found["lines"] = lines(look(root), time.time())
-        ask(look(root), "scale", {"rollout": 1})
+        ask(RunFolder(root), "scale", {"rollout": 1})
         until(lambda: there("worker-1"))
-        found["auto"] = ask(look(root), "scale", {"rollout": "auto"})
-        ask(look(root), "stop")
+        found["auto"] = ask(RunFolder(root), "scale", {"rollout": "auto"})
+        ask(RunFolder(root), "stop")
 
     with run[1].locked("distill"):
         facts = distill(*run, quiet, local=False, launch=lambda: beside(harm))

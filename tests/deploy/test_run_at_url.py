@@ -1,0 +1,108 @@
+"""Commands that talk to a live run through the URL that it is copied to."""
+
+import json
+import time
+from threading import Thread
+
+import pytest
+from building.runs import BASE, TINY
+from building.waiting import until
+
+from common.errors import InputError
+from common.files.snapshots import Snapshots
+from deploy.console.stopping import StopRequest
+from deploy.control.client import ask
+from deploy.control.far import RunAtUrl
+from deploy.control.live import STOP, LiveRun
+from deploy.control.rendezvous import Answer
+from deploy.main import main
+from deploy.run_folder.manifest import NAME
+from deploy.run_folder.mirror import Mirror
+from deploy.run_folder.remote import Remote
+from deploy.run_folder.workspace import Workspace
+
+QUICK = 0.05
+
+
+class Asked(StopRequest):
+    """Sends no signal to the process of the tests."""
+
+    def ask(self, name):
+        self.name = name
+
+
+@pytest.fixture
+def varkd(capsys, tmp_path, monkeypatch):
+    """Exit code and what was said by one command."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def command(*words):
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return caught.value.code, said.out + said.err
+
+    return command
+
+
+def test_a_run_is_scaled_and_stopped_through_its_url(varkd, tmp_path):
+    here, there, stop = tmp_path / "here", tmp_path / "there", Asked()
+    (there / "control").mkdir(parents=True)
+    stale = there / "control" / "00000000000000aa.request.json"
+    stale.write_text('{"command": "stop", "wanted": {}}')  # somebody's of an earlier run
+    here.mkdir()
+    heard, line = [], lambda: "a line"
+
+    def drive(run):
+        while stop.name is None:
+            time.sleep(QUICK)
+            for request in run.requests():
+                heard.append(request.wanted)
+                is_wrong = request.wanted != {"rollout": 2}
+                run.answer(request, Answer("2 workers", is_refused=is_wrong))
+
+    mirror = Mirror(Remote(there.as_uri()), Workspace(here), print, is_complete=True, pause=QUICK)
+    with mirror, LiveRun(here, stop, Snapshots(here / "snapshots"), line, 7) as run:
+        run.begin()
+        driver = Thread(target=drive, args=(run,))
+        driver.start()
+        until((there / NAME).exists)
+        place = RunAtUrl(there.as_uri(), pause=QUICK, patience=10)
+        until(lambda: place.look().is_live and place.look().status)
+        for odd in ("0123456789abcdef.request.json", "elsewhere.request.json"):
+            (there / "control" / odd).write_bytes(b"\xff")
+        assert ask(place, "scale", {"rollout": 2}) == "2 workers"
+        with pytest.raises(InputError, match="2 workers"):
+            ask(place, "scale", {"rollout": 3})
+        assert ask(place, "stop") == STOP
+        driver.join(10)
+    assert heard == [{"rollout": 2}, {"rollout": 3}]
+    assert stop.name == STOP
+    assert not place.look().is_live
+    left = {path.name for path in (there / "control").iterdir()}
+    assert left == {"status.json", "elsewhere.request.json"}
+    assert {path.name for path in (here / "control").iterdir()} == {"status.json"}
+    for words in (("stop",), ("scale", "rollout=2")):
+        code, said = varkd(words[0], there.as_uri(), *words[1:])
+        assert (code, f"{there.as_uri()}: not running since" in said) == (2, True), said
+
+
+def test_a_run_begins_from_the_files_of_one_at_a_url(varkd, prepared, tmp_path):
+    there, new = (tmp_path / "there").as_uri(), tmp_path / "new"
+    with Mirror(Remote(there), Workspace(prepared), print, is_complete=True):
+        pass
+    words = ["distill", "smoke", "--local", *TINY, *BASE, "learner.steps=2"]
+    code, said = varkd(*words, "--from", there, "--out", new)
+    assert code == 0, said
+    assert json.loads((new / "distill.json").read_text())["steps"] == 2
+    assert (new / "teacher.safetensors").read_bytes() == (
+        prepared / "teacher.safetensors"
+    ).read_bytes()
+    nowhere = (tmp_path / "nowhere").as_uri()
+    code, said = varkd(*words, "--from", nowhere, "--out", tmp_path / "other")
+    assert (code, f"--from {nowhere}: nothing is there" in said) == (2, True), said
+    code, said = varkd(*words, "--from", there, "--out", new, "--restart")
+    assert (code, "not allowed with" in said) == (2, True), said
+    local = ("--local-out", tmp_path / "x")
+    code, said = varkd(*words, "--from", there, "--out", tmp_path / "other", *local)
+    assert (code, "no URL is given" in said) == (2, True), said
