@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.measuring import interleaved, machine, parser, report
 from benchmarks.sampling import random_model
@@ -24,7 +23,8 @@ from common.models.backbone import Backbone
 from common.models.backbones import llamagen
 from common.models.jacobi import JacobiConfig
 from rollout.model_draft import Draft
-from rollout.sampler import SamplingConfig, decode, noise
+from rollout.sampler import Decoded, SamplingConfig, decode, noise
+from rollout.speculation import Acceptance
 
 
 def main() -> None:
@@ -68,26 +68,27 @@ def rows_of(
             ways[f"draft {ahead}"] = ways["raster"]
             drafts[f"draft {ahead}"] = Draft(small, ahead)
     cases = {
-        name: partial(tokens, model, batch, sampling, drafts.get(name))
+        name: partial(decoded, model, batch, sampling, drafts.get(name))
         for name, sampling in ways.items()
     }
     times, length = interleaved(cases, options.rounds), model.spec.length
     seconds = {name: of.cpu if options.device == "cpu" else of.wall for name, of in times.items()}
+    found = {name: observed(model, case) for name, case in cases.items()}
     return [
         {
             "batch": batch,
             "case": name,
             "tokens_per_s": batch * length / seconds[name],
             "of_raster": seconds[name] / seconds["raster"],
-            "slots_a_pass": length / passes(model, case),
-            "kept": drafts[name].acceptance.share if name in drafts else None,
+            "slots_a_pass": length / passes,
+            "kept": None if acceptance is None else acceptance.share,
         }
-        for name, case in cases.items()
+        for name, (passes, acceptance) in found.items()
     ]
 
 
-def passes(model: Backbone, case: partial[Tensor]) -> int:
-    """How often the model says something."""
+def observed(model: Backbone, case: partial[Decoded]) -> tuple[int, Acceptance | None]:
+    """How often the model says something, and what became of guesses."""
     calls = 0
 
     def count(*_: object) -> None:
@@ -95,13 +96,13 @@ def passes(model: Backbone, case: partial[Tensor]) -> int:
         calls += 1
 
     hook = model.head.register_forward_hook(count)
-    case()
+    found = case()
     hook.remove()
-    return calls
+    return calls, found.acceptance
 
 
-def tokens(model: Backbone, batch: int, sampling: SamplingConfig, draft: Draft | None) -> Tensor:
-    """token_BL of one decoded batch."""
+def decoded(model: Backbone, batch: int, sampling: SamplingConfig, draft: Draft | None) -> Decoded:
+    """One batch."""
     device = next(model.parameters()).device
     return decode(
         model,
@@ -110,7 +111,7 @@ def tokens(model: Backbone, batch: int, sampling: SamplingConfig, draft: Draft |
         noise_BL=noise(range(batch), model.spec.length, device),
         plan=model.plan(range(batch), sampling.decoding),
         draft=draft,
-    ).token_BL
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 
 from common.errors import RunFailed
 from common.exchange.buffer import Share, TrajectorySource
-from common.exchange.trajectory import TrajectoryBatch, concatenate, from_arrow
+from common.exchange.trajectory import GUESSES, KEPT, TrajectoryBatch, concatenate, from_arrow
 from learner.process_group import ProcessGroup
 
 TAKE_SECONDS = 0.5
@@ -53,7 +53,7 @@ class Taken:
         for key in (key for key in batches[0].facts if key.startswith(BUSY)):
             found = [float(batch.facts.get(key, 0)) for batch in batches]
             numbers[f"busy/{key.removeprefix(BUSY)}"] = sum(found) / len(found)
-        numbers |= _lease_seconds(batches) | _late_leases(batches)
+        numbers |= _lease_seconds(batches) | _late_leases(batches) | _draft_acceptance(batches)
         return cls(concatenate(batches), share.leases, numbers)
 
     def beside_a_gpu(self) -> "Taken":
@@ -160,3 +160,18 @@ def _late_leases(batches: list[TrajectoryBatch]) -> dict[str, float]:
     """How many of every worker another one sampled, because all waited for them."""
     late = Counter(batch.facts["late"] for batch in batches if "late" in batch.facts)
     return {f"late_leases/{worker}": float(count) for worker, count in late.items()}
+
+
+def _draft_acceptance(batches: list[TrajectoryBatch]) -> dict[str, float]:
+    """The share of tokens guessed ahead that were kept, by how rows were sampled."""
+    sums: Counter[str] = Counter()
+    for batch in batches:
+        for key, count in batch.facts.items():
+            if key.startswith((GUESSES, KEPT)):
+                sums[key] += int(count)
+    ways = [key.removeprefix(GUESSES) for key in sums if key.startswith(GUESSES)]
+    return {
+        f"draft_acceptance/{way}": sums[KEPT + way] / guesses
+        for way in ways
+        if (guesses := sums[GUESSES + way])
+    }

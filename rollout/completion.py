@@ -4,17 +4,19 @@ Shape letters: B sequences of a lease, L slots, D code width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import Diverged
+from common.exchange.trajectory import GUESSES, KEPT
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
 from rollout.drawn import Drawn, Sampler
 from rollout.one_pass_sampler import OnePassSampler
+from rollout.speculation import Acceptance
 
 AnySampler = Sampler | OnePassSampler
 
@@ -33,6 +35,18 @@ class Completed:
     """What is read in every slot, where rows are not read as they are."""
     history_B: Tensor | None = None
     """As `DecodePlan.history_B`, where rows differ from what the plan says."""
+    acceptance: Mapping[str, Acceptance] = field(default_factory=dict)
+    """What became of guesses, by the way that their rows were made."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For the record's metadata."""
+        counts = {GUESSES: "guesses", KEPT: "kept"}
+        return {
+            f"{start}{way}": str(getattr(found, name))
+            for way, found in self.acceptance.items()
+            for start, name in counts.items()
+        }
 
 
 def complete(
@@ -52,6 +66,7 @@ def complete(
     token_BL = plan.to_slots(work.cell_BL)
     done = Completed(token_BL, torch.zeros(token_BL.shape), work.seed_B)
     parts: list[tuple[Tensor, Drawn]] = []
+    guesses: dict[str, Acceptance] = {}
     for way, sampler in samplers.items():
         rows = work.rows_of(way)
         if not len(rows):
@@ -61,10 +76,13 @@ def complete(
             if isinstance(sampler, OnePassSampler):
                 done = _with_whole_rows(done, sampler, work, rows, own)
                 continue
-            parts.append((rows, sampler(work.rows(rows), own, plan.rows(rows), orders)))
+            drawn = sampler(work.rows(rows), own, plan.rows(rows), orders)
         except Diverged as error:
             raise Diverged(diverged(way)) from error
-    return _with_parts(done, parts, plan)
+        parts.append((rows, drawn))
+        if drawn.acceptance is not None:
+            guesses[way] = drawn.acceptance
+    return replace(_with_parts(done, parts, plan), acceptance=guesses)
 
 
 def _with_parts(

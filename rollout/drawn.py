@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.models.plan import DecodePlan
 from rollout.context import RolloutRequest
+from rollout.speculation import Acceptance
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Drawn:
     """What is read in every slot, where that is not the tokens."""
     history: int | None = None
     """How many steps before its own a step sees, beside the first one; None: all."""
+    acceptance: Acceptance | None = None
+    """What became of guesses, where any were checked."""
 
 
 class Sampler(Protocol):

@@ -3,7 +3,7 @@
 Shape letters: R sequences, n slots of a pass of the large model, V vocabulary.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from common.exchange.condition import Conditions
 from common.models.backbone import Backbone
 from common.models.filters import FilterConfig
 from rollout.inverse_cdf import draw
-from rollout.speculation import GUESS, Acceptance, Checked, Rows, at_places
+from rollout.speculation import GUESS, Checked, Rows, at_places
 from rollout.window_stepper import WindowStepper
 
 
@@ -22,8 +22,6 @@ class Draft:
 
     backbone: Backbone
     tokens: int = 4
-    acceptance: Acceptance = field(default_factory=Acceptance)
-    """Counts what is guessed for whoever samples with it."""
     conditions: Conditions | None = None
     """What labels stand for, where that is not what they stand for to the large model."""
 

@@ -59,7 +59,7 @@ class PrefixSampler:
         )
         token_BL, logprob_BL = decoded.token_BL.cpu(), decoded.logprob_BL.cpu()
         if torch.equal(decoded.plan.order_BL, plan.order_BL):
-            return Drawn(token_BL, logprob_BL)
+            return Drawn(token_BL, logprob_BL, acceptance=decoded.acceptance)
         slot_BL = decoded.plan.slots_in(plan)
         given_BL = torch.arange(slot_BL.shape[1]) < work.prefix_B[:, None]
         if not torch.equal(slot_BL < work.prefix_B[:, None], given_BL):
@@ -68,4 +68,5 @@ class PrefixSampler:
                 "so it cannot continue a prefix of the student's order; set min_prefix and "
                 "max_prefix to 0"
             )
-        return Drawn(token_BL.gather(1, slot_BL), logprob_BL.gather(1, slot_BL))
+        drawn = token_BL.gather(1, slot_BL), logprob_BL.gather(1, slot_BL)
+        return Drawn(*drawn, acceptance=decoded.acceptance)

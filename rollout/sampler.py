@@ -9,7 +9,7 @@ Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -35,7 +35,7 @@ from rollout.inverse_cdf import draw
 from rollout.jacobi_window import JacobiWindow
 from rollout.lineup import Lineup, entries
 from rollout.model_draft import Draft, ModelDraft
-from rollout.speculation import Rows, speculate
+from rollout.speculation import Acceptance, Rows, speculate
 from rollout.stepper import Stepper
 from rollout.window_stepper import WindowStepper
 
@@ -82,6 +82,8 @@ class Decoded:
     plan: DecodePlan
     token_BL: Tensor
     logprob_BL: Tensor
+    acceptance: Acceptance | None = field(default=None, kw_only=True)
+    """Where several slots were read in a pass: what became of the guesses."""
 
     @property
     def cell_BL(self) -> Tensor:
@@ -188,7 +190,7 @@ def decode(
         prefix_B = torch.zeros_like(label_B)
     if draft or sampling.decoding.speculation:
         rows = Rows(label_B, given_BL, prefix_B, noise_BL)
-        return Decoded(plan, *_speculated(backbone, rows, sampling, conditions, draft))
+        return _speculated(backbone, plan, rows, sampling, conditions, draft)
     device = label_B.device
     drawing = backbone.drawing_plan(plan, sampling.decoding, given=int(prefix_B.min()))
     may_join = backbone.joins and drawing.is_same(plan)
@@ -216,12 +218,13 @@ def _fast(backbone: Backbone, lineup: Lineup, copies: int) -> Iterator[None]:
 
 def _speculated(
     backbone: Backbone,
+    plan: DecodePlan,
     rows: Rows,
     sampling: SamplingConfig,
     conditions: Conditions | None,
     draft: Draft | None,
-) -> tuple[Tensor, Tensor]:
-    """token_BL and logprob_BL; several slots are read in a pass."""
+) -> Decoded:
+    """Several slots are read in a pass."""
     if draft is not None:
         proposals = ModelDraft(draft, sampling, conditions, rows.length)
     else:
@@ -229,12 +232,11 @@ def _speculated(
         proposals = JacobiWindow(config, backbone.spec.vocab_size, rows.length)
     copies = 1 + bool(sampling.guidance)
     slots = copies * len(rows.at_R) * proposals.width
-    acceptance = draft.acceptance if draft else None
     with packed(backbone, rows.length, slots), steady_attention(rows.at_R.device):
         stepper = WindowStepper(backbone, sampling, sampling.guidance, conditions)
-        token_BL, logprob_BL = speculate(stepper, proposals, rows, acceptance=acceptance)
+        token_BL, logprob_BL, acceptance = speculate(stepper, proposals, rows)
     _require_finite(logprob_BL)
-    return token_BL, logprob_BL
+    return Decoded(plan, token_BL, logprob_BL, acceptance=acceptance)
 
 
 def _in_slots(value_BL: Tensor, slot_BL: Tensor) -> Tensor:

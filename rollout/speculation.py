@@ -28,7 +28,7 @@ Residual = Callable[[Tensor, Tensor], Tensor]
 """log p and log q (..., V) to the logarithm of what a rejected guess is replaced from."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Acceptance:
     """Of the guesses that were checked behind right ones, how many were kept."""
 
@@ -40,6 +40,10 @@ class Acceptance:
     @property
     def share(self) -> float:
         return self.kept / max(self.guesses, 1)
+
+    def __add__(self, other: "Acceptance") -> "Acceptance":
+        passes = self.passes + other.passes
+        return Acceptance(self.guesses + other.guesses, self.kept + other.kept, passes)
 
 
 @dataclass(slots=True)
@@ -158,16 +162,16 @@ def speculate(
     proposals: Proposals,
     rows: Rows,
     *,
-    acceptance: Acceptance | None = None,
     residual: Residual = excess,
-) -> tuple[Tensor, Tensor]:
-    """token_BL, and logprob_BL of what was drawn (0 on given slots), as when drawn slot by slot."""
+) -> tuple[Tensor, Tensor, Acceptance]:
+    """token_BL, and logprob_BL of what was drawn (0 on given slots), as when drawn slot by slot;
+    what became of the guesses."""
     length, width = rows.length, proposals.width
-    token_BL = rows.token_RX.clone()
+    token_BL, acceptance = rows.token_RX.clone(), Acceptance()
     logprob_BX = torch.zeros(len(token_BL), length + width, device=token_BL.device)
     row_R = (rows.at_R < length).nonzero()[:, 0]
     if not len(row_R):
-        return token_BL, logprob_BX[:, :length]
+        return token_BL, logprob_BX[:, :length], acceptance
     rows = rows.chosen(row_R)
     rows.token_RX = F.pad(rows.token_RX, (0, width))
     prefix = int(rows.at_R.max())
@@ -178,8 +182,7 @@ def speculate(
         guess_logprob_RnV = proposals.propose(rows)
         logprob_RnV = stepper.logprobs(rows.before(rows.at_R, width), rows.at_R)
         checked = check(rows, logprob_RnV, guess_logprob_RnV, residual)
-        if acceptance is not None:
-            _count(acceptance, rows, checked)
+        acceptance += _counted(rows, checked)
         rows.write(rows.at_R, checked.token_Rn)
         said_Rn = logprob_RnV.gather(-1, checked.token_Rn[..., None])[..., 0]
         logprob_BX[row_R[:, None], rows.slots(rows.at_R, width)] = said_Rn  # of all: till decided
@@ -187,7 +190,7 @@ def speculate(
         rows.at_R = (rows.at_R + checked.decided_R).clamp_max(length)
         going_R = (rows.at_R < length).nonzero()[:, 0]
         if not len(going_R):
-            return token_BL, logprob_BX[:, :length]
+            return token_BL, logprob_BX[:, :length], acceptance
         proposals.learn(rows, checked)
         if 2 * len(going_R) <= len(row_R):  # a copy of the caches, for half the work
             stepper.keep(going_R)
@@ -195,15 +198,15 @@ def speculate(
             rows, row_R = rows.chosen(going_R), row_R[going_R]
 
 
-def _count(acceptance: Acceptance, rows: Rows, checked: Checked) -> None:
-    """A guess behind a rejected one says nothing, nor does one beyond the sequence."""
+def _counted(rows: Rows, checked: Checked) -> Acceptance:
+    """In one pass. A guess behind a rejected one says nothing, nor does one beyond the sequence."""
     n = checked.token_Rn.shape[1]
     was_guessed_Rn = (checked.guess_logprob_RnV > -torch.inf).any(-1)
     inside_Rn = rows.slots(rows.at_R, n) < rows.length
     place_n, held_R1 = torch.arange(n, device=rows.at_R.device), checked.held_R[:, None]
-    acceptance.guesses += int((was_guessed_Rn & inside_Rn & (place_n <= held_R1)).sum())
-    acceptance.kept += int((was_guessed_Rn & inside_Rn & (place_n < held_R1)).sum())
-    acceptance.passes += 1
+    is_checked_Rn, is_kept_Rn = was_guessed_Rn & (place_n <= held_R1), place_n < held_R1
+    found = torch.stack([is_checked_Rn, is_checked_Rn & is_kept_Rn])
+    return Acceptance(*(found & inside_Rn).sum((1, 2)).tolist(), passes=1)
 
 
 def _mixed(value: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ class RolloutWorker:
         order_seeds = [self._draws.noise_seed(condition) for condition in conditions]
         plan = self._plan(order_seeds)
         done = complete(self._samplers, work, seeds, order_seeds, plan, self._diverged)
-        facts = self._facts(lease, time.perf_counter() - started)
+        facts = self._facts(lease, time.perf_counter() - started) | done.facts
         batch = TrajectoryBatch(
             spec=self._data.spec,
             id_B=work.id_B,

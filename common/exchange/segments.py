@@ -18,13 +18,14 @@ from typing import Any, Self
 import pyarrow as pa
 
 from common.errors import InputError
+from common.exchange.trajectory import GUESSES, KEPT
 from common.files.atomic import write_atomically, write_text
 from common.files.paths import read_json
 
 FORMAT = "varkd-segment-1"
 SEGMENT_BYTES = 2**26
 """Of compressed records in a file, about."""
-OF_SCORING = ("teacher_seconds", "teacher_busy", "teacher_waiting", "busy.")
+OF_THE_RUN = ("teacher_seconds", "teacher_busy", "teacher_waiting", "busy.", "late", GUESSES, KEPT)
 """Beginnings of metadata that say how the run went, and nothing of the rows."""
 
 
@@ -209,7 +210,7 @@ def _damaged(path: Path, what: str) -> InputError:
 def renumbered(record: pa.RecordBatch, facts: dict[str, str]) -> pa.RecordBatch:
     """The same rows as the answer to another lease. They do not go stale: `oldest` is -1."""
     kept: Iterator[tuple[bytes, bytes]] = iter(record.schema.metadata.items())
-    metadata = {key: value for key, value in kept if not key.decode().startswith(OF_SCORING)}
+    metadata = {key: value for key, value in kept if not key.decode().startswith(OF_THE_RUN)}
     return record.replace_schema_metadata(
         {**metadata, **{k.encode(): v.encode() for k, v in {**facts, "oldest": "-1"}.items()}}
     )

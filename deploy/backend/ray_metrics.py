@@ -90,6 +90,9 @@ SERIES: dict[str, Series] = {
     "survival/": _gauge("survival", "Share of slots that the gate left open", "context"),
     "open_length/": _gauge("open_length_slots", "Open slots of a row", "context"),
     "acceptance/": _gauge("acceptance", "Share of tokens that the teacher accepts", "context"),
+    "draft_acceptance/": _gauge(
+        "draft_acceptance", "Share of tokens guessed ahead that were kept", "context"
+    ),
     "regulariser/": _gauge("regulariser_nats", "What keeps rewarded draws near data", "context"),
     "clipped/": _gauge("clipped", "Share of ratios of probability beyond the clip", "context"),
     "weight/": _gauge("token_weight", "Mean weight of open tokens", "context"),

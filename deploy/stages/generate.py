@@ -6,7 +6,7 @@ Shape letters: B sequences of a batch, L slots, n sequences of a part, N sequenc
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class TeacherSampler:
     def make(self, part: SamplesPart, watch: Watch = lambda done: None) -> None:
         """Write `part.path`; `watch` hears how many of its sequences are done."""
         cells: list[Tensor] = []
-        draft = self._draft and replace(self._draft, acceptance=Acceptance())
+        acceptance = Acceptance()
         for first in range(0, len(part), self._batch_size):
             watch(first)
             rows = slice(first, first + self._batch_size)
@@ -100,10 +100,11 @@ class TeacherSampler:
                 self._sampling,
                 conditions=self._conditions,
                 codes=self._codes,
-                draft=draft,
+                draft=self._draft,
             )
+            acceptance += drawn.acceptance or Acceptance()
             cells.append(drawn.cell_BL.cpu())
-        facts = asdict(draft.acceptance) if draft else {}
+        facts = asdict(acceptance) if self._draft else {}
         seeds = self._codes is not None
         header = TokenHeader(self._teacher.spec, (), "none", facts=facts, seeds=seeds)
         rows = torch.cat(cells)[:, None], part.label_n

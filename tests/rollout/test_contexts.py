@@ -143,7 +143,6 @@ def test_the_workers_student_guesses_for_the_teacher_whose_law_stays(sample, tin
     batch, teacher, tokens = sample(contexts)
     draws, student = Draws(3, len(tokens)), tiny("llamagen", 1)
     _, cell_BL = tokens.pick(range(8), draws, 0.1)
-    draft = Draft(student, 3)
     wanted = sample_rows(
         teacher,
         batch.label_B,
@@ -151,9 +150,13 @@ def test_the_workers_student_guesses_for_the_teacher_whose_law_stays(sample, tin
         SamplingConfig(),
         cell_BL=cell_BL,
         prefix_B=batch.prefix_B,
-        draft=draft,
+        draft=Draft(student, 3),
     )
-    assert 0 < draft.acceptance.kept < draft.acceptance.guesses
+    guessed = wanted.acceptance
+    assert guessed is not None
+    assert 0 < guessed.kept < guessed.guesses
+    counted = batch.facts["guesses.teacher"], batch.facts["kept.teacher"]
+    assert counted == (str(guessed.guesses), str(guessed.kept))
     assert torch.equal(batch.token_BL, wanted.token_BL)
     assert set(batch.law) == {"exact"}
     with torch.no_grad():

@@ -5,14 +5,18 @@ from functools import cache
 
 import pytest
 import torch
+from building.runs import go, rows_of
 
 from common.artifacts.backbone_file import save_backbone
 from common.errors import InputError
+from common.exchange.segments import Segments, renumbered
+from common.exchange.trajectory import from_arrow
 from common.models.backbone import build_seeded
 from common.models.backbones import llamagen
 from common.models.jacobi import JacobiConfig
 from common.models.plan import ZipARConfig
 from common.spec import SequenceSpec
+from deploy.report.summary import final_numbers
 from deploy.stages.generate import generate, load_generated
 from rollout.context import law_of
 from rollout.evaluation.likelihood import acceptance_of_rows
@@ -115,7 +119,7 @@ def test_a_residual_that_forgets_what_was_rejected_is_seen():
     window = JacobiWindow(JacobiConfig(window=3, redraw="fresh"), 4, 4)
     stepper = WindowStepper(model, SamplingConfig(), None, None)
     with torch.no_grad():
-        token_BL, _ = speculate(stepper, window, rows, residual=lambda logp, logq: logp)
+        token_BL, *_ = speculate(stepper, window, rows, residual=lambda logp, logq: logp)
     assert distance(counts(token_BL), law_B) > most
 
 
@@ -137,16 +141,15 @@ def test_a_students_guesses_leave_the_teachers_law_and_are_accepted_as_reports_s
     guessed, it is the number of reports on the teacher's sequences."""
     student, scale = models()[1], guidance or 1.0
     most, law_B = ceiling(scale)
-    draft = Draft(student, ahead)
-    found = drawn(SamplingConfig(guidance=guidance), draft)
+    found = drawn(SamplingConfig(guidance=guidance), Draft(student, ahead))
     assert distance(counts(found.token_BL), law_B) < most
     if ahead < SPEC.length:
         return
     p_BLV, q_BLV = logprob_BLV(models()[0], SEQUENCES), logprob_BLV(student, SEQUENCES)
     expected = float((law_B * acceptance_of_rows(q_BLV, p_BLV)).sum())
-    assert draft.acceptance.guesses == SPEC.length * DRAWS
-    error = (expected * (1 - expected) / draft.acceptance.guesses) ** 0.5
-    assert abs(draft.acceptance.share - expected) < 4 * error
+    assert found.acceptance.guesses == SPEC.length * DRAWS
+    error = (expected * (1 - expected) / found.acceptance.guesses) ** 0.5
+    assert abs(found.acceptance.share - expected) < 4 * error
 
 
 @pytest.mark.parametrize("redraw", REDRAWS)
@@ -198,6 +201,35 @@ def test_who_may_correct_by_what_was_drawn(run_in):
     run_in(kind, f"{decoding}.sjd.window=4")
     with pytest.raises(InputError, match=r"rollout\.sampling changes that distribution"):
         run_in(kind, f"{decoding}.zipar.window=2")
+
+
+def test_rows_of_a_run_say_how_many_guesses_were_kept(run_in):
+    """Of the records that the step was made of: the student's own guesses, and for the teacher."""
+    run = run_in(
+        "rollout.sampling.decoding.sjd.window=4",
+        "contexts.sources.teacher={ratio=1,draft_tokens=2}",
+        "learner.ordered=true",
+        "learner.steps=4",
+        "buffer.keep_gb=1",
+    )
+    go(run)
+    kept, rows = Segments(run[1].rollouts), rows_of(run[1])
+    records = [from_arrow(kept.record(lease)) for lease in kept.leases]
+    per_step, seen = len(records) // len(rows), set[str]()
+    for step, row in enumerate(rows):
+        facts = [record.facts for record in records[step * per_step :][:per_step]]
+        for way in ("student", "teacher"):
+            guesses, held = (
+                sum(int(one.get(f"{name}.{way}", 0)) for one in facts)
+                for name in ("guesses", "kept")
+            )
+            assert row.get(f"draft_acceptance/{way}") == (held / guesses if guesses else None)
+            seen |= {way} if held else set()
+    assert seen == {"student", "teacher"}
+    assert all(row.get("draft_acceptance/teacher", 0) < 1 for row in rows)
+    again = renumbered(kept.record(kept.leases[0]), {}).schema.metadata
+    assert not [key for key in again if key.startswith((b"guesses.", b"kept."))]
+    assert {"student", "teacher"} <= final_numbers(rows)["draft_acceptance"].keys()
 
 
 def test_what_does_not_go_together_is_refused(tiny):
