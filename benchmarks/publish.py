@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.measuring import interleaved, machine, parser, report, tree_seconds
 from benchmarks.on_ray import launcher
-from common.exchange.packed_weights import pack, unpack
+from common.exchange.packed_weights import load, pack, unpack
 from common.exchange.weights import Weights, WeightStore
 
 SECONDS = 60.0
@@ -37,7 +37,7 @@ class Publisher:
         self._module, _ = module_of(megabytes)
 
     def publish(self, version: int) -> None:
-        self._weights.publish(Weights.of(version, pack(self._module, torch.float32)))
+        self._weights.publish(Weights(version, pack(self._module, torch.float32)))
 
 
 class Reader:
@@ -48,7 +48,7 @@ class Reader:
         self._module, self._bytes = module_of(megabytes)
 
     def load(self, version: int) -> None:
-        _load(self._module, self._weights.get(version, SECONDS))
+        load(self._weights.get(version, SECONDS), self._module)
 
     def read(self, shared: Any) -> None:
         np.copyto(self._bytes, shared.get())
@@ -121,13 +121,9 @@ def cases_of(place: Any, megabytes: int) -> dict[str, Callable[[], object]]:
         both(lambda reader: reader.read(shared))
 
     def here() -> None:
-        _load(module, Weights.of(0, pack(module, torch.float32)))
+        load(Weights.of(0, pack(module, torch.float32)), module)
 
     return {"bare": bare, "publish": publish, "here": here}
-
-
-def _load(module: nn.Module, weights: Weights) -> None:
-    module.load_state_dict(unpack(weights.verified()))
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ class Learner:
             return Weights.of(version, ())
         if dtype not in self._packing or self._layout.is_spread:
             self._packing[dtype] = Packing(state, self._sent_as(dtype))
-        return Weights.of(version, self._packing[dtype].parts(), value)
+        return Weights(version, self._packing[dtype].parts(), canary=value)
 
     @property
     def _has_canary(self) -> bool:

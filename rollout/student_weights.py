@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from common.exchange.packed_weights import unpack
+from common.exchange.packed_weights import load
 from common.exchange.schedule import Lease
 from common.exchange.weights import Weights, WeightSource
 from common.models.backbone import Backbone
@@ -48,7 +48,8 @@ class StudentWeights:
             return
         if self._student is not None:
             weights = self._awaited(wanted, is_wanted)
-            self._student.load_state_dict(unpack(weights.verified()))
+            self._loaded = (-1, -1)  # what is damaged is noticed when some of it is there
+            load(weights, self._student)
             if weights.canary is not None and isinstance(self._student, Backbone):
                 value, rounding = weights.canary
                 require(self._student, value, f"{self._name}, version {wanted}", rounding)

@@ -7,8 +7,10 @@ with the header's length, the header in JSON, the tensors one after the other.
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping
-from itertools import accumulate
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 from math import prod
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.exchange.views import memory_of
-from common.exchange.weights import Payload
+from common.exchange.weights import Digest, Payload, Weights, digest_of, pieces
 
 STORED = {
     "F64": torch.float64,
@@ -43,15 +45,19 @@ class Packing:
         travel in its types, the others as they are."""
         self._state = state
         self._dtypes = dtypes
-        self._converted: dict[str, Tensor] = {}
+        self._converted: dict[torch.dtype, Tensor] = {}
 
     def parts(self) -> Payload:
-        """The header, then a part for every tensor that is not empty: its own memory, where its
-        type and device allow it. Whoever keeps them copies them before the module changes."""
+        """The header, then a part for every tensor that is not empty, its own memory, where its
+        type and device allow it; those of a type that have to be converted are one part together.
+        Whoever keeps them copies them before the module changes."""
         state = self._state
         kinds = {name: self._dtypes.get(name, value.dtype) for name, value in state.items()}
+        stays = {name: _stays(value, kinds[name]) for name, value in state.items()}
         # Wide ones first: so every offset is a multiple of its tensor's item.
-        names = sorted(state, key=lambda name: -kinds[name].itemsize)
+        names = sorted(
+            state, key=lambda name: (-kinds[name].itemsize, NAMES[kinds[name]], not stays[name])
+        )
         header, end = {}, 0
         for name in names:
             size = state[name].numel() * kinds[name].itemsize
@@ -64,15 +70,26 @@ class Packing:
         text = json.dumps(header).encode()
         text += b" " * (-(8 + len(text)) % ALIGNED)
         head = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
-        tensors = [self._sent(name, state[name].detach(), kinds[name]) for name in names]
-        return [head, *(_bytes(tensor) for tensor in tensors if tensor.numel())]
+        parts = [head]
+        for kind, alike in groupby(names, kinds.__getitem__):
+            tensors = {name: state[name].detach() for name in alike if state[name].numel()}
+            parts += [_bytes(value) for name, value in tensors.items() if stays[name]]
+            moved = [value for name, value in tensors.items() if not stays[name]]
+            parts += [self._together(kind, moved)] if moved else []
+        return parts
 
-    def _sent(self, name: str, value: Tensor, kind: torch.dtype) -> Tensor:
-        if value.dtype == kind and value.device.type == "cpu" and value.is_contiguous():
-            return value
-        if name not in self._converted:
-            self._converted[name] = torch.empty(value.shape, dtype=kind)
-        return self._converted[name].copy_(value)
+    def _together(self, kind: torch.dtype, tensors: Sequence[Tensor]) -> np.ndarray:
+        sizes = [tensor.numel() for tensor in tensors]
+        if kind not in self._converted:
+            self._converted[kind] = torch.empty(sum(sizes), dtype=kind)
+        for place, tensor in zip(self._converted[kind].split(sizes), tensors, strict=True):
+            place.view(tensor.shape).copy_(tensor)
+        return _bytes(self._converted[kind])
+
+
+def _stays(tensor: Tensor, kind: torch.dtype) -> bool:
+    """Whether its memory is what is sent."""
+    return tensor.dtype == kind and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def pack(module: nn.Module, dtype: torch.dtype) -> Payload:
@@ -94,24 +111,96 @@ def unpack(payload: Payload) -> dict[str, Tensor]:
     Raises:
         ValueError: these are not the parts of such a file.
     """
-    head, *rest = [np.frombuffer(part, np.uint8) for part in payload]
-    body = 8 + int.from_bytes(head[:8].tobytes(), "little")
-    header = json.loads(head[8:body].tobytes())
-    parts = [head[body:], *rest]
-    starts = [0, *accumulate(len(part) for part in parts)]
-    found = {}
+    return {entry.name: entry.tensor for entry in _entries(_arrays(payload))}
+
+
+def load(weights: Weights, module: nn.Module) -> None:
+    """Copy a version into the module's tensors and check its bytes on the way, so that they are
+    read from memory once.
+
+    Raises:
+        ValueError: it was damaged on the way, or is of another network. The module's tensors may be
+            the new ones then, the old ones, or something in between.
+    """
+    parts, state = _arrays(weights.payload), module.state_dict()
+    try:
+        entries = _entries(parts)
+    except Exception:
+        weights.require(digest_of(parts))
+        raise
+    if {entry.name: entry.tensor.shape for entry in entries} != {
+        name: value.shape for name, value in state.items()
+    }:
+        weights.require(digest_of(parts))
+        raise ValueError(f"weights of version {weights.version} are of another network")
+    at_once = [entry for entry in entries if _takes_pieces(state[entry.name])]
+    digest = Digest()
+    for number, part in enumerate(parts):
+        copies = deque(_Copy(entry, state[entry.name]) for entry in at_once if entry.part == number)
+        for start, piece in pieces(part):
+            digest.add(piece)
+            while copies and copies[0].until(start + len(piece)):
+                copies.popleft()
+    weights.require(str(digest))
+    for entry in entries:
+        if entry not in at_once:
+            state[entry.name].copy_(entry.tensor)
+
+
+def _takes_pieces(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """A tensor of the file, and the bytes of a part that it lies in."""
+
+    name: str
+    tensor: Tensor
+    part: int
+    first: int
+    last: int
+
+
+class _Copy:
+    """Of one tensor, as far as its bytes were checked."""
+
+    def __init__(self, entry: _Entry, target: Tensor) -> None:
+        self._entry = entry
+        self._source_N, self._target_N = entry.tensor.view(-1), target.view(-1)
+        self._done = 0
+
+    def until(self, end: int) -> bool:
+        """Copy what lies before that byte of the part; whether that is all."""
+        known = min(end, self._entry.last) - self._entry.first
+        upto = max(self._done, known // self._source_N.itemsize)
+        self._target_N[self._done : upto].copy_(self._source_N[self._done : upto])
+        self._done = upto
+        return end >= self._entry.last
+
+
+def _arrays(payload: Payload) -> list[np.ndarray]:
+    return [np.frombuffer(part, np.uint8) for part in payload]
+
+
+def _entries(parts: Sequence[np.ndarray]) -> list[_Entry]:
+    """Those of the parts of a file, in their order."""
+    body = 8 + int.from_bytes(parts[0][:8].tobytes(), "little")
+    header = json.loads(parts[0][8:body].tobytes())
+    header.pop("__metadata__", None)
+    ends = [*accumulate(len(part) for part in parts)]
+    found = []
     for name, facts in header.items():
-        if name == "__metadata__":
-            continue
         dtype, (first, last) = STORED[facts["dtype"]], facts["data_offsets"]
-        at = bisect_right(starts, first) - 1
+        at = bisect_right(ends, body + first)
+        begin = ends[at] - len(parts[at]) if at < len(parts) else body + first
         whole = last - first == prod(facts["shape"]) * dtype.itemsize
-        if not whole or (last > first and (at == len(parts) or last > starts[at + 1])):
-            raise ValueError(f"packed weights: {name} lies outside their {starts[-1]} bytes")
+        if not whole or (last > first and (at == len(parts) or body + last > ends[at])):
+            raise ValueError(f"packed weights: {name} lies outside their {ends[-1] - body} bytes")
+        first, last = body + first - begin, body + last - begin
         if last > first:
-            data = parts[at][first - starts[at] : last - starts[at]]
-            flat = torch.frombuffer(memory_of(data), dtype=dtype)
+            flat = torch.frombuffer(memory_of(parts[at][first:last]), dtype=dtype)
         else:
             flat = torch.empty(0, dtype=dtype)
-        found[name] = flat.view(facts["shape"])
+        found.append(_Entry(name, flat.view(facts["shape"]), at, first, last))
     return found

@@ -5,7 +5,7 @@ so that its process stays small.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Condition
 from typing import NamedTuple, Protocol, TypeAlias
@@ -18,6 +18,8 @@ Payload: TypeAlias = Sequence[bytes | bytearray | memoryview | np.ndarray]
 """Parts that follow each other, of uint8; they may lie in shared memory, nobody writes to them."""
 BLOCK = 2**15
 """Bytes that are added up for the digest: few sums, and each of what a cache holds."""
+PIECE = 16 * BLOCK
+"""Bytes that are added to a digest and copied before the next ones."""
 
 
 class Canary(NamedTuple):
@@ -34,13 +36,29 @@ class Weights:
 
     version: int
     payload: Payload
-    digest: str
+    digest: str = ""
+    """Of the payload; none before it is sealed, which a sink does beside sending it."""
     canary: Canary | None = field(default=None, kw_only=True)
     """Not with every version."""
 
     @classmethod
     def of(cls, version: int, payload: Payload, canary: Canary | None = None) -> "Weights":
-        return cls(version, payload, _digest(payload), canary=canary)
+        return cls(version, payload, canary=canary).sealed()
+
+    def sealed(self) -> "Weights":
+        """The same with its digest."""
+        return self if self.digest else replace(self, digest=digest_of(self.payload))
+
+    def require(self, found: str) -> None:
+        """
+        Raises:
+            ValueError: `found`, of the bytes that arrived, is another digest than was published.
+        """
+        if found != self.digest:
+            raise ValueError(
+                f"weights of version {self.version} arrived damaged: digest {found}, "
+                f"published {self.digest}"
+            )
 
     def verified(self) -> Payload:
         """The payload.
@@ -48,19 +66,19 @@ class Weights:
         Raises:
             ValueError: it does not match its digest, so it was damaged on the way.
         """
-        found = _digest(self.payload)
-        if found != self.digest:
-            raise ValueError(
-                f"weights of version {self.version} arrived damaged: digest {found}, "
-                f"published {self.digest}"
-            )
+        self.require(digest_of(self.payload))
         return self.payload
 
     def copied(self) -> "Weights":
-        """The same in memory of its own: what was packed changes with the module."""
-        return replace(
-            self, payload=[np.frombuffer(part, np.uint8).copy() for part in self.payload]
-        )
+        """The same, sealed, in memory of its own: what was packed changes with the module."""
+        digest, copies = Digest(), []
+        for part in self.payload:
+            data = np.frombuffer(part, np.uint8)
+            copies.append(np.empty_like(data))
+            for start, piece in pieces(data):
+                digest.add(piece)
+                copies[-1][start : start + len(piece)] = piece
+        return replace(self, payload=copies, digest=self.digest or str(digest))
 
     def joined(self) -> np.ndarray:
         """The parts as one, (n,) uint8; empty where there are none."""
@@ -68,12 +86,44 @@ class Weights:
         return np.concatenate([np.empty(0, np.uint8), *arrays])
 
 
+class Digest:
+    """Finds damage, in less than half of the time of a copy: the CRC-32, over all parts, of the
+    sums of their blocks' 64-bit words, and of the bytes behind the last whole block."""
+
+    def __init__(self) -> None:
+        self._found = 0
+
+    def add(self, data: np.ndarray) -> None:
+        """A part, (n,) uint8, or the next of its `pieces`."""
+        whole = len(data) - len(data) % BLOCK
+        sums = data[:whole].view(np.uint64).reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64)
+        self._found = zlib.crc32(data[whole:].data, zlib.crc32(sums.data, self._found))
+
+    def __str__(self) -> str:
+        return f"{self._found:08x}"
+
+
+def pieces(part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """What a cache holds, one after the other, and where it begins: whoever adds a piece to a
+    digest and then copies it reads the memory once."""
+    for start in range(0, len(part), PIECE):
+        yield start, part[start : start + PIECE]
+
+
+def digest_of(payload: Payload) -> str:
+    """The digest of all parts."""
+    digest = Digest()
+    for part in payload:
+        digest.add(np.frombuffer(part, np.uint8))
+    return str(digest)
+
+
 class WeightSink(Protocol):
     """Where the learner offers its versions (docs/weights.md)."""
 
     def publish(self, weights: Weights) -> None:
-        """Offer a version, which is newer than all before; it is whole or not there. The payload
-        was copied when this returns.
+        """Offer a version, which is newer than all before, sealed or not; it is whole or not there.
+        The payload was copied when this returns.
 
         Raises:
             ValueError: it is not newer.
@@ -161,15 +211,3 @@ class WeightStore:
             raise self._cause.error()
         if not arrived:
             raise TimeoutError(f"{what} of the student's weights was not there in {timeout:g} s")
-
-
-def _digest(payload: Payload) -> str:
-    """Finds damage, in less than half of the time of a copy: the CRC-32, over all parts, of the
-    sums of their blocks' 64-bit words, and of the bytes behind the last whole block."""
-    found = 0
-    for part in payload:
-        data = np.frombuffer(part, np.uint8)
-        whole = len(data) - len(data) % BLOCK
-        sums = data[:whole].view(np.uint64).reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64)
-        found = zlib.crc32(data[whole:].data, zlib.crc32(sums.data, found))
-    return f"{found:08x}"

@@ -4,7 +4,7 @@ Imports nothing heavy: the process of a ledger or a buffer must not load torch.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UNDERSTOOD, Verdict
@@ -102,7 +102,7 @@ class ActorHost:
 class StoredWeights(Weights):
     """Weights whose bytes lie in the object store; `payload` is empty."""
 
-    stored: Shared
+    stored: Shared = field(kw_only=True)
 
     def fetched(self) -> Weights:
         """With their bytes, where they lie in the store."""
@@ -112,19 +112,21 @@ class StoredWeights(Weights):
 class WeightActorHost(ActorHost):
     """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
-    def fetch(self, bare: Weights, offer: Any) -> Any:
-        """As `WeightStore.publish`, of bytes that the publisher offers."""
-        return self._keep(bare, offer.take())
+    _fetched: Any = None
 
-    def receive(self, bare: Weights, payload: Any) -> Any:
-        """As `WeightStore.publish`, of bytes that came with the call."""
+    def fetch(self, offer: Any) -> None:
+        """Take what a publisher offers, for the call of `keep` that follows."""
+        self._fetched = offer.take()
+
+    def keep(self, bare: Weights, payload: Any) -> Any:
+        """As `WeightStore.publish`, of the bytes that came with the call or, for None, those that
+        `fetch` took."""
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
-        return self._keep(bare, ray.put(payload))
-
-    def _keep(self, bare: Weights, reference: Any) -> Any:
-        stored = StoredWeights(bare.version, (), bare.digest, Shared(reference), canary=bare.canary)
-        return self.call("publish", stored)
+        reference, self._fetched = self._fetched, None
+        stored = Shared(reference if payload is None else ray.put(payload))
+        found = StoredWeights(bare.version, (), bare.digest, canary=bare.canary, stored=stored)
+        return self.call("publish", found)
 
 
 class BufferActorHost(ActorHost):

@@ -49,15 +49,15 @@ class WeightsProxy(ActorProxy):
     def publish(self, weights: Weights) -> None:
         # An array's bytes stay where they are until Ray copies them to the store; others would go
         # through pickle first.
-        bare = replace(weights, payload=())
         arrays = [np.frombuffer(part, np.uint8) for part in weights.payload]
         with offered(arrays) as offer:
-            if offer is None:
-                receive = self._method("receive", "publish")
-                self._ask(lambda: receive.remote(bare, arrays))
-            else:
-                fetch = self._method("fetch", "publish")
-                self._ask(lambda: fetch.remote(bare, offer))
+            sent: Any = arrays
+            if offer is not None:
+                # They are copied there while they are added up here.
+                sent = self._method("fetch", "publish").remote(offer)
+            bare = replace(weights.sealed(), payload=())
+            keep = self._method("keep", "publish")
+            self._ask(lambda: keep.remote(bare, sent))
 
     def get(self, version: int, timeout: float) -> Weights:
         get = self._method("call", "get")

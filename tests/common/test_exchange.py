@@ -319,7 +319,8 @@ def test_damage_is_found_in_every_part_of_the_weights(at):
     payload = bytearray(random.Random(0).randbytes(2**16 + 100))
     for cut in (0, 1, 2**15 + 8, len(payload)):
         parts = [payload[:cut], payload[cut:]]
-        weights = Weights.of(1, parts).copied()
+        weights = Weights(1, parts).copied()
+        assert weights.digest == Weights.of(1, parts).digest
         assert [bytes(part) for part in weights.verified()] == parts
         parts[at >= cut][at - cut * (at >= cut)] ^= 16
         with pytest.raises(ValueError, match="version 1 arrived damaged"):

@@ -7,10 +7,12 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load as load_file
+from safetensors.torch import save
 from torch import nn
 
-from common.exchange.packed_weights import Packing, pack, unpack
+from common.exchange.packed_weights import Packing, load, pack, unpack
+from common.exchange.weights import PIECE, Weights
 
 
 def network() -> nn.Module:
@@ -22,12 +24,28 @@ def network() -> nn.Module:
     return model
 
 
+def same_state(model: nn.Module, other: nn.Module) -> bool:
+    found, wanted = model.state_dict(), other.state_dict()
+    return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+def larger(seed: int) -> nn.Module:
+    """Tensors that begin and end within pieces, and one that lies in several."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(300, 1200), nn.Linear(1200, 7), nn.LayerNorm(7))
+    model.register_buffer("codes", torch.randint(99, (70_001,)))
+    model.register_buffer("flags", torch.rand(77) < 0.5)
+    model.register_buffer("columns", torch.randn(30, 40).T)
+    assert model[0].weight.nbytes > PIECE
+    return model
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_library_reads_what_was_packed(dtype):
     model = network()
     state, packed = model.state_dict(), pack(model, dtype)
     file = b"".join(map(bytes, packed))
-    for found in (load(file), unpack(packed), unpack([file])):
+    for found in (load_file(file), unpack(packed), unpack([file])):
         assert found.keys() == state.keys()
         for name, value in state.items():
             wanted = value.to(dtype) if "weight" in name or "bias" in name else value
@@ -85,3 +103,39 @@ def test_nothing_is_copied_that_travels_as_it_is_and_the_rest_into_the_same_memo
     assert {part.ctypes.data for part in half.parts()[1:]} == first
     assert torch.equal(unpack(half.parts())["0.weight"], model[0].weight.bfloat16())
     assert torch.equal(unpack(whole.parts())["0.weight"], model[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_packed_is_loaded_whole_from_parts_from_a_file_and_from_the_librarys(dtype):
+    model = larger(0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    packed = pack(model, dtype)
+    by_library = save({name: value.contiguous() for name, value in model.state_dict().items()})
+    odd = [by_library[:8], by_library[8:]]  # its header is no multiple of 64 bytes
+    for payload in (packed, [b"".join(map(bytes, packed))], [b"".join(odd)]):
+        student = larger(1)
+        before = student[0].weight._version
+        load(Weights.of(3, payload), student)
+        assert same_state(student, model)
+        assert student[0].weight._version > before, "whoever packed it anew would not notice"
+
+
+def test_what_is_loaded_is_what_was_published():
+    model = larger(0)
+    file = bytearray(b"".join(map(bytes, pack(model, torch.float32))))
+    weights = Weights.of(3, [bytes(file)])
+    for at in (0, 100, len(file) // 3, len(file) - 1):
+        file[at] ^= 1
+        damaged = Weights(3, [bytes(file)], weights.digest)
+        with pytest.raises(ValueError, match="weights of version 3 arrived damaged: digest"):
+            load(damaged, larger(1))
+        file[at] ^= 1
+    with pytest.raises(ValueError, match="weights of version 3 are of another network"):
+        load(weights, network())
+
+
+def test_what_has_to_be_converted_is_one_part_of_every_type():
+    names = [name for name, _ in network().named_parameters()]
+    assert len(Packing(network().state_dict(), dict.fromkeys(names, torch.bfloat16)).parts()) == 5
+    assert len(Packing(network().double().state_dict(), {}).parts()) == 1 + 3 + 3

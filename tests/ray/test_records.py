@@ -117,7 +117,7 @@ def test_weights_outlive_the_process_that_published_them(placed, ray_cluster):
             self.weights = weights
 
         def publish(self, version, payload):
-            self.weights.publish(Weights.of(version, payload))
+            self.weights.publish(Weights(version, payload))  # its digest is found meanwhile
 
     weights = placed(WeightStore, 2, site=ActorOptions("weights"))
     publisher = placed(Publisher, weights, site=ActorOptions("publisher"))

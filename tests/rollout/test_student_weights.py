@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,4 +49,20 @@ def test_a_version_that_comes_late_is_waited_for(services):
     threading.Timer(0.1, store.publish, (version,)).start()
     loaded.load(Lease(0, 0, 2, 0, 3, 1), lambda: False)
     assert loaded.version == 3
+    assert torch.equal(student.weight, other.weight)
+
+
+def test_damaged_weights_are_loaded_anew(services):
+    """Some of their bytes are in the student when the damage is noticed."""
+    _, store = services
+    student, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    loaded = StudentWeights(student, store, "worker-0")
+    first, second = (Weights.of(v, pack(m, torch.float32)) for v, m in enumerate((other, student)))
+    store.publish(first.copied())
+    loaded.load(Lease(0, 0, 2, 0, 0, 1), lambda: True)
+    store.publish(replace(second.copied(), payload=first.copied().payload))
+    with pytest.raises(ValueError, match="version 1 arrived damaged"):
+        loaded.load(Lease(0, 0, 2, 0, 1, 1), lambda: True)
+    student.weight.data.zero_()
+    loaded.load(Lease(0, 0, 2, 0, 0, 1), lambda: True)
     assert torch.equal(student.weight, other.weight)
