@@ -86,7 +86,7 @@ def test_the_guidance_network_has_k_turns_and_then_the_generator_one():
         assert metrics["guidance/steps"] == step + 1 - (step + 1) // 3
         published = trained.published("float32")
         assert published.version == step + 1
-        assert same(state(generator), dict(unpack(published.verified())))
+        assert same(state(generator), dict(unpack(published.payload)))
     assert trained.schedule.phases == (Phase(0, 3),)
 
 
