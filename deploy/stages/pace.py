@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
+from common.exchange.holdings import LEAST_SECONDS
+
 KEY = "lease_seconds/"
 """Of a row of metrics, with a worker's name: seconds that its leases of the step took."""
 LATE = "late_leases/"
@@ -15,6 +17,8 @@ LEASES = 8
 """Of which the median counts."""
 SLOW = 4.0
 """Times the median of the others."""
+STEP_SHARE = 0.1
+"""Of a step: who takes less for a lease holds nobody up, however quick the others are."""
 
 
 class WorkerPace:
@@ -22,6 +26,7 @@ class WorkerPace:
 
     def __init__(self) -> None:
         self._seconds: dict[str, deque[float]] = {}
+        self._steps: deque[float] = deque(maxlen=LEASES)
         self.slow: dict[str, float] = {}
         """How many times as long as the others' the leases of a worker took, when that was seen."""
         self._rows = 0
@@ -31,6 +36,8 @@ class WorkerPace:
     def hear(self, row: Mapping[str, Any]) -> Iterator[str]:
         """A sentence about each that is found to be slow, or late again and again, once."""
         self._rows += 1
+        if "seconds/wait" in row:
+            self._steps.append(float(row["seconds/wait"]) + float(row["seconds/step"]))
         for key, seconds in row.items():
             if key.startswith(KEY):
                 name = key.removeprefix(KEY)
@@ -62,6 +69,8 @@ class WorkerPace:
         }
         others = [seconds for worker, seconds in known.items() if worker != name]
         if name not in known or not others or known[name] < SLOW * median(others):
+            return None
+        if known[name] < max(LEAST_SECONDS, STEP_SHARE * median(self._steps or [0.0])):
             return None
         usual = median(others)
         self.slow[name] = round(known[name] / usual, 1)

@@ -112,6 +112,16 @@ def test_a_worker_that_is_far_slower_than_the_others_is_named_once():
     assert list(pace.slow) == ["worker-1"]
 
 
+def test_who_is_slow_and_holds_nobody_up_is_not_named():
+    """Milliseconds are chance, and a second of a minute is no matter."""
+    for slow, usual, step in ((0.1, 0.01, 0.02), (1.0, 0.1, 60.0)):
+        pace = WorkerPace()
+        row = {"lease_seconds/worker-0": usual, "lease_seconds/worker-1": slow}
+        row |= {"seconds/wait": step / 2, "seconds/step": step / 2}
+        assert [said for _ in range(20) for said in pace.hear(row)] == []
+        assert not pace.slow
+
+
 def test_a_worker_whose_leases_others_had_to_sample_again_and_again_is_named_once():
     pace, said = WorkerPace(), []
     for step in range(200):
