@@ -3,7 +3,6 @@
 Shape letters: B sequences, L slots.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,10 +16,8 @@ from common.models.generator import Generator
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import META, peak_bytes
+from deploy.planning.blank_tensors import peak_bytes
 from deploy.planning.memory import blank_batch
-from deploy.planning.skeletons import state_bytes, tokenizer_like
-from learner.objective import Student
 from rollout.context import SamplerName
 from rollout.model_draft import Draft
 from rollout.sampler import SamplingConfig, decode
@@ -46,7 +43,7 @@ def decoding_bytes(
     images, longest, shortest = settings.batch_size, max(prefixes), min(prefixes)
     ahead = max(source.guesses for source in contexts.used)
     draft = Draft(student, ahead) if student is not None and ahead else None
-    decode_from = partial(_decode, model, images, sampling, draft)
+    decode_from = partial(decode_blank, model, images, sampling, draft)
     if sampling.decoding.is_exact or longest == shortest:
         return peak_bytes(partial(decode_from, longest))
     # The longest takes the most at its start, and later steps are no wider than the shortest's.
@@ -56,12 +53,12 @@ def decoding_bytes(
     )
 
 
-def _decode(
+def decode_blank(
     model: Backbone,
     images: int,
     sampling: SamplingConfig,
-    draft: Draft | None,
-    prefix: int,
+    draft: Draft | None = None,
+    prefix: int = 0,
     steps: int | None = None,
 ) -> None:
     """For `steps`, by default until that after the widest: from there on nothing grows."""
@@ -116,28 +113,6 @@ def sampled_prefixes(config: RunConfig, spec: SequenceSpec, sampler: SamplerName
         for index in range(PREFIX_DRAWS)
     ]
     return [prefix for prefix in found if prefix < spec.length]
-
-
-def milestone_bytes(config: RunConfig, student: Student) -> tuple[int, int]:
-    """(where the learner computes, on its host) while rank 0 compares a milestone with real images:
-    the student once more, with what a batch of samples takes to be drawn or to become pixels; all
-    samples and real images. The network of the features is not counted."""
-    settings, images = config.evaluate, config.images
-    if config.learner.keep_best_by != "fid":
-        return 0, 0
-    model = copy.deepcopy(student).eval().requires_grad_(False)
-    batch = min(settings.batch_size, settings.samples)
-    if isinstance(model, Backbone):
-        drawing = peak_bytes(partial(_decode, model, batch, settings.sampling, None, 0))
-    else:
-        drawing = generating_bytes(config, model, batch)
-    tokenizer = tokenizer_like(config, META)
-    token_BL = torch.zeros(batch, student.spec.length, dtype=torch.long)
-    with torch.no_grad():
-        showing = peak_bytes(lambda: tokenizer.decode(token_BL))
-    pixels = images.channels * (settings.size or images.size) ** 2
-    compared = settings.samples + (settings.reference_images or settings.samples)
-    return state_bytes(model) + max(drawing, showing), compared * pixels
 
 
 def generating_bytes(config: RunConfig, model: Generator, images: int | None = None) -> int:

@@ -3,6 +3,7 @@
 Shape letters: N sequences in all, B of a batch, L slots, V codes.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from common.data.tokens import load_tokens
 from common.device import place
 from common.errors import InputError
+from common.exchange.condition import ConditionTables
 from common.exchange.provenance import STUDENT
 from common.exchange.trajectory import TrajectoryBatch, from_arrow, to_arrow
 from common.files.tensors import load_tensors, save_tensors, state_digest
@@ -22,6 +24,7 @@ from common.models.decoding import DecodingConfig
 from common.models.guidance import Guidance
 from common.models.plan import DecodePlan
 from common.randomness import derive_seed
+from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.report.grids import spread
 from deploy.run_folder.workspace import Workspace
@@ -64,11 +67,11 @@ class LikelihoodProbe:
 
     def __init__(self, config: RunConfig, workspace: Workspace, class_K: Tensor) -> None:
         """`class_K`: labels that have real images."""
-        settings, decoding = config.evaluate, config.rollout.sampling.decoding
+        settings = config.evaluate
         self._config, self._workspace = config, workspace
         self._label_N = balanced_labels(settings.likelihood_samples, class_K)
         self._seed = derive_seed(config.seed, "likelihood")
-        self._decoding = decoding if decoding.is_exact else DecodingConfig()
+        self._decoding = exact_decoding(config)
         self._device = place(settings.device)
         self._teacher_file = workspace.model(config, "teacher")
         self._teacher: Backbone | None = None
@@ -80,15 +83,13 @@ class LikelihoodProbe:
         there is any, `reward_NAME` of each reward on the student's samples and on data
         (`reward_NAME_of_data`), all with standard errors."""
         teacher, target = self._loaded(), self._config.teacher.guidance
-        rows: dict[str, list[Tensor]] = {"reverse_kl": [], "forward_kl": []}
-        rows |= {"acceptance": [], "entropy": []}
+        rows: dict[str, list[Tensor]] = defaultdict(list)
         drawn = self._drawn(student, None)
         for part in self._parts(drawn):
             q_BLV = self._logprob(student, part, student, None)
             p_BLV = self._logprob(teacher, part, student, target)
-            rows["entropy"].append(entropy_of_rows(q_BLV))
-            rows["reverse_kl"].append(divergence_of_rows(q_BLV, p_BLV))
-            rows["acceptance"].append(acceptance_of_rows(q_BLV, p_BLV))
+            for name, value_B in compared(q_BLV, p_BLV).items():
+                rows[name].append(value_B)
         for part in self._parts(self._of_teacher()):
             q_BLV = self._logprob(student, part, teacher, None)
             p_BLV = self._logprob(teacher, part, teacher, target)
@@ -130,10 +131,8 @@ class LikelihoodProbe:
         return {name: value for name, value in joined.items() if len(value) >= LEAST}
 
     def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
-        spec = self._teacher_file.spec
-        return sequences.parts(max(1, NUMBERS // (spec.length * spec.vocab_size)))
+        return sequences.parts(rows_together(self._teacher_file.spec))
 
-    @torch.no_grad()
     def _logprob(
         self, model: Backbone, part: Sequences, orders: Backbone, guidance: Guidance | None
     ) -> Tensor:
@@ -148,8 +147,7 @@ class LikelihoodProbe:
             )
         else:
             tables = tables.for_student()
-        hidden_BLC = guided_features(model, batch, guidance, tables)
-        return model.head(hidden_BLC).float().log_softmax(-1).cpu()
+        return guided_logprobs(model, batch, guidance, tables).cpu()
 
     def _loaded(self) -> Backbone:
         if self._teacher is None:
@@ -190,6 +188,35 @@ class LikelihoodProbe:
         chosen = torch.tensor(spread(len(data), min(len(data), len(self._label_N))))
         seeds = image_seeds(self._seed, len(chosen))
         return Sequences(data.label_N[chosen].long(), data.token_NAL[chosen, 0].long(), seeds)
+
+
+def exact_decoding(config: RunConfig) -> DecodingConfig:
+    """The run's, where what is drawn is what the models say; else the family's own."""
+    decoding = config.rollout.sampling.decoding
+    return decoding if decoding.is_exact else DecodingConfig()
+
+
+def rows_together(spec: SequenceSpec) -> int:
+    """Sequences whose probabilities exist at a time."""
+    return max(1, NUMBERS // (spec.length * spec.vocab_size))
+
+
+@torch.no_grad()
+def guided_logprobs(
+    model: Backbone, batch: TrajectoryBatch, guidance: Guidance | None, tables: ConditionTables
+) -> Tensor:
+    """logprob_BLV of every slot, float32."""
+    hidden_BLC = guided_features(model, batch, guidance, tables)
+    return model.head(hidden_BLC).float().log_softmax(-1)
+
+
+def compared(student_BLV: Tensor, teacher_BLV: Tensor) -> dict[str, Tensor]:
+    """What is said of the student's samples, by row, from log-probabilities."""
+    return {
+        "reverse_kl": divergence_of_rows(student_BLV, teacher_BLV),
+        "acceptance": acceptance_of_rows(student_BLV, teacher_BLV),
+        "entropy": entropy_of_rows(student_BLV),
+    }
 
 
 def sample_rewards(config: RunConfig, workspace: Workspace) -> dict[str, RewardScorer]:

@@ -11,7 +11,8 @@ from common.config.plugins import load_plugin
 from common.exchange.provenance import STUDENT
 from common.exchange.trajectory import to_arrow
 from common.spec import SequenceSpec
-from deploy.planning.blank_tensors import META, peak_bytes
+from deploy.planning.artifacts import sequence_spec
+from deploy.planning.blank_tensors import META, Meter, peak_bytes
 from deploy.planning.forced_passes import forced_bytes
 from deploy.planning.hardware import MB
 from deploy.planning.memory import (
@@ -20,10 +21,12 @@ from deploy.planning.memory import (
     scorer_files,
     scoring_images,
 )
+from deploy.planning.milestone_memory import milestone_bytes
 from deploy.planning.resources import CUDA_MB, CUDA_SLACK, Sizing, skeleton, state_bytes
-from deploy.planning.sampling_memory import decoding_bytes, milestone_bytes, sampled_prefixes
+from deploy.planning.sampling_memory import decoding_bytes, sampled_prefixes
 from deploy.planning.skeletons import parameters
 from deploy.run_folder.opening import open_run
+from deploy.stages.milestone_quality import MilestoneQuality
 from rollout.sampler import decode
 
 
@@ -149,6 +152,7 @@ def test_milestones_that_are_compared_by_fid_are_counted(run_in):
     spec = SequenceSpec(32, 16, (4, 4), 10)
     kept = ("learner.export_every=9", "learner.keep_best=1", "learner.keep_best_by=fid")
     many = ("evaluate.samples=3000", "evaluate.batch_size=3000", "evaluate.reference_images=1000")
+    many += ("evaluate.likelihood_samples=0",)
 
     def held(*overrides):
         config, _ = run_in(*many, *overrides)
@@ -164,6 +168,24 @@ def test_milestones_that_are_compared_by_fid_are_counted(run_in):
     assert (after[1] - CUDA_MB) * MB / CUDA_SLACK > drawn > 3000 * 16 * 32 * 4, (
         "logits at the least"
     )
+
+
+def test_milestones_that_are_compared_by_likelihood_take_what_the_plan_says(half):
+    """Here the model's device is the host, where the plan adds up what comes one after another."""
+    _, workspace = half()
+    kept = ("learner.export_every=9", "learner.keep_best=1", "learner.keep_best_by=reverse_kl")
+    sizes = ("evaluate.likelihood_samples=64", "evaluate.batch_size=64")
+    config, _ = open_run(workspace.root, [*kept, *sizes])
+    sizing = Sizing(config, sequence_spec(config, workspace))
+    with Meter() as meter:
+        found = MilestoneQuality(config, workspace).of(workspace.student)
+    assert {"reverse_kl", "forward_kl"} <= found.keys()
+    drawn, shown = milestone_bytes(config, sizing.student)
+    assert 0.8 * meter.peak < drawn < meter.peak, "with the teacher and its logits"
+    assert meter.peak < drawn + shown < 1.6 * meter.peak
+    host, _ = sizing._learner_mb(gpu=True)
+    without, _ = open_run(workspace.root, [*sizes])
+    assert host - Sizing(without, sizing.spec)._learner_mb(gpu=True)[0] == shown / MB
 
 
 SHAPES = {
