@@ -30,9 +30,10 @@ PATIENCE = 8
 """Steps in a row without a group that could be judged, after which a run ends."""
 FAILED = "_failed"
 EMPTY = "reward/steps_without"
+MEAN, GROUP_STD = "reward/mean", "reward/group_std"
 CONSTANT_GROUPS = "reward/constant_groups"
 LEFT_OUT = "reward/groups_left_out"
-OF_STEPS = ("reward/mean", "reward/group_std", CONSTANT_GROUPS)
+OF_STEPS = (MEAN, GROUP_STD, CONSTANT_GROUPS)
 """What is said of a step in which anything was judged, beside the mean of every part."""
 
 
@@ -205,9 +206,9 @@ def remember(
     if not groups:
         return
     means = {name: total / rows for name, total in zip(weights, sums, strict=True)}
-    state["reward/mean"] = sum(weights[name] * mean for name, mean in means.items())
+    state[MEAN] = sum(weights[name] * mean for name, mean in means.items())
     state |= {f"reward/{name}": mean for name, mean in means.items()}
-    state["reward/group_std"] = spread / groups
+    state[GROUP_STD] = spread / groups
     state[CONSTANT_GROUPS] = same / groups
 
 

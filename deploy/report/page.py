@@ -147,9 +147,10 @@ def _rewards(found: dict[str, Any]) -> str:
     left_out = f"{found['groups_left_out']} groups left out because one failed"
     if not found["steps"]:
         return f"none could be judged; {left_out}"
+    parts = ", ".join(f"{name} {_number(mean, '.4g')}" for name, mean in found["parts"].items())
     mean, spread = (_number(found[name], ".4g") for name in ("mean", "group_std"))
     alike = f"all rows of every group alike in {found['constant_steps']} of {found['steps']} steps"
-    return f"mean {mean}, standard deviation within groups {spread}; {alike}; {left_out}"
+    return f"{parts}; weighted {mean} ± {spread} within groups; {alike}; {left_out}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -53,7 +53,7 @@ def summarise(
         "worker_deaths": facts.get("deaths", {}),
         "learner_restarts": facts.get("restarts", []),
         "leases_reissued": facts.get("ledger/reissued", 0),
-        "rewards": reward_facts(rows),
+        "rewards": reward_facts(rows, config.objective.rewarded()),
         "survival_rate": _survival_rate(rows),
         "seconds": _stage_seconds(rows),
         "bottleneck": bottleneck(facts),

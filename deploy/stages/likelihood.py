@@ -4,7 +4,7 @@ Shape letters: N sequences in all, B of a batch, L slots, V codes.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.report.grids import spread
 from deploy.run_folder.workspace import Workspace
+from deploy.stages.measured_rewards import compared_rewards, sample_rewards
 from rollout.evaluation.likelihood import (
     LEAST,
     acceptance_of_rows,
@@ -38,12 +39,13 @@ from rollout.evaluation.likelihood import (
 )
 from rollout.evaluation.metrics import balanced_labels, image_seeds
 from rollout.sampler import SamplingConfig, sample
-from teacher_server.reward import RewardConfig, RewardScorer
-from teacher_server.scorer import ScorerFiles
+from teacher_server.reward import RewardScorer
 from teacher_server.teacher import guided_features
 
 NUMBERS = 2**23
 """Probabilities of each model that exist at a time."""
+OF_DATA = "_of_data"
+"""Behind the name of a reward: that of data instead of samples."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class LikelihoodProbe:
         self._teacher_file = workspace.model(config, "teacher")
         self._teacher: Backbone | None = None
         self._rewards = sample_rewards(config, workspace)
+        self._compared = compared_rewards(config, workspace)
 
     def of_student(self, student: Backbone) -> dict[str, float]:
         """`reverse_kl` KL(student || teacher), `acceptance` and `entropy` on the student's samples,
         `forward_kl` KL(teacher || student) on the teacher's, `data_nll` on held-out data where
         there is any, `reward_NAME` of each reward on the student's samples and on data
-        (`reward_NAME_of_data`), all with standard errors."""
+        (`reward_NAME_of_data`; of one that compares with data, there alone), all with standard
+        errors."""
         teacher, target = self._loaded(), self._config.teacher.guidance
         rows: dict[str, list[Tensor]] = defaultdict(list)
         drawn = self._drawn(student, None)
@@ -95,14 +99,15 @@ class LikelihoodProbe:
             p_BLV = self._logprob(teacher, part, teacher, target)
             rows["forward_kl"].append(divergence_of_rows(p_BLV, q_BLV))
         found = {name: torch.cat(parts) for name, parts in rows.items()}
-        found |= {f"reward_{name}": value for name, value in self._judged(student, drawn).items()}
+        judged = _judged(self._rewards, self._batches(student, drawn))
+        found |= {f"reward_{name}": value for name, value in judged.items()}
         return estimates(found) | self._of_data(student)
 
     def of_teacher(self) -> dict[str, float]:
         """`data_nll`, and the rewards of its own samples and of data."""
         teacher = self._loaded()
         drawn = self._of_teacher() if self._rewards else None
-        judged = {} if drawn is None else self._judged(teacher, drawn)
+        judged = {} if drawn is None else _judged(self._rewards, self._batches(teacher, drawn))
         found = {f"reward_{name}": value for name, value in judged.items()}
         return estimates(found) | self._of_data(teacher)
 
@@ -114,21 +119,26 @@ class LikelihoodProbe:
         for part in self._parts(data):
             token_BL = model.plan(part.seeds, self._decoding).to_slots(part.cell_NL)
             found.append(surprise_of_rows(self._logprob(model, part, model, None), token_BL))
-        judged = self._judged(model, data)
-        ceilings = {f"reward_{name}_of_data": value for name, value in judged.items()}
+        judged = _judged(self._rewards, self._batches(model, data))
+        judged |= _judged(self._compared, self._with_themselves(model))
+        ceilings = {f"reward_{name}{OF_DATA}": value for name, value in judged.items()}
         return estimates({"data_nll": torch.cat(found)} | ceilings)
 
-    def _judged(self, model: Backbone, sequences: Sequences) -> dict[str, Tensor]:
-        """What every reward says, by row; of rows that it could not judge, nothing, and nothing of
-        a reward that could judge hardly any."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self._rewards}
+    def _batches(self, model: Backbone, sequences: Sequences) -> Iterator[TrajectoryBatch]:
         for part in self._parts(sequences):
-            record = to_arrow(_batch(model, part, model.plan(part.seeds, self._decoding)))
-            for name, scorer in self._rewards.items():
-                said = from_arrow(scorer.score(record)).sequence
-                found[name].append(said[name][said[f"{name}_failed"] == 0].double())
-        joined = {name: torch.cat(parts) for name, parts in found.items()}
-        return {name: value for name, value in joined.items() if len(value) >= LEAST}
+            yield _batch(model, part, model.plan(part.seeds, self._decoding))
+
+    def _with_themselves(self, model: Backbone) -> Iterator[TrajectoryBatch]:
+        """Training sequences as what they began as, with their numbers for ids."""
+        data = load_tokens(self._workspace.existing_tokens())
+        row_N = torch.tensor(spread(len(data), min(len(data), len(self._label_N))))
+        seeds = image_seeds(self._seed, len(row_N))
+        sequences = Sequences(data.label_N[row_N].long(), data.token_NAL[row_N, 0].long(), seeds)
+        first = 0
+        for batch in self._batches(model, sequences):
+            id_B = row_N[first : first + len(batch)]
+            first += len(batch)
+            yield replace(batch, id_B=id_B, target_token_BL=batch.token_BL)
 
     def _parts(self, sequences: Sequences) -> Iterator[Sequences]:
         return sequences.parts(rows_together(self._teacher_file.spec))
@@ -219,19 +229,6 @@ def compared(student_BLV: Tensor, teacher_BLV: Tensor) -> dict[str, Tensor]:
     }
 
 
-def sample_rewards(config: RunConfig, workspace: Workspace) -> dict[str, RewardScorer]:
-    """The run's rewards of whole samples, by name; those that compare with a data sequence say
-    nothing of a sample that began with none."""
-    rewards = [
-        scorer
-        for scorer in config.scorers.values()
-        if isinstance(scorer, RewardConfig) and not scorer.reads_target
-    ]
-    teacher = workspace.model(config, "teacher")
-    files = ScorerFiles(config.teacher, teacher, True, classifier=workspace.classifier)
-    return {scorer.kind: scorer.build(files) for scorer in rewards}
-
-
 def kept(path: Path, made_from: dict[str, Any], draw: Callable[[], Sequences]) -> Sequences:
     """What the file holds if it was made from just this, else drawn now and kept."""
     if path.exists():
@@ -249,6 +246,21 @@ def kept(path: Path, made_from: dict[str, Any], draw: Callable[[], Sequences]) -
     except InputError:  # no room: drawn again next time
         return drawn
     return drawn
+
+
+def _judged(
+    scorers: Mapping[str, RewardScorer], batches: Iterable[TrajectoryBatch]
+) -> dict[str, Tensor]:
+    """What every reward says, by row; of rows that it could not judge, nothing, and nothing of a
+    reward that could judge hardly any."""
+    found: dict[str, list[Tensor]] = {name: [] for name in scorers}
+    for batch in batches if scorers else ():
+        record = to_arrow(batch)
+        for name, scorer in scorers.items():
+            said = from_arrow(scorer.score(record)).sequence
+            found[name].append(said[name][said[f"{name}_failed"] == 0].double())
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: value for name, value in joined.items() if len(value) >= LEAST}
 
 
 def _batch(model: Backbone, part: Sequences, plan: DecodePlan) -> TrajectoryBatch:

@@ -19,6 +19,7 @@ from deploy.report.grids import by_class, class_sheet, save_png, spread
 from deploy.run_folder.workspace import AnyModelFile, Workspace
 from deploy.stages.draw import load_for_sampling, ways
 from deploy.stages.judge import Judge
+from deploy.stages.likelihood import OF_DATA
 from deploy.stages.quality import likelihood
 from deploy.study.analysis.results import NATS, REFERENCES, SLOTS, TEACHER, Measurement
 from deploy.study.jobs import Job
@@ -70,15 +71,19 @@ def _likelihood(job: Job, file: AnyModelFile | None, judge: Judge) -> dict[str, 
     is_teacher = job.method == TEACHER
     found = likelihood(job.config, start, model, judge, is_teacher=is_teacher)
     nats = {name: value for name, value in found.items() if name in NATS}
+    return nats | added_rewards(found)
+
+
+def added_rewards(found: Mapping[str, float]) -> dict[str, float]:
+    """`reward` of samples, and of data `reward_of_data`, of the same parts, by their own numbers as
+    `LikelihoodProbe` names them; nothing where samples have none."""
     rewards = {name: value for name, value in found.items() if name.startswith("reward_")}
     rewards = {name: value for name, value in rewards.items() if not name.endswith(ERROR)}
-    of_data = [value for name, value in rewards.items() if name.endswith("_of_data")]
-    if not rewards:
-        return nats
-    return nats | {
-        "reward": sum(rewards.values()) - sum(of_data),
-        "reward_of_data": sum(of_data),
-    }
+    of_samples = {n: value for n, value in rewards.items() if not n.endswith(OF_DATA)}
+    if not of_samples:
+        return {}
+    of_data = [rewards[name + OF_DATA] for name in of_samples if name + OF_DATA in rewards]
+    return {"reward": sum(of_samples.values()), "reward_of_data": sum(of_data)}
 
 
 def _files(job: Job, workspace: Workspace) -> dict[int, AnyModelFile | None]:

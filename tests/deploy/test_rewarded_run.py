@@ -77,7 +77,10 @@ def test_a_constant_reward_is_said_once_a_spell_and_in_the_report(run_in):
     found = summarise(config, facts, rows, nothing)
     judged = sum("reward/mean" in row for row in rows)  # not where all rows are data
     assert found["rewards"]["constant_steps"] == found["rewards"]["steps"] == judged
-    alike = "| rewards | mean 0, standard deviation within groups 0; all rows of every group alike"
+    part = found["rewards"]["parts"]["decoded_mse"]
+    assert part < 0
+    said = f"| rewards | decoded_mse {part:.4g}; weighted 0 ± 0 within groups"
+    alike = f"{said}; all rows of every group alike"
     assert f"{alike} in {judged} of {judged} steps; 0 groups left out" in to_markdown(found)
     assert "groups left out because a reward failed" in (workspace.root / "report.html").read_text()
 
@@ -88,9 +91,10 @@ def test_a_spell_of_constant_rewards_ends_with_a_group_that_differs():
         row = {"reward/constant_groups": 0.75 if step in (STEPS - 2, 30) else 1.0}
         said += [step for _ in watch.hear({} if step % 10 == 5 else row)]  # not judged in 5, 15, ..
     assert said == [19, 41]
-    assert not reward_facts([{"loss": 1.0}])
+    assert reward_facts([{"loss": 1.0}], ["kind"]) is None
     nobody = {"reward/groups_left_out": 3.0, "reward/steps_without": 1.0}
-    assert reward_facts([nobody]) == {"steps": 0, "constant_steps": 0, "groups_left_out": 3}
+    found = reward_facts([nobody], ["kind"])
+    assert (found["steps"], found["groups_left_out"], found["parts"]) == (0, 3, {"kind": None})
 
 
 def require_pixels_were_compared(config, workspace):

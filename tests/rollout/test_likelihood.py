@@ -6,6 +6,7 @@ from building.tables import Table
 
 from common.data.tokens import load_tokens
 from common.errors import Diverged, InputError
+from common.images.opening import open_images
 from common.models.guidance import Guidance
 from common.perceptual.classifier import Classifier, load_classifier, save_classifier
 from common.randomness import derive_seed
@@ -113,7 +114,8 @@ def test_data_is_the_held_out_images(run):
 
 
 def test_rewards_are_measured_on_samples_and_on_data(run_in):
-    """As the scorer says of the same sequences; what compares with data sequences is left out."""
+    """As the scorer says of the same sequences; what compares with data sequences says something of
+    data alone: the training images, which the tokenizer cannot draw as they are."""
     how = ("scorers.class.kind=classifier", "scorers.mse.kind=decoded_mse")
     config, workspace = run_in(*how, "evaluate.likelihood_samples=40")
     with torch.random.fork_rng(devices=[]):
@@ -122,7 +124,7 @@ def test_rewards_are_measured_on_samples_and_on_data(run_in):
     probe = LikelihoodProbe(config, workspace, torch.arange(10))
     found = probe.of_student(workspace.model(config, "student_before").load().eval())
     rewards = {name for name in found if name.startswith("reward")}
-    names = ("reward_classifier", "reward_classifier_of_data")
+    names = ("reward_classifier", "reward_classifier_of_data", "reward_decoded_mse_of_data")
     assert rewards == {f"{name}{error}" for name in names for error in ("", "_se")}
     data, tokenizer = load_tokens(workspace.test_tokens), load_tokenizer(workspace.tokenizer)
     chosen = torch.tensor(spread(len(data), 40))
@@ -132,6 +134,17 @@ def test_rewards_are_measured_on_samples_and_on_data(run_in):
     wanted_N = logprob_NK.gather(1, data.label_N[chosen].long()[:, None])[:, 0]
     assert found["reward_classifier_of_data"] == pytest.approx(float(wanted_N.mean()), abs=1e-5)
     assert found["reward_classifier"] < 0
+    train, pixel_NCHW = load_tokens(workspace.train_tokens), open_images(config.images, "train")
+    row_N = torch.tensor(spread(len(train), 40))
+    drawn = tokenizer.image(train.token_NAL[row_N, 0].long()).clamp(-1, 1)
+    lost = (drawn - (pixel_NCHW.pixels()[row_N].float() / 127.5 - 1)).square().mean()
+    assert found["reward_decoded_mse_of_data"] == pytest.approx(-float(lost), rel=1e-5)
+    as_codes = config.model_copy(
+        update={"scorers": {"mse": config.scorers["mse"].model_copy(update={"target": "codes"})}}
+    )
+    again = LikelihoodProbe(as_codes, workspace, torch.arange(10)).of_teacher()
+    assert again["reward_decoded_mse_of_data"] == 0
+    assert not {name for name in again if name.startswith("reward_classifier")}
 
 
 def test_one_sequence_has_no_error_and_is_refused(run_in):

@@ -13,6 +13,7 @@ from deploy.study.analysis.intervals import compare, estimate, holm, sign_flip, 
 from deploy.study.analysis.results import CellFacts, Measurement, read_csv, write_csv
 from deploy.study.analysis.statistics import analyse
 from deploy.study.analysis.verdicts import conclusions, notes, number, span, verdict
+from deploy.study.measuring import added_rewards
 
 DIFFERENCES = [-1.2, -0.7, -1.9, 0.3, -1.1]
 
@@ -259,3 +260,11 @@ def test_bad_csv_is_refused_in_a_sentence(tmp_path):
     path.write_text(text + "a,1\n")
     with pytest.raises(InputError, match="line 3: 2 fields"):
         read_csv(path, Measurement)
+
+
+def test_rewards_of_data_are_those_of_the_parts_that_samples_have():
+    found = {"reverse_kl": 1.0, "reward_kind_of_data": -0.5, "reward_near_of_data": -0.25}
+    assert added_rewards(found) == {}
+    of_samples = {"reward_kind": -2.0, "reward_kind_se": 0.1, "reward_kind_of_data_se": 0.2}
+    wanted = {"reward": -2.0, "reward_of_data": -0.5}
+    assert added_rewards(found | of_samples) == wanted
