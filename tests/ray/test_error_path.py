@@ -118,15 +118,6 @@ def foreign_services(run, place):
     return wire(config, replace(data, spec=more), file, place)
 
 
-@pytest.fixture
-def placed(ray_cluster):
-    from deploy.backend.proxies import RayLauncher
-
-    place = RayLauncher()
-    yield place
-    place.shutdown()
-
-
 def begin(services: Services, file: ModelFile, spec=None):
     """Publish a student and open the ledger, as a learner would."""
     student = file.architecture.build(spec or file.spec)

@@ -7,17 +7,14 @@ from functools import partial
 import pytest
 import torch
 from building.launchers import beside
+from building.services import publish, start, take
 from building.waiting import until
 
-from common.artifacts.backbone_file import load_backbone
 from common.errors import InputError, ServiceDied
 from common.exchange.metrics import read_rows
-from common.exchange.packed_weights import pack
 from common.exchange.trajectory import from_arrow
-from common.exchange.weights import Weights
 from common.files.tensors import load_tensors
 from deploy.backend.role import ROLLOUT
-from deploy.backend.supervisor import Supervisor
 from deploy.config import RunConfig
 from deploy.control.client import RunFolder, ask, look
 from deploy.control.rendezvous import Rendezvous
@@ -30,33 +27,6 @@ pytestmark = pytest.mark.ray
 
 def rows_of(workspace):
     return [json.loads(line) for line in (workspace.root / "metrics.jsonl").open()]
-
-
-@pytest.fixture
-def placed(ray_cluster):
-    from deploy.backend.proxies import RayLauncher
-
-    place = RayLauncher()
-    yield place
-    place.shutdown()
-
-
-def publish(services, student, version):
-    payload = pack(student, torch.float32)
-    services.weights.publish(Weights.of(version, payload))
-
-
-def start(run: tuple, place):
-    """Services with running workers and published weights, but no learner."""
-    config, workspace = run
-    services, workers, scorers = wire(
-        config, preflight(config, workspace), workspace.model(config, "teacher"), place
-    )
-    crew = Supervisor(services, {ROLLOUT: workers, **scorers}, place)
-    place.wait_ready()
-    student, _ = load_backbone(workspace.student_before)
-    publish(services, student, 0)
-    return services, crew, student
 
 
 def wait_for(condition, seconds=20.0):
@@ -73,15 +43,6 @@ def is_dead(worker):
     except ServiceDied:
         return True
     return False
-
-
-def take(services, step):
-    share = None
-    deadline = time.monotonic() + 20
-    while share is None:
-        assert time.monotonic() < deadline, "no batch"
-        share = services.buffer.take(step, shard=0, shards=1, timeout=0.2)
-    return share
 
 
 def require_scores(record, student):

@@ -15,15 +15,6 @@ SCHEDULE = Schedule(10, 4, 4, max_staleness=4, publish_every=1)
 
 
 @pytest.fixture
-def placed(ray_cluster):
-    from deploy.backend.proxies import RayLauncher
-
-    place = RayLauncher()
-    yield place
-    place.shutdown()
-
-
-@pytest.fixture
 def sending():
     """A class of senders whose records count how often they were serialised; it travels to actors,
     which cannot import this file."""

@@ -24,15 +24,6 @@ CPUS = 20
 """More than the tests' cluster has, so that an actor that wants them lives on the other node."""
 
 
-@pytest.fixture
-def placed(ray_cluster):
-    from deploy.backend.proxies import RayLauncher
-
-    place = RayLauncher()
-    yield place
-    place.shutdown()
-
-
 @contextmanager
 def other_node(ray):
     """A second node of the tests' cluster for the block, at whose end it dies."""

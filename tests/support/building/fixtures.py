@@ -163,6 +163,16 @@ def ray_cluster() -> Iterator[Any]:
         yield ray
 
 
+@pytest.fixture
+def placed(ray_cluster: Any) -> Iterator[Any]:
+    """A launcher on it, whose actors end with the test."""
+    from deploy.backend.proxies import RayLauncher
+
+    place = RayLauncher()
+    yield place
+    place.shutdown()
+
+
 @pytest.fixture(scope="session")
 def server() -> Server:
     """Runs commands in processes of their own, forked where everything is imported already."""
