@@ -103,10 +103,13 @@ class Teacher:
         """`batch` with the teacher's signal, scored together with whatever else is waiting.
 
         Raises:
-            InputError: the batch is of other tokens than the teacher's.
+            InputError: the batch is of other tokens than the teacher's, or of conditions that its
+                table lacks.
             Diverged: the teacher's hidden vectors are not finite.
         """
         require_same_spec(self._backbone.spec, batch.spec, us="the teacher", them="the record")
+        if self._conditions is not None:
+            self._conditions.require_known(batch.teacher_condition_B)
         return self._batcher.call(batch)
 
     def _score_all(self, batches: list[TrajectoryBatch]) -> list[TrajectoryBatch]:

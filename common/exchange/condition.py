@@ -86,7 +86,8 @@ class ConditionTables:
         """Refuse tables that do not fit.
 
         Raises:
-            ValueError: an id has no counterpart, or "no condition" has another one than itself.
+            ValueError: an id has no counterpart, one that the teacher's table lacks, or "no
+                condition" has another one than itself.
         """
         if self.teacher_id_N is None:
             if self.teacher_only is not None:
@@ -95,7 +96,11 @@ class ConditionTables:
         if len(self.teacher_id_N) != len(self.shared):
             raise ValueError(f"{len(self.teacher_id_N)} teacher ids for {len(self.shared)} shared")
         only = self.teacher_only
-        if only is not None and int(self.teacher_id_N[self.shared.null]) != only.null:
+        if only is None:
+            return
+        if lacked := _lacked(self.teacher_id_N, only):
+            raise ValueError(f"{lacked}, which the teacher's own table lacks: it has {len(only)}")
+        if int(self.teacher_id_N[self.shared.null]) != only.null:
             raise ValueError("a row whose condition was dropped must be null for the teacher too")
 
     def of(self, role: Role) -> Conditions:
@@ -109,6 +114,21 @@ class ConditionTables:
     def for_student(self) -> "ConditionTables":
         """Without what only the teacher may know; the ids stay."""
         return replace(self, teacher_only=None)
+
+    def require_known(self, id_B: Tensor | None) -> None:
+        """Refuse second ids of a record that the teacher's table lacks.
+
+        Raises:
+            InputError: names the first of them.
+        """
+        only = self.teacher_only
+        if only is None or id_B is None or not (lacked := _lacked(id_B, only)):
+            return
+        raise InputError(
+            f"record holds {lacked} in teacher_condition, but the table that the teacher alone "
+            f"knows has {len(only)} conditions; take the [conditions] that the record was sampled "
+            "with"
+        )
 
     def teacher_ids(self, id_B: Tensor) -> Tensor | None:
         """The second ids of rows, if there are any."""
@@ -149,7 +169,8 @@ class ConditionsConfig(PluginConfig, ABC):
         """Both, checked against the labels.
 
         Raises:
-            InputError: as `table`, or labels have no condition.
+            InputError: as `table`, labels have no condition, or what the teacher alone knows does
+                not go with what all share.
         """
         shared, secret = self.table(num_classes), self.teacher_table(num_classes)
         if len(shared) <= num_classes:
@@ -158,4 +179,16 @@ class ConditionsConfig(PluginConfig, ABC):
                 f"the tokens have {num_classes} labels; give it one for each and a null one"
             )
         only, id_N = secret or (None, None)
-        return ConditionTables(shared, only, id_N)
+        try:
+            return ConditionTables(shared, only, id_N)
+        except ValueError as error:
+            raise InputError(
+                f"conditions.kind={self.kind}, teacher_table: {error}; give every shared condition "
+                "the id of one that the teacher's table has"
+            ) from None
+
+
+def _lacked(id_B: Tensor, table: Conditions) -> str:
+    """Of ids that are not in the table, the first; empty where all are."""
+    strange_n = id_B[(id_B < 0) | (id_B >= len(table))]
+    return f"id {int(strange_n[0])}" if len(strange_n) else ""

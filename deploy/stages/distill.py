@@ -75,7 +75,7 @@ def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
     """Load the tokens and refuse models that do not speak them, before anything is started.
 
     Raises:
-        InputError: a file is missing, or vocabulary, grid or classes differ.
+        InputError: a file is missing, or vocabulary, grid, classes or conditions differ.
     """
     objective, tokens = config.objective, workspace.existing_tokens()
     if isinstance(objective, AlternatingConfig) and config.learner.weights is None:
@@ -84,6 +84,7 @@ def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
             "learner.weights is not set; give it the student_ema.safetensors of such a run"
         )
     data = load_tokens(tokens)
+    config.conditions.tables(data.spec.num_classes)
     if config.compares_pixels:
         require_images(config.images, config.tokens, data)
     for name in ("student_before", "teacher"):
@@ -175,8 +176,7 @@ def _train(
         with closing(MetricsLog(run.workspace.root)) as log:
             log.write([*run.start.rows])
         return Outcome(run.start.step, 0, 0.0), {}
-    contents = run.start.identity["contents"]
-    perceptual = compared_by(run.config, run.workspace, contents, target)
+    perceptual = compared_by(run.config, run.workspace, run.start.identity["contents"], target)
     require_judge(run.config, run.workspace, target)
     log = run_logs(run.config, run.workspace, target)
     try:

@@ -12,15 +12,21 @@ from torch import Tensor
 from common.data.tokens import load_tokens
 from common.errors import InputError
 from common.exchange.buffer import Buffer
-from common.exchange.condition import ClassConditions, Conditions, ConditionTables
+from common.exchange.condition import (
+    ClassConditions,
+    Conditions,
+    ConditionsConfig,
+    ConditionTables,
+)
 from common.exchange.ledger import Ledger
 from common.exchange.packed_weights import pack
 from common.exchange.trajectory import from_arrow, to_arrow
 from common.exchange.weights import Weights, WeightStore
 from deploy.backend.launcher import LocalLauncher
 from deploy.pipeline import wire
+from deploy.stages.distill import preflight
 from teacher_server.scorer import ScorerLink
-from teacher_server.teacher import guided_features
+from teacher_server.teacher import Teacher, guided_features
 
 SERVICES = (Buffer, Ledger, ScorerLink, WeightStore)
 SECRET = b"what only the teacher may know"
@@ -122,12 +128,43 @@ def test_tables_that_do_not_fit_are_refused():
         (None, "an id for every shared one"),
         (torch.arange(3), "3 teacher ids for 4 shared"),
         (torch.tensor([0, 1, 2, 0]), "must be null for the teacher too"),
+        (torch.tensor([0, 4, 9, 3]), "id 4, which the teacher's own table lacks: it has 4"),
     ):
         with pytest.raises(ValueError, match=words):
             ConditionTables(classes, only, ids)
     tables = ConditionTables(classes, only, torch.arange(4))
     assert tables.for_student().teacher_only is None
     assert torch.equal(tables.for_student().teacher_ids(torch.tensor([2])), torch.tensor([2]))
+
+
+class Short(ConditionsConfig):
+    """The teacher knows of fewer conditions than there are classes."""
+
+    def table(self, num_classes):
+        return ClassConditions(num_classes)
+
+    def teacher_table(self, num_classes):
+        return ClassConditions(num_classes - 1), torch.arange(num_classes + 1)
+
+
+def test_a_secret_that_the_teachers_table_lacks_is_refused_before_anything_starts(run_in):
+    """And by the teacher itself, in a record."""
+    config, workspace = run_in()
+    with pytest.raises(InputError, match=r"teacher_table: id 10, which .* lacks: it has 10; give"):
+        preflight(config.model_copy(update={"conditions": Short()}), workspace)
+    classes = ClassConditions(3)
+    tables = ConditionTables(classes, Rows(torch.arange(4)), torch.arange(4))
+    tables.require_known(torch.tensor([3, 0]))
+    tables.for_student().require_known(torch.tensor([7]))
+    config, workspace = run_in("learner.ordered=true", name="other")
+    file = workspace.model(config, "teacher")
+    only = ClassConditions(file.spec.num_classes)
+    known = ConditionTables(only, only, torch.arange(len(only)))
+    teacher = Teacher(config.teacher, file, coalesce=False, conditions=known)
+    batch, _ = scored((config, workspace), known)
+    strange_B = torch.full_like(batch.label_B, 11)
+    with pytest.raises(InputError, match=r"record holds id 11 in teacher_condition, but .* has 11"):
+        teacher.opinion(replace(batch, teacher_condition_B=strange_B))
 
 
 def test_ids_of_another_type_are_refused(sampled, tiny):
