@@ -30,6 +30,12 @@ def main(argv: list[str] | None = None) -> None:
         finally:
             if sys.stdout is not None:  # `>&-`
                 sys.stdout.flush()
+    except SystemExit as ended:
+        failed = isinstance(ended.code, int) and ended.code != 0
+        if failed and argv is None and sys.stderr is not None:  # this process ends
+            sys.stderr.flush()
+            _leave(2)  # what was said is the last line: Ray's own threads write at any time
+        raise
     except BrokenPipeError:
         if not _reader_left():
             raise

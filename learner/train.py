@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from common.errors import Closed, Diverged, InputError, RunFailed, ServiceDied, Verdict
+from common.errors import Closed, Diverged, InputError, RunFailed, Verdict
 from common.exchange.buffer import TrajectorySource
 from common.exchange.frontier import NOTHING, Frontier
 from common.exchange.metrics import PROFILE, MetricsMailbox
@@ -24,6 +24,7 @@ from learner.learner import StudentName
 from learner.process_group import ProcessGroup
 from learner.profile import Profile
 from learner.publisher import Publisher, RewindableWeights
+from learner.reported_rows import ReportedRows
 
 VERSIONS = "versions"
 """What a snapshot calls the earlier versions of the student that leases are pinned to."""
@@ -103,7 +104,7 @@ class Trainer:
         self._leads = ranks.rank == 0
         self._publisher = Publisher(weights if self._leads else None, schedule, weights_dtype)
         self._ledger = ledger
-        self._metrics = metrics
+        self._metrics = ReportedRows(metrics)
         self._checkpoints = checkpoints
         self._found = found
         self._ranks = ranks
@@ -224,19 +225,15 @@ class Trainer:
         row |= {"images_per_second": self._pace(row["time"], row["images_total"])}
         with suppress(RunFailed):  # a run goes on without its curves, and ends with others' causes
             row |= self._buffer.gauges()
-        self._post(row)
+        self._metrics.post(row)
         if profile is not None:
-            self._post({"step": row["step"], "time": row["time"], PROFILE: profile})
+            self._metrics.post({"step": row["step"], "time": row["time"], PROFILE: profile})
 
     def _pace(self, now: float, images: int) -> float:
         """Images per second over the last steps; 0 in the first one."""
         self._recent.append((now, images))
         (first, before), (last, after) = self._recent[0], self._recent[-1]
         return (after - before) / (last - first) if last > first else 0.0
-
-    def _post(self, row: dict[str, Any]) -> None:
-        with suppress(ServiceDied):  # a run goes on without its curves
-            self._metrics.post(row)
 
     def _state(self) -> str:
         """Who holds what, for the message of a stall."""
@@ -274,6 +271,5 @@ class Trainer:
         versions = {VERSIONS: self._publisher.kept(step)}  # nobody changes these
         facts: dict[str, Any] = {"ledger": self._trained.state()}
         if self._leads:
-            with suppress(ServiceDied):
-                facts["rows"] = self._metrics.pending()
+            facts["rows"] = self._metrics.pending()
         self._checkpoints.save(step, self._learner.snapshot(), versions, facts)

@@ -1,5 +1,7 @@
 """The command line as a newcomer meets it: words that are nearly right, overrides, help."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,16 @@ def test_options_are_found_by_words_of_their_names_and_texts(capsys):
     code, _, error = found("--search", "stalenes_")
     assert code == 2
     assert "no field has it in its name or text" in error
+
+
+def test_nothing_of_a_library_comes_behind_the_last_line(tmp_path):
+    """Threads of a library, as Ray's, may write to the descriptor until the process is gone."""
+    later = "import atexit, os; atexit.register(os.write, 2, b'later')"
+    command = f"{later}; from deploy.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "status", str(tmp_path / "nothing")],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, "nothing" in done.stderr.splitlines()[-1]) == (2, True)
+    assert "later" not in done.stderr

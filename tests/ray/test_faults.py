@@ -79,7 +79,7 @@ CPUS = (0, 4, 4)
 """Of the head and two nodes, of which one has room for the whole run."""
 IS_FATAL = re.compile("gcs|node of buffer")
 """To a cluster, which nobody joins again."""
-LEAVES_PROCESSES = re.compile("gcs|SIGSTOP node")
+LEAVES_PROCESSES = re.compile("gcs|SIGSTOP node|node of buffer")
 """Stopped ones cannot end, and those of a cluster without a GCS hear of nothing before their
 raylets miss it, in a minute."""
 
