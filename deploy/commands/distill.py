@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--restart", action="store_true", help="throw the run in the folder away, done or not"
     )
-    how.add_argument(
+    parser.add_argument(
         "--from",
         dest="source",
         type=folder_or_url,
