@@ -7,6 +7,9 @@ from deploy.report.curve import Curve
 
 WIDTH, HEIGHT = 320, 132
 LEFT, RIGHT, TOP, BOTTOM = 46, 6, 8, 18
+LABEL = 6
+"""Characters that have room at the left."""
+UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +50,14 @@ def chart(title: str, curves: Mapping[str, Curve]) -> Chart | None:
             for step, value in points
         )
         lines.append(Line(label, " ".join(f"{x:.1f},{y:.1f}" for x, y in places)))
-    return Chart(title, lines, f"{low:.3g}", f"{high:.3g}", f"{first:,.0f}", f"{last:,.0f}")
+    return Chart(title, lines, _short(low), _short(high), f"{first:,.0f}", f"{last:,.0f}")
+
+
+def _short(value: float) -> str:
+    """Three digits, as far as there is room."""
+    rounded = float(f"{value:.3g}")
+    for unit, size in UNITS.items():
+        if size <= abs(rounded) < 1000 * size:
+            return f"{rounded / size:.3g}{unit}"
+    texts = [f"{value:.{digits}g}" for digits in (3, 2, 1)]
+    return next((text for text in texts if len(text) <= LABEL), texts[-1])

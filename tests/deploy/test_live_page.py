@@ -137,6 +137,21 @@ def test_a_chart_stays_in_its_frame():
     assert chart("t", {"empty": Curve()}) is None
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *((1430.2, "1.43k"), (999.96, "1k"), (-25e6, "-25M"), (3.2e12, "3.2T"), (7e17, "7e+17")),
+        *((0.12345, "0.123"), (3e-5, "3e-05"), (-1.234e-5, "-1e-05"), (0.001234, "0.0012")),
+    ],
+)
+def test_what_stands_at_a_curve_has_room(value, said):
+    curve = Curve()
+    curve.add(1, value)
+    drawn = chart("t", {"a": curve})
+    assert drawn is not None
+    assert drawn.high == said
+
+
 def test_durations_are_for_people():
     found = [duration(seconds) for seconds in (5, 300, 4 * 3600, 4 * 86400)]
     assert found == ["5 s", "5 min", "4 h", "4.0 days"]
