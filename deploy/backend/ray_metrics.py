@@ -90,6 +90,7 @@ SERIES: dict[str, Series] = {
     "survival/": _gauge("survival", "Share of slots that the gate left open", "context"),
     "open_length/": _gauge("open_length_slots", "Open slots of a row", "context"),
     "acceptance/": _gauge("acceptance", "Share of tokens that the teacher accepts", "context"),
+    "reverse_kl/": _gauge("reverse_kl_nats", "Of student and teacher, beside rewards", "context"),
     "draft_acceptance/": _gauge(
         "draft_acceptance", "Share of tokens guessed ahead that were kept", "context"
     ),

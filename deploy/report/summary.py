@@ -24,6 +24,7 @@ FINAL = (
     "divergence",
     "between_clusters",
     "within_clusters",
+    "reverse_kl",
     "draft_acceptance",
 )
 

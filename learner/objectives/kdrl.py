@@ -44,8 +44,9 @@ from learner.teacher_targets import Quantity, token_logprob
 from learner.token_weights import ObjectiveState, TokenWeights
 
 AnyInner = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.objectives")]
+RKL = Divergence(name="rkl")
 FULL = {
-    "full_rkl": gkd.Config(divergence=Divergence(name="rkl")),
+    "full_rkl": gkd.Config(divergence=RKL),
     "full_fkl": gkd.Config(divergence=Divergence(name="fkl")),
 }
 INNER = "inner."
@@ -55,6 +56,7 @@ STEP = "kdrl/step"
 
 class Config(RewardedConfig, BetaConfig):
     columns: ClassVar[tuple[str, ...]] = ("advantage", "behaviour", "beta")
+    diagnosed: ClassVar[tuple[str, ...]] = ("reverse_kl",)
 
     kd: Literal["full_rkl", "full_fkl", "k1", "k2", "k3"] = "k2"
     """full_rkl, full_fkl: the divergence over all codes, without the noise of one sample. Of the
@@ -120,7 +122,7 @@ class Config(RewardedConfig, BetaConfig):
         return self.inner or FULL.get(self.kd)
 
     def observes(self) -> tuple[str, ...]:
-        return () if self.distillation is None else self.distillation.observes()
+        return self.diagnosed + (self.distillation.observes() if self.distillation else ())
 
     def reads_entropy(self) -> bool:
         return self.distillation is not None and self.distillation.reads_entropy()
@@ -278,7 +280,9 @@ class Kdrl(Objective):
         return self._inner.sequence_loss(replace(rows, column=_unprefixed(rows.column)))
 
     def diagnostics(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        return {} if self._inner is None else self._inner.diagnostics(_for_inner(chunk))
+        found = {} if self._inner is None else self._inner.diagnostics(_for_inner(chunk))
+        own = RKL.between(chunk.student, chunk.required_teacher) if chunk.is_on_policy else None
+        return found if own is None else found | {"reverse_kl": own}
 
     def update_state(self, state: ObjectiveState, mean: Mapping[str, float]) -> None:
         if self._inner is not None:

@@ -171,6 +171,24 @@ def test_equal_rewards_and_no_teacher_give_exactly_nothing(student, teacher):
         assert value.requires_grad is False or float(student.grad(value.sum()).abs().max()) == 0
 
 
+def test_the_divergence_is_told_apart_from_the_reward(student, teacher):
+    """Exact, on rollouts alone, whatever distils."""
+    token_BL, column = student.sequences, {"inner.x": torch.zeros(V**T * T)}
+    student_BLV, teacher_BLV = (table.logprob_BLV(token_BL) for table in (student, teacher))
+    wanted_BL = (student_BLV.exp() * (student_BLV - teacher_BLV)).sum(-1)
+    laws = Categorical(student_BLV.flatten(0, 1)), Categorical(teacher_BLV.flatten(0, 1))
+    for how in ({"kd": "k2"}, {"kd": "full_fkl"}, {"inner": {"kind": "distillspec"}}):
+        objective = built(**how)
+        assert "reverse_kl" in objective.config.observes()
+        for policy in ("student", "data"):
+            chunk = TokenChunk(policy, token_BL.flatten(), *laws, column)
+            found = objective.diagnostics(chunk)
+            assert found.keys() <= set(objective.config.observes())
+            assert ("reverse_kl" in found) == (policy == "student")
+            if policy == "student":
+                torch.testing.assert_close(found["reverse_kl"], wanted_BL.flatten())
+
+
 def test_beta_follows_its_schedule():
     falling = BetaConfig(beta=5e-3, schedule="anneal", beta_min=1e-3, decay=5e-5)
     for step in (0, 1, 40, 80, 200):
