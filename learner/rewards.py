@@ -20,7 +20,7 @@ from torch import Tensor
 from common.config.quantities import Weight
 from common.config.schema import Config
 from common.errors import InputError
-from common.exchange.trajectory import TrajectoryBatch
+from common.exchange.trajectory import FAILURE, TrajectoryBatch
 from learner.process_group import ProcessGroup
 from learner.token_weights import ObjectiveState
 
@@ -198,8 +198,8 @@ def remember(
         state[EMPTY] = 0.0 if groups else state.get(EMPTY, 0.0) + 1
     if state.get(EMPTY, 0.0) >= PATIENCE:
         raise InputError(
-            f"in {PATIENCE} steps on end a reward of {', '.join(weights)} failed in every group, "
-            "so nothing was trained; look into the scorers' logs for why"
+            f"in {PATIENCE} steps on end a reward failed in every group, so nothing was trained "
+            f"({_failures(batch, weights)}); mend what judges, or take it out of objective.rewards"
         )
     for name in (*(f"reward/{part}" for part in weights), *OF_STEPS):
         state.pop(name, None)
@@ -210,6 +210,12 @@ def remember(
     state |= {f"reward/{name}": mean for name, mean in means.items()}
     state[GROUP_STD] = spread / groups
     state[CONSTANT_GROUPS] = same / groups
+
+
+def _failures(batch: TrajectoryBatch, weights: Mapping[str, float]) -> str:
+    """What scorers said of the newest record that they could not judge."""
+    said = {name: batch.facts.get(FAILURE + name) for name in weights}
+    return "; ".join(f"{name}: {why}" for name, why in said.items() if why) or ", ".join(weights)
 
 
 def _counts(batch: TrajectoryBatch, rewards: Rewards) -> list[Tensor]:

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from common.exchange.trajectory import TrajectoryBatch, from_arrow, to_arrow
+from common.exchange.trajectory import FAILURE, TrajectoryBatch, from_arrow, to_arrow
 from teacher_server.drawing import Drawing, Target
 from teacher_server.scorer import OwnActorsConfig, ScorerFiles
 
 LOG = logging.getLogger(__name__)
+WORDS = 300
+"""Characters of an exception that go with a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class RewardScorer:
             InputError: the judge says that something of the user's does not fit.
         """
         batch = from_arrow(record)
-        judged = self._judged(batch)
+        judged, why = self._judged(batch)
         failed_B = ~judged.reward_B.isfinite()
         if judged.share_BL is not None:
             failed_B |= ~judged.share_BL.isfinite().all(1)
@@ -119,6 +121,9 @@ class RewardScorer:
             self._part: judged.reward_B.float().masked_fill(failed_B, 0),
             f"{self._part}_failed": failed_B.float(),
         }
+        if not why and failed_B.any():
+            why = f"{int(failed_B.sum())} of {len(batch)} numbers are not finite"
+        facts = batch.facts | ({FAILURE + self._part: why} if why else {})
         signal = batch.signal
         if self._shares:
             share_BL = judged.share_BL
@@ -126,20 +131,20 @@ class RewardScorer:
                 share_BL = torch.zeros(batch.token_BL.shape)
             share_BL = share_BL.float().masked_fill(failed_B[:, None], 0)
             signal = signal | {self._part: share_BL}
-        return to_arrow(replace(batch, signal=signal, sequence=sequence))
+        return to_arrow(replace(batch, signal=signal, sequence=sequence, facts=facts))
 
-    def _judged(self, batch: TrajectoryBatch) -> Judged:
-        """What the judge says; of a record that it cannot judge, that all rows failed."""
+    def _judged(self, batch: TrajectoryBatch) -> tuple[Judged, str]:
+        """What the judge says; of a record that it cannot judge, that all rows failed, and why."""
         try:
             judged = self._judge(batch)
             if judged.reward_B.shape != (len(batch),):
                 raise ValueError(
                     f"gave {list(judged.reward_B.shape)} numbers for {len(batch)} rows"
                 )
-            return judged
+            return judged, ""
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001 - a fault in somebody's code costs groups alone
             lease = batch.facts.get("lease", "?")
             LOG.warning("reward %s failed for lease %s: %r", self._part, lease, error)
-            return Judged(torch.full((len(batch),), torch.nan))
+            return Judged(torch.full((len(batch),), torch.nan)), repr(error)[:WORDS]

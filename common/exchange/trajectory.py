@@ -37,8 +37,9 @@ student, or -1), group_size (rows of every group; absent: 1), conditions (how ma
 there are; absent: the classes and the null one), step_sizes, spec, worker, rollout_seconds, late
 (who had the lease before and was waited for; absent: nobody), guesses.WAY and kept.WAY (tokens
 that were guessed ahead for rows made that way and checked, and how many were kept), and after
-scoring teacher_seconds, teacher_busy, teacher_waiting, busy.NAME of every other scorer, and
-head (digest of the teacher's output head). A record holds whole groups.
+scoring teacher_seconds, teacher_busy, teacher_waiting, busy.NAME of every other scorer,
+failure.NAME (why a reward judged some row not), and head (digest of the teacher's output head). A
+record holds whole groups.
 
 Version 2 had int32 where version 3 has uint16 and uint32: it is read alike. Version 1 did not say
 who sampled a row: its readers took the context called "student" for that.
@@ -70,6 +71,8 @@ READABLE = ("2", "3")
 """Versions that `from_arrow` reads."""
 GUESSES, KEPT = "guesses.", "kept."
 """Beginnings of metadata: tokens that were guessed ahead, checked, and kept."""
+FAILURE = "failure."
+"""Beginning of metadata: why a scorer could not judge rows, in its own words."""
 TEXT = ("context", "policy", "law")
 """Columns of words."""
 INTEGERS = ("id", "version", "label", "prefix", "order", "token")

@@ -1,9 +1,9 @@
-"""Notices a reward that tells no sample of a condition from another: nothing is learned from it."""
+"""Notices rewards that fail, and one that tells no sample of a condition from another."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from learner.rewards import CONSTANT_GROUPS
+from learner.rewards import CONSTANT_GROUPS, LEFT_OUT
 
 STEPS = 10
 """On end; groups that happen to be alike for less are chance."""
@@ -18,10 +18,18 @@ class RewardWatch:
         self._group_size = group_size
         self._steps = 0
         """Judged ones on end in which every group was constant."""
+        self._knows_failures = False
 
     def hear(self, row: Mapping[str, Any]) -> Iterator[str]:
-        """A sentence when that has lasted, once as long as it does. A step in which nothing was
-        judged says nothing about it."""
+        """A sentence when the first groups were left out; and one when all were constant for long,
+        once as long as that lasts. A step in which nothing was judged says nothing about it."""
+        if row.get(LEFT_OUT, 0) and not self._knows_failures:
+            self._knows_failures = True
+            yield (
+                f"warning: {row[LEFT_OUT]:.0f} groups were left out, because a reward failed for "
+                f"some of their rows (objective.rewards: {self._parts}); the run goes on without "
+                "them and counts them (reward/groups_left_out, and the report)"
+            )
         if CONSTANT_GROUPS not in row:
             return
         self._steps = self._steps + 1 if row[CONSTANT_GROUPS] == 1 else 0

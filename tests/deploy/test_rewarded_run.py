@@ -91,6 +91,10 @@ def test_a_spell_of_constant_rewards_ends_with_a_group_that_differs():
         row = {"reward/constant_groups": 0.75 if step in (STEPS - 2, 30) else 1.0}
         said += [step for _ in watch.hear({} if step % 10 == 5 else row)]  # not judged in 5, 15, ..
     assert said == [19, 41]
+    failing = [{"reward/groups_left_out": count} for count in (0.0, 3.0, 5.0)]
+    (warning,) = [said for row in failing for said in watch.hear(row)]
+    assert warning.startswith("warning: 3 groups were left out, because a reward failed ")
+    assert "kind=1, near=0.5" in warning
     assert reward_facts([{"loss": 1.0}], ["kind"]) is None
     nobody = {"reward/groups_left_out": 3.0, "reward/steps_without": 1.0}
     found = reward_facts([nobody], ["kind"])

@@ -147,7 +147,8 @@ def test_a_step_without_judged_rows_says_nothing_of_an_earlier_one(batch):
 
 
 def test_rewards_that_always_fail_end_the_run(batch):
-    spoiled = replace(batch, sequence=batch.sequence | {"sharp_failed": torch.ones(ROWS)})
+    failed = {"sharp_failed": torch.ones(ROWS)}
+    spoiled = replace(batch, sequence=batch.sequence | failed, facts={"failure.sharp": "no idea"})
     rewards, state = read(spoiled, WEIGHTS, per_token=False), {}
     for _ in range(PATIENCE - 1):
         remember(state, spoiled, rewards, WEIGHTS, SingleProcess())
@@ -155,7 +156,7 @@ def test_rewards_that_always_fail_end_the_run(batch):
     remember(state, batch, kept, WEIGHTS, SingleProcess())  # one good step, and all is forgotten
     for _ in range(PATIENCE - 1):
         remember(state, spoiled, rewards, WEIGHTS, SingleProcess())
-    with pytest.raises(InputError, match="failed in every group"):
+    with pytest.raises(InputError, match=r"failed in every group, .* \(sharp: no idea\); mend"):
         remember(state, spoiled, rewards, WEIGHTS, SingleProcess())
 
 

@@ -126,11 +126,13 @@ def test_a_reward_that_is_not_finite_or_breaks_costs_its_rows_alone(judging_file
     kind = Patchy().kind
     found = said(Patchy(), judging_files, batch)
     assert found.sequence[f"{kind}_failed"].tolist() == [0, 0, 1, 0, 0]
+    assert found.facts[f"failure.{kind}"] == "1 of 5 numbers are not finite"
     assert found.sequence[kind][2] == 0
     torch.testing.assert_close(found.sequence[kind][:2], batch.token_BL[:2].float().mean(1))
     broken = replace(batch, id_B=batch.id_B + 99 - batch.id_B[0])
     found = said(Patchy(), judging_files, broken)
     assert found.sequence[f"{kind}_failed"].all()
+    assert found.facts[f"failure.{kind}"].startswith("ZeroDivisionError(")
     LOG.removeHandler(handler)
     assert "ZeroDivisionError" in told.getvalue()
 
