@@ -261,11 +261,11 @@ class Kdrl(Objective):
         ratio_N = (chunk.student_token_N - chunk.column["behaviour"]).exp()
         return -surrogate(ratio_N, advantage_N, self._config.clip)
 
-    def _distillation(self, chunk: TokenChunk) -> Tensor | float:
+    def _distillation(self, chunk: TokenChunk) -> Tensor:
         if self._inner is not None:
             return self._inner.token_loss(_for_inner(chunk))
         if self._estimator in (None, "k1"):
-            return 0.0
+            return 0 * chunk.student_token_N
         token_N1 = chunk.token_N[:, None]
         teacher_N = chunk.required_teacher_NV.gather(-1, token_N1)[:, 0]
         return ESTIMATORS[self._config.kd](chunk.student_token_N, teacher_N)

@@ -171,6 +171,20 @@ def test_equal_rewards_and_no_teacher_give_exactly_nothing(student, teacher):
         assert value.requires_grad is False or float(student.grad(value.sum()).abs().max()) == 0
 
 
+@pytest.mark.parametrize("kd", ["full_rkl", "full_fkl", "k1", "k2", "k3"])
+def test_every_chunk_has_a_gradient_whoever_sampled_it(student, teacher, kd):
+    """If only 0: plans try rows of every policy, also of those without a loss."""
+    token_BL = student.sequences[:2]
+    laws = [Categorical(table.logprob_BLV(token_BL).flatten(0, 1)) for table in (student, teacher)]
+    column = dict.fromkeys(("advantage", "behaviour", "beta", "ahead"), torch.zeros(2 * T))
+    for policy in ("student", "data"):
+        chunk = TokenChunk(policy, token_BL.flatten(), *laws, column)
+        objective = built(kd=kd)
+        assert objective.token_loss(chunk).requires_grad
+        for part in objective.parts().values():
+            assert part.token_loss(chunk).requires_grad
+
+
 def test_the_divergence_is_told_apart_from_the_reward(student, teacher):
     """Exact, on rollouts alone, whatever distils."""
     token_BL, column = student.sequences, {"inner.x": torch.zeros(V**T * T)}
