@@ -105,9 +105,13 @@ class ObjectiveConfig(PluginConfig, ABC):
         something else, from samples of its newest version alone."""
         return ()
 
+    def within(self) -> tuple["ObjectiveConfig", ...]:
+        """Objectives that it is made of; what they need, it needs."""
+        return ()
+
     def observes(self) -> tuple[str, ...]:
         """Names that `diagnostics` may return."""
-        return self.diagnosed
+        return sum((part.observes() for part in self.within()), self.diagnosed)
 
     def rewarded(self) -> Mapping[str, float]:
         """Weights of what scorers say of whole rows, where the loss compares samples of one
@@ -116,10 +120,12 @@ class ObjectiveConfig(PluginConfig, ABC):
 
     def resources(self) -> frozenset[str]:
         """Names in learner/resources.py of what `build` asks for; nothing else is loaded."""
-        return frozenset()
+        return frozenset[str]().union(*(part.resources() for part in self.within()))
 
     def freeze(self, student: Student) -> None:
         """Take parameters that are not trained out of training; by default none."""
+        for part in self.within():
+            part.freeze(student)
 
     @abstractmethod
     def build(self, resources: Resources) -> "Objective":

@@ -25,10 +25,12 @@ def require_secret(
             "workers, which do not know it, are to sample from the teacher; set "
             "contexts.sources.teacher.source=dataset"
         )
-    if objective.needs_secret and not teacher.peek and not has_table:
+    needing = [each for each in (objective, *objective.within()) if each.needs_secret]
+    if needing and not teacher.peek and not has_table:
+        where = "objective" if needing[0] is objective else "objective.inner"
         raise ValueError(
-            f"objective.kind={objective.kind} learns from a teacher that knows more, but "
+            f"{where}.kind={needing[0].kind} learns from a teacher that knows more, but "
             f"conditions.kind={conditions.kind} has nothing for it alone and teacher.peek is 0; "
             "set conditions.kind=hidden_classes, or teacher.peek to the share of the image that it "
-            "sees, or choose objective.kind=gkd"
+            f"sees, or choose {where}.kind=gkd"
         )

@@ -104,10 +104,11 @@ class Config(RewardedConfig, BetaConfig):
         inner = self.inner
         if inner is None:
             return self
-        if inner.rewarded() or inner.phases() or inner.students is not BackboneConfig:
+        is_other = inner.phases() or inner.students is not BackboneConfig
+        if is_other or inner.rewarded() or inner.learns_labels:
             raise ValueError(
                 f"inner.kind={inner.kind} is not a loss of students that decode token by token, "
-                "or has rewards of its own; choose another one"
+                "has rewards of its own, or takes samples for labels; choose another one"
             )
         if inner.reduction != self.reduction and "reduction" in inner.model_fields_set:
             raise ValueError(
@@ -121,18 +122,11 @@ class Config(RewardedConfig, BetaConfig):
         """The objective behind the second term; None where that is an estimator."""
         return self.inner or FULL.get(self.kd)
 
-    def observes(self) -> tuple[str, ...]:
-        return self.diagnosed + (self.distillation.observes() if self.distillation else ())
+    def within(self) -> tuple[ObjectiveConfig, ...]:
+        return () if self.distillation is None else (self.distillation,)
 
     def reads_entropy(self) -> bool:
         return self.distillation is not None and self.distillation.reads_entropy()
-
-    def resources(self) -> frozenset[str]:
-        return frozenset() if self.distillation is None else self.distillation.resources()
-
-    def freeze(self, student: Student) -> None:
-        if self.distillation is not None:
-            self.distillation.freeze(student)
 
     def build(self, resources: Resources) -> "Kdrl":
         inner = self.distillation

@@ -250,6 +250,7 @@ BAD = {
     "give one of them": {"kd": "k1", "inner": {"kind": "gkd"}},
     "inner.kind=kdrl is not a loss of students": {"inner": {"kind": "kdrl"}},
     "inner.kind=dd1 is not a loss of students": {"inner": {"kind": "dd1"}},
+    "or takes samples for labels": {"inner": {"kind": "sar"}},
     "inner.reduction is seq_mean": {"inner": {"kind": "gkd", "reduction": "seq_mean"}},
 }
 

@@ -174,6 +174,12 @@ def test_a_run_with_a_secret_trains_an_unconditional_student(tmp_path, quiet, pr
 def test_a_privileged_teacher_without_a_privilege_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"set conditions\.kind=hidden_classes, or teacher\.peek"):
         open_run(Path("smoke"), [*TINY, "objective.kind=privileged"], tmp_path)
+    inside = "objective={kind='kdrl',inner={kind='privileged'}}"
+    judged = "scorers.token.kind=token_logprob", "rollout.group.size=4"
+    with pytest.raises(
+        InputError, match=r"objective\.inner\.kind=privileged learns from a teacher that"
+    ):
+        open_run(Path("smoke"), [*TINY, inside, *judged], tmp_path)
 
 
 def test_a_teacher_with_a_table_of_its_own_is_not_sampled_by_workers(tmp_path):
