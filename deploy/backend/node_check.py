@@ -3,13 +3,17 @@
 import secrets
 import shutil
 import socket
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from deploy.console.versions import versions
 
 SECONDS = 120.0
 """A worker that starts on a node must import what it finds there first."""
+CARRIED_BYTES = 2**23
+"""From the driver's object store to a node's and back; more than Ray puts into its messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class NodeLook:
     """Why it cannot write there; empty where it can."""
     free_bytes: int
     """Of the disk of the shared folder, as it sees it."""
+    carried_seconds: float | None = None
+    """What `CARRIED_BYTES` took there and back; None where they did not come back as they were."""
 
 
 def look(folder: str, mark: str, own: str) -> NodeLook:
@@ -36,6 +42,31 @@ def look(folder: str, mark: str, own: str) -> NodeLook:
         refusal = error.strerror or str(error)
     sees = (root / mark).exists()
     return NodeLook(socket.gethostname(), versions(), sees, refusal, free)
+
+
+def bring(held: list[Any]) -> tuple[float, Any]:
+    """On a node: what the driver holds, and the seconds until it was there."""
+    import ray
+
+    began = time.monotonic()
+    value = ray.get(held[0])
+    return time.monotonic() - began, value
+
+
+def carried_seconds(payload: bytes, sent: Any, there: Any) -> float | None:
+    """`sent` is the driver's object, `there` where a task brings it. As `NodeLook` has it.
+
+    Raises:
+        RayError: the node does not answer.
+    """
+    import ray
+
+    options = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(bring).options
+    answers: Any = options(scheduling_strategy=there, name="doctor.bring").remote([sent])
+    seconds, value = answers
+    there_seconds, began = float(ray.get(seconds, timeout=SECONDS)), time.monotonic()
+    came = ray.get(value, timeout=SECONDS)
+    return there_seconds + time.monotonic() - began if came == payload else None
 
 
 def check_nodes(folder: Path) -> dict[str, NodeLook | str]:
@@ -53,22 +84,26 @@ def check_nodes(folder: Path) -> dict[str, NodeLook | str]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     names = {node["NodeID"]: f"{mark}-{index}" for index, node in enumerate(nodes)}
     task, found = ray.remote(num_cpus=0, max_retries=0)(look), {}
+    sent = ray.put(payload := secrets.token_bytes(CARRIED_BYTES))
     try:
         (folder / mark).write_text(mark)
         asked = {}
-        for node in nodes:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        for node, own in names.items():
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
             options = task.options(scheduling_strategy=there, name="doctor.look")
-            asked[node["NodeID"]] = options.remote(str(folder), mark, names[node["NodeID"]])
+            asked[node] = options.remote(str(folder), mark, own), there
         for node in nodes:
             name = f"{node['NodeManagerAddress']} {node['NodeID'][:6]}"
+            answering, there = asked[node["NodeID"]]
             try:
-                answer: NodeLook | str = ray.get(asked[node["NodeID"]], timeout=SECONDS)
+                answer: NodeLook = ray.get(answering, timeout=SECONDS)
+                took = carried_seconds(payload, sent, there)
             except RayError as error:
-                answer = str(error).strip().splitlines()[-1]
-            if isinstance(answer, NodeLook) and not (folder / names[node["NodeID"]]).exists():
+                found[name] = str(error).strip().splitlines()[-1]
+                continue
+            if not (folder / names[node["NodeID"]]).exists():
                 answer = _unseen(answer)
-            found[name] = answer
+            found[name] = replace(answer, carried_seconds=took)
     finally:
         for left in (mark, *names.values()):
             (folder / left).unlink(missing_ok=True)
@@ -77,4 +112,4 @@ def check_nodes(folder: Path) -> dict[str, NodeLook | str]:
 
 def _unseen(answer: NodeLook) -> NodeLook:
     refusal = answer.refusal or "it wrote a file that the driver does not see"
-    return NodeLook(answer.host, answer.versions, answer.sees, refusal, answer.free_bytes)
+    return replace(answer, refusal=refusal)

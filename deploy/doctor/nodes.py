@@ -5,13 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.backend.node_check import check_nodes
+from deploy.backend.node_check import CARRIED_BYTES, NodeLook, check_nodes
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
 from deploy.console.versions import versions
 from deploy.doctor.finding import Finding, judged
 from deploy.doctor.machine import GB, existing
 
+MB = 2**20
 ALIKE = ("python", "varkd", "torch", "ray", "pyarrow")
 """Versions that must not differ between nodes."""
 
@@ -33,10 +34,23 @@ def nodes(config: RunConfig, root: Path, target: Console) -> Iterator[Finding]:
                 for package in ALIKE
                 if answer.versions.get(package) != ours[package]
             ]
-            wrong = answer.refusal or ("" if answer.sees else "it does not see the driver's files")
-            said = f"{answer.host}: {'; '.join([*other, wrong] if wrong else other)}"
+            wrong = _wrong(answer)
+            said = f"{answer.host}: {'; '.join([*other, *wrong])}"
             if not other and not wrong:
-                free = answer.free_bytes / GB
-                said = f"{answer.host}: same software, shares {folder}, {free:.1f} GB free"
+                free, carried = answer.free_bytes / GB, answer.carried_seconds or 0.0
+                said = (
+                    f"{answer.host}: same software, shares {folder}, {free:.1f} GB free; "
+                    f"{CARRIED_BYTES / MB:.0f} MB through the object stores and back in "
+                    f"{carried:.2g} s"
+                )
             advice = "mount one folder on all nodes for --out, and install the same packages"
             yield judged(f"node {name}", said, advice, fails=bool(other or wrong))
+
+
+def _wrong(answer: NodeLook) -> list[str]:
+    found = [answer.refusal] if answer.refusal else []
+    if not found and not answer.sees:
+        found.append("it does not see the driver's files")
+    if answer.carried_seconds is None:
+        found.append("what went through its object store came back as something else")
+    return found

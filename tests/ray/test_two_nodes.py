@@ -14,7 +14,7 @@ from common.exchange.ledger import Ledger
 from common.exchange.schedule import Schedule
 from common.exchange.weights import Weights, WeightStore
 from deploy.backend.actors import ActorOptions
-from deploy.backend.node_check import NodeLook, check_nodes, look
+from deploy.backend.node_check import NodeLook, carried_seconds, check_nodes, look
 from deploy.doctor.nodes import nodes
 from deploy.run_folder.opening import open_run
 from teacher_server.scorer import Delivery
@@ -121,8 +121,10 @@ def test_every_node_is_asked_for_its_software_and_the_run_folder(ray_cluster, tm
     (found,) = nodes(config, tmp_path / "not" / "yet", quiet)
     assert found.state == "ok", found
     assert f"same software, shares {tmp_path}" in found.said
+    assert "8 MB through the object stores and back in" in found.said
     assert list(tmp_path.iterdir()) == []
     (answer,) = check_nodes(tmp_path).values()
     assert isinstance(answer, NodeLook)
+    assert carried_seconds(b"something else", ray_cluster.put(b"sent"), "DEFAULT") is None
     away = look(str(tmp_path / "away"), "mark", "own")
     assert (away.sees, away.refusal) == (False, "No such file or directory")
