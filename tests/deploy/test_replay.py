@@ -99,6 +99,11 @@ def test_the_student_is_the_same_and_learns_on_in_further_epochs(run_in):
     facts, _ = go((config, again), resume=True)
     assert facts["resumed"]
     assert [row["loss"] for row in rows_of(again)] == [row["loss"] for row in rows]
+    other = run_in(*replay, "objective.kind=gkd", name="other")
+    go(other)
+    losses = [row["loss"] for row in rows_of(other[1])]
+    assert len(losses) == 6, "a finite set of rollouts serves another objective"
+    assert losses != [row["loss"] for row in rows[:6]]
 
 
 def test_what_cannot_be_replayed_is_refused(run_in, tmp_path):
