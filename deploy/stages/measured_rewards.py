@@ -1,4 +1,8 @@
-"""The run's rewards as they are measured of models and of data, outside a run."""
+"""The run's rewards as they are measured of models and of data, outside a run.
+
+Those that look through the run's own classifier are left out where there is none: a study whose
+features are others' trains none for its references.
+"""
 
 from common.data.tokens import load_tokens
 from common.data.training_images import TrainingImages
@@ -39,7 +43,9 @@ def _built(config: RunConfig, workspace: Workspace, *, compared: bool) -> dict[s
     chosen = [
         scorer
         for scorer in config.scorers.values()
-        if isinstance(scorer, RewardConfig) and scorer.reads_target == compared
+        if isinstance(scorer, RewardConfig)
+        and scorer.reads_target == compared
+        and ("classifier" not in scorer.networks() or workspace.classifier.exists())
     ]
     images = None
     if any(scorer.reads_pixels for scorer in chosen):

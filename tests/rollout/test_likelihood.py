@@ -145,6 +145,10 @@ def test_rewards_are_measured_on_samples_and_on_data(run_in):
     again = LikelihoodProbe(as_codes, workspace, torch.arange(10)).of_teacher()
     assert again["reward_decoded_mse_of_data"] == 0
     assert not {name for name in again if name.startswith("reward_classifier")}
+    workspace.classifier.unlink()
+    left = LikelihoodProbe(config, workspace, torch.arange(10)).of_teacher()
+    rewards = {name for name in left if name.startswith("reward")}
+    assert rewards == {"reward_decoded_mse_of_data", "reward_decoded_mse_of_data_se"}
 
 
 def test_one_sequence_has_no_error_and_is_refused(run_in):
