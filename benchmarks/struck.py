@@ -31,7 +31,7 @@ from common.files.snapshots import Snapshots
 from common.files.tensors import load_tensors, tensors_digest
 
 STEPS, STRIKE = 300, 30
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 150.0
 """A command that has not ended by then hangs."""
 LEFT_SECONDS = 3.0
 SETTINGS = (
@@ -72,7 +72,7 @@ FAULTS = [
 ]
 FAULTS += ["SLOW worker", "GONE folder", "READ-ONLY folder"]
 MORE = {
-    "SIGSTOP teacher": ("learner.stall_seconds=12",),
+    "SIGSTOP teacher": ("learner.stall_seconds=20",),
     # Ray misses a silent machine after half a minute, and others are to take its place meanwhile.
     "SIGKILL node of worker": ("learner.stall_seconds=60",),
     "SIGSTOP node of worker": ("learner.stall_seconds=60",),

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         failed = isinstance(ended.code, int) and ended.code != 0
         if failed and argv is None and sys.stderr is not None:  # this process ends
             sys.stderr.flush()
-            _leave(2)  # what was said is the last line: Ray's own threads write at any time
+            _leave(1, 2)  # what was said is the last line: Ray's own threads write at any time
         raise
     except BrokenPipeError:
         if not _reader_left():

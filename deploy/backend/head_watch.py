@@ -142,10 +142,15 @@ class HeadWatch(Background):
     def _finish(self, error: BaseException | None) -> None:
         _watches.remove(self)
 
+    def look(self) -> bool:
+        """Whether it is lost by now."""
+        if self.loss is None and (lost := self._head.lost()) is not None:
+            self.loss = f"{lost}; {GO_ON}"
+        return self.loss is not None
+
     def _work(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            if (lost := self._head.lost()) is not None:
-                self.loss = f"{lost}; {GO_ON}"
+            if self.look():
                 break
         if self.loss is None or self._ended.wait(self._patience):
             return
@@ -157,12 +162,15 @@ class HeadWatch(Background):
         self._force(1)
 
 
-def require_head() -> None:
-    """Called again and again by whoever uses the cluster.
+def require_head(*, now: bool = False) -> None:
+    """Called again and again by whoever uses the cluster; with `now`, by who was let down by it:
+    what lives in a cluster dies with its head, and may be missed first.
 
     Raises:
         RunFailed: a process of the cluster's head is gone; its name and what to do.
     """
     for watch in _watches:
+        if now:
+            watch.look()
         if watch.loss is not None:
             raise RunFailed(watch.loss)

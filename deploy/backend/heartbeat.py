@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError
 from common.background import Background
 from common.errors import RunFailed
 from deploy.backend.actor_proxy import died
+from deploy.backend.head_watch import require_head
 from deploy.console.faults import GO_ON
 
 MOST_SECONDS = 10.0
@@ -49,6 +50,10 @@ class Heartbeat(Background):
     def blamed(self, failure: RunFailed) -> RunFailed:
         """The failure, by its cause: others hear of a process that is gone by what it did not do
         for them, and not why."""
+        try:
+            require_head(now=True)
+        except RunFailed as error:
+            return error
         with suppress(RayError):
             self._round(LAST_LOOK_SECONDS)
         for name, why in self.lost.items():

@@ -52,6 +52,15 @@ def test_a_command_hears_of_it_and_may_end_in_order(head, number, words):
     assert not head.ended.is_set()
 
 
+def test_who_is_let_down_by_it_hears_at_once(head):
+    """What lived in a cluster is missed before the next look at its head."""
+    with HeadWatch(PrivateProcesses(head)):
+        head.process.kill()
+        head.process.wait()
+        with pytest.raises(RunFailed, match="the private cluster's gcs_server died"):
+            require_head(now=True)
+
+
 def test_one_that_hangs_in_it_is_ended(head, capfd):
     forced = []
     with HeadWatch(PrivateProcesses(head), force=forced.append, patience=0.1):
