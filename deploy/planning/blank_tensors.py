@@ -13,7 +13,7 @@ code branches on it as ever. Three rules make the two live together, whatever th
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -29,9 +29,11 @@ from common.without_compiler import without_compiler
 _ATEN: Any = torch.ops.aten
 
 
-def peak_bytes(run: Callable[[], object], autocast: torch.dtype = torch.float32) -> int:
+def peak_bytes(
+    run: Callable[[], object], autocast: torch.dtype = torch.float32, *, on_cpu: bool = False
+) -> int:
     """Most bytes of tensors that `run` holds at a time, beside those that existed before."""
-    with without_compiler(), Kernels(autocast), Meter() as meter:
+    with without_compiler(), Kernels(autocast, on_cpu=on_cpu), Meter() as meter:
         run()
     return meter.peak
 
@@ -219,19 +221,25 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-class Kernels(TorchFunctionMode):
-    """Lets blank tensors be treated as real devices treat theirs: attention is fused, and trained
-    layers run under autocast."""
+_IS_CPU: Any = cast(Any, Tensor.is_cpu).__get__
 
-    def __init__(self, autocast: torch.dtype) -> None:
+
+class Kernels(TorchFunctionMode):
+    """Lets blank tensors be treated as real devices treat theirs: attention is fused, trained
+    layers run under autocast, and they say that they are on a CPU where the real ones would be."""
+
+    def __init__(self, autocast: torch.dtype, *, on_cpu: bool = False) -> None:
         super().__init__()
         self._autocast = autocast
+        self._on_cpu = on_cpu
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention and args[0].is_meta:
             return FusedAttention.apply(*args[:3])
+        if self._on_cpu and func == _IS_CPU and args[0].is_meta:
+            return True
         if func is Tensor.tolist and args[0].is_meta:
             return torch.ones(args[0].shape, dtype=args[0].dtype).tolist()
         if func is Tensor.numpy and args[0].is_meta:

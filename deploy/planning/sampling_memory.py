@@ -44,13 +44,12 @@ def decoding_bytes(
     ahead = max(source.guesses for source in contexts.used)
     draft = Draft(student, ahead) if student is not None and ahead else None
     decode_from = partial(decode_blank, model, images, sampling, draft)
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not settings.gpus)
+    peak = partial(peak_bytes, on_cpu=on_cpu)
     if sampling.decoding.is_exact or longest == shortest:
-        return peak_bytes(partial(decode_from, longest))
+        return peak(partial(decode_from, longest))
     # The longest takes the most at its start, and later steps are no wider than the shortest's.
-    return max(
-        peak_bytes(partial(decode_from, longest, steps=1)),
-        peak_bytes(partial(decode_from, shortest)),
-    )
+    return max(peak(partial(decode_from, longest, steps=1)), peak(partial(decode_from, shortest)))
 
 
 def decode_blank(

@@ -7,6 +7,8 @@ import torch
 
 from common.config.plugins import load_plugin
 from common.models.backbone import build_seeded
+from common.models.key_value_cache import KeyValueCache
+from common.models.layers import CausalAttention
 from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
 from deploy.planning.memory import learning_bytes, scoring_bytes
@@ -76,3 +78,24 @@ def test_the_same_code_with_content_holds_as_much(kind, role):
     with_content = run[role](model)
     blank = run[role](model.to(META))
     assert blank == pytest.approx(with_content, rel=0.05)
+
+
+@pytest.mark.parametrize(("on_cpu", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_blank_tensors_are_kept_as_those_of_their_device_are(on_cpu, dtype):
+    with torch.device(META):
+        layer, cache = CausalAttention(32, 2).bfloat16(), KeyValueCache(9)
+        x_BnC, turn_nP2 = torch.zeros(3, 2, 32).bfloat16(), torch.zeros(2, 8, 2)
+    peak_bytes(lambda: layer(x_BnC, turn_nP2, cache), on_cpu=on_cpu)
+    assert cache.key_BHSD is not None
+    assert cache.key_BHSD.dtype == dtype
+
+
+def test_a_lease_in_bfloat16_takes_more_on_a_cpu():
+
+    of = {"cpu": 0, "cuda": 0, "auto": 0}
+    for device in of:
+        config, _ = open_run(Path("smoke"), ["rollout.dtype=bfloat16", f"rollout.device={device}"])
+        spec = SequenceSpec(512, 16, (4, 4), 10)
+        model = build_seeded(config.models.student, spec, 0).to(META).bfloat16().eval()
+        of[device] = decoding_bytes(config, model)
+    assert of["auto"] == of["cpu"] > of["cuda"]
