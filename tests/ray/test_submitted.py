@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -94,12 +95,17 @@ def ended(client):
     """State, our own exit code and the last line of a job that is over."""
 
     def wait(job):
-        until(lambda: client.get_job_info(job).status in OVER, PATIENCE_SECONDS)
+        until(lambda: is_over(client, job), PATIENCE_SECONDS)
         info = client.get_job_info(job)
         said = (info.message or "").rstrip().rpartition("\n")[2]
         return info.status.value, info.driver_exit_code, said
 
     return wait
+
+
+def is_over(client, job):
+    time.sleep(0.5)  # the head has more to do than to answer
+    return client.get_job_info(job).status in OVER
 
 
 def says(root, state):
@@ -112,9 +118,7 @@ def test_a_submitted_run_is_watched_stopped_and_gone_on_with(
     root = tmp_path / "my run"
     again = ("--from", prepared, "--out", root, "--resume")
     job = submit(*again, "learner.steps=100000")
-    until(
-        lambda: says(root, "running") or client.get_job_info(job).status in OVER, PATIENCE_SECONDS
-    )
+    until(lambda: says(root, "running") or is_over(client, job), PATIENCE_SECONDS)
     assert says(root, "running"), client.get_job_logs(job)
     state, code, said = ended(submit("--out", root, "--resume"))
     assert (state, code) == ("FAILED", 2)
