@@ -68,6 +68,11 @@ def _begin(arguments: argparse.Namespace, url: str, option: str, *, is_source: b
     workspace, mirror = _working(arguments, remote, arguments.local_out)
     if is_source:
         _require_run(remote, mirror)
+        if _goes_on(arguments) and not mirror.has_tokens():
+            raise InputError(
+                f"{remote}: holds what --mirror copies, and neither tokens nor teacher; go on in a "
+                f"folder that has them, with --out FOLDER --resume --mirror {remote.url}"
+            )
     if getattr(arguments, "mirror", None) is not None:
         raise InputError(f"{remote}: a run that lives at a URL needs no --mirror; leave it out")
     going = ("resume", "restart", "resume_from", "dry_run")

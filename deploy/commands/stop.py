@@ -21,9 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from deploy.cli.ending import quoted
     from deploy.console.progress import busy, console, results
-    from deploy.control.client import ask, ending_of, require_live, wait_ended
+    from deploy.control.client import ask, ending_of, going_on, require_live, wait_ended
     from deploy.control.place import place_of
 
     root, target = arguments.run_folder, results()
@@ -37,5 +36,5 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     target.print(f"{root}: {ending_of(seen)}")
     if seen.has_failed or seen.status.get("step") != seen.status.get("steps"):
-        target.print(f"next:  varkd distill {quoted(root)} --resume")
+        target.print(f"next:  {going_on(seen)}")
     return int(seen.has_failed)

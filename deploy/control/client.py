@@ -36,6 +36,8 @@ class Seen:
     """What the run said last of itself."""
     facts: dict[str, Any] = field(default_factory=dict)
     """distill.json of a run that ended in order."""
+    is_whole: bool = True
+    """Whether all is there that a run goes on with; `--mirror` copies less."""
 
     @property
     def is_live(self) -> bool:
@@ -134,8 +136,15 @@ def require_live(place: Place) -> Seen:
             "wait for it"
         )
     is_done = seen.status is not None and seen.status.get("step") == seen.status.get("steps")
-    begin = f"`varkd distill {quote(str(root))} --resume` goes on"
+    begin = f"`{going_on(seen)}` goes on"
     raise InputError(f"{root}: {ending_of(seen)}; {'there is nothing to do' if is_done else begin}")
+
+
+def going_on(seen: Seen) -> str:
+    """The command that does."""
+    root = quote(str(seen.root)) if seen.is_whole else "FOLDER"
+    of = "" if seen.is_whole else " # of which this is the copy"
+    return f"varkd distill {root} --resume{of}"
 
 
 def ending_of(seen: Seen) -> str:

@@ -56,7 +56,8 @@ class RunAtUrl:
             status = Rendezvous(root).status()
             with suppress(InputError):
                 facts = read_facts(root / FACTS, "distill")
-        return Seen(remote.url, _live(remote, manifest.writer), status, facts)
+        live = _live(remote, manifest.writer)
+        return Seen(remote.url, live, status, facts, manifest.has_tokens)
 
     def ask(self, command: str, wanted: Mapping[str, Any]) -> str:
         """

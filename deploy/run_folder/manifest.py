@@ -45,6 +45,11 @@ class Manifest:
     def names(self) -> list[str]:
         return sorted(self.files.keys() | self.changing.keys())
 
+    @property
+    def has_tokens(self) -> bool:
+        """As a run needs them; `--mirror` copies none."""
+        return any(name.startswith("tokens/") for name in self.names())
+
     def allowed(self, name: str) -> list[Part | None]:
         """What may be found under a name; None is nothing."""
         found: list[Part | None] = [self.files.get(name)]

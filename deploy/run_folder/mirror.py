@@ -67,6 +67,15 @@ class Mirror(Background):
         """
         return self._copy.found() is not None
 
+    def has_tokens(self) -> bool:
+        """Whether what is there is all of a run, and not what a `--mirror` copies.
+
+        Raises:
+            InputError: as `fetch`.
+        """
+        manifest = self._copy.found()
+        return manifest is not None and manifest.has_tokens
+
     def fetch(self, *, snapshots: bool = True, all_snapshots: bool = False) -> None:
         """What is there and not here; of the snapshots the newest, or all, or neither them nor
         kept rollouts.

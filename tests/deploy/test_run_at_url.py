@@ -85,6 +85,15 @@ def test_a_run_is_scaled_and_stopped_through_its_url(varkd, tmp_path):
     for words in (("stop",), ("scale", "rollout=2")):
         code, said = varkd(words[0], there.as_uri(), *words[1:])
         assert (code, f"{there.as_uri()}: not running since" in said) == (2, True), said
+        assert "`varkd distill FOLDER --resume # of which this is the copy` goes on" in said
+    code, said = varkd("distill", there.as_uri(), "--resume", "--local")
+    assert (code, "holds what --mirror copies, and neither tokens nor" in said) == (2, True), said
+    (here / "tokens").mkdir()
+    (here / "tokens" / "train.parquet").touch()
+    with Mirror(Remote(there.as_uri()), Workspace(here), print, is_complete=True):
+        pass
+    code, said = varkd("stop", there.as_uri())
+    assert f"`varkd distill {there.as_uri()} --resume` goes on" in said
 
 
 def test_a_run_begins_from_the_files_of_one_at_a_url(varkd, prepared, tmp_path):
