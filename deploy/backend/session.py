@@ -21,7 +21,7 @@ from deploy.backend.private_cluster import private_folder, require_limits, worke
 from deploy.backend.role import limits_of
 from deploy.config import RunConfig
 from deploy.console.progress import Bar, busy
-from deploy.console.stopping import handlers_kept
+from deploy.console.stopping import handlers_kept, hangups_ignored
 
 
 @contextmanager
@@ -127,12 +127,13 @@ def _start(
         folder = stack.enter_context(private_folder())
         try:
             with handlers_kept():  # Ray's end the process at once
-                head = PrivateHead(
-                    cpus=cpus or logical_cpus(config),
-                    store_bytes=int(config.cluster.object_store_mb * 2**20),
-                    folder=folder,
-                    workers=begun_imports(stack),
-                )
+                with hangups_ignored():
+                    head = PrivateHead(
+                        cpus=cpus or logical_cpus(config),
+                        store_bytes=int(config.cluster.object_store_mb * 2**20),
+                        folder=folder,
+                        workers=begun_imports(stack),
+                    )
                 stack.enter_context(HeadWatch(PrivateProcesses(head)))  # until all has been ended
                 stack.callback(head.end)
                 stack.callback(ray.shutdown)

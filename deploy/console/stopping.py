@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and the wall-clock limit end a run in order; a second signal ends it at once."""
+"""Ctrl-C, SIGTERM, a terminal that hangs up and the wall-clock limit end a run in order; a second
+signal ends it at once."""
 
 import math
 import os
@@ -10,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 LIMIT = "learner.max_minutes"
-EXIT_CODES = {"Ctrl-C": 130, "SIGTERM": 0, LIMIT: 0}
+EXIT_CODES = {"Ctrl-C": 130, "SIGTERM": 0, "SIGHUP": 129, LIMIT: 0}
 """SIGTERM is what schedulers say before they take a machine away; the run ended as asked."""
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -37,6 +38,7 @@ class StopRequest:
         self._is_polled = False
         self._is_signalled = False
         self._asked: str | None = None
+        self._terminal = [number for number in (1, 2) if os.isatty(number)]
 
     def poll_from_here(self) -> None:
         """From now on the caller looks at `name`; before, a request is raised as Stopped."""
@@ -54,6 +56,10 @@ class StopRequest:
 
     def receive(self, number: int, frame: object) -> None:
         name, asked, self._asked = NAMES[signal.Signals(number)], self._asked, None
+        if number == signal.SIGHUP:
+            self._leave_terminal()
+            if self._is_signalled:  # the kernel sends it, and then the shell does
+                return
         if self._is_signalled and asked is None:
             if sys.stderr.isatty():
                 sys.stderr.write(SHOW_CURSOR)  # a progress bar hides it
@@ -64,6 +70,13 @@ class StopRequest:
         self.name = self.name or asked or name
         if not self._is_polled:
             raise Stopped(self.name)
+
+    def _leave_terminal(self) -> None:
+        """Nobody reads there any more, and whoever writes gets an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in self._terminal:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
 
     @property
     def was_raised(self) -> str | None:
@@ -80,7 +93,8 @@ def stop_request(limit_seconds: float = 0) -> Iterator[StopRequest]:
             a library an error.
     """
     request = StopRequest(limit_seconds)
-    before = {number: signal.signal(number, request.receive) for number in NAMES}
+    heard = [number for number in NAMES if not _is_ignored(number)]
+    before = {number: signal.signal(number, request.receive) for number in heard}
     try:
         yield request
     except Stopped:
@@ -111,6 +125,24 @@ def handlers_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             _install(before)
+
+
+@contextmanager
+def hangups_ignored() -> Iterator[None]:
+    """By processes that the block starts: they end with us, in order, and not with a terminal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """As `nohup` has it; Ctrl-C is for whoever a shell started in the background as well."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _install(handlers: Mapping[signal.Signals, Any]) -> None:

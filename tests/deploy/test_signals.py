@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -89,6 +90,45 @@ def test_a_second_signal_ends_a_run_that_takes_long_to_end_in_order(second, code
         said = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert said.strip().endswith("again: ended at once")
+
+
+ON_A_TERMINAL = """
+import os, signal, sys, time
+from deploy.console.stopping import stop_request
+os.open(os.ttyname(1), os.O_RDWR)  # from now on it is this session's
+with stop_request() as stop:
+    stop.poll_from_here()
+    print("ready", flush=True)
+    while stop.name is None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGHUP)  # once more, as a shell does
+    print("nobody reads this", flush=True)
+    with open(sys.argv[1], "w") as file:
+        file.write(str(stop.name))
+"""
+
+
+def test_a_terminal_that_hangs_up_ends_a_run_in_order(tmp_path):
+    """As a connection that is lost; what is written to it later is an error."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path / "said")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), end)
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
+        os.close(end)
+        assert b"ready" in os.read(terminal, 100)
+        os.close(terminal)
+        assert process.wait(30) == 0
+    assert (tmp_path / "said").read_text() == "SIGHUP"
+
+
+def test_who_was_told_to_outlive_its_terminal_does():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
+    try:
+        with stop_request() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interrupt_that_lost_its_name_on_the_way_gets_it_back():
