@@ -17,12 +17,13 @@ from ray.exceptions import RayActorError, RayError
 from common.background import Background
 from common.errors import RunFailed
 from deploy.backend.actor_proxy import died
-from deploy.backend.head_watch import require_head
+from deploy.backend.head_watch import give_up, require_head
 from deploy.console.faults import GO_ON
 
 MOST_SECONDS = 10.0
 """Between two questions at most: a round of them costs milliseconds."""
 LAST_LOOK_SECONDS = 2.0
+UNHEARD_SECONDS = 10.0
 ESSENTIAL = ("ledger", "buffer", "weights")
 """Without them nobody goes on; others have replicas, or others take their places."""
 
@@ -35,17 +36,38 @@ class Heartbeat(Background):
         actors: Callable[[], Mapping[Any, str]],
         patience: Callable[[], float],
         lost: dict[str, str] | None = None,
+        *,
+        unheard: float = UNHEARD_SECONDS,
     ) -> None:
         """`actors` that are to be there now, with their names; `patience` in seconds, as of now;
         into `lost` goes a sentence about each that is gone, by its name, in the order in which they
-        were found. An actor that is still being made has no heartbeat yet and is waited for."""
+        were found. An actor that is still being made has no heartbeat yet and is waited for. So
+        many seconds may a loss remain `unheard` by those who wait."""
         super().__init__("heartbeat")
         self._actors = actors
         self._patience = patience
         self._asked: dict[Any, tuple[Any, float]] = {}
         self._answered: set[Any] = set()
         self._look = threading.Lock()
+        self._unheard = unheard
+        self._lost_since: dict[str, float] = {}
         self.lost = {} if lost is None else lost
+
+    def check(self) -> None:
+        """Called again and again by whoever runs the command.
+
+        Raises:
+            RunFailed: the cluster's head is gone, or somebody without whom nobody goes on, and
+                those who wait for him have not heard of it in time: where his whole machine
+                hangs nobody tells them. The command then has a time to end in order.
+        """
+        require_head()
+        for name in ESSENTIAL:
+            if name in self.lost:
+                since = self._lost_since.setdefault(name, time.monotonic())
+                if time.monotonic() - since >= self._unheard:
+                    give_up(self.lost[name])
+                    raise RunFailed(self.lost[name])
 
     def blamed(self, failure: RunFailed) -> RunFailed:
         """The failure, by its cause: others hear of a process that is gone by what it did not do

@@ -20,7 +20,6 @@ from common.errors import Closed, InputError, RunFailed
 from common.exchange.metrics import MetricsLog
 from common.files.atomic import write_text
 from deploy.backend.bundles import node_labels, run_bundles
-from deploy.backend.head_watch import require_head
 from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
 from deploy.backend.role import ROLLOUT, Role
 from deploy.backend.session import cluster
@@ -255,7 +254,7 @@ def _run_in_actors(
             bar.say("waiting for the learner")
             watch.stop.poll_from_here()
             while job.running():
-                require_head()
+                heartbeat.check()
                 crew.check()
                 watch.follow(services, crew, config.learner.stop_seconds)
                 time.sleep(POLL_SECONDS)
