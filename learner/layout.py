@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.device import place, precision
+from common.exchange.packed_weights import in_one_memory
 from common.finite import largest
 from learner.config import LearnerConfig
 from learner.gradient_sum import GradientSum
@@ -128,4 +129,5 @@ def layout_of(config: LearnerConfig, student: nn.Module, ranks: ProcessGroup) ->
         from learner.sharded import Sharded  # which imports for half a second
 
         return Sharded(student, ranks, precision(config.dtype), device)
-    return Replicated(student.to(device), ranks)
+    student = student.to(device)
+    return Replicated(in_one_memory(student) if device.type == "cpu" else student, ranks)

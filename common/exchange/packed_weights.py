@@ -73,7 +73,7 @@ class Packing:
         parts = [head]
         for kind, alike in groupby(names, kinds.__getitem__):
             tensors = {name: state[name].detach() for name in alike if state[name].numel()}
-            parts += [_bytes(value) for name, value in tensors.items() if stays[name]]
+            parts += _joined([value for name, value in tensors.items() if stays[name]])
             moved = [value for name, value in tensors.items() if not stays[name]]
             parts += [self._together(kind, moved)] if moved else []
         return parts
@@ -85,6 +85,39 @@ class Packing:
         for place, tensor in zip(self._converted[kind].split(sizes), tensors, strict=True):
             place.view(tensor.shape).copy_(tensor)
         return _bytes(self._converted[kind])
+
+
+def in_one_memory(module: nn.Module) -> nn.Module:
+    """The same module, whose tensors of a type now lie one behind the other: where they are sent as
+    they are, that is one part, and Ray copies few large ones faster than many small ones."""
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in {id(t): t for t in module.state_dict(keep_vars=True).values()}.values():
+        found.setdefault(tensor.dtype, []).append(tensor)
+    for dtype, tensors in found.items():
+        sizes = [tensor.numel() for tensor in tensors]
+        memory = torch.empty(sum(sizes), dtype=dtype, device=tensors[0].device)
+        for place, tensor in zip(memory.split(sizes), tensors, strict=True):
+            tensor.data = place.view(tensor.shape).copy_(tensor.data)
+    return module
+
+
+def _joined(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """The tensors' memory, as one part where one begins where the last one ends."""
+    runs: list[list[Tensor]] = []
+    for tensor in tensors:
+        if runs and _end(runs[-1][-1]) == (_memory(tensor), tensor.data_ptr()):
+            runs[-1].append(tensor)
+        else:
+            runs.append([tensor])
+    return [_bytes(run[0].as_strided((sum(t.numel() for t in run),), (1,))) for run in runs]
+
+
+def _end(tensor: Tensor) -> tuple[int, int]:
+    return _memory(tensor), tensor.data_ptr() + tensor.nbytes
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _stays(tensor: Tensor, kind: torch.dtype) -> bool:
