@@ -167,7 +167,8 @@ class Struck:
     trained: dict[str, object]
     """The ledger's account in the last snapshot."""
     said: str
-    """The last line, before it was gone on with."""
+    """The last line of ours, before it was gone on with: where Ray itself ends the command, as it
+    does once it misses a private cluster's raylet, lines of its own may follow."""
 
 
 def strike(
@@ -188,7 +189,7 @@ def strike(
         began = time.monotonic()
         ending, seconds = command.wait(), time.monotonic() - began
     time.sleep(LEFT_SECONDS)
-    left, said = command.left(), command.said()
+    left, said = command.left(), command.said() or [""]
     if command.is_alone:
         end_all(command.mark)
     went_on = len(losses(folder)) == STEPS and ending == "0"
@@ -206,7 +207,7 @@ def strike(
         rows=len(losses(folder)),
         same_losses=losses(folder) == losses(whole),
         trained=trained(folder),
-        said=said[-1] if said else "",
+        said=next((line for line in reversed(said) if line.startswith("varkd")), said[-1]),
     )
 
 

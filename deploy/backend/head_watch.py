@@ -151,6 +151,9 @@ class HeadWatch(Background):
     def _work(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             if self.look():
+                # At once: Ray may end this process as soon as it misses the raylet itself.
+                sys.stderr.write(f"\nvarkd: {self.loss}\n")
+                sys.stderr.flush()
                 break
         if self.loss is None or self._ended.wait(self._patience):
             return

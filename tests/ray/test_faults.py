@@ -18,7 +18,16 @@ from building.waiting import until
 from benchmarks.on_ray import simulated_nodes
 from benchmarks.processes import end_all, new_mark
 from benchmarks.start_up import prepare
-from benchmarks.struck import PATIENCE_SECONDS, STEPS, Cluster, Command, Struck, strike, student
+from benchmarks.struck import (
+    LEFT_SECONDS,
+    PATIENCE_SECONDS,
+    STEPS,
+    Cluster,
+    Command,
+    Struck,
+    strike,
+    student,
+)
 from deploy.backend.private_cluster import PARENT, PREFIX
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -168,7 +177,7 @@ def test_a_full_object_store_slows_a_run_and_a_full_disk_beneath_it_ends_it(made
     assert re.search(
         f"the disk of Ray's temporary folder is full: make room; {LOST}", full.said()[-1]
     )
-    assert full.left() == []
+    until(lambda: full.left() == [], LEFT_SECONDS)
     again = Command(source, folders["full"], store, resume=True)
     assert again.wait() == "0", again.said()
     assert student(folders["full"]) == student(folders["roomy"])
