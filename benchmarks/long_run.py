@@ -7,6 +7,7 @@ what it shares, in MB, and open descriptors. Of each role the table has the firs
 of the steps, the one in the middle and the last one.
 """
 
+import json
 import os
 import secrets
 import subprocess
@@ -82,7 +83,9 @@ def watched(source: Path, folder: Path, steps: int) -> dict[str, list[Look]]:
 def steps_done(folder: Path) -> int:
     """As the run's metrics have it."""
     path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines[-2:] if line.endswith(b"\n")]
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def looked(mark: str, steps: int) -> dict[str, Look]:

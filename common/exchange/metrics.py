@@ -5,19 +5,18 @@ A row holds the scalars of one step, or under the key PROFILE the curves of a wi
 """
 
 import importlib
-import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from common.errors import InputError
-from common.files.paths import require_file
+from common.exchange.metric_files import LIMIT_BYTES, RowFile
 
 PROFILE = "profile"
 """Key of rows that hold curves (learner/profile.py) and no scalars."""
@@ -87,16 +86,18 @@ class MetricsHub:
 
 class MetricsLog:
     """Appends rows to `metrics.jsonl` and to TensorBoard events in `tensorboard/`; curves go to
-    `profiles.jsonl`, a line per window.
+    `profiles.jsonl`, a line per window. What has grown to the limit goes on in another file.
 
     Files are opened with the first rows. What they hold of that step and later ones is dropped: it
     is of a run before this one, or of steps that a resumed run, or a learner that died, repeats.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limit: int = LIMIT_BYTES) -> None:
+        """`limit` are bytes of each file."""
         self._folder = folder
-        self._scalars: IO[str] | None = None
-        self._curves: IO[str] | None = None
+        self._limit = limit
+        self._scalars: RowFile | None = None
+        self._curves: RowFile | None = None
         self._board: EventFile | None = None
         self._last = 0
 
@@ -138,7 +139,7 @@ class MetricsLog:
         file = self._curves if is_curve else self._scalars
         assert file is not None
         assert self._board is not None
-        file.write(json.dumps(row) + "\n")
+        file.write(row)
         if is_curve:
             return
         self._last = row["step"]
@@ -148,11 +149,9 @@ class MetricsLog:
         """Begin, or begin again, with `step`, or with its curves, which follow its scalars."""
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
-        scalars, curves = self._folder / "metrics.jsonl", self._folder / "profiles.jsonl"
-        _drop_from(scalars, step + is_curve)
-        _drop_from(curves, step)
-        self._scalars, self._curves = scalars.open("a"), curves.open("a")
-        self._board = EventFile(self._folder / "tensorboard", step + is_curve)
+        self._scalars = RowFile(self._folder / "metrics.jsonl", step + is_curve, self._limit)
+        self._curves = RowFile(self._folder / "profiles.jsonl", step, self._limit)
+        self._board = EventFile(self._folder / "tensorboard", step + is_curve, self._limit)
 
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(
@@ -162,30 +161,27 @@ class MetricsLog:
 
 
 class EventFile:
-    """TensorBoard events, written by the caller's thread.
+    """TensorBoard events, written by the caller's thread; another file of them begins at the limit.
 
     SummaryWriter has a thread of its own, whose traceback is all that says that a disk is full.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, limit: int = LIMIT_BYTES) -> None:
         """Events of `step` and later ones in other files of the folder no longer count; a run that
         begins with step 1 removes them."""
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         if step <= 1:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
-        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBER)}"
-        self._file = (folder / f"events.out.tfevents.{name}").open("wb")
-        self._records = RecordWriter(self._file)
-        self._add(file_version="brain.Event:2")
-        log = protos("event").SessionLog
-        start = log(status=log.START)
-        self._add(step=step, session_log=start)  # TensorBoard purges from here on
+        self._folder = folder
+        self._limit = limit
+        self._open(step)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """All scalars of a row, at its step and time."""
+        if self._file.tell() >= self._limit:
+            self._file.close()
+            self._open(row["step"])
         summary = protos("summary").Summary
         numbers = {
             name: value
@@ -201,6 +197,18 @@ class EventFile:
     def close(self) -> None:
         self._file.close()
 
+    def _open(self, step: int) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        host, number = socket.gethostname(), next(_NUMBER)  # TensorBoard reads in order of names
+        name = f"{int(time.time()):010d}.{host}.{os.getpid()}.{number:04d}"
+        self._file = (self._folder / f"events.out.tfevents.{name}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        log = protos("event").SessionLog
+        start = log(status=log.START)
+        self._add(step=step, session_log=start)  # TensorBoard purges from here on
+
     def _add(self, *, wall_time: float | None = None, **fields: Any) -> None:
         event = protos("event").Event(wall_time=wall_time or time.time(), **fields)
         self._records.write(event.SerializeToString())
@@ -209,63 +217,3 @@ class EventFile:
 def protos(name: str) -> Any:
     """TensorBoard's messages: classes that are made at import, so no type checker sees them."""
     return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl or profiles.jsonl by step, in order; none where there is no file.
-
-    A last line that a killed run left half-written is left out.
-
-    Raises:
-        InputError: another line is no row.
-    """
-    if not path.exists():
-        return []
-    # A learner that went on from a snapshot may repeat steps: the last word counts.
-    return list({row["step"]: row for _, row in _lines(path)}.values())
-
-
-def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """As they were written, steps that were repeated too; none where there is no file.
-
-    Raises:
-        InputError: a line is no row.
-    """
-    if path.exists():
-        for _, row in _lines(path):
-            yield row
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, row) of what is whole."""
-    require_file(path, "rows of metrics")
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or number == len(lines):
-            continue  # what follows the last newline was never finished
-        try:
-            row = json.loads(line)
-            is_row = isinstance(row, dict) and type(row.get("step")) is int
-        except (ValueError, RecursionError):
-            row, is_row = {}, False
-        if not is_row:
-            raise InputError(
-                f"{path}: line {number} is no row of metrics: {line[:40]!r}; remove that line"
-            )
-        yield line.decode(), row
-
-
-def _drop_from(path: Path, step: int) -> None:
-    """Keep what is of earlier steps, and whole; at once, or not at all."""
-    if not path.exists():
-        return
-    kept = [] if step <= 1 else [line for line, row in _lines(path) if row["step"] < step]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

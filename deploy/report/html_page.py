@@ -15,7 +15,8 @@ from typing import Any
 
 from common.config.schema import digest, dump_toml
 from common.errors import InputError
-from common.exchange.metrics import PROFILE, iterate_rows
+from common.exchange.metric_files import iterate_rows
+from common.exchange.metrics import PROFILE
 from common.files.atomic import write_text
 from deploy.config import RunConfig
 from deploy.console.versions import versions

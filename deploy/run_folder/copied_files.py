@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from common.exchange.metric_files import parts_folder
 from common.files.sealed import FACTS
 from deploy.run_folder import control_files
 from deploy.run_folder.workspace import Workspace
@@ -27,6 +28,13 @@ def copied_files(workspace: Workspace, *, is_complete: bool) -> dict[str, Path]:
     if (status := root / STATUS).is_file():
         found[STATUS] = status
     return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
+
+
+def metric_parts(workspace: Workspace) -> dict[str, Path]:
+    """Path by name of the parts into which rows of metrics were moved until now."""
+    folders = [parts_folder(path) for path in (workspace.metrics, workspace.profiles)]
+    found = _files((folder for folder in folders if folder.is_dir()), links=False)
+    return {str(path.relative_to(workspace.root)): path for path in found}
 
 
 def _files(parts: Iterable[Path], *, links: bool) -> Iterator[Path]:

@@ -21,6 +21,8 @@ TOGETHER = 32
 PRUNED = (SNAPSHOTS, "milestones/", ROLLOUTS)
 """Folders in which what no list knows was left by a process that was killed."""
 
+Files = Mapping[str, Path]
+
 
 class Copy:
     """Of one folder, by one command. Nothing there is changed before there is something to copy."""
@@ -44,8 +46,9 @@ class Copy:
             require_nobody(self._remote, manifest, self._synced)
         return manifest
 
-    def update(self, here: Mapping[str, Path], gone: list[str]) -> None:
-        """Copy what of `here` is new or has changed, in that order, and remove what is gone.
+    def update(self, here: Files, last: Callable[[], Files], gone: list[str]) -> None:
+        """Copy what of `here` and then of `last` is new or has changed, in that order, and remove
+        what is gone; which files are the last is asked once the others were copied.
 
         Raises:
             OSError: the storage cannot be reached, or another command took the place over.
@@ -53,13 +56,12 @@ class Copy:
         """
         if self._is_begun:
             self._require_ours()
-        if not (self._changed(here) or gone or self._is_begun):
+        if not (self._is_begun or gone or self._changed({**here, **last()})):
             return
         if not self._is_begun:
             self._begin()
-        changed = self._changed(here)
-        for first in range(0, len(changed), TOGETHER):
-            self._put({name: here[name] for name in changed[first : first + TOGETHER]})
+        self._put_changed(here)
+        self._put_changed(last())
         self._drop([name for name in gone if name in self._manifest.files])
         self._manifest = replace(self._manifest, is_whole=True, changing={})
         self._store()
@@ -74,7 +76,12 @@ class Copy:
             self._manifest = self._manifest.closed()
             self._store()
 
-    def _changed(self, here: Mapping[str, Path]) -> list[str]:
+    def _put_changed(self, here: Files) -> None:
+        changed = self._changed(here)
+        for first in range(0, len(changed), TOGETHER):
+            self._put({name: here[name] for name in changed[first : first + TOGETHER]})
+
+    def _changed(self, here: Files) -> list[str]:
         return [name for name in here if not self._synced.has(name, here[name])]
 
     def _begin(self) -> None:

@@ -2,7 +2,8 @@
 
 The run works in its folder and never waits: a thread copies what has changed. A snapshot's facts,
 without which it is none, come after its tensors, and snapshots after the rows of metrics that were
-on disk when they were made, so that whoever goes on from the copy misses none.
+on disk when they were made, so that whoever goes on from the copy misses none: rows may move into
+a part while the file that they were in is copied, so the parts are looked for once more then.
 """
 
 import shutil
@@ -12,7 +13,7 @@ from typing import Self
 
 from common.background import Background
 from common.errors import InputError, RunFailed
-from deploy.run_folder.copied_files import STATUS, copied_files
+from deploy.run_folder.copied_files import STATUS, copied_files, metric_parts
 from deploy.run_folder.copying import Copy
 from deploy.run_folder.fetching import (
     ROLLOUTS,
@@ -181,7 +182,13 @@ class Mirror(Background):
         if not self._workspace.root.is_dir():
             raise OSError(f"{self._workspace.root} is not there")
         here = self._here()
-        self._copy.update(here, self._gone(here))
+        snapshots = {name: path for name, path in here.items() if name.startswith(SNAPSHOTS)}
+        others = {name: path for name, path in here.items() if name not in snapshots}
+
+        def last() -> dict[str, Path]:
+            return {**metric_parts(self._workspace), **snapshots}
+
+        self._copy.update(others, last, self._gone(here))
         self._seen = {*here}
         self._post.carry()  # only where nobody else has taken the place over
 

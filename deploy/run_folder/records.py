@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.exchange.metrics import PROFILE, read_rows
+from common.exchange.metric_files import read_rows
+from common.exchange.metrics import PROFILE
 from common.files.paths import read_json, shortened
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import InputError
-from common.exchange.metrics import read_rows
+from common.exchange.metric_files import read_rows
 from common.files.snapshots import Snapshots
 from deploy.config import RunConfig
 from deploy.run_folder.identity import NOTED, Identity
@@ -98,7 +98,7 @@ def take_over(config: RunConfig, workspace: Workspace, start: Start) -> None:
             path.rename(start.aside / path.name)
     else:
         for path in workspace.traces():
-            if path not in (workspace.metrics, workspace.profiles):
+            if path not in workspace.rows:
                 remove(path)  # the rows are the driver's, which begins them anew itself
     workspace.keep_config(config)
 

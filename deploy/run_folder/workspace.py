@@ -12,6 +12,7 @@ from common.artifacts.student_file import StudentFile
 from common.config.schema import dump_toml
 from common.data.tokens import read_header
 from common.errors import InputError
+from common.exchange.metric_files import parts_folder
 from common.files.atomic import write_text
 from common.files.paths import read_text
 from common.models.backbone import BackboneConfig
@@ -56,6 +57,8 @@ class Workspace:
         self.rollouts = root / "rollouts"
         self.metrics = root / "metrics.jsonl"
         self.profiles = root / "profiles.jsonl"
+        self.rows = (*map(parts_folder, (self.metrics, self.profiles)), self.metrics, self.profiles)
+        """All that the driver writes of its steps."""
         self.board = root / "tensorboard"
         self.facts = root / "distill.json"
 
@@ -67,7 +70,7 @@ class Workspace:
     def traces(self) -> list[Path]:
         """What is there of a distillation and its evaluation: what belongs to one run alone."""
         reports = ("report.json", "report.md", "report.html")
-        files = (self.student, self.student_ema, self.metrics, self.profiles, self.facts)
+        files = (self.student, self.student_ema, *self.rows, self.facts)
         folders = (self.snapshots, self.milestones, self.rollouts)
         pictures = ("samples.png", "curves.png", "diagnostics.png")
         paths = (*files, *folders, *(self.root / name for name in (*reports, *pictures)))

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from common.device import place
 from common.errors import InputError
-from common.exchange.metrics import read_rows
+from common.exchange.metric_files import read_rows
 from common.files.atomic import write_text
 from common.files.paths import read_json
 from deploy.console.stopping import Stopped

@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import InputError
-from common.exchange.metrics import PROFILE, MetricsHub, MetricsLog, read_rows
+from common.exchange.metric_files import read_rows
+from common.exchange.metrics import PROFILE, MetricsHub, MetricsLog
 
 ROOT = Path(__file__).parents[2]
 

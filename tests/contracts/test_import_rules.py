@@ -101,6 +101,7 @@ OWNERS = {
     "lpips": set(),
     "filelock": {"deploy/run_folder/lock.py", "deploy/backend/private_cluster.py"},
     "pyarrow": {
+        "common/exchange/metric_files.py",
         *("common/exchange/trajectory.py", "common/exchange/buffer.py", "common/data/tokens.py"),
         *("common/images/columns.py", "common/images/parquet.py", "common/exchange/assembly.py"),
         *("common/exchange/segments.py", "rollout/replay.py"),

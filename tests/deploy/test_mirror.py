@@ -7,6 +7,8 @@ import pytest
 from building.runs import go, rows_of
 
 from common.errors import InputError, RunFailed
+from common.exchange.metric_files import read_rows
+from common.exchange.metrics import MetricsLog
 from common.files.snapshots import Snapshots
 from deploy.run_folder.mirror import Mirror
 from deploy.run_folder.remote import Remote
@@ -81,3 +83,44 @@ def test_a_folder_with_a_space_is_a_url_as_it_is_written(tmp_path):
     (tmp_path / "my runs").mkdir()
     Remote(f"file://{tmp_path}/my runs/one").put(io.BytesIO(b"x"), 1, "a")
     assert (tmp_path / "my runs" / "one" / "a").read_bytes() == b"x"
+
+
+class Watched(Remote):
+    """Names what is stored."""
+
+    def put(self, source, size, name):
+        super().put(source, size, name)
+        self.sent = [*getattr(self, "sent", []), name]
+
+
+class Moving(Mirror):
+    """Something happens between the look at the folder and the first copy."""
+
+    meanwhile = staticmethod(lambda: None)
+
+    def _gone(self, here):
+        self.meanwhile()
+        return super()._gone(here)
+
+
+def test_rows_that_move_while_their_file_is_copied_come_before_the_snapshot(tmp_path):
+    """And a part is sent once, however the run goes on."""
+    workspace, there = Workspace(tmp_path / "run"), tmp_path / "there"
+    log = MetricsLog(workspace.root, limit=60)
+    log.write([{"step": step, "loss": 0.5} for step in (1, 2, 3)])
+    facts = workspace.snapshots / "step-00000003" / "facts.json"
+    facts.parent.mkdir(parents=True)
+    facts.write_text("{}")
+    remote = Watched(there.as_uri())
+    with Moving(remote, workspace, print) as mirror:
+        mirror.meanwhile = lambda: log.write([{"step": 4, "loss": 0.5}])
+        mirror._round()
+        first = [name for name in remote.sent if name.startswith(("metrics", "snapshots"))]
+        mirror.meanwhile = lambda: None
+        log.write([{"step": 5, "loss": 0.5}])
+    log.close()
+    assert [name.partition("-")[0] for name in first] == [
+        *("metrics.jsonl", "metrics/00000001", "snapshots/step"),
+    ]
+    assert [remote.sent.count(name) for name in first] == [2, 1, 1]
+    assert [row["step"] for row in read_rows(there / "metrics.jsonl")] == [1, 2, 3, 4, 5]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from common.errors import RunFailed, ServiceDied
-from common.exchange.metrics import MetricsHub, MetricsLog, read_rows
+from common.exchange.metric_files import read_rows
+from common.exchange.metrics import MetricsHub, MetricsLog
 from learner.reported_rows import MOST, ReportedRows
 
 

@@ -11,7 +11,7 @@ from building.services import publish, start, take
 from building.waiting import until
 
 from common.errors import InputError, ServiceDied
-from common.exchange.metrics import read_rows
+from common.exchange.metric_files import read_rows
 from common.exchange.trajectory import from_arrow
 from common.files.tensors import load_tensors
 from deploy.backend.role import ROLLOUT

@@ -10,7 +10,7 @@ from building.launchers import beside
 from building.waiting import until
 
 from common.errors import RunFailed
-from common.exchange.metrics import read_rows
+from common.exchange.metric_files import read_rows
 from deploy.stages.distill import distill
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -18,7 +18,7 @@ from building.runs import TINY
 from building.waiting import until
 
 from benchmarks.processes import MARK, end_all, new_mark
-from common.exchange.metrics import read_rows
+from common.exchange.metric_files import read_rows
 from common.files.snapshots import Snapshots
 from deploy.control.client import RunFolder, ask
 from deploy.control.rendezvous import Rendezvous
