@@ -95,6 +95,7 @@ def test_a_second_signal_ends_a_run_that_takes_long_to_end_in_order(second, code
 ON_A_TERMINAL = """
 import os, signal, sys, time
 from deploy.console.stopping import stop_request
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 os.open(os.ttyname(1), os.O_RDWR)  # from now on it is this session's
 with stop_request() as stop:
     stop.poll_from_here()
@@ -114,10 +115,13 @@ def test_a_terminal_that_hangs_up_ends_a_run_in_order(tmp_path):
     command = [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path / "said")]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), end)
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
-        os.close(end)
-        assert b"ready" in os.read(terminal, 100)
-        os.close(terminal)
-        assert process.wait(30) == 0
+        try:
+            os.close(end)
+            assert b"ready" in os.read(terminal, 100)
+            os.close(terminal)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     assert (tmp_path / "said").read_text() == "SIGHUP"
 
 
