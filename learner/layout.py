@@ -129,5 +129,4 @@ def layout_of(config: LearnerConfig, student: nn.Module, ranks: ProcessGroup) ->
         from learner.sharded import Sharded  # which imports for half a second
 
         return Sharded(student, ranks, precision(config.dtype), device)
-    student = student.to(device)
-    return Replicated(in_one_memory(student) if device.type == "cpu" else student, ranks)
+    return Replicated(in_one_memory(student.to(device)), ranks)

@@ -79,7 +79,7 @@ class Heartbeat(Background):
         with suppress(RayError):
             self._round(LAST_LOOK_SECONDS)
         for name, why in self.lost.items():
-            if name in ESSENTIAL or f"the process of {name} died" in str(failure):
+            if name in ESSENTIAL or str(failure).startswith(f"the process of {name} died"):
                 return RunFailed(why)
         return failure
 
