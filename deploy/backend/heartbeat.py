@@ -79,7 +79,8 @@ class Heartbeat(Background):
         with suppress(RayError):
             self._round(LAST_LOOK_SECONDS)
         for name, why in self.lost.items():
-            if name in ESSENTIAL or str(failure).startswith(f"the process of {name} died"):
+            is_told = f"the process of {name} died" in str(failure)
+            if name in ESSENTIAL or (is_told and f"the process of {name} died" not in why):
                 return RunFailed(why)
         return failure
 
