@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from common.device import place, precision
-from common.exchange.packed_weights import in_one_memory
 from common.finite import largest
 from learner.config import LearnerConfig
 from learner.gradient_sum import GradientSum
@@ -129,4 +128,4 @@ def layout_of(config: LearnerConfig, student: nn.Module, ranks: ProcessGroup) ->
         from learner.sharded import Sharded  # which imports for half a second
 
         return Sharded(student, ranks, precision(config.dtype), device)
-    return Replicated(in_one_memory(student.to(device)), ranks)
+    return Replicated(student.to(device), ranks)

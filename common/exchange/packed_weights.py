@@ -87,22 +87,6 @@ class Packing:
         return _bytes(self._converted[kind])
 
 
-def in_one_memory(module: nn.Module) -> nn.Module:
-    """The same module, whose tensors of a type now lie one behind the other in a CPU's memory:
-    where they are sent as they are, that is one part, and Ray copies few large ones faster than
-    many small ones. Tensors elsewhere, or without content, stay where they are."""
-    found: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in {id(t): t for t in module.state_dict(keep_vars=True).values()}.values():
-        if tensor.is_cpu:
-            found.setdefault(tensor.dtype, []).append(tensor)
-    for dtype, tensors in found.items():
-        sizes = [tensor.numel() for tensor in tensors]
-        memory = torch.empty(sum(sizes), dtype=dtype)
-        for place, tensor in zip(memory.split(sizes), tensors, strict=True):
-            tensor.data = place.view(tensor.shape).copy_(tensor.data)
-    return module
-
-
 def _joined(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """The tensors' memory, as one part where one begins where the last one ends."""
     runs: list[list[Tensor]] = []

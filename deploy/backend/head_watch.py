@@ -148,6 +148,10 @@ class HeadWatch(Background):
             self.loss = f"{lost}; {GO_ON}"
         return self.loss is not None
 
+    def give_up(self, sentence: str) -> None:
+        """As if the head were lost, with that sentence about it."""
+        self.loss = self.loss or sentence
+
     def _work(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             if self.look():
@@ -183,4 +187,4 @@ def give_up(sentence: str) -> None:
     """The command has the time to end in order that it has without its cluster's head: what it
     calls on its way out may never answer."""
     for watch in _watches:
-        watch.loss = watch.loss or sentence
+        watch.give_up(sentence)

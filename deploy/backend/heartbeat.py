@@ -38,6 +38,7 @@ class Heartbeat(Background):
         lost: dict[str, str] | None = None,
         *,
         unheard: float = UNHEARD_SECONDS,
+        give_up: Callable[[str], object] = give_up,
     ) -> None:
         """`actors` that are to be there now, with their names; `patience` in seconds, as of now;
         into `lost` goes a sentence about each that is gone, by its name, in the order in which they
@@ -50,6 +51,7 @@ class Heartbeat(Background):
         self._answered: set[Any] = set()
         self._look = threading.Lock()
         self._unheard = unheard
+        self._give_up = give_up
         self._lost_since: dict[str, float] = {}
         self.lost = {} if lost is None else lost
 
@@ -66,7 +68,7 @@ class Heartbeat(Background):
             if name in self.lost:
                 since = self._lost_since.setdefault(name, time.monotonic())
                 if time.monotonic() - since >= self._unheard:
-                    give_up(self.lost[name])
+                    self._give_up(self.lost[name])
                     raise RunFailed(self.lost[name])
 
     def blamed(self, failure: RunFailed) -> RunFailed:

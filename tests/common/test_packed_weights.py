@@ -11,7 +11,7 @@ from safetensors.torch import load as load_file
 from safetensors.torch import save
 from torch import nn
 
-from common.exchange.packed_weights import Packing, in_one_memory, load, pack, unpack
+from common.exchange.packed_weights import Packing, load, pack, unpack
 from common.exchange.weights import PIECE, Weights
 
 
@@ -139,20 +139,6 @@ def test_what_has_to_be_converted_is_one_part_of_every_type():
     names = [name for name, _ in network().named_parameters()]
     assert len(Packing(network().state_dict(), dict.fromkeys(names, torch.bfloat16)).parts()) == 5
     assert len(Packing(network().double().state_dict(), {}).parts()) == 1 + 3 + 3
-
-
-def test_tensors_that_lie_one_behind_the_other_travel_as_one_part():
-    scattered, together = larger(0), in_one_memory(larger(0))
-    assert same_state(together, scattered)
-    whole = Packing(together.state_dict(), {})
-    assert len(whole.parts()) == 1 + 1 + 2, "the header, floats, whole numbers, flags"
-    assert len(Packing(scattered.state_dict(), {}).parts()) == 1 + len(scattered.state_dict())
-    with torch.no_grad():
-        together[1].bias += 1
-        scattered[1].bias += 1
-    student = larger(1)
-    load(Weights.of(0, whole.parts()), student)
-    assert same_state(student, scattered)
 
 
 def test_tensors_with_something_between_them_do_not():
