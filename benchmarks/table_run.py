@@ -67,19 +67,9 @@ class TableRun:
     ) -> Generator:
         """All steps of the config: the student learns, and its average is returned. `around` puts
         something between the loop and the learner."""
-        config, ranks, head = self.config, SingleProcess(), self.teacher.head()
+        config, ranks = self.config, SingleProcess()
         services, workers, _ = wire(config, self._labels(), self.teacher, LocalLauncher())
-        learner = learner_of(
-            config,
-            student,
-            guidance,
-            self._resources(guidance),
-            seed=derive_seed(config.seed, "learner"),
-            contexts=tuple(sorted(config.contexts.sources)),
-            teacher=TeacherTargets(config.teacher.signal, head, state_digest(head)),
-            ranks=ranks,
-            conditions=config.conditions.table(CLASSES),
-        )
+        learner = self._learner(student, guidance, ranks)
 
         def train(while_waiting: Callable[[], object]) -> Any:
             return Trainer(
@@ -100,6 +90,22 @@ class TableRun:
         outcome = run_here(workers, config.rollout.workers, train)
         assert outcome.steps == config.learner.steps, outcome.cause
         return averaged(self, learner)
+
+    def _learner(
+        self, student: OnePassStudent, guidance: OnePassStudent | None, ranks: SingleProcess
+    ) -> Trained:
+        config, head = self.config, self.teacher.head()
+        return learner_of(
+            config,
+            student,
+            guidance,
+            self._resources(guidance),
+            seed=derive_seed(config.seed, "learner"),
+            contexts=tuple(sorted(config.contexts.sources)),
+            teacher=TeacherTargets(config.teacher.signal, head, state_digest(head)),
+            ranks=ranks,
+            conditions=config.conditions.table(CLASSES),
+        )
 
     def _resources(self, guidance: OnePassStudent | None) -> Resources:
         return Resources(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.exchange.views import memory_of
-from common.exchange.weights import Digest, Payload, Weights, digest_of, pieces
+from common.exchange.weights import Digest, Payload, Weights, pieces
 
 STORED = {
     "F64": torch.float64,
@@ -33,6 +33,8 @@ STORED = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in STORED.items()}
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What reading a header raises whose bytes are any: it is JSON of another kind, or shapes lie."""
 ALIGNED = 64
 """Tensors begin at multiples of this, as vector instructions like it."""
 
@@ -142,17 +144,9 @@ def load(weights: Weights, module: nn.Module) -> None:
             the new ones then, the old ones, or something in between.
     """
     parts, state = _arrays(weights.payload), module.state_dict()
-    try:
-        entries = _entries(parts)
-    except Exception:
-        weights.require(digest_of(parts))
-        raise
-    if {entry.name: entry.tensor.shape for entry in entries} != {
-        name: value.shape for name, value in state.items()
-    }:
-        weights.require(digest_of(parts))
-        raise ValueError(f"weights of version {weights.version} are of another network")
-    at_once = [entry for entry in entries if _takes_pieces(state[entry.name])]
+    at_once, later = [], []
+    for entry in _entries_of(weights, parts, state):
+        (at_once if _takes_pieces(state[entry.name]) else later).append(entry)
     digest = Digest()
     for number, part in enumerate(parts):
         copies = deque(_Copy(entry, state[entry.name]) for entry in at_once if entry.part == number)
@@ -161,9 +155,23 @@ def load(weights: Weights, module: nn.Module) -> None:
             while copies and copies[0].until(start + len(piece)):
                 copies.popleft()
     weights.require(str(digest))
-    for entry in entries:
-        if entry not in at_once:
-            state[entry.name].copy_(entry.tensor)
+    for entry in later:
+        state[entry.name].copy_(entry.tensor)
+
+
+def _entries_of(
+    weights: Weights, parts: Sequence[np.ndarray], state: Mapping[str, Tensor]
+) -> "list[_Entry]":
+    """Those of a version, which are this module's; where they are not, damage is named first."""
+    try:
+        entries = _entries(parts)
+        shapes = {entry.name: entry.tensor.shape for entry in entries}
+        if shapes != {name: value.shape for name, value in state.items()}:
+            raise ValueError(f"weights of version {weights.version} are of another network")
+    except MALFORMED:
+        weights.verified()
+        raise
+    return entries
 
 
 def _takes_pieces(tensor: Tensor) -> bool:

@@ -12,8 +12,7 @@ from common.errors import Closed
 from common.exchange.buffer import Buffer
 from common.exchange.ledger import Ledger
 from common.exchange.schedule import Phase, Schedule
-from common.exchange.weights import Weights, WeightStore
-from common.randomness import Draws, uniform
+from common.exchange.weights import WeightStore
 
 PLAIN = Schedule(steps=12, global_batch_size=4, lease_size=2, max_staleness=3, publish_every=2)
 
@@ -296,50 +295,3 @@ def test_closing_wakes_everybody_with_the_cause():
     ):
         with pytest.raises(Closed, match="the first cause"):
             wait()
-
-
-def test_weights_are_versioned_kept_for_the_bound_and_checked():
-    store = WeightStore(keep_behind=2)
-    for version in (0, 2, 4):
-        store.publish(Weights.of(version, [b"abc", b"%d" % version]))
-    assert store.newest(0) == 4
-    assert [bytes(part) for part in store.get(2, 0).verified()] == [b"abc", b"2"]
-    with pytest.raises(TimeoutError, match="version 0"):
-        store.get(0, 0)
-    with pytest.raises(ValueError, match="not newer than 4"):
-        store.publish(Weights.of(4, ()))
-    damaged = replace(store.get(4, 0), payload=[b"abc", b"5"])
-    with pytest.raises(ValueError, match="arrived damaged"):
-        damaged.verified()
-
-
-@pytest.mark.parametrize("at", [0, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**16 + 99])
-def test_damage_is_found_in_every_part_of_the_weights(at):
-    """Two whole blocks of the digest, and a hundred bytes more."""
-    payload = bytearray(random.Random(0).randbytes(2**16 + 100))
-    for cut in (0, 1, 2**15 + 8, len(payload)):
-        parts = [payload[:cut], payload[cut:]]
-        weights = Weights(1, parts).copied()
-        assert weights.digest == Weights.of(1, parts).digest
-        assert [bytes(part) for part in weights.verified()] == parts
-        parts[at >= cut][at - cut * (at >= cut)] ^= 16
-        with pytest.raises(ValueError, match="version 1 arrived damaged"):
-            replace(weights, payload=parts).verified()
-
-
-def test_blocks_of_weights_in_another_order_are_damage():
-    first, second = bytes(2**15), bytes([1]) * 2**15
-    with pytest.raises(ValueError, match="arrived damaged"):
-        replace(Weights.of(1, [first + second]), payload=[second + first]).verified()
-
-
-def test_draws_are_pure_functions_of_seed_and_index():
-    one, two, other = Draws(7, 10), Draws(7, 10), Draws(8, 10)
-    assert [one.row(i) for i in range(30)] == [two.row(i) for i in reversed(range(30))][::-1]
-    for epoch in range(3):
-        assert sorted(one.row(10 * epoch + i) for i in range(10)) == list(range(10))
-    assert [one.row(i) for i in range(10)] != [one.row(i + 10) for i in range(10)]
-    assert one.noise_seed(3) != other.noise_seed(3)
-    values = [uniform(1, "coin", i) for i in range(4000)]
-    assert 0 <= min(values) < max(values) < 1
-    assert sum(values) / len(values) == pytest.approx(0.5, abs=0.02)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from building.objectives import OF_TOKENS, built, resources
+from building.objectives import OF_TOKENS, built, contexts_of, logprobs, resources
 from torch.nn import functional as F
 
 from common.config.plugins import kinds, load_plugin
@@ -72,11 +72,6 @@ def teacher_NV():
     return logprobs(1, N, V)
 
 
-def logprobs(seed, *shape, sharp=2.0):
-    generator = torch.Generator().manual_seed(seed)
-    return (sharp * torch.randn(*shape, generator=generator)).log_softmax(-1)
-
-
 def chunk(student_NV, teacher_NV, context="student", column=None):
     token_N = torch.arange(N) % V
     generator = torch.Generator().manual_seed(9)
@@ -96,11 +91,6 @@ def drawn_from(objective, student_NV):
     better_N2 = torch.tensor([1.0, -1.0]).expand(N, 2)
     own = {"draws": draw_N2, "behaviour": behaviour_N2, "advantages": better_N2}
     return own | {"target": torch.arange(N) % V}
-
-
-def contexts_of(objective):
-    found = [name for name in ("data", "student") if objective.config.uses(name)]
-    return found or ["teacher"]
 
 
 def test_kind_is_the_file_name(objective):

@@ -38,8 +38,7 @@ def varkd(capsys, tmp_path, monkeypatch):
 def test_a_run_goes_on_on_another_machine_with_nothing_but_the_url(
     varkd, prepared, tmp_path, monkeypatch
 ):
-    there = tmp_path / "there"
-    url = there.as_uri()
+    url = (there := tmp_path / "there").as_uri()
     code, said = varkd("a", *WORDS, "learner.steps=4", "--from", prepared, "--out", url)
     assert (code, f"next:  varkd evaluate {url}" in said) == (0, True), said
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a"))
@@ -73,10 +72,9 @@ def test_a_run_goes_on_on_another_machine_with_nothing_but_the_url(
     assert (code, "distill.json is not as at" in said, "--local-out" in said) == (2, True, True)
     listed["writer"] |= {"is_open": True, "host": "elsewhere"}
     (there / NAME).write_text(json.dumps(listed))
-    code, said = varkd("c", *LATER, url)
-    assert (code, "`varkd sample` is at work there" in said) == (2, True), said
-    code, said = varkd("c", "status", url)
-    assert (code, "`varkd sample` is at work" in said) == (0, True), said
+    for words, wanted in ((LATER, 2), (("status",), 0)):
+        code, said = varkd("c", *words, url)
+        assert (code, "`varkd sample` is at work" in said) == (wanted, True), said
 
 
 def damaged(there, kind):

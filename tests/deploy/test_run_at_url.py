@@ -82,10 +82,18 @@ def test_a_run_is_scaled_and_stopped_through_its_url(varkd, tmp_path):
     left = {path.name for path in (there / "control").iterdir()}
     assert left == {"status.json", "elsewhere.request.json"}
     assert {path.name for path in (here / "control").iterdir()} == {"status.json"}
-    for words in (("stop",), ("scale", "rollout=2")):
-        code, said = varkd(words[0], there.as_uri(), *words[1:])
-        assert (code, f"{there.as_uri()}: not running since" in said) == (2, True), said
-        assert "`varkd distill FOLDER --resume # of which this is the copy` goes on" in said
+
+
+@pytest.mark.parametrize("words", [("stop",), ("scale", "rollout=2")])
+def test_what_has_ended_says_how_it_goes_on(varkd, tmp_path, words):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    run = LiveRun(here, Asked(), Snapshots(here / "snapshots"), lambda: "a line", 7)
+    with Mirror(Remote(there.as_uri()), Workspace(here), print, is_complete=True), run:
+        run.begin()
+    code, said = varkd(words[0], there.as_uri(), *words[1:])
+    assert (code, f"{there.as_uri()}: not running since" in said) == (2, True), said
+    assert "`varkd distill FOLDER --resume # of which this is the copy` goes on" in said
     code, said = varkd("distill", there.as_uri(), "--resume", "--local")
     assert (code, "holds what --mirror copies, and neither tokens nor" in said) == (2, True), said
     (here / "tokens").mkdir()

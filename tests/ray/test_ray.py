@@ -130,6 +130,15 @@ def test_workers_join_and_leave_a_run_that_goes_on(placed, run_in):
     crew.dismiss()
 
 
+def require_refusals(found):
+    """Of counts that this run cannot have."""
+    assert found["judge", 9] == "judge=9, but this run has rollout, teacher; name one of them"
+    assert "1 to 2 (2 * teacher.replicas)" in found["teacher", 9]
+    assert "1 (rollout.min_workers) to 3 (rollout.max_workers)" in found["rollout", 4]
+    assert found["rollout", 0].startswith("rollout=0, but this run has")
+    assert "no request that this run knows" in found["rollout", "many"]
+
+
 def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_in, quiet):
     run = run_in("rollout.workers=1", "rollout.max_workers=3", "learner.steps=100000")
     root, found = run[1].root, {}
@@ -163,13 +172,9 @@ def test_a_live_run_is_scaled_on_request_and_replaces_who_dies(ray_cluster, run_
     assert facts["stopped"] == "varkd stop"
     assert sorted(facts["deaths"]) == ["teacher-0", "worker-0"]
     assert read_rows(run[1].metrics)[-1]["actors/teacher"] == 1
-    assert found["judge", 9] == "judge=9, but this run has rollout, teacher; name one of them"
-    assert "1 to 2 (2 * teacher.replicas)" in found["teacher", 9]
+    require_refusals(found)
     assert set(facts["busy"]) == {"learner", "teacher", "rollout"}
     assert found["answer"] == "rollout workers: 1 -> 2; 1 on their way"
-    assert "1 (rollout.min_workers) to 3 (rollout.max_workers)" in found["rollout", 4]
-    assert found["rollout", 0].startswith("rollout=0, but this run has")
-    assert "no request that this run knows" in found["rollout", "many"]
     assert found["auto"].endswith("from now on 1 to 3 as the load asks")
     text = "\n".join(found["lines"])
     assert "2 sample (worker-1, worker-2); 1 to 3 may run, as somebody says" in text

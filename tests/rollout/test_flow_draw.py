@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from building.samplers import Unchanging
 
 from common.data.tokens import load_tokens
 from common.errors import InputError
-from common.exchange.packed_weights import pack
 from common.exchange.schedule import Lease
 from common.exchange.trajectory import from_arrow
-from common.exchange.weights import Weights
 from common.flow.laws import FlowCodes
 from common.flow.solver import carry
 from common.flow.solvers import dpmpp_3m, rk4_rho
@@ -280,7 +279,7 @@ def test_a_worker_hands_on_the_seed_of_every_pair(own_tokens, quiet, source):
         draws=Draws(3, len(data)),
         data=data,
         scorers=None,
-        weights=FirstWeights(config.models.student.build(data.spec)),
+        weights=Unchanging(config.models.student.build(data.spec)),
         ledger=None,
         teacher_file=file,
         generated=load_generated(config, workspace),
@@ -295,16 +294,3 @@ def test_a_worker_hands_on_the_seed_of_every_pair(own_tokens, quiet, source):
     codes = flow_codes(workspace.tokenizer)
     wanted = sample(file.load(), batch.label_B[paired_B], seeds, sampling, codes=codes)
     assert torch.equal(batch.token_BL[paired_B], wanted.token_BL)
-
-
-class FirstWeights:
-    """A weight store with one version."""
-
-    def __init__(self, student):
-        self.held = Weights.of(0, pack(student, torch.float32))
-
-    def newest(self, timeout):
-        return 0
-
-    def get(self, version, timeout):
-        return self.held
