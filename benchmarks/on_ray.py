@@ -17,7 +17,7 @@ from common.config.schema import validate
 from common.exchange.schedule import Lease
 from common.exchange.trajectory import TrajectoryBatch
 from common.spec import SequenceSpec
-from deploy.backend.session import cluster
+from deploy.backend.session import cluster, secure_environment
 from deploy.config import RunConfig
 
 START = {"step": 0, "frontier": 0, "beyond": []}
@@ -43,6 +43,7 @@ def launcher(cpus: int, store_mb: int) -> Iterator[Any]:
 def simulated_nodes(cpus: Sequence[int]) -> Iterator[str]:
     """A cluster of nodes with so many CPUs each, the head first, on this machine; the block joins
     it as it would join any other. Yields its address."""
+    secure_environment()  # it listens to this machine only, whatever other addresses that has
     from ray.cluster_utils import Cluster
 
     there = Cluster(
