@@ -118,7 +118,7 @@ def _copied(value: Any, made: dict[Any, Tensor]) -> Any:
             made[key] = value.detach().to("cpu", copy=True)
         return made[key]
     if isinstance(value, Rows):
-        return Rows(_copied(value.value, made), value.count)
+        return Rows(_copied(value.value, made), value.first, value.count)
     if isinstance(value, Mapping):
         return {name: _copied(inner, made) for name, inner in value.items()}
     if isinstance(value, list | tuple):

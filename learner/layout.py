@@ -67,8 +67,8 @@ class Layout(Protocol):
         """A tensor that is shaped as `held[name]` as a snapshot takes it."""
         ...
 
-    def own(self, name: str, whole: Any) -> Tensor:
-        """The reverse: this rank's part of all of it, which need not be in memory."""
+    def own(self, name: str, stored: Any) -> Tensor:
+        """The reverse: this rank's part of a tensor, or the `Rows` that were read of it."""
         ...
 
 
@@ -117,8 +117,8 @@ class Replicated:
     def stored(self, name: str, rows: Tensor) -> Any:
         return rows
 
-    def own(self, name: str, whole: Any) -> Tensor:
-        return whole
+    def own(self, name: str, stored: Any) -> Tensor:
+        return stored
 
 
 def layout_of(config: LearnerConfig, student: nn.Module, ranks: ProcessGroup) -> Layout:

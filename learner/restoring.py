@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.errors import InputError
-from common.files.rows import StoredRows
+from common.files.rows import Rows
 
 REMEDY = "it is of another model or of other code; go back to that, or begin again with --restart"
 
@@ -124,6 +124,6 @@ def _is_moment(value: Any) -> bool:
 def _kind(value: Any) -> str:
     if value is None:
         return "absent"
-    if not isinstance(value, Tensor | StoredRows):
+    if not isinstance(value, Tensor | Rows):
         return f"no tensor but {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

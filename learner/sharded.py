@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from common.errors import InputError
-from common.files.rows import Rows
+from common.files.rows import Rows, own_rows, row_files
 from common.finite import largest
 from learner.blocks import blocks
 from learner.process_group import ProcessGroup
@@ -49,8 +49,9 @@ class Sharded:
         a student on the host, `device` never holds more than the shards and a block.
 
         Raises:
-            InputError: this torch cannot sum gradients, only average them.
+            InputError: this torch cannot sum gradients, only average them, or not store shards.
         """
+        row_files()  # not only when the first snapshot is due
         self._ranks = ranks
         self._device = device
         self._root = _shards(student, ranks.world, dtype, device)
@@ -126,16 +127,15 @@ class Sharded:
     def stored(self, name: str, rows: Tensor) -> Any:
         if name not in self._count:
             return rows
-        return Rows(rows, self._count[name])
+        return Rows(rows, self._span(name).start, self._count[name])
 
-    def own(self, name: str, whole: Any) -> Tensor:
-        return whole[self._span(name)].clone() if name in self._count else whole
+    def own(self, name: str, stored: Any) -> Tensor:
+        if isinstance(stored, Rows):
+            return stored.value
+        return stored[self._span(name)].clone() if name in self._count else stored
 
     def _span(self, name: str) -> slice:
-        count = self._count[name]
-        each = -(-count // self._ranks.world)
-        first, last = (min(count, at * each) for at in (self._ranks.rank, self._ranks.rank + 1))
-        return slice(first, last)
+        return own_rows(self._count[name], self._ranks.rank, self._ranks.world)
 
 
 def require_sums(modules: type) -> None:

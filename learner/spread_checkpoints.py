@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from common.errors import Diverged
-from common.files.rows import without_rows
+from common.files.rows import Rows, without_rows
 from common.files.sealed import Part
 from common.files.snapshots import Snapshots, part_name
 from learner.checkpoints import Checkpoints, copied_state
@@ -47,7 +47,7 @@ class SpreadCheckpoints(Checkpoints):
         """As `Checkpoints.save`; `constant` and `facts` are rank 0's."""
         self.settle()
         self._require_finite(step, tensors)
-        rows: dict[str, torch.Tensor] = {}
+        rows: dict[str, Rows] = {}
         rest = without_rows(copied_state(tensors), rows)
         place = self._ranks.rank, self._ranks.world
         self._part = self._pool.submit(self._snapshots.write_part, step, *place, rows)
@@ -109,6 +109,11 @@ class SpreadCheckpoints(Checkpoints):
 class Storable(Protocol):
     @property
     def is_spread(self) -> bool: ...
+
+
+def own_part(learner: Storable, ranks: ProcessGroup) -> tuple[int, int] | None:
+    """What a rank reads of a snapshot's rows, as `Snapshots.load` takes it."""
+    return (ranks.rank, ranks.world) if learner.is_spread else None
 
 
 def checkpoints_of(

@@ -1,108 +1,94 @@
-"""Tensors of which every process of several holds some rows, in memory and on disk.
+"""Tensors of which every process of several holds some rows.
 
-torch.distributed.checkpoint is not used: it keeps what lies where in a pickle (`.metadata`), which
-it follows without a look, and nothing of a user's path is unpickled here beyond tensors. So every
-process writes a safetensors file of its own, and what they belong to says in which order.
+What is stored of them beside all else is their name, shape and type; torch.distributed.checkpoint
+stores the rows (common/files/row_files.py).
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import InputError
 
-KEY, SHAPE, TYPE = "rows of", "shape", "type"
+PLACE, SHAPE, TYPE = "rows of", "shape", "type"
 """What stands in the place of a tensor whose rows lie elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Neighbouring rows (dimension 0) of a tensor; those of all processes, one after the other, are
-    all of it."""
+    """Neighbouring rows (dimension 0) of a tensor."""
 
     value: Tensor
+    first: int
+    """The first one's number, counted from 0."""
     count: int
     """Rows of the whole tensor."""
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole tensor."""
+        return torch.Size([self.count, *self.value.shape[1:]])
 
-class StoredRows:
-    """A whole tensor on disk: `stored[first:last]` reads these rows, and no others."""
-
-    def __init__(self, place: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """`place` is what `without_rows` left."""
-        self._key: str = place[KEY]
-        self._files = files
-        self.shape = torch.Size(place[SHAPE])
-        self.dtype: torch.dtype = getattr(torch, place[TYPE])
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        """A tensor of its own.
-
-        Raises:
-            InputError: the files do not have them.
-        """
-        first, last, _ = rows.indices(self.shape[0])
-        found, seen = [torch.empty(0, *self.shape[1:], dtype=self.dtype)], 0
-        for path in self._files:
-            with _opened(path) as file:
-                if self._key not in file.keys():  # noqa: SIM118 - it is no mapping
-                    continue
-                part = file.get_slice(self._key)
-                count = part.get_shape()[0]
-                low, high = max(first - seen, 0), min(last - seen, count)
-                if low < high:
-                    found.append(part[low:high])
-                seen += count
-        if seen != self.shape[0] or any(part.dtype != self.dtype for part in found):
-            folder = self._files[0].parent if self._files else Path()
-            raise InputError(f"{folder} is damaged: {self._key} has {seen} rows")
-        return torch.cat(found)
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
 
 
-def without_rows(value: Any, found: dict[str, Tensor], name: str = "") -> Any:
-    """`value` with all `Rows` in it, however nested, moved to `found`."""
+def row_files(name: str = "common.files.row_files") -> ModuleType:
+    """That module, which imports for long.
+
+    Raises:
+        InputError: this torch cannot store rows so.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise InputError(
+            f"the torch.distributed.checkpoint of torch {torch.__version__} has no safetensors, in "
+            "which learner.parallel=fsdp stores its snapshots; install a newer one (2.13 does)"
+        ) from None
+
+
+def own_rows(count: int, part: int, parts: int) -> slice:
+    """Those of `count` that one of several processes holds, counted from 0, as FSDP2 divides them:
+    the last ones may have fewer, or none."""
+    each = -(-count // parts)
+    return slice(min(count, part * each), min(count, (part + 1) * each))
+
+
+def without_rows(value: Any, found: dict[str, Rows], name: str = "") -> Any:
+    """`value` with all `Rows` in it, however nested, moved to `found` by their dotted names."""
     if isinstance(value, Rows):
-        found[name] = value.value
-        shape = [value.count, *value.value.shape[1:]]
-        return {KEY: name, SHAPE: shape, TYPE: str(value.value.dtype).removeprefix("torch.")}
+        found[name] = value
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {PLACE: name, SHAPE: list(value.shape), TYPE: dtype}
     if isinstance(value, Mapping):
-        return {key: without_rows(inner, found, f"{name}/{key}") for key, inner in value.items()}
+        before = f"{name}." if name else ""
+        return {key: without_rows(inner, found, f"{before}{key}") for key, inner in value.items()}
     return value
 
 
-def with_rows(value: Any, files: Sequence[Path], *, joined: bool) -> Any:
-    """The reverse: a `StoredRows`, or all of it, in every place.
+def places(value: Any) -> dict[str, Tensor]:
+    """By name, what `without_rows` took from `value`: whole tensors without numbers ("meta")."""
+    if not isinstance(value, Mapping):
+        return {}
+    if value.keys() == {PLACE, SHAPE, TYPE}:
+        dtype = getattr(torch, value[TYPE])
+        return {value[PLACE]: torch.empty(value[SHAPE], dtype=dtype, device="meta")}
+    return {name: whole for inner in value.values() for name, whole in places(inner).items()}
 
-    Raises:
-        InputError: the files do not have what belongs there.
-    """
+
+def with_rows(value: Any, found: Mapping[str, Rows], *, joined: bool) -> Any:
+    """`value` with what `found` has in every place; if `joined`, these rows are all of a tensor and
+    stand there as such."""
     if not isinstance(value, Mapping):
         return value
-    if value.keys() == {KEY, SHAPE, TYPE}:
-        stored = StoredRows(value, files)
-        return stored[:] if joined else stored
-    return {key: with_rows(inner, files, joined=joined) for key, inner in value.items()}
-
-
-def write_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
-    """Raises OSError or SafetensorError, as `save_file`."""
-    path.touch()
-    mode = path.stat().st_mode & 0o777  # as the umask has it; safetensors lets its owner alone read
-    save_file({name: value.contiguous() for name, value in rows.items() if len(value)}, path)
-    path.chmod(mode)
-
-
-@contextmanager
-def _opened(path: Path) -> Any:
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    if value.keys() == {PLACE, SHAPE, TYPE}:
+        rows = found[value[PLACE]]
+        return rows.value if joined else rows
+    return {key: with_rows(inner, found, joined=joined) for key, inner in value.items()}

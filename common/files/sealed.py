@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from common.errors import InputError
 from common.files.paths import read_json
 
-FORMAT = "varkd-snapshot-1"
+FORMAT, FORMAT_OF_ROWS = "varkd-snapshot-1", "varkd-snapshot-2"
+"""The second one has files of rows by torch.distributed.checkpoint."""
 TENSORS = "tensors.pt"
 FACTS = "facts.json"
 CHUNK_BYTES = 2**22
@@ -71,7 +72,8 @@ def description(tensors: Path, step: int, facts: dict[str, Any], rows: Sequence[
     """The list of a snapshot of `step`: its tensors, the files of rows, and facts of the run's."""
     of_tensors = asdict(Part.of(tensors))
     of_tensors.pop("name")
-    found = {"format": FORMAT, "step": step, "tensors": of_tensors, "facts": facts}
+    written = FORMAT_OF_ROWS if rows else FORMAT
+    found = {"format": written, "step": step, "tensors": of_tensors, "facts": facts}
     if rows:
         found["rows"] = [asdict(part) for part in rows]
     found = json.loads(json.dumps(found))  # as it will be read: keys are strings, tuples lists
@@ -82,14 +84,16 @@ def read_description(folder: Path, step: int) -> tuple[dict[str, Any], list[Part
     """The facts, and the files, of which the first one holds the tensors.
 
     Raises:
-        InputError: the list is not as it was written, or of another step.
+        InputError: the list is not as it was written, or of another step, or the files are of an
+            earlier version.
     """
     path = folder / FACTS
     try:
         if path.stat().st_size > MOST_FACTS:
             raise damaged(path, "no facts of ours")
         found = read_json(path, "facts of a snapshot")
-        is_whole = found.pop("digest") == _seal(found) and found["format"] == FORMAT
+        is_whole = found.pop("digest") == _seal(found)
+        is_whole &= found["format"] in (FORMAT, FORMAT_OF_ROWS)
         parts = [
             Part(**part) for part in ({"name": TENSORS, **found["tensors"]}, *found.get("rows", ()))
         ]
@@ -102,6 +106,11 @@ def read_description(folder: Path, step: int) -> tuple[dict[str, Any], list[Part
         raise damaged(path, "other contents than were written")
     if found["step"] != step:
         raise damaged(path, f"it is of step {found['step']}")
+    if "rows" in found and found["format"] == FORMAT:
+        raise InputError(
+            f"{folder} has rows as an earlier version of varkd stored them, and this one does not "
+            "read them; go on with that one and learner.parallel=ddp until it has stored another"
+        )
     return found["facts"], parts
 
 

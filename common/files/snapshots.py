@@ -21,7 +21,7 @@ from torch import Tensor
 from common.errors import Diverged, InputError, RunFailed
 from common.files.atomic import unwritable
 from common.files.pickled import read_pickle
-from common.files.rows import Rows, with_rows, write_rows
+from common.files.rows import Rows, places, row_files, with_rows
 from common.files.sealed import FACTS, TENSORS, Part, damaged, description, flush, read_description
 from common.finite import is_finite
 
@@ -88,7 +88,7 @@ class Snapshots:
         shutil.rmtree(temporary, ignore_errors=True)
         self._seal(temporary, step, tensors, facts, [])
 
-    def write_part(self, step: int, part: int, parts: int, rows: Mapping[str, Tensor]) -> Part:
+    def write_part(self, step: int, part: int, parts: int, rows: Mapping[str, Rows]) -> Part:
         """One of several processes' rows; `seal` makes a snapshot of all of them.
 
         Raises:
@@ -98,7 +98,7 @@ class Snapshots:
         path = self._together(step) / part_name(part, parts)
         with _writing(self.folder(step)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_rows(path, rows)
+            row_files().write_rows(path, rows)
             flush(path)
             return Part.of(path)
 
@@ -147,27 +147,34 @@ class Snapshots:
         """
         return self._verified(step)[0]
 
-    def _verified(self, step: int) -> tuple[dict[str, Any], list[Path]]:
+    def _verified(self, step: int) -> tuple[dict[str, Any], list[str]]:
+        """Its facts, and the names of its other files, of which the first one has the tensors."""
         facts, parts = read_description(self.folder(step), step)
         for part in parts:
             part.require_in(self.folder(step))
-        return facts, [self.folder(step) / part.name for part in parts]
+        return facts, [part.name for part in parts]
 
-    def load(self, step: int, *, joined: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(tensors, facts) of a step, on the CPU. Without `joined` a `StoredRows` stands for every
-        tensor that lies in several files.
+    def load(
+        self, step: int, *, own: tuple[int, int] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(tensors, facts) of a step, on the CPU. Of tensors that lie in several files, process
+        `own[0]` of `own[1]` gets its `Rows` alone.
 
         Raises:
             InputError: as `verify`, or the tensors are none that a run can have written.
         """
-        facts, (path, *files) = self._verified(step)
+        facts, (first, *names) = self._verified(step)
+        path = self.folder(step) / first
         try:
             tensors = read_pickle(path)
         except InputError as error:
             raise damaged(path, f"no tensors of ours ({error})") from None
         if not isinstance(tensors, dict):
             raise damaged(path, "no tensors of ours")
-        tensors = with_rows(tensors, files, joined=joined)
+        if names:
+            wholes = places(tensors)
+            rows = row_files().read_rows(self.folder(step), names, wholes, own or (0, 1))
+            tensors = with_rows(tensors, rows, joined=own is None)
         if name := self._not_finite(tensors):
             raise damaged(path, f"{name} is not finite")
         return tensors, facts
@@ -241,5 +248,7 @@ def _writing(final: Path) -> Iterator[None]:
 def _keep_only(folder: Path, names: set[str]) -> None:
     """Without what an earlier attempt, of another number of processes, left."""
     for path in folder.iterdir():
-        if path.name not in names:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in names:
             path.unlink()

@@ -35,7 +35,7 @@ from learner.objective import Student
 from learner.process_group import ProcessGroup, first_says
 from learner.relaxation import ClusterMap, RelaxationConfig, run_clusters
 from learner.resources import Render, Resources
-from learner.spread_checkpoints import checkpoints_of
+from learner.spread_checkpoints import checkpoints_of, own_part
 from learner.teacher_targets import TeacherTargets
 from learner.train import Outcome, Trained, Trainer
 
@@ -66,7 +66,7 @@ def learn(
         ledger=services.ledger,
         metrics=services.hub,
         checkpoints=_checkpoints(config, snapshots, learner, ranks),
-        found=snapshots.load(step, joined=not learner.is_spread) if step else None,
+        found=snapshots.load(step, own=own_part(learner, ranks)) if step else None,
         ranks=ranks,
         weights_dtype=config.rollout.dtype if config.samples_student else None,
         stall_seconds=config.learner.stall_seconds,

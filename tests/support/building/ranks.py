@@ -29,7 +29,7 @@ from learner.learner import Learner
 from learner.objectives import gkd
 from learner.process_group import ProcessGroup, TorchProcesses, first_says, led
 from learner.resources import Resources
-from learner.spread_checkpoints import checkpoints_of
+from learner.spread_checkpoints import checkpoints_of, own_part
 from learner.teacher_targets import TeacherTargets
 from learner.train import Trainer
 
@@ -118,7 +118,8 @@ class Trial:
         checkpoints = None
         if snapshots is not None:
             if step := snapshots.newest_step():
-                learner.restore(snapshots.load(step, joined=not learner.is_spread)[0], step)
+                found, _ = snapshots.load(step, own=own_part(learner, ranks))
+                learner.restore(found, step)
             else:
                 checkpoints = checkpoints_of(learner, snapshots, ranks, every=1, minutes=0)
         rows = []
