@@ -166,6 +166,8 @@ class Struck:
     """Of every step, each once: as of that run."""
     trained: dict[str, object]
     """The ledger's account in the last snapshot."""
+    recovered: dict[str, float]
+    """Seconds until another one was in a dead one's place, or until the learner's next step."""
     said: str
     """The last line of ours, before it was gone on with: where Ray itself ends the command, as it
     does once it misses a private cluster's raylet, lines of its own may follow."""
@@ -207,6 +209,7 @@ def strike(
         rows=len(losses(folder)),
         same_losses=losses(folder) == losses(whole),
         trained=trained(folder),
+        recovered=recovered(folder),
         said=next((line for line in reversed(said) if line.startswith("varkd")), said[-1]),
     )
 
@@ -261,6 +264,14 @@ def student(folder: Path) -> str | None:
     """Digest of what the run trained."""
     path = folder / "student.safetensors"
     return tensors_digest(load_tensors(path)[0]) if path.exists() else None
+
+
+def recovered(folder: Path) -> dict[str, float]:
+    """As the run's report has it, by who died."""
+    facts = json.loads((folder / "distill.json").read_text())
+    found = {name: each["seconds"] for name, each in facts.get("replaced", {}).items()}
+    again = [each["seconds"] for each in facts["restarts"] if "seconds" in each]
+    return found | ({"learner": max(again)} if again else {})
 
 
 def trained(folder: Path) -> dict[str, object]:

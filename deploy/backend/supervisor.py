@@ -65,6 +65,10 @@ class Supervisor:
         self._known = {name: list(role.first) for name, role in roles.items()}
         self._restarts = dict.fromkeys(roles, 0)
         self.deaths: dict[str, str] = {}
+        self.replaced: dict[str, dict[str, Any]] = {}
+        """Of those who died, by name: who is in their place, and how many `seconds` after the death
+        was noticed that one was there."""
+        self._awaited: dict[str, tuple[str, float]] = {}
         self.known_causes: dict[str, str] = {}
         """Sentences about who is gone, by somebody who knows more than that (Heartbeat)."""
         self.failure: Verdict | None = None
@@ -80,6 +84,10 @@ class Supervisor:
         """How many of each role are there."""
         return {name: crew.alive - len(crew.pending) for name, crew in self.crews.items()}
 
+    def facts(self, others: Mapping[str, str]) -> dict[str, Any]:
+        """For distill.json; `others` died whom nobody here keeps running, with their causes."""
+        return {"deaths": self.deaths | dict(others), "replaced": self.replaced}
+
     def scale(self, role: str, count: int) -> list[str]:
         """As `Crew.scale` of that role."""
         changed = self.crews[role].scale(count)
@@ -93,6 +101,7 @@ class Supervisor:
                 if not self._is_over:
                     self._settle(crew, end)
             crew.greet()
+            self._note_arrivals(crew)
             self._announce(crew)
 
     def _settle(self, crew: Crew, end: Ended) -> None:
@@ -134,7 +143,13 @@ class Supervisor:
             self._tell(f"{said}; nobody takes its place ({field})")
             return
         self._restarts[crew.name] += is_early
-        self._tell(f"{said}; {crew.add()} takes its place")
+        self._awaited[name := crew.add()] = end.name, time.monotonic()
+        self._tell(f"{said}; {name} takes its place")
+
+    def _note_arrivals(self, crew: Crew) -> None:
+        for name in self._awaited.keys() & crew.there.keys():
+            dead, since = self._awaited.pop(name)
+            self.replaced[dead] = {"by": name, "seconds": time.monotonic() - since}
 
     def _announce(self, crew: Crew) -> None:
         """Tell who sends to them which of a crew are there, if that has changed."""

@@ -181,6 +181,7 @@ def render(
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         facts=_facts(progress, facts),
         deaths=facts.get("deaths", {}),
+        replaced=facts.get("replaced", {}),
         charts=progress.charts(),
         metrics=_metrics(report),
         pictures=_pictures(workspace.root) if report else [],
@@ -219,6 +220,10 @@ def _facts(progress: Progress, facts: Mapping[str, Any]) -> dict[str, str]:
         )
     if slow := facts.get("slow_workers"):
         found["slow workers"] = ", ".join(f"{name} x{times:g}" for name, times in slow.items())
+    for restart in facts.get("restarts", []):
+        found[f"learner began again at step {restart['from']:,}"] = (
+            f"after {_number(restart.get('seconds'))} s"
+        )
     if (left_out := row.get(LEFT_OUT)) is not None:
         found["groups left out because a reward failed"] = f"{left_out:,.0f}"
     named = bottleneck(facts) or progress.bottleneck

@@ -93,6 +93,10 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         f"{_number(found.get('seconds'), '.1f')} s"
         for found in report["learner_restarts"]
     ]
+    instead = [
+        f"{dead} by {found['by']} after {found['seconds']:.1f} s"
+        for dead, found in report["replaced"].items()
+    ]
     slow = ", ".join(f"{name} x{times:g}" for name, times in report["slow_workers"].items())
     return [
         "| run | |",
@@ -111,6 +115,7 @@ def _run_table(report: dict[str, Any]) -> list[str]:
         f"| survival of the gate | {_number(report['survival_rate'], '.1%')} |",
         *([f"| rewards | {_rewards(rewards)} |"] if (rewards := report["rewards"]) else []),
         f"| workers and replicas | {_actors(report)}, {len(deaths)} died |",
+        *([f"| replaced | {one_line(', '.join(instead))} |"] if instead else []),
         *([f"| slow workers | {one_line(slow)} |"] if slow else []),
         *(["| learner began again | " + "; ".join(again) + " |"] if again else []),
         f"| seed, config | {report['seed']}, {report['config_digest']} |",

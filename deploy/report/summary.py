@@ -34,14 +34,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The report as data; every number is read from the run's own records."""
     return {
-        "fid": {name: found["fid"] for name, found in quality.metrics.items()},
-        "metrics": quality.metrics,
-        "likelihood": quality.likelihood,
-        "milliseconds_per_image": quality.drawing_ms,
-        "left_out": quality.left_out,
-        "weights": quality.weights,
-        "features": quality.features,
-        "classes_shown": list(quality.classes.values()),
+        **_measured(quality),
         "wall_seconds": round(facts.get("wall_seconds", 0.0), 2),
         "steps": facts.get("steps", 0),
         "ended": facts.get("cause") or "all steps done",
@@ -52,6 +45,7 @@ def summarise(
         "actors": _actors(rows),
         "slow_workers": facts.get("slow_workers", {}),
         "worker_deaths": facts.get("deaths", {}),
+        "replaced": facts.get("replaced", {}),
         "learner_restarts": facts.get("restarts", []),
         "leases_reissued": facts.get("ledger/reissued", 0),
         "rewards": reward_facts(rows, config.objective.rewarded()),
@@ -68,6 +62,19 @@ def summarise(
         "versions": versions(),
         "machine": {"cpus": os.cpu_count(), "cuda": torch.cuda.is_available()},
         "config_digest": digest(config),
+    }
+
+
+def _measured(quality: Quality) -> dict[str, Any]:
+    return {
+        "fid": {name: found["fid"] for name, found in quality.metrics.items()},
+        "metrics": quality.metrics,
+        "likelihood": quality.likelihood,
+        "milliseconds_per_image": quality.drawing_ms,
+        "left_out": quality.left_out,
+        "weights": quality.weights,
+        "features": quality.features,
+        "classes_shown": list(quality.classes.values()),
     }
 
 

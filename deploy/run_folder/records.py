@@ -50,6 +50,12 @@ def read_run_facts(path: Path) -> dict[str, Any]:
             f"{path}: restarts is {shortened(repr(restarts))}, no list of a learner's restarts; "
             "remove the file and make it again with `varkd distill`"
         )
+    replaced = facts.get("replaced", {})
+    if not isinstance(replaced, dict) or not all(map(_is_replacement, replaced.values())):
+        raise InputError(
+            f"{path}: replaced is {shortened(repr(replaced))}, and does not say by whom and after "
+            "how many seconds; remove the file and make it again with `varkd distill`"
+        )
     return facts
 
 
@@ -57,6 +63,12 @@ def _is_restart(found: Any) -> bool:
     """As `Ledger.restarts` gives them."""
     numbers = isinstance(found, dict) and {"from", "reached"} <= found.keys()
     return numbers and all(isinstance(value, int | float) for value in found.values())
+
+
+def _is_replacement(found: Any) -> bool:
+    """As `Supervisor.replaced` has them."""
+    is_one = isinstance(found, dict) and isinstance(found.get("by"), str)
+    return is_one and isinstance(found.get("seconds"), int | float)
 
 
 def read_numbers(path: Path) -> list[dict[str, Any]]:

@@ -216,7 +216,7 @@ def _run_local(
             outcome = run_here(workers, run.config.rollout.workers, train)
     finally:
         watch.poll(services)
-    return outcome, _gauges(services, deaths={})
+    return outcome, _gauges(services)
 
 
 def _run_on_ray(
@@ -259,7 +259,7 @@ def _run_in_actors(
                 watch.follow(services, crew, config.learner.stop_seconds)
                 time.sleep(POLL_SECONDS)
             watch.poll(services)
-            return job.result(), _gauges(services, crew.deaths | watch.deaths)
+            return job.result(), _gauges(services) | crew.facts(watch.deaths)
         except RunFailed as error:
             raise heartbeat.blamed(error) from error.__cause__
         finally:
@@ -282,10 +282,10 @@ def _last_rows(watch: Watch, services: Services) -> None:
         return
 
 
-def _gauges(services: Services, deaths: dict[str, str]) -> dict[str, Any]:
+def _gauges(services: Services) -> dict[str, Any]:
     ledger = services.ledger
     found = {**services.buffer.gauges(), **ledger.gauges(), "restarts": ledger.restarts()}
-    return {**found, "deaths": deaths}
+    return {**found, "deaths": {}}
 
 
 def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> None:

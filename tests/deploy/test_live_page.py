@@ -72,12 +72,16 @@ def test_names_from_outside_are_text_and_nothing_else_is_asked_for(run):
     progress = Progress(config)
     progress.add(rows(5, **{f"divergence/{HOSTILE}": 0.5, "loss": float("nan")}))
     facts = {"deaths": {HOSTILE: f"killed by {HOSTILE}"}, "cause": HOSTILE}
+    facts |= {"replaced": {HOSTILE: {"by": HOSTILE, "seconds": 2.345}}}
+    facts |= {"restarts": [{"from": 2, "reached": 4, "seconds": 12.0}]}
     report = {"metrics": {HOSTILE: {f"fid{HOSTILE}": 3.0, "kid": None}}}
     (workspace.root / "samples.png").write_bytes(b"png")
     page = Page(render(progress, workspace, False, facts, report))
     require_harmless(page)
     text = " ".join(page.texts)
-    assert text.count(HOSTILE) == 6, "as text, in the title of no element"
+    assert text.count(HOSTILE) == 7, "as text, in the title of no element"
+    assert f"{HOSTILE} was in its place after 2.3 s" in text
+    assert "learner began again at step 2 after 12 s" in " ".join(text.split())
     assert workspace.root.name in page.texts
     assert [image["src"] for image in page.all("img")] == ["data:image/png;base64,cG5n"]
     assert page.all("meta")[1]["content"].startswith("width=device-width")

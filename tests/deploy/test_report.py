@@ -9,6 +9,7 @@ import torch
 from building.runs import TINY
 
 from common.errors import InputError
+from deploy.report.page import to_markdown
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.distill import distill
@@ -72,6 +73,8 @@ def test_the_report_has_every_promised_number_and_picture_whatever_a_killed_one_
     assert live.count("data:image/png;base64,") == 2
     assert f"{stored['fid']['student_after']:.4g}" in live
     assert stored["bottleneck"] in live
+    stored["replaced"] = {"worker-0": {"by": "worker|2", "seconds": 3.21}}
+    assert "| replaced | worker-0 by worker\\|2 after 3.2 s |" in to_markdown(stored)
 
 
 def test_evaluation_prefers_the_teacher_and_real_images(run_in, quiet):
@@ -150,6 +153,11 @@ def require_whole(root):
         ("distill.json", '{"steps": 6', "distill.json: expected .*, which is JSON, but found"),
         ("distill.json", "[1]", "distill.json: holds no JSON object"),
         ("distill.json", '{"steps": "six"}', "distill.json: steps is 'six', no int"),
+        (
+            "distill.json",
+            '{"replaced": {"a": 1}}',
+            "distill.json: replaced is .* by whom and after",
+        ),
         ("distill.json", "\x00\xff", "distill.json: not valid UTF-8 at byte 1"),
         ("profiles.jsonl", '{"step": 1, "profile": 3}\n', "profiles.jsonl: row 1 holds no curves"),
     ],

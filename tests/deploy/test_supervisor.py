@@ -110,6 +110,7 @@ def test_a_dead_worker_is_replaced_as_often_as_the_config_allows(start):
     until(supervisor, lambda: "worker-2" in workers.members)
     assert (list(workers.members), workers.alive) == (["worker-1", "worker-2"], 2)
     assert (services.expired, services.ended) == (["worker-0"], [first])
+    assert supervisor.replaced["worker-0"]["by"] == "worker-2"
     services.made["worker-2"].die(died)
     until(supervisor, lambda: len(supervisor.deaths) == 2)
     assert list(workers.members) == ["worker-1"], "once was all"
@@ -207,8 +208,10 @@ def test_replicas_are_replaced_and_who_sends_to_them_hears_who_is_there():
     first["scorer-a-0"].die(ServiceDied("its machine is gone"))
     until(supervisor, lambda: "scorer-a-2" in replicas.members)
     assert services.news == [["scorer-a-1"]], "nobody waits for who is on the way"
+    assert supervisor.replaced == {}
     services.away = set()
     supervisor.check()
+    assert 0 < supervisor.replaced["scorer-a-0"]["seconds"] < 20
     assert supervisor.scale("scorer-a", 1) == ["scorer-a-2"], "the youngest"
     assert services.news[1:] == [["scorer-a-1", "scorer-a-2"], ["scorer-a-1"]]
     until(supervisor, lambda: list(replicas.members) == ["scorer-a-1"])

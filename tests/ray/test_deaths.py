@@ -72,6 +72,12 @@ def test_the_only_worker_teacher_and_learner_are_killed_and_others_take_their_pl
     facts = distill(*run, quiet, local=False, launch=lambda: beside(kill))
     assert facts["steps"] == 30
     assert list(facts["deaths"]) == ["worker-0", "teacher-0"]
+    assert {name: found["by"] for name, found in facts["replaced"].items()} == {
+        "worker-0": "worker-1",
+        "teacher-0": "teacher-1",
+    }
+    recovered = [found["seconds"] for found in facts["replaced"].values()]
+    assert all(0 < seconds < facts["wall_seconds"] for seconds in recovered)
     rows = rows_of(run[1])
     assert [row["step"] for row in rows] == list(range(1, 31)), "every step once"
     restarted = next(i for i in range(1, 30) if rows[i]["pid"] != rows[i - 1]["pid"])

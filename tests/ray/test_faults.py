@@ -88,6 +88,8 @@ CPUS = (0, 4, 4)
 """Of the head and two nodes, of which one has room for the whole run."""
 IS_FATAL = re.compile("gcs|node of buffer")
 """To a cluster, which nobody joins again."""
+IS_REPLACED = re.compile(r"SIG\w+ (?:all |node of (?!worker))?(teacher|learner|worker)")
+"""While the run goes on, which then says how long that took."""
 LEAVES_PROCESSES = re.compile("gcs|SIGSTOP node|node of buffer")
 """Stopped ones cannot end, and those of a cluster without a GCS hear of nothing before their
 raylets miss it, in a minute."""
@@ -133,6 +135,8 @@ def require(found: Struck, wanted: Ending, *, leaves_processes: bool = False) ->
     assert found.went_on or found.resumed == "0" or found.fault.endswith(" metrics"), found
     assert found.same_student, found
     assert found.trained == {"step": STEPS, "frontier": 2 * STEPS, "beyond": []}, found
+    if role := IS_REPLACED.match(found.fault):
+        assert [name for name in found.recovered if name.startswith(role[1])], found
     assert found.same_losses or found.fault.endswith(" metrics"), found
 
 
