@@ -4,12 +4,14 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deploy.console.versions import versions
 
+T = TypeVar("T")
 SECONDS = 120.0
 """A worker that starts on a node must import what it finds there first."""
 CARRIED_BYTES = 2**23
@@ -80,8 +82,7 @@ def check_nodes(folder: Path) -> dict[str, NodeLook | str]:
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mark = f".varkd-doctor-{secrets.token_hex(8)}"
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    mark, nodes = f".varkd-doctor-{secrets.token_hex(8)}", _living()
     names = {node["NodeID"]: f"{mark}-{index}" for index, node in enumerate(nodes)}
     task, found = ray.remote(num_cpus=0, max_retries=0)(look), {}
     sent = ray.put(payload := secrets.token_bytes(CARRIED_BYTES))
@@ -93,7 +94,7 @@ def check_nodes(folder: Path) -> dict[str, NodeLook | str]:
             options = task.options(scheduling_strategy=there, name="doctor.look")
             asked[node] = options.remote(str(folder), mark, own), there
         for node in nodes:
-            name = f"{node['NodeManagerAddress']} {node['NodeID'][:6]}"
+            name = _name(node)
             answering, there = asked[node["NodeID"]]
             try:
                 answer: NodeLook = ray.get(answering, timeout=SECONDS)
@@ -108,6 +109,44 @@ def check_nodes(folder: Path) -> dict[str, NodeLook | str]:
         for left in (mark, *names.values()):
             (folder / left).unlink(missing_ok=True)
     return found
+
+
+def ask_others(question: Callable[[], T], seconds: float = SECONDS) -> dict[str, T | str]:
+    """What `question`, a function of a module that all nodes have, gives on every living node but
+    the driver's, with all GPUs of it; or why there is no answer in `seconds`."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own, task, asked = ray.get_runtime_context().get_node_id(), ray.remote(max_retries=0), {}
+    for node in _living():
+        if node["NodeID"] != own:
+            gpus = node["Resources"].get("GPU", 0)
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": there}
+            answer = task(question).options(**options, name="doctor.ask").remote()
+            asked[_name(node)] = answer, gpus
+    found, deadline = {}, time.monotonic() + seconds
+    for name, (answer, gpus) in asked.items():
+        try:
+            found[name] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+        except GetTimeoutError:
+            ray.cancel(answer, force=True)
+            of_it = f" with all of its {gpus:g} GPUs, of which others may hold some" * bool(gpus)
+            found[name] = f"nothing was calculated there in {seconds:g} s{of_it}"
+        except RayError as error:
+            found[name] = str(error).strip().splitlines()[-1]
+    return found
+
+
+def _living() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerAddress']} {node['NodeID'][:6]}"
 
 
 def _unseen(answer: NodeLook) -> NodeLook:

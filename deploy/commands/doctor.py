@@ -3,7 +3,7 @@
 Versions, devices, threads, disks and limits; whether attention, bfloat16 and decoding on this
 device are float32's but for rounding; a sum over ranks; the files that a config names. Each line
 is ok, warn or FAIL, with what to do. The exit code is 1 where something fails. --cluster asks every
-node as well, by Ray: the same software, and a run folder that all see and write.
+node as well, by Ray: the same software, a run folder that all see and write, the same arithmetic.
 
 For example:
   varkd doctor

@@ -28,7 +28,7 @@ def machine(root: Path | None, object_store_mb: float) -> Iterator[Finding]:
     yield Finding("versions", "ok", ", ".join(f"{name} {found[name]}" for name in found))
     yield Finding("commit", "ok", commit())
     yield Finding("system", "ok", f"{platform.platform()} on {socket.gethostname()}")
-    yield from _devices()
+    yield from devices()
     yield _threads()
     memory = psutil.virtual_memory()
     said = f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free"
@@ -45,7 +45,8 @@ def existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
-def _devices() -> Iterator[Finding]:
+def devices() -> Iterator[Finding]:
+    """What computes here, and in which precision by itself."""
     device = place("auto")
     name, why = fastest_precision(device)
     if device.type == "cpu":

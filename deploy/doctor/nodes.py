@@ -1,16 +1,18 @@
-"""A cluster: every node has the same software and shares the run folder."""
+"""A cluster: every node has the same software, shares the run folder and calculates rightly."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
-from deploy.backend.node_check import CARRIED_BYTES, NodeLook, check_nodes
+from deploy.backend.node_check import CARRIED_BYTES, NodeLook, ask_others, check_nodes
 from deploy.backend.session import cluster
 from deploy.config import RunConfig
 from deploy.console.versions import versions
-from deploy.doctor.finding import Finding, judged
-from deploy.doctor.machine import GB, existing
+from deploy.doctor.arithmetic import arithmetic
+from deploy.doctor.collectives import collectives
+from deploy.doctor.finding import Finding, examined, judged
+from deploy.doctor.machine import GB, devices, existing
 
 MB = 2**20
 ALIKE = ("python", "varkd", "torch", "ray", "pyarrow")
@@ -18,7 +20,8 @@ ALIKE = ("python", "varkd", "torch", "ray", "pyarrow")
 
 
 def nodes(config: RunConfig, root: Path, target: Console) -> Iterator[Finding]:
-    """Joins the cluster that RAY_ADDRESS names, or starts one here, and asks each node.
+    """Joins the cluster that RAY_ADDRESS names, or starts one here, and asks each node; the
+    driver's has been examined by itself.
 
     Raises:
         InputError, RunFailed: there is none that can be joined, or none starts.
@@ -45,6 +48,30 @@ def nodes(config: RunConfig, root: Path, target: Console) -> Iterator[Finding]:
                 )
             advice = "mount one folder on all nodes for --out, and install the same packages"
             yield judged(f"node {name}", said, advice, fails=bool(other or wrong))
+        for name, answer in ask_others(calculation).items():
+            if isinstance(answer, str):
+                advice = "ask again while nobody is at work there: run `varkd doctor` on it"
+                yield Finding(f"node {name}", "warn", answer, advice)
+            else:
+                yield from condensed(f"node {name}", answer)
+
+
+def calculation() -> list[Finding]:
+    """On a node: its devices, whether they calculate as float32 does, and sums over ranks."""
+    checks = {"device": devices, "arithmetic": arithmetic, "collectives": collectives}
+    return [finding for name, check in checks.items() for finding in examined(name, check)]
+
+
+def condensed(node: str, found: list[Finding]) -> Iterator[Finding]:
+    """A line for what is well there, and one for each finding that is not."""
+    well = [one for one in found if one.state == "ok"]
+    devices = [one.said for one in well if one.name.startswith(("device", "precision"))]
+    others = [one.name for one in well if not one.name.startswith(("device", "precision"))]
+    said = f"{'; '.join(devices)}; as they should be: {', '.join(others) or 'none'}"
+    yield Finding(node, "ok", said)
+    for one in found:
+        if one.state != "ok":
+            yield Finding(node, one.state, f"{one.name}: {one.said}", one.advice)
 
 
 def _wrong(answer: NodeLook) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from platform import node as host
 
 import pyarrow as pa
 import pytest
@@ -14,8 +15,9 @@ from common.exchange.ledger import Ledger
 from common.exchange.schedule import Schedule
 from common.exchange.weights import Weights, WeightStore
 from deploy.backend.actors import ActorOptions
-from deploy.backend.node_check import NodeLook, carried_seconds, check_nodes, look
-from deploy.doctor.nodes import nodes
+from deploy.backend.node_check import NodeLook, ask_others, carried_seconds, check_nodes, look
+from deploy.doctor.finding import judged
+from deploy.doctor.nodes import condensed, nodes
 from deploy.run_folder.opening import open_run
 from teacher_server.scorer import Delivery
 
@@ -81,6 +83,8 @@ def test_a_record_whose_node_died_is_sampled_again(placed, sending, ray_cluster)
         going = placed(sending, Delivery(buffer), site=ActorOptions("going", cpus=CPUS))
         placed.wait_ready()
         assert going.node() != staying.node()
+        assert [*ask_others(host).values()] == [host()], "not the driver's"
+        assert [*ask_others(host, 0.0).values()] == ["nothing was calculated there in 0 s"]
         ledger.restore(START)
         assert going.send(ledger.lease("w", 0))
         assert staying.send(ledger.lease("w", 0))
@@ -128,3 +132,15 @@ def test_every_node_is_asked_for_its_software_and_the_run_folder(ray_cluster, tm
     assert carried_seconds(b"something else", ray_cluster.put(b"sent"), "DEFAULT") is None
     away = look(str(tmp_path / "away"), "mark", "own")
     assert (away.sees, away.refusal) == (False, "No such file or directory")
+
+
+def test_what_is_not_well_on_a_node_has_a_line_of_its_own():
+    found = [
+        judged("device 0", "a card", ""),
+        judged("gloo", "2 ranks sum to [3.0, 3.0]", ""),
+        judged("decoding bfloat16", "differs", "report this page", fails=True),
+    ]
+    first, second = condensed("node n", found)
+    assert first.line().endswith("a card; as they should be: gloo")
+    assert second.line().startswith("FAIL  node n")
+    assert second.line().endswith("decoding bfloat16: differs; report this page")
