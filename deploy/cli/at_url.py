@@ -4,6 +4,7 @@ before and copied back while they last and at their end."""
 import argparse
 import hashlib
 from pathlib import Path
+from shlex import quote
 
 from common.errors import InputError
 from common.files.atomic import unwritable
@@ -50,7 +51,8 @@ def working_folder(url: str) -> Path:
     except OSError as error:
         raise unwritable(parent, error) from error
     digest = hashlib.blake2b(url.encode(), digest_size=4).hexdigest()
-    return absolute(parent / f"{url.rstrip('/').rpartition('/')[2]}-{digest}")
+    name = url.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return absolute(parent / f"{name}-{digest}")
 
 
 def _fetched(arguments: argparse.Namespace, url: str, option: str, *, snapshots: bool) -> Path:
@@ -71,7 +73,7 @@ def _begin(arguments: argparse.Namespace, url: str, option: str, *, is_source: b
         if _goes_on(arguments) and not mirror.has_tokens():
             raise InputError(
                 f"{remote}: holds what --mirror copies, and neither tokens nor teacher; go on in a "
-                f"folder that has them, with --out FOLDER --resume --mirror {remote.url}"
+                f"folder that has them, with --out FOLDER --resume --mirror {quote(remote.url)}"
             )
     if getattr(arguments, "mirror", None) is not None:
         raise InputError(f"{remote}: a run that lives at a URL needs no --mirror; leave it out")

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import shtab
 
 from common.files.paths import is_url
+from common.files.urls import secret_in
 from deploy.cli.arguments import path_or_url
 from deploy.run_folder.shipped import shipped_names
 
@@ -98,6 +99,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of one command, with `run` as what to call."""
     words = sys.argv[1:] if argv is None else argv
     parser = build_parser()
+    for why in filter(None, map(secret_in, words)):  # before anything says a word again
+        parser.error(why)
     if not words:
         parser.print_help(sys.stderr)
         parser.exit(2, "\nvarkd: no command is given; begin with one of the above\n")

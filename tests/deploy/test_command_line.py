@@ -37,6 +37,8 @@ def varkd(capsys, *arguments):
         (["distill", "smoke", "--out", "a", "--out", "b"], "--out is given twice (a and b)"),
         (["distill", "seed=3"], "seed=3 is an override, but no config is given"),
         (["export", "smoke", "--layout", "offical"], "invalid choice: 'offical'"),
+        (["stop", "x", "s3://K:hidden@b/x"], "varkd: a key or a password is in the URL"),
+        (["distill", "x", "--out=s3://b/x?hidden=1"], "another option than region, scheme"),
         (["configs", "cifar"], "did you mean cifar10 or cifar10_conv?"),
     ],
 )
@@ -45,6 +47,7 @@ def test_words_that_are_nearly_right_get_one_sentence(capsys, words, sentence):
     assert (code, out) == (2, "")
     assert sentence in err
     assert err.count("\n") == 1
+    assert "hidden" not in err
 
 
 def test_no_words_at_all_show_the_help_on_stderr(capsys):
