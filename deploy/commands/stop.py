@@ -2,7 +2,7 @@
 
 As SIGTERM does: the step is finished and a snapshot stored, from which
 `varkd distill RUN --resume` goes on. The exit code is 1 where the run fails on its way out. A run
-at a URL hears of it within half a minute, or when the snapshot is there that it copies just then.
+at a URL hears of it within half a minute.
 
 For example:
   varkd stop runs/cifar10

@@ -2,6 +2,7 @@
 whoever copies carries to it (deploy/run_folder/post.py)."""
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 from common.errors import InputError
 from deploy.control.client import Seen
 from deploy.control.rendezvous import Answer, Rendezvous, asked
-from deploy.run_folder.control_files import ANSWER, FOLDER, REQUEST, new_identifier
-from deploy.run_folder.copied_files import STATUS
+from deploy.run_folder.control_files import ANSWER, FOLDER, REQUEST, STATUS, new_identifier
 from deploy.run_folder.fetching import SILENT_SECONDS, known
 from deploy.run_folder.manifest import NAME, Writer
 from deploy.run_folder.records import read_facts
@@ -22,8 +22,7 @@ FACTS = "distill.json"
 
 
 class RunAtUrl:
-    """What is there may be half a minute old; a request is found when the next round of copies is
-    done, which takes minutes where a snapshot is large."""
+    """What is there may be half a minute old, and a request is found as late."""
 
     def __init__(self, url: str, *, pause: float = 5.0, patience: float = 300.0) -> None:
         """
@@ -32,12 +31,23 @@ class RunAtUrl:
         """
         self.pause, self.patience = pause, patience
         self._remote = Remote(url, "")
+        self._seen: tuple[float, Seen] | None = None
 
     def look(self) -> Seen:
-        """
+        """As it was seen last where the storage is away for less than `patience`: who waits for a
+        run goes on waiting.
+
         Raises:
             InputError: the storage cannot be reached, or nothing is there.
         """
+        try:
+            self._seen = time.monotonic(), self._look()
+        except InputError:
+            if self._seen is None or time.monotonic() - self._seen[0] > self.patience:
+                raise
+        return self._seen[1]
+
+    def _look(self) -> Seen:
         remote = self._remote
         manifest = known(remote)
         if manifest is None:
@@ -46,7 +56,7 @@ class RunAtUrl:
             )
         with TemporaryDirectory(prefix="varkd-") as folder:
             root, facts = Path(folder), {}
-            for name in (STATUS, FACTS):
+            for name in (f"{FOLDER}/{STATUS}", FACTS):
                 try:
                     remote.get(name, root / name)
                 except FileNotFoundError:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from common.exchange.metric_files import parts_folder
 from common.files.sealed import FACTS
-from deploy.run_folder import control_files
+from deploy.run_folder.control_files import FOLDER
 from deploy.run_folder.workspace import Workspace
 
-STATUS = f"{control_files.FOLDER}/{control_files.STATUS}"
-"""What a live run says of itself: copied for others to look at, and nobody's to go on with."""
-LEFT_OUT = (control_files.FOLDER, "tensorboard")
-"""Of the folder as a whole: a meeting place, and what is drawn of the metrics."""
+LEFT_OUT = (FOLDER, "tensorboard")
+"""Of the folder as a whole: a meeting place (deploy/run_folder/post.py), and what is drawn of the
+metrics."""
 
 
 def copied_files(workspace: Workspace, *, is_complete: bool) -> dict[str, Path]:
@@ -25,8 +24,6 @@ def copied_files(workspace: Workspace, *, is_complete: bool) -> dict[str, Path]:
         made = (workspace.config, workspace.clusters, workspace.classifier)
         parts = [*made, *workspace.traces()]
     found = {str(path.relative_to(root)): path for path in _files(parts, links=is_complete)}
-    if (status := root / STATUS).is_file():
-        found[STATUS] = status
     return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.files.sealed import Part
-from deploy.run_folder.fetching import ROLLOUTS, SNAPSHOTS, known, require_nobody
+from deploy.run_folder.fetching import ROLLOUTS, SNAPSHOTS, known, require_nobody, whole_files
 from deploy.run_folder.manifest import Manifest, Writer, read_manifest
-from deploy.run_folder.remote import PART, Remote
+from deploy.run_folder.remote import PART, TROUBLE, Remote
 from deploy.run_folder.synced import Synced
 
 BEAT_SECONDS = 30.0
@@ -46,17 +46,29 @@ class Copy:
             require_nobody(self._remote, manifest, self._synced)
         return manifest
 
-    def update(self, here: Files, last: Callable[[], Files], gone: list[str]) -> None:
+    def is_ours(self) -> bool:
+        """Whether the place was taken over, and by nobody else since.
+
+        Raises:
+            OSError: somebody else is at work there, or the storage cannot be reached.
+            InputError: as `found`.
+        """
+        return self._is_begun and self._require_nobody_else() is not None
+
+    def update(
+        self, here: Files, last: Callable[[], Files], gone: list[str], *, is_live: bool = False
+    ) -> None:
         """Copy what of `here` and then of `last` is new or has changed, in that order, and remove
-        what is gone; which files are the last is asked once the others were copied.
+        what is gone; which files are the last is asked once the others were copied. Of a run that
+        `is_live` the place is taken over even before there is anything to copy.
 
         Raises:
             OSError: the storage cannot be reached, or another command took the place over.
             InputError: as `found`.
         """
-        if self._is_begun:
-            self._require_ours()
-        if not (self._is_begun or gone or self._changed({**here, **last()})):
+        if self._is_begun and not self.is_ours():  # was taken away: all of it is copied again
+            self._is_begun, self._manifest = False, Manifest(self._manifest.writer)
+        if not (self._is_begun or is_live or gone or self._changed({**here, **last()})):
             return
         if not self._is_begun:
             self._begin()
@@ -96,20 +108,22 @@ class Copy:
                 self._synced.forget(name)
         if found is not None:
             self._manifest = replace(found, writer=self._manifest.writer)
+        whole = set() if found is None else {*whole_files(self._remote, found)}
         for name in self._remote.names():
-            is_half = name.startswith(PRUNED) or name.endswith(PART)
-            if is_half and not (found and found.allowed(name) != [None]):
-                self._remote.drop(name)
+            if name not in whole and (name.startswith(PRUNED) or name.endswith(PART)):
+                self._remote.drop(name, with_folder=True)
+                self._manifest = self._with(name, None)
+                self._synced.forget(name)
+        self._store()
         self._is_begun = True
 
-    def _require_ours(self) -> None:
+    def _require_nobody_else(self) -> Manifest | None:
         found = read_manifest(self._remote)
-        if found is None:  # was taken away: all of it is copied again
-            self._is_begun, self._manifest = False, Manifest(self._manifest.writer)
-        elif found.writer != self._manifest.writer:
+        if found is not None and found.closed().writer != self._manifest.closed().writer:
             raise OSError(
                 f"`varkd {found.writer.command}` on {found.writer.host} is at work there by now"
             )
+        return found
 
     def _put(self, paths: Mapping[str, Path]) -> None:
         with ExitStack() as stack:
@@ -134,7 +148,7 @@ class Copy:
             self._tell(dict.fromkeys(names))
         for name in names:
             with suppress(FileNotFoundError):
-                self._remote.drop(name)
+                self._remote.drop(name, with_folder=True)
             self._manifest = self._with(name, None)
             self._synced.forget(name)
 
@@ -150,14 +164,18 @@ class Copy:
         self._store()
 
     def _store(self) -> None:
+        if self._is_begun:  # a round may have waited for the storage for long
+            self._require_nobody_else()
         self._manifest.store(self._remote)
         self._told = time.monotonic()
         self._synced.save()
 
     def _beat(self) -> None:
-        """A sign of life while a large file is copied."""
+        """A sign of life while a large file is copied, which goes on without it: an object that
+        is not written to its end would be there half."""
         if time.monotonic() - self._told > BEAT_SECONDS:
-            self._store()
+            with suppress(*TROUBLE):
+                self._store()
 
 
 class _Beating:

@@ -93,6 +93,23 @@ def fetch(
         synced.save()
 
 
+def whole_files(remote: Remote, manifest: Manifest) -> list[str]:
+    """What may be there, but nothing of a snapshot that was on its way when its writer died: its
+    facts come last.
+
+    Raises:
+        InputError: the storage cannot be reached.
+    """
+    names = [name for name in manifest.names() if any(manifest.allowed(name))]
+    coming = {name for name in manifest.changing if is_facts(name)}
+    try:
+        half = coming - {*remote.names(SNAPSHOTS.rstrip("/"))} if coming else set()
+    except TROUBLE as error:
+        raise InputError(f"{remote}: {reason(error)}") from None
+    folders = {name.rpartition("/")[0] for name in half}
+    return [name for name in names if name.rpartition("/")[0] not in folders]
+
+
 def without_older_snapshots(names: Iterable[str]) -> list[str]:
     """All, but of the snapshots the newest alone."""
     names = [*names]

@@ -88,8 +88,8 @@ def read_manifest(remote: Remote) -> Manifest | None:
         return Manifest(_writer(found["writer"]), bool(found["whole"]), files, changing)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
-            f"{remote}/{NAME}: no list of a run's files of ours; it was cut off or is of another "
-            "version; choose another URL, or copy the run anew"
+            f"{remote}: {NAME} is no list of a run's files of ours; it was cut off or is of "
+            "another version; choose another URL, or copy the run anew"
         ) from None
 
 

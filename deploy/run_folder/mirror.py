@@ -13,13 +13,14 @@ from typing import Self
 
 from common.background import Background
 from common.errors import InputError, RunFailed
-from deploy.run_folder.copied_files import STATUS, copied_files, metric_parts
+from deploy.run_folder.copied_files import copied_files, metric_parts
 from deploy.run_folder.copying import Copy
 from deploy.run_folder.fetching import (
     ROLLOUTS,
     SNAPSHOTS,
     fetch,
     is_facts,
+    whole_files,
     without_older_snapshots,
 )
 from deploy.run_folder.post import Post
@@ -54,11 +55,13 @@ class Mirror(Background):
         self._pause = pause
         self._synced = Synced(workspace.root, remote.url)
         self._copy = Copy(remote, self._synced, command)
-        self._post = Post(remote, workspace.root)
+        self._post = Post(remote, workspace.root, self._copy.is_ours, pause)
         self._seen: set[str] = set()
         self._superseded: set[str] = set()
         self._before = ""
         self._has_failed = False
+        self._failure: object = None
+        """Of the last round."""
 
     def is_there(self) -> bool:
         """Whether anything was copied there.
@@ -86,7 +89,7 @@ class Mirror(Background):
         """
         if (manifest := self._copy.found()) is None:
             return
-        names = [name for name in manifest.names() if any(manifest.allowed(name))]
+        names = whole_files(self._remote, manifest)
         wanted = names if all_snapshots else without_older_snapshots(names)
         if snapshots:
             self._superseded = set(names) - set(wanted)
@@ -99,8 +102,6 @@ class Mirror(Background):
             own = {name for name in here if name.partition("/")[0] not in runs}
             here = {name: path for name, path in here.items() if name not in own}
             wanted = [name for name in wanted if name not in own]
-        here.pop(STATUS, None)
-        wanted = [name for name in wanted if name != STATUS]
         try:
             fetch(self._remote, manifest, self._synced, self._workspace.root, here, wanted)
         except InputError:
@@ -151,8 +152,7 @@ class Mirror(Background):
         Raises:
             RunFailed: the run ended well, and its copy is not whole.
         """
-        failure = tried(self._last_round)
-        if not isinstance(failure, Exception):
+        if not isinstance(failure := self._failure, Exception):
             return
         sentence = (
             f"not everything could be copied to {self._remote.url}: {reason(failure)}; "
@@ -164,17 +164,21 @@ class Mirror(Background):
             raise RunFailed(sentence)
 
     def _work(self) -> None:
-        while not self._ended.wait(min(self._pause, self._post.pause)):
-            failure = tried(self._round)
-            if isinstance(failure, Exception) and not self._has_failed:
-                self._say(
-                    f"warning: {self._remote.url}: {reason(failure)}; it is tried again, and the "
-                    "run goes on"
-                )
-            self._has_failed = isinstance(failure, Exception)
+        with self._post:
+            while not self._ended.wait(self._pause):
+                failure = tried(self._round)
+                if isinstance(failure, Exception) and not self._has_failed:
+                    self._say(
+                        f"warning: {self._remote.url}: {reason(failure)}; it is tried again, and "
+                        "the run goes on"
+                    )
+                self._has_failed = isinstance(failure, Exception)
+        # Here, for a signal would cut an object short that the block's own thread sends.
+        self._failure = tried(self._last_round)
 
     def _last_round(self) -> None:
         self._round()
+        self._post.carry()
         self._copy.close()
 
     def _round(self) -> None:
@@ -188,9 +192,8 @@ class Mirror(Background):
         def last() -> dict[str, Path]:
             return {**metric_parts(self._workspace), **snapshots}
 
-        self._copy.update(others, last, self._gone(here))
+        self._copy.update(others, last, self._gone(here), is_live=self._post.has_news())
         self._seen = {*here}
-        self._post.carry()  # only where nobody else has taken the place over
 
     def _here(self) -> dict[str, Path]:
         return copied_files(self._workspace, is_complete=self._is_complete)

@@ -3,19 +3,22 @@
 import io
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from common.errors import InputError
 from common.files.sealed import Readable
+from common.files.urls import secret_in, shown, without_end
 
 T = TypeVar("T")
 Storage = Callable[[str], tuple[fs.FileSystem, str]]
+OBJECTS = ("s3", "gcs", "abfs")
+"""File systems without folders: a name may have slashes, and what is stored is there whole."""
 PART = ".part"
 PROBE = "varkd-probe/empty"
 EXPECTED = "expected a URL such as s3://bucket/runs/mine, gs://... or file:///mnt/runs/mine"
@@ -36,22 +39,25 @@ class Remote:
         system that a URL means, and the folder in it.
 
         Raises:
-            InputError: no such storage, or it cannot be reached.
+            InputError: no such storage, it cannot be reached, or the URL holds what nobody else is
+                to know.
         """
-        self.url = shown(url)
-        """Without what nobody else is to know."""
-        self._said = f"{option} {self.url}".strip()
+        self.url = without_end(url)
+        """As it may be said, and given again."""
+        self._said = f"{option} {shown(self.url)}".strip()
         if "://" not in url:
             raise InputError(f"{self}: {EXPECTED}")
+        if (why := secret_in(url)) is not None:
+            raise InputError(f"{self}: {why}")
         try:
             self._fs, self._root = opened(url.replace(" ", "%20"))
-            self.names()
+            self._require_bucket()
+        except InputError:
+            raise
         except pa.ArrowInvalid as error:  # no URL of a storage that Arrow knows
-            said = reason(error).replace(url, self.url)
-            raise InputError(f"{self}: {said}; {EXPECTED}") from None
+            raise InputError(f"{self}: {reason(error)}; {EXPECTED}") from None
         except TROUBLE as error:
-            said = reason(error).replace(url, self.url)
-            raise InputError(f"{self}: {said}") from None
+            raise InputError(f"{self}: {reason(error)}") from None
 
     def __str__(self) -> str:
         """For messages."""
@@ -64,12 +70,24 @@ class Remote:
         """
         try:
             self.put_text("", PROBE)
-            self.drop(PROBE)
+            self.drop(PROBE, with_folder=True)
         except TROUBLE as error:
             raise InputError(
                 f"{self}: cannot be written: {reason(error)}; choose another URL, or give "
                 "credentials that may"
             ) from None
+
+    def _require_bucket(self) -> None:
+        """Look at the folder; where nothing is, a bucket that is not there reads alike."""
+        bucket = self._root.strip("/").partition("/")[0]
+        if not bucket and self._fs.type_name in OBJECTS:
+            raise pa.ArrowInvalid("names no bucket")
+        if self.names() or self._fs.type_name not in OBJECTS:
+            return
+        with suppress(OSError):  # not everybody may ask
+            (found,) = self._fs.get_file_info([bucket])
+            if found.type is fs.FileType.NotFound:
+                raise InputError(f"{self}: there is no bucket {bucket}; make it, or name another")
 
     def names(self, folder: str = "") -> list[str]:
         """Of all files, or of those in one folder of it, in order.
@@ -100,7 +118,8 @@ class Remote:
             OSError: it cannot be stored, or there are fewer.
         """
         final = self._path(name)
-        self._fs.create_dir(final.rpartition("/")[0], recursive=True)
+        if self._fs.type_name not in OBJECTS:  # there it would ask for rights above the folder
+            self._fs.create_dir(final.rpartition("/")[0], recursive=True)
         is_renamed = self._fs.type_name in ("local", "hdfs")
         half = f"{final}{PART}" if is_renamed else final
         with self._fs.open_output_stream(half) as target:
@@ -145,8 +164,8 @@ class Remote:
         with self._fs.open_input_stream(self._path(name)) as source:
             return source.read(MOST_TEXT).decode()
 
-    def drop(self, name: str) -> None:
-        """With the folder that it was the last file of.
+    def drop(self, name: str, *, with_folder: bool = False) -> None:
+        """`with_folder` as well that which it was the last file of, and to which nobody else adds.
 
         Raises:
             FileNotFoundError: there is none.
@@ -155,18 +174,13 @@ class Remote:
         path = self._path(name)
         self._fs.delete_file(path)
         folder = path.rpartition("/")[0]
-        others = self._fs.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-        if "/" in name and not others:
+        if not with_folder or "/" not in name:
+            return
+        if not self._fs.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
             self._fs.delete_dir(folder)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
-
-
-def shown(url: str) -> str:
-    """Without keys and options, which may be in a URL."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def reason(error: Exception) -> str:

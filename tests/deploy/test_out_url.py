@@ -8,6 +8,7 @@ import pytest
 from building.runs import BASE, TINY
 from pyarrow import fs
 
+from common.errors import InputError
 from common.files.sealed import Part
 from common.files.snapshots import Snapshots
 from deploy.cli.at_url import working_folder
@@ -134,9 +135,30 @@ def test_a_file_may_be_as_it_was_or_as_it_will_be_while_it_is_copied(half, tmp_p
         assert not (elsewhere.root / "report.html").exists()
 
 
+class Objects:
+    """An object store, which has no folders: nobody makes one, or has to."""
+
+    type_name = "s3"
+
+    def __init__(self):
+        self._files = fs._MockFileSystem()
+        self._files.create_dir("bucket")
+
+    def open_output_stream(self, path):
+        self._files.create_dir(path.rpartition("/")[0], recursive=True)
+        return self._files.open_output_stream(path)
+
+    def __getattr__(self, name):
+        assert name != "create_dir", "which needs rights above the folder"
+        return getattr(self._files, name)
+
+
 def test_an_object_store_holds_a_run_as_a_folder_does(half, tmp_path):
     _, workspace = half()
-    store = fs._MockFileSystem()
+    store = Objects()
+    for path, sentence in (("", "names no bucket"), ("other/run", "there is no bucket other; ")):
+        with pytest.raises(InputError, match=f"--out s3://{path}: {sentence}"):
+            Remote(f"s3://{path}", "--out", lambda url, path=path: (store, path))
     there = Remote("s3://bucket/run", "--out", lambda url: (store, "bucket/run"))
     with Mirror(there, workspace, print, is_complete=True):
         pass

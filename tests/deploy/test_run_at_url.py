@@ -84,6 +84,31 @@ def test_a_run_is_scaled_and_stopped_through_its_url(varkd, tmp_path):
     assert {path.name for path in (here / "control").iterdir()} == {"status.json"}
 
 
+def test_a_run_is_asked_while_a_snapshot_is_copied(tmp_path):
+    """Which may take long: status, request and answer pass it."""
+    here, there, stop = tmp_path / "here", tmp_path / "there", Asked()
+    tensors = here / "snapshots" / "step-00000002" / "tensors.pt"
+    tensors.parent.mkdir(parents=True)
+    tensors.write_bytes(b"x")
+
+    class Slow(Remote):
+        def put(self, source, size, name):
+            if name.endswith("tensors.pt"):
+                until(lambda: stop.name is not None)
+            super().put(source, size, name)
+
+    slow = Slow(there.as_uri())
+    mirror = Mirror(slow, Workspace(here), print, is_complete=True, pause=QUICK)
+    with mirror, LiveRun(here, stop, Snapshots(here / "snapshots"), lambda: "a line", 7) as run:
+        run.begin()
+        until((there / NAME).exists)
+        place = RunAtUrl(there.as_uri(), pause=QUICK, patience=10)
+        until(lambda: (place.look().status or {}).get("state") == "running")
+        assert not (there / "snapshots").exists()
+        assert ask(place, "stop") == STOP
+    assert (there / "snapshots" / "step-00000002" / "tensors.pt").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("words", [("stop",), ("scale", "rollout=2")])
 def test_what_has_ended_says_how_it_goes_on(varkd, tmp_path, words):
     here, there = tmp_path / "here", tmp_path / "there"
@@ -102,6 +127,13 @@ def test_what_has_ended_says_how_it_goes_on(varkd, tmp_path, words):
         pass
     code, said = varkd("stop", there.as_uri())
     assert f"`varkd distill {there.as_uri()} --resume` goes on" in said
+    place = RunAtUrl(there.as_uri(), patience=10)
+    seen = place.look()
+    there.rename(tmp_path / "away")
+    assert place.look() is seen, "who waits goes on waiting"
+    place.patience = 0
+    with pytest.raises(InputError, match="nothing is there"):
+        place.look()
 
 
 def test_a_run_begins_from_the_files_of_one_at_a_url(varkd, prepared, tmp_path):
