@@ -48,7 +48,6 @@ class StudentWeights:
             return
         if self._student is not None:
             weights = self._awaited(wanted, is_wanted)
-            self._loaded = (-1, -1)  # what is damaged is noticed when some of it is there
             load(weights, self._student)
             if weights.canary is not None and isinstance(self._student, Backbone):
                 value, rounding = weights.canary

@@ -7,9 +7,7 @@ with the header's length, the header in JSON, the tensors one after the other.
 
 import json
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import prod
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.exchange.views import memory_of
-from common.exchange.weights import Digest, Payload, Weights, pieces
+from common.exchange.weights import ALIGNED, Payload, Weights
 
 STORED = {
     "F64": torch.float64,
@@ -35,8 +33,6 @@ STORED = {
 NAMES = {dtype: name for name, dtype in STORED.items()}
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 """What reading a header raises whose bytes are any: it is JSON of another kind, or shapes lie."""
-ALIGNED = 64
-"""Tensors begin at multiples of this, as vector instructions like it."""
 
 
 class Packing:
@@ -132,102 +128,62 @@ def unpack(payload: Payload) -> dict[str, Tensor]:
     Raises:
         ValueError: these are not the parts of such a file.
     """
-    return {entry.name: entry.tensor for entry in _entries(_arrays(payload))}
+    parts = [np.frombuffer(part, np.uint8) for part in payload]
+    body = 8 + int.from_bytes(parts[0][:8].tobytes(), "little")
+    header = json.loads(parts[0][8:body].tobytes())
+    header.pop("__metadata__", None)
+    ends = [*accumulate(len(part) for part in parts)]
+    whole = [torch.frombuffer(memory_of(part), dtype=torch.uint8) for part in parts]
+    found = {}
+    for name, facts in header.items():
+        dtype, (first, last) = STORED[facts["dtype"]], facts["data_offsets"]
+        at = bisect_right(ends, body + first)
+        begin = ends[at] - len(parts[at]) if at < len(parts) else body + first
+        fits = last - first == prod(facts["shape"]) * dtype.itemsize
+        if not fits or (last > first and (at == len(parts) or body + last > ends[at])):
+            raise ValueError(f"packed weights: {name} lies outside their {ends[-1] - body} bytes")
+        flat = torch.empty(0, dtype=dtype)
+        if last > first:
+            flat = whole[at][body + first - begin : body + last - begin].view(dtype)
+        found[name] = flat.view(facts["shape"])
+    return found
 
 
 def load(weights: Weights, module: nn.Module) -> None:
-    """Copy a version into the module's tensors and check its bytes on the way, so that they are
-    read from memory once.
+    """Make a version's tensors the module's, once its bytes were checked.
+
+    On a CPU they are not copied: they lie in the version's memory, which all workers of a node
+    share, for as long as the module has them. Parameters are new objects then, and nobody writes to
+    them. Tensors elsewhere, whose addresses may have been captured, are written to.
 
     Raises:
-        ValueError: it was damaged on the way, or is of another network. The module's tensors may be
-            the new ones then, the old ones, or something in between.
+        ValueError: it was damaged on the way, or is of another network; the module is as it was.
     """
-    parts, state = _arrays(weights.payload), module.state_dict()
-    at_once, later = [], []
-    for entry in _entries_of(weights, parts, state):
-        (at_once if _takes_pieces(state[entry.name]) else later).append(entry)
-    digest = Digest()
-    for number, part in enumerate(parts):
-        copies = deque(_Copy(entry, state[entry.name]) for entry in at_once if entry.part == number)
-        for start, piece in pieces(part):
-            digest.add(piece)
-            while copies and copies[0].until(start + len(piece)):
-                copies.popleft()
-    weights.require(str(digest))
-    for entry in later:
-        state[entry.name].copy_(entry.tensor)
+    state, taken = module.state_dict(), dict[str, Tensor]()
+    found = _tensors_of(weights, state)
+    weights.verified()
+    for name, tensor in found.items():
+        if state[name].device.type == "cpu":
+            taken[name] = _as_it_lies(tensor, state[name].dtype)
+        else:
+            state[name].copy_(tensor)
+    module.load_state_dict(taken, strict=False, assign=True)
 
 
-def _entries_of(
-    weights: Weights, parts: Sequence[np.ndarray], state: Mapping[str, Tensor]
-) -> "list[_Entry]":
+def _as_it_lies(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Or a copy, where products would round by where it lies: so every version gives the same."""
+    aligned = tensor.data_ptr() % ALIGNED == 0
+    return tensor if aligned and tensor.dtype == dtype else tensor.to(dtype, copy=True)
+
+
+def _tensors_of(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of a version, which are this module's; where they are not, damage is named first."""
     try:
-        entries = _entries(parts)
-        shapes = {entry.name: entry.tensor.shape for entry in entries}
+        found = unpack(weights.payload)
+        shapes = {name: tensor.shape for name, tensor in found.items()}
         if shapes != {name: value.shape for name, value in state.items()}:
             raise ValueError(f"weights of version {weights.version} are of another network")
     except MALFORMED:
         weights.verified()
         raise
-    return entries
-
-
-def _takes_pieces(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entry:
-    """A tensor of the file, and the bytes of a part that it lies in."""
-
-    name: str
-    tensor: Tensor
-    part: int
-    first: int
-    last: int
-
-
-class _Copy:
-    """Of one tensor, as far as its bytes were checked."""
-
-    def __init__(self, entry: _Entry, target: Tensor) -> None:
-        self._entry = entry
-        self._source_N, self._target_N = entry.tensor.view(-1), target.view(-1)
-        self._done = 0
-
-    def until(self, end: int) -> bool:
-        """Copy what lies before that byte of the part; whether that is all."""
-        known = min(end, self._entry.last) - self._entry.first
-        upto = max(self._done, known // self._source_N.itemsize)
-        self._target_N[self._done : upto].copy_(self._source_N[self._done : upto])
-        self._done = upto
-        return end >= self._entry.last
-
-
-def _arrays(payload: Payload) -> list[np.ndarray]:
-    return [np.frombuffer(part, np.uint8) for part in payload]
-
-
-def _entries(parts: Sequence[np.ndarray]) -> list[_Entry]:
-    """Those of the parts of a file, in their order."""
-    body = 8 + int.from_bytes(parts[0][:8].tobytes(), "little")
-    header = json.loads(parts[0][8:body].tobytes())
-    header.pop("__metadata__", None)
-    ends = [*accumulate(len(part) for part in parts)]
-    found = []
-    for name, facts in header.items():
-        dtype, (first, last) = STORED[facts["dtype"]], facts["data_offsets"]
-        at = bisect_right(ends, body + first)
-        begin = ends[at] - len(parts[at]) if at < len(parts) else body + first
-        whole = last - first == prod(facts["shape"]) * dtype.itemsize
-        if not whole or (last > first and (at == len(parts) or body + last > ends[at])):
-            raise ValueError(f"packed weights: {name} lies outside their {ends[-1] - body} bytes")
-        first, last = body + first - begin, body + last - begin
-        if last > first:
-            flat = torch.frombuffer(memory_of(parts[at][first:last]), dtype=dtype)
-        else:
-            flat = torch.empty(0, dtype=dtype)
-        found.append(_Entry(name, flat.view(facts["shape"]), at, first, last))
     return found

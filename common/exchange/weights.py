@@ -20,6 +20,8 @@ BLOCK = 2**15
 """Bytes that are added up for the digest: few sums, and each of what a cache holds."""
 PIECE = 16 * BLOCK
 """Bytes that are added to a digest and copied before the next ones."""
+ALIGNED = 64
+"""Tensors begin at multiples of this: products round by where their factors lie."""
 
 
 class Canary(NamedTuple):
@@ -74,8 +76,8 @@ class Weights:
         digest, copies = Digest(), []
         for part in self.payload:
             data = np.frombuffer(part, np.uint8)
-            copies.append(np.empty_like(data))
-            for start, piece in pieces(data):
+            copies.append(_aligned(len(data)))
+            for start, piece in _pieces(data):
                 digest.add(piece)
                 copies[-1][start : start + len(piece)] = piece
         return replace(self, payload=copies, digest=self.digest or str(digest))
@@ -94,7 +96,7 @@ class Digest:
         self._found = 0
 
     def add(self, data: np.ndarray) -> None:
-        """A part, (n,) uint8, or the next of its `pieces`."""
+        """A part, (n,) uint8, or the next of its pieces."""
         whole = len(data) - len(data) % BLOCK
         sums = data[:whole].view(np.uint64).reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64)
         self._found = zlib.crc32(data[whole:].data, zlib.crc32(sums.data, self._found))
@@ -103,7 +105,14 @@ class Digest:
         return f"{self._found:08x}"
 
 
-def pieces(part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _aligned(size: int) -> np.ndarray:
+    """Memory for so many bytes."""
+    memory = np.empty(size + ALIGNED, np.uint8)
+    first = -memory.ctypes.data % ALIGNED
+    return memory[first : first + size]
+
+
+def _pieces(part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """What a cache holds, one after the other, and where it begins: whoever adds a piece to a
     digest and then copies it reads the memory once."""
     for start in range(0, len(part), PIECE):

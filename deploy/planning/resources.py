@@ -224,7 +224,8 @@ class Sizing:
         elif isinstance(student, BackboneConfig):
             sampler = skeleton(student, self.spec).to(dtype).eval()
             weights, packed = state_bytes(sampler), packed_bytes(sampler)
-            # Built in float32, then cast; later every version arrives as bytes and as tensors.
+            # Built in float32, then cast; later what it has read of the store counts as its own:
+            # the versions that it samples with and loads, and where one lay before.
             starting = max(state_bytes(self.student) + weights, 3 * weights)
             decoding = decoding_bytes(self.config, sampler)
             decoding = max(decoding, forced_bytes(self.config, sampler))
