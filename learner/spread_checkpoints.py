@@ -7,6 +7,7 @@ and nobody waits for a file to appear.
 
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from common.errors import Diverged
 from common.files.rows import Rows, without_rows
 from common.files.sealed import Part
-from common.files.snapshots import Snapshots, part_name
+from common.files.snapshots import Snapshots
 from learner.checkpoints import Checkpoints, copied_state
 from learner.process_group import ProcessGroup, first_says
 
@@ -31,7 +32,8 @@ class SpreadCheckpoints(Checkpoints):
         """As `Checkpoints`; rank 0 says what is due."""
         super().__init__(snapshots, every=every, minutes=minutes)
         self._ranks = ranks
-        self._part: Future[Part] | None = None
+        self._part: Future[list[Part]] | None = None
+        self._names: list[list[str]] = []
         self._waiting: tuple[int, dict[str, Any], dict[str, Any]] | None = None
 
     def is_due(self, step: int) -> bool:
@@ -49,8 +51,9 @@ class SpreadCheckpoints(Checkpoints):
         self._require_finite(step, tensors)
         rows: dict[str, Rows] = {}
         rest = without_rows(copied_state(tensors), rows)
-        place = self._ranks.rank, self._ranks.world
-        self._part = self._pool.submit(self._snapshots.write_part, step, *place, rows)
+        rank, world = self._ranks.rank, self._ranks.world
+        self._names = [self._snapshots.part_names(each, world, rows) for each in range(world)]
+        self._part = self._pool.submit(self._snapshots.write_part, step, rank, world, rows)
         self._waiting = step, {**rest, **constant}, facts
         self.begin(step)
 
@@ -80,16 +83,17 @@ class SpreadCheckpoints(Checkpoints):
         assert self._part is not None
         assert self._waiting is not None
         ranks = self._ranks
-        words = torch.zeros(ranks.world, 2 + DIGITS, dtype=torch.int64)
+        words = torch.zeros(ranks.world, len(self._names[0]), 2 + DIGITS, dtype=torch.int64)
         if self._part.done():
-            part = self._part.result()
-            words[ranks.rank] = torch.tensor([1, part.bytes, *part.blake2b.encode()])
-        written = ranks.sum_(words).tolist()
+            found = self._part.result()
+            own = [[1, part.bytes, *part.blake2b.encode()] for part in found]
+            words[ranks.rank] = torch.tensor(own)
+        written = ranks.sum_(words).flatten(0, 1).tolist()
         if not all(is_done for is_done, *_ in written):
             return
         parts = [
-            Part(part_name(rank, ranks.world), size, bytes(digits).decode())
-            for rank, (_, size, *digits) in enumerate(written)
+            Part(name, size, bytes(digits).decode())
+            for name, (_, size, *digits) in zip(chain(*self._names), written, strict=True)
         ]
         if ranks.rank == 0:
             self._writing = self._pool.submit(self._snapshots.seal, *self._waiting, parts)

@@ -81,23 +81,26 @@ class _Loading(DefaultLoadPlanner):
         return self._rows[index.fqn].value
 
 
-def write_rows(path: Path, rows: Mapping[str, Rows]) -> None:
-    """Store `rows`, which are on the CPU, in one file. Its bytes are put together in memory: they
-    are there twice meanwhile.
+def write_rows(
+    folder: Path, names: Sequence[str], rows: Mapping[str, Rows], numbers: dict[str, int]
+) -> None:
+    """Store `rows`, which are on the CPU, in files `names` of `folder`; the numbers say in which,
+    counted from 1. A file's bytes are put together in memory, where no other thread gets on
+    meanwhile: many files are better than large ones.
 
     Raises:
-        OSError, RuntimeError, SafetensorError: it could not be written whole.
+        OSError, RuntimeError, SafetensorError: they could not be written whole.
     """
-    folder = path.with_suffix(".tmp")  # the writer names its file, and every process's the same
-    shutil.rmtree(folder, ignore_errors=True)
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    own = folder / f"{names[0]}.tmp"  # the writer names its files, and every process's the same
+    shutil.rmtree(own, ignore_errors=True)
+    writer = HuggingFaceStorageWriter(str(own), numbers, save_distributed=True)
     writer.per_thread_copy_ahead = 0  # else it waits for a GPU, the first one, by this thread
     values = {name: each.value for name, each in rows.items()}
     with _by_itself():
         save(values, storage_writer=writer, planner=_Saving(rows), no_dist=True)
-    (written,) = folder.iterdir()
-    written.replace(path)
-    folder.rmdir()
+    for path, name in zip(sorted(own.iterdir()), names, strict=True):
+        path.replace(folder / name)
+    own.rmdir()
 
 
 def read_rows(

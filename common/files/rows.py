@@ -61,6 +61,19 @@ def own_rows(count: int, part: int, parts: int) -> slice:
     return slice(min(count, part * each), min(count, (part + 1) * each))
 
 
+def shelved(rows: Mapping[str, Rows], parts: int, most: int) -> dict[str, int]:
+    """Which of its files, counted from 1, each of several processes writes a tensor's rows to; the
+    same for all of them. One has `most` bytes, or a single tensor's rows, or less."""
+    numbers, number, room = {}, 1, most
+    for name, each in rows.items():
+        share = -(-each.count // parts) * each.shape[1:].numel() * each.dtype.itemsize
+        if share > room and room < most:
+            number, room = number + 1, most
+        numbers[name] = number
+        room -= share
+    return numbers
+
+
 def without_rows(value: Any, found: dict[str, Rows], name: str = "") -> Any:
     """`value` with all `Rows` in it, however nested, moved to `found` by their dotted names."""
     if isinstance(value, Rows):

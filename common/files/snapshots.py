@@ -21,14 +21,12 @@ from torch import Tensor
 from common.errors import Diverged, InputError, RunFailed
 from common.files.atomic import unwritable
 from common.files.pickled import read_pickle
-from common.files.rows import Rows, places, row_files, with_rows
+from common.files.rows import Rows, places, row_files, shelved, with_rows
 from common.files.sealed import FACTS, TENSORS, Part, damaged, description, flush, read_description
 from common.finite import is_finite
 
-
-def part_name(part: int, parts: int) -> str:
-    """Of the file of one of several processes, counted from 0."""
-    return f"rows-{part + 1}-of-{parts}.safetensors"
+FILE_BYTES = 2**28
+"""Of rows; as much memory is taken, and training held up, while one is made."""
 
 
 class Snapshots:
@@ -42,6 +40,7 @@ class Snapshots:
         facts: Mapping[str, Any] | None = None,
         finite: tuple[str, ...] = (),
         guard: Callable[[], object] = lambda: None,
+        file_bytes: int = FILE_BYTES,
     ) -> None:
         """`facts` go into every snapshot; entries of the tensors named in `finite` must be so.
         `guard` raises where nothing may be stored any more; it is asked before anything changes."""
@@ -50,6 +49,7 @@ class Snapshots:
         self._facts = dict(facts or {})
         self._finite = finite
         self._guard = guard
+        self._file_bytes = file_bytes
 
     def folder(self, step: int) -> Path:
         return self.root / f"step-{step:08d}"
@@ -88,19 +88,27 @@ class Snapshots:
         shutil.rmtree(temporary, ignore_errors=True)
         self._seal(temporary, step, tensors, facts, [])
 
-    def write_part(self, step: int, part: int, parts: int, rows: Mapping[str, Rows]) -> Part:
+    def part_names(self, part: int, parts: int, rows: Mapping[str, Rows]) -> list[str]:
+        """Of the files of one of several processes, counted from 0, each of which has rows of the
+        same tensors."""
+        files = max(shelved(rows, parts, self._file_bytes).values())
+        return [f"rows-{part + 1}-of-{parts}-{file + 1}.safetensors" for file in range(files)]
+
+    def write_part(self, step: int, part: int, parts: int, rows: Mapping[str, Rows]) -> list[Part]:
         """One of several processes' rows; `seal` makes a snapshot of all of them.
 
         Raises:
             InputError: the disk is full, or the folder cannot be written.
         """
         self._guard()
-        path = self._together(step) / part_name(part, parts)
+        folder, names = self._together(step), self.part_names(part, parts, rows)
         with _writing(self.folder(step)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            row_files().write_rows(path, rows)
-            flush(path)
-            return Part.of(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            numbers = shelved(rows, parts, self._file_bytes)
+            row_files().write_rows(folder, names, rows, numbers)
+            for name in names:
+                flush(folder / name)
+            return [Part.of(folder / name) for name in names]
 
     def seal(
         self, step: int, tensors: dict[str, Any], facts: dict[str, Any], parts: Sequence[Part]

@@ -29,13 +29,13 @@ def parts_of(value, part, parts):
     return {key: parts_of(inner, part, parts) for key, inner in value.items()}
 
 
-def stored(root, parts, *, by=None, change=lambda state, part: state):
+def stored(root, parts, *, by=None, change=lambda state, part: state, **settings):
     """A snapshot of step 2, in so many parts, of which those `by` whom it is have written."""
-    snapshots, written, rest = Snapshots(root), [], {}
+    snapshots, written, rest = Snapshots(root, **settings), [], {}
     for part in range(parts) if by is None else by:
         rows = {}
         rest = without_rows(change(parts_of(WHOLE, part, parts), part), rows)
-        written.append(snapshots.write_part(2, part, parts, rows))
+        written += snapshots.write_part(2, part, parts, rows)
     snapshots.seal(2, rest, {"by": parts}, written)
     return snapshots
 
@@ -53,13 +53,14 @@ def assert_same(found, wanted):
         torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_any_number_of_processes_reads_what_any_number_wrote(tmp_path, parts):
+@pytest.mark.parametrize(("parts", "file_bytes", "files"), [(1, 100, 1), (2, 24 + 8, 2), (4, 1, 3)])
+def test_any_number_of_processes_reads_what_any_number_wrote(tmp_path, parts, file_bytes, files):
     """The last of four has no row of any tensor."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        snapshots = stored(tmp_path, parts)
+        snapshots = stored(tmp_path, parts, file_bytes=file_bytes)
     tensors, facts = snapshots.load(2)
+    assert len([*snapshots.folder(2).glob("rows-*")]) == parts * files
     assert_same(tensors, WHOLE)
     assert facts == {"by": parts}
     for readers in (1, 3, 4):
@@ -138,7 +139,7 @@ def test_other_files_than_those_that_were_written_are_not_read(tmp_path):
     snapshots = stored(tmp_path, 2)
     folder = snapshots.folder(2)
     other = folder / "a.safetensors"
-    other.write_bytes((folder / "rows-1-of-2.safetensors").read_bytes())
+    other.write_bytes((folder / "rows-1-of-2-1.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"damaged: a\.safetensors does not belong to it"):
         snapshots.load(2)
 
@@ -156,7 +157,7 @@ def test_rows_of_an_earlier_version_are_refused(tmp_path):
 def test_what_keeps_them_from_being_written_is_said(tmp_path):
     parts = tmp_path / ".step-00000002.parts"
     parts.mkdir()
-    (parts / "rows-1-of-2.tmp").touch()
+    (parts / "rows-1-of-2-1.safetensors.tmp").touch()
     with pytest.raises(InputError, match="step-00000002"):
         Snapshots(tmp_path).write_part(2, 0, 2, {"w": Rows(torch.ones(1), 0, 1)})
 

@@ -85,7 +85,7 @@ def test_snapshots_move_between_ranks_that_hold_parts_and_others(parts, tmp_path
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     whole = trial.stored({}, ours, SingleProcess())
     on_ranks(2, partial(trial.stored, FSDP, theirs), tmp_path)
-    shards = [f"rows-{number}-of-2.safetensors" for number in (1, 2)]
+    shards = [f"rows-{number}-of-2-1.safetensors" for number in (1, 2)]
     stored = theirs / "step-00000001"
     assert sorted(path.name for path in stored.iterdir()) == ["facts.json", *shards, "tensors.pt"]
     after = slice(1, None)
@@ -102,10 +102,10 @@ def test_snapshots_move_between_ranks_that_hold_parts_and_others(parts, tmp_path
     for damage in (kept[:-1], kept[:-1] + bytes([kept[-1] ^ 1])):
         shard.write_bytes(damage)
         for read in (snapshots.verify, snapshots.load):
-            with pytest.raises(InputError, match=r"rows-2-of-2\.safetensors is damaged"):
+            with pytest.raises(InputError, match=r"rows-2-of-2-1\.safetensors is damaged"):
                 read(1)
     shard.unlink()
-    with pytest.raises(InputError, match=r"rows-2-of-2\.safetensors is damaged: No such file"):
+    with pytest.raises(InputError, match=r"rows-2-of-2-1\.safetensors is damaged: No such file"):
         snapshots.verify(1)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def of_two(tmp_path, work):
     shared, barrier = {}, threading.Barrier(2)
 
     def rank(number):
-        snapshots = Slow(tmp_path, keep=1, finite=("student",))
+        snapshots = Slow(tmp_path, keep=1, finite=("student",), file_bytes=1)
         snapshots.let = threading.Event()
         ranks = Company(number, shared, barrier)
         checkpoints = SpreadCheckpoints(snapshots, ranks, every=2, minutes=0)
@@ -47,8 +47,10 @@ def of_two(tmp_path, work):
 
 def state(rank):
     """Two rows of four, as a learner's snapshot has them."""
-    rows = torch.arange(4.0).view(2, 2) + 4 * rank
-    return {"student": {"w": Rows(rows, 2 * rank, 4)}, "optimizer": {"state": {0: {"step": 3}}}}
+    student, ema = (
+        {"w": Rows(torch.arange(4.0).view(2, 2) + 4 * rank, 2 * rank, 4)} for _ in range(2)
+    )
+    return {"student": student, "ema": ema, "optimizer": {"state": {0: {"step": 3}}}}
 
 
 def test_a_snapshot_is_there_when_all_have_written(tmp_path):
@@ -61,16 +63,18 @@ def test_a_snapshot_is_there_when_all_have_written(tmp_path):
             now["student"]["w"].value.add_(100)  # training goes on
             if rank == 0 and step == 2:
                 snapshots.let.set()
+                wait([checkpoints._part])
             checkpoints.check()
-            found.append(snapshots.steps())
+            found.append([(done, snapshots.verify(done)) for done in snapshots.steps()])
             snapshots.let.set()
         checkpoints.settle()
         return [*found, checkpoints.is_missing(4), snapshots.steps()]
 
-    assert of_two(tmp_path, work) == [[False, True, [], [2], False, [4]]] * 2
+    assert of_two(tmp_path, work) == [[False, True, [], [(2, {"by": 0})], False, [4]]] * 2
     snapshots = Snapshots(tmp_path)
     tensors, facts = snapshots.load(4)
-    assert tensors["student"]["w"].tolist() == torch.arange(8.0).view(4, 2).tolist()
+    for name in ("student", "ema"):
+        assert tensors[name]["w"].tolist() == torch.arange(8.0).view(4, 2).tolist()
     assert tensors["optimizer"] == state(0)["optimizer"]
     assert tensors["versions"].tolist() == [4]
     assert facts == {"by": 0}
@@ -106,7 +110,7 @@ def sealed(root, parts):
     for part in range(parts):
         rows = {}
         rest = without_rows(state(part), rows)
-        found.append(snapshots.write_part(2, part, parts, rows))
+        found += snapshots.write_part(2, part, parts, rows)
     snapshots.seal(2, rest, {}, found)
     return snapshots
 
@@ -114,7 +118,7 @@ def sealed(root, parts):
 def test_what_other_ranks_left_half_written_does_not_stay(tmp_path):
     Snapshots(tmp_path).write_part(2, 2, 3, {"w": Rows(torch.ones(1), 2, 3)})
     folder = sealed(tmp_path, 2).folder(2)
-    names = ["facts.json", "rows-1-of-2.safetensors", "rows-2-of-2.safetensors", "tensors.pt"]
+    names = ["facts.json", "rows-1-of-2-1.safetensors", "rows-2-of-2-1.safetensors", "tensors.pt"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
@@ -125,7 +129,7 @@ def test_no_file_outside_of_the_snapshot_is_read(tmp_path):
     path = snapshots.folder(2) / "facts.json"
     found = json.loads(path.read_text())
     del found["digest"]
-    found["rows"][1]["name"] = "../rows-2-of-2.safetensors"
+    found["rows"][1]["name"] = "../rows-2-of-2-1.safetensors"
     path.write_text(json.dumps({**found, "digest": _seal(found)}))
     with pytest.raises(InputError, match=r"facts\.json is damaged: other contents"):
         snapshots.verify(2)
