@@ -185,7 +185,10 @@ LIGHT = (
     ("from common.exchange import ledger, buffer, weights, metrics", {"torch"}),
     ("import deploy.pipeline", {"sklearn", "matplotlib", "torch_fidelity"}),
     # Ray reads its authentication mode when it is imported, so that must come late.
-    ("import deploy.stages.distill, deploy.backend.session, deploy.backend.supervisor", {"ray"}),
+    (
+        "import deploy.stages.distill, deploy.backend.session, deploy.backend.supervisor",
+        {"ray", "torch.distributed.checkpoint"},
+    ),
 )
 """Code, and what must not be imported by then; what imports less comes first."""
 
