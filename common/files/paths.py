@@ -164,4 +164,9 @@ def _kind(mode: int) -> str:
 def shortened(text: str) -> str:
     """At most 80 characters of `text`, all of them printable."""
     text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or not show, spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -4,13 +4,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
 from common.errors import InputError, RunFailed
 from common.files.atomic import is_alive
+from common.files.paths import printable
 from deploy.control.rendezvous import Answer, Rendezvous
 from deploy.run_folder.lock import holder
 from deploy.run_folder.records import read_facts
@@ -154,7 +155,8 @@ def ending_of(seen: Seen) -> str:
         return f"no run is live here{steps}"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen.status["time"]))
     if seen.status.get("state") == "ended":
-        return f"not running since {since}: {seen.status.get('cause') or 'all steps are done'}"
+        cause = printable(str(seen.status.get("cause") or "all steps are done"))
+        return f"not running since {since}: {cause}"
     who = f"process {seen.status.get('pid')} on {seen.status.get('host')}"
     return f"not running since {since}: {who} ended without a word, or its machine did"
 
@@ -182,7 +184,7 @@ def _awaited(place: Place, identifier: str) -> Answer:
     while True:
         seen = place.look()
         if (answer := place.answered(identifier)) is not None:
-            return answer
+            return replace(answer, said=printable(str(answer.said)))
         if not seen.is_live:
             raise RunFailed(f"{seen.root}: {ending_of(seen)}")
         if time.monotonic() > deadline:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from common.files.paths import printable
 from deploy.console.progress import clock
 from deploy.control.client import Seen, ending_of
 
@@ -15,7 +16,8 @@ def lines(seen: Seen, now: float) -> list[str]:
     """One line per fact; what the run has not said, or said otherwise, is left out."""
     found = [("run", str(seen.root)), *_facts(seen, now)]
     width = max(len(name) for name, _ in found) + 2
-    return [f"{name:<{width}}{' '.join(text.split())}" for name, text in found]
+    # Whoever may write into the folder of a run is not to write to the terminal of who looks.
+    return [printable(f"{name:<{width}}{' '.join(text.split())}") for name, text in found]
 
 
 def one_line(seen: Seen) -> str:

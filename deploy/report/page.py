@@ -1,5 +1,6 @@
 """A run's report as a page in Markdown: the numbers of report.json, with how to read them."""
 
+import re
 from html import escape
 from typing import Any
 
@@ -163,5 +164,6 @@ def _number(value: float | None, form: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A name from outside, which may hold anything, inside a line or a table."""
-    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    """A name from outside, which may hold anything, inside a line or a table: no element, no link
+    and no picture."""
+    return re.sub(r"\||(?<=\])\(", r"\\\g<0>", escape(" ".join(text.split()), quote=False))

@@ -80,6 +80,12 @@ def test_a_run_that_was_killed_is_not_taken_for_one_that_goes_on(begin, capsys):
     assert (code, "ended without a word" in out) == (1, True), out
     code, _, err = varkd(capsys, "stop", workspace.root)
     assert (code, "ended without a word" in err, "--resume" in err) == (2, True, True), err
+    path = workspace.root / "control" / "status.json"
+    hostile = {"state": "ended", "cause": "\x1b[2Ja", "deaths": {"w": "\x1b]52;c;eA==\x07"}}
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | hostile))
+    _, out, _ = varkd(capsys, "status", workspace.root)
+    assert r"\x1b[2Ja" in out
+    assert out.replace("\n", "").isprintable(), "whoever looks has a terminal"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,10 @@ def test_the_report_has_every_promised_number_and_picture_whatever_a_killed_one_
     assert f"{stored['fid']['student_after']:.4g}" in live
     assert stored["bottleneck"] in live
     stored["replaced"] = {"worker-0": {"by": "worker|2", "seconds": 3.21}}
-    assert "| replaced | worker-0 by worker\\|2 after 3.2 s |" in to_markdown(stored)
+    stored["classes_shown"] = ["![a](http://x.example/a.png)", "<b>"]
+    page = to_markdown(stored)
+    assert "| replaced | worker-0 by worker\\|2 after 3.2 s |" in page
+    assert "2 of 10: ![a]\\(http://x.example/a.png), &lt;b&gt;." in page, "no picture, no element"
 
 
 def test_evaluation_prefers_the_teacher_and_real_images(run_in, quiet):

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from statistics import fmean
 
+from deploy.report.page import one_line
 from deploy.study.analysis.intervals import Estimate, Paired, estimate
 from deploy.study.analysis.results import METRICS, NATS, REWARDS, CellFacts
 from deploy.study.analysis.statistics import Analysis, Comparison, Summary
@@ -227,8 +227,4 @@ def cost_table(methods: Sequence[str], facts: Sequence[CellFacts]) -> list[list[
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; cells may hold anything."""
     lines = [header, ["---"] * len(header), *rows]
-    clean = [
-        [escape(cell, quote=False).replace("|", "\\|").replace("\n", " ") for cell in line]
-        for line in lines
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in clean)
+    return "".join(f"| {' | '.join(map(one_line, line))} |\n" for line in lines)

@@ -8,7 +8,6 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
+from deploy.report.page import one_line
 from deploy.study.analysis.results import (
     BASE,
     CellFacts,
@@ -115,9 +115,9 @@ def summary_markdown(
     speed: Sequence[SpeedRow] = (),
 ) -> str:
     """The page's words, main table and figures in Markdown, to be kept beside the study."""
-    facts = [f"- {name}: {_line(text)}" for name, text in about.details.items()]
+    facts = [f"- {name}: {one_line(text)}" for name, text in about.details.items()]
     lines = [
-        f"# {_line(about.title)}",
+        f"# {one_line(about.title)}",
         "",
         _run_in_words(analysis, about),
         "",
@@ -128,7 +128,7 @@ def summary_markdown(
         f"Behind a method: its mean difference in FID at guidance {analysis.guidance:g} and the "
         "joint interval.",
         "",
-        *(f"- {_line(sentence)}" for sentence in conclusions(analysis)),
+        *(f"- {one_line(sentence)}" for sentence in conclusions(analysis)),
         "",
         markdown(main_header(analysis), main_table(analysis)),
     ]
@@ -136,10 +136,6 @@ def summary_markdown(
         lines += [speed_words(speed), "", markdown(SPEED_HEADER, speed_table(speed))]
     lines += [f"![{CAPTIONS.get(name, name)}]({name}.png)\n" for name in figures]
     return "\n".join(lines)
-
-
-def _line(text: str) -> str:
-    return escape(" ".join(text.split()), quote=False)
 
 
 def render(
