@@ -7,8 +7,10 @@ a part while the file that they were in is copied, so the parts are looked for o
 """
 
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from common.background import Background
@@ -29,6 +31,8 @@ from deploy.run_folder.synced import Synced
 from deploy.run_folder.workspace import Workspace
 
 ROUND_SECONDS = 15.0
+QUIET_SECONDS = 5.0
+"""After so long the last copies are worth a word."""
 
 
 class Mirror(Background):
@@ -62,6 +66,8 @@ class Mirror(Background):
         self._has_failed = False
         self._failure: object = None
         """Of the last round."""
+        self._is_done = threading.Event()
+        """Set after it: a thread that a signal found joined counts as ended (Python 3.11)."""
 
     def is_there(self) -> bool:
         """Whether anything was copied there.
@@ -147,6 +153,26 @@ class Mirror(Background):
         self._seen = {*self._here()}
         return super().__enter__()
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Wait for the last copies, and for them through a first signal as well."""
+        self._ended.set()
+        try:
+            if not self._is_done.wait(QUIET_SECONDS):
+                self._say(f"copying the last files to {self._remote.url}")
+                self._is_done.wait()
+        except KeyboardInterrupt:
+            self._say(
+                f"still copying to {self._remote.url}; a second signal ends that, and "
+                f"{self._workspace.root} has all of it"
+            )
+            self._is_done.wait()
+        super().__exit__(kind, error, at)
+
     def _finish(self, error: BaseException | None) -> None:
         """
         Raises:
@@ -175,6 +201,7 @@ class Mirror(Background):
                 self._has_failed = isinstance(failure, Exception)
         # Here, for a signal would cut an object short that the block's own thread sends.
         self._failure = tried(self._last_round)
+        self._is_done.set()
 
     def _last_round(self) -> None:
         self._round()

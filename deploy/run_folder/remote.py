@@ -176,7 +176,10 @@ class Remote:
         folder = path.rpartition("/")[0]
         if not with_folder or "/" not in name:
             return
-        if not self._fs.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
+        if self._fs.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
+            return
+        (found,) = self._fs.get_file_info([folder])
+        if found.type is fs.FileType.Directory:  # some stores have none, or make one of a name
             self._fs.delete_dir(folder)
 
     def _path(self, name: str) -> str:

@@ -2,11 +2,13 @@
 
 import io
 import shutil
+import signal
 import threading
 from dataclasses import replace
 
 import pytest
 from building.runs import go, rows_of
+from building.waiting import until
 
 from common.errors import InputError, RunFailed
 from common.exchange.metric_files import read_rows
@@ -180,16 +182,21 @@ def test_who_was_taken_for_dead_in_the_middle_of_a_round_replaces_nothing(tmp_pa
     assert found.writer.host == "elsewhere"
 
 
-def test_the_last_copies_are_no_signals_to_interrupt(half, tmp_path):
+def test_a_signal_does_not_cut_the_last_copies_short(half, tmp_path):
     """An object that is not sent to its end would be there half."""
-    threads = set()
+    said, threads, there = [], set(), tmp_path / "there"
 
-    class Seen(Remote):
+    class Slow(Remote):
         def put(self, source, size, name):
             threads.add(threading.current_thread().name)
+            if name == "student.safetensors":
+                signal.raise_signal(signal.SIGINT)
+                until(lambda: any("a second signal ends" in words for words in said))
             super().put(source, size, name)
 
-    remote = Seen((tmp_path / "there").as_uri())
-    with Mirror(remote, half()[1], print):
+    remote = Slow(there.as_uri())
+    with Mirror(remote, half()[1], said.append):
         threads.clear()
     assert threads == {"mirror"}
+    assert (there / "student.safetensors").read_bytes()
+    assert read_manifest(remote).is_whole

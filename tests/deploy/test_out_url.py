@@ -148,8 +148,23 @@ class Objects:
         self._files.create_dir(path.rpartition("/")[0], recursive=True)
         return self._files.open_output_stream(path)
 
+    def get_file_info(self, asked):
+        found = self._files.get_file_info(asked)
+        if isinstance(asked, fs.FileSelector):
+            return found
+        return [
+            info if info.path == "bucket" or not self._is_empty(info) else fs.FileInfo(info.path)
+            for info in found
+        ]
+
+    def _is_empty(self, info):
+        """Whether it is a folder without files, so none."""
+        return info.type is fs.FileType.Directory and not self._files.get_file_info(
+            fs.FileSelector(info.path)
+        )
+
     def __getattr__(self, name):
-        assert name != "create_dir", "which needs rights above the folder"
+        assert name not in ("create_dir", "delete_dir"), "which needs rights above the folder"
         return getattr(self._files, name)
 
 
