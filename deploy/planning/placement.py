@@ -2,11 +2,13 @@
 
 Ray decides; this is first-fit over equal, empty nodes. The roles that last are one group, the ranks
 are another: each fills the emptiest node, then the next. A worker goes to the node that is the
-emptiest then. Ray looks at CPUs and GPUs alone, this at memory as well.
+emptiest then. Ray looks at CPUs and GPUs alone, this at memory as well. Where roles want a label of
+a node's (`cluster.role_label`), a node is for one role.
 """
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -40,13 +42,23 @@ class Node:
     actors: Counter[str] = field(default_factory=Counter)
     parts_mb: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Host memory by what takes it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What those who are here want it to be labelled with: of nodes that are equal, whoever comes
+    first says which label one has."""
 
     @property
     def memory_mb(self) -> float:
         return RAY_MB + math.fsum(self.parts_mb.values())
 
+    def serves(self, need: Need) -> bool:
+        """Whether it has, or may have, the label that is wanted."""
+        wanted = need.bundles.labels
+        return not (self.labels and wanted) or self.labels == wanted
+
     def room(self, need: Need) -> float:
         """How many more of them fit; a share of a GPU fits onto one GPU, several GPUs are whole."""
+        if not self.serves(need):
+            return 0.0
         by_cpus = (self.cpus + ROUNDING) // need.cpus if need.cpus else math.inf
         if not need.gpus:
             return by_cpus
@@ -57,6 +69,7 @@ class Node:
     def take(self, need: Need) -> None:
         """Put one actor here; a share goes to the fullest GPU that has room for it."""
         self.cpus -= need.cpus
+        self.labels = self.labels or need.bundles.labels
         self.parts_mb[need.role] += need.host_mb
         self.actors[need.role] += 1
         share = min(need.gpus, 1.0)
@@ -111,8 +124,10 @@ def _place(need: Need, nodes: list[Node], packed: list[Node] | None) -> None:
 
 
 def emptiest_first(need: Need, nodes: list[Node]) -> list[Node]:
-    """The nodes in the order in which they are asked for room."""
-    return sorted(nodes, key=lambda node: -node.room(need))
+    """The nodes in the order in which they are asked for room; those that have the label that is
+    wanted come before those that nobody has taken yet."""
+    labelled = bool(need.bundles.labels)
+    return sorted(nodes, key=lambda node: (labelled and not node.labels, -node.room(need)))
 
 
 def require_places(needs: list[Need], hardware: Hardware | None) -> None:
@@ -147,7 +162,10 @@ def _no_room(need: Need, number: int, nodes: list[Node]) -> InputError:
     beside = f" beside {several(taken)}" if taken else ""
     there = "this machine has" if hardware.is_here else f"cluster.nodes is {hardware.nodes} with"
     left, lower = "no node has that left", f"lower {need.bundles.fields}"
-    has_cpus = [node for node in nodes if node.cpus + ROUNDING >= need.cpus]
+    serving = [node for node in nodes if node.serves(need)]
+    if not serving:
+        left = "every node is for another role (cluster.role_label)"
+    has_cpus = [node for node in serving if node.cpus + ROUNDING >= need.cpus]
     free = max((math.fsum(gpu.free for gpu in node.gpus) for node in has_cpus), default=0.0)
     if need.gpus and free + ROUNDING >= need.gpus:
         left = f"the {free:g} GPUs that a node has free are in pieces, on no single GPU enough"

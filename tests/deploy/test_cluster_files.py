@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,8 @@ def test_every_group_has_room_for_its_role(manifest):
         assert each * need.gpus <= int(start["num-gpus"])
         assert store_mb >= anywhere + data_mb * (need.bundles.section == "rollout")
         assert memory_mb >= RAY_MB + each * need.host_mb + anywhere + store_mb
+    alike = Counter(node.labels[label] for node in plan.nodes)
+    assert alike == {name: groups[name]["replicas"] for name in GROUPS}, "as the dry run has them"
     rollout, workers = groups["rollout"], config.rollout
     most = int(rollout["rayStartParams"]["num-gpus"]) * rollout["maxReplicas"]
     assert workers.workers < workers.most_workers <= most / workers.gpus
