@@ -7,10 +7,12 @@ command hears of a loss at its next look, and where it does not end then, it is 
 """
 
 import os
+import select
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, Self
 
 import psutil
@@ -27,6 +29,7 @@ SILENT_SECONDS = 30.0
 """Ray ends the process after 60."""
 END_SECONDS = 15.0
 """A command has this long to end in order without its cluster's head."""
+STDERR = 2
 _watches: list["HeadWatch"] = []
 
 
@@ -35,6 +38,10 @@ class Head(Protocol):
 
     def lost(self) -> str | None:
         """Who is gone, as a sentence, if somebody is; asked every `LOOK_SECONDS`."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """For so long, or until somebody may be gone."""
         ...
 
     def end(self) -> None:
@@ -55,10 +62,31 @@ class PrivateProcesses:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.end = node.end
+        self._is_ending = False
         self._stopped: dict[str, int] = {}
 
+    def end(self) -> None:
+        """End them; whoever is gone from now on is not lost."""
+        self._is_ending = True
+        self._node.end()
+
+    def wait(self, seconds: float) -> None:
+        if self._is_ending or not hasattr(os, "pidfd_open"):  # which Linux has
+            time.sleep(seconds)
+            return
+        ends, handles = select.poll(), []
+        with suppress(ProcessLookupError):  # one is gone
+            for infos in list(self._node.all_processes.values()):
+                for info in infos:
+                    handles.append(os.pidfd_open(info.process.pid))
+                    ends.register(handles[-1], select.POLLIN)
+            ends.poll(1000 * seconds)
+        for handle in handles:
+            os.close(handle)
+
     def lost(self) -> str | None:
+        if self._is_ending:
+            return None
         for kind, infos in list(self._node.all_processes.items()):
             for process in [info.process for info in infos]:
                 if process.poll() is not None:
@@ -111,6 +139,9 @@ class JoinedHead:
         self._heard = time.monotonic()
         return None
 
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def end(self) -> None:
         """Nothing: it is not the command's."""
 
@@ -153,20 +184,31 @@ class HeadWatch(Background):
         self.loss = self.loss or sentence
 
     def _work(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            if self.look():
+        while not self._ended.is_set():
+            self._head.wait(LOOK_SECONDS)
+            if not self._ended.is_set() and self.look():
                 # At once: Ray may end this process as soon as it misses the raylet itself.
-                sys.stderr.write(f"\nvarkd: {self.loss}\n")
-                sys.stderr.flush()
+                _say(f"\nvarkd: {self.loss}\n")
                 break
         if self.loss is None or self._ended.wait(self._patience):
             return
         ending = threading.Thread(target=self._head.end, daemon=True)
         ending.start()
         ending.join(END_SECONDS)
-        sys.stderr.write(f"varkd: {self.loss}\n")  # the last line, whatever was said meanwhile
-        sys.stderr.flush()
+        _say(f"varkd: {self.loss}\n")  # the last line, whatever was said meanwhile
         self._force(1)
+
+
+def _say(sentence: str) -> None:
+    """To stderr, which from then on has what Python writes to it, and nothing of Ray's libraries,
+    whose log has their own account."""
+    if sys.stderr is sys.__stderr__ and sys.stderr.fileno() == STDERR:
+        sys.stderr.flush()
+        sys.stderr = os.fdopen(os.dup(STDERR), "w", buffering=1)
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), STDERR)
+    sys.stderr.write(sentence)
+    sys.stderr.flush()
 
 
 def require_head(*, now: bool = False) -> None:

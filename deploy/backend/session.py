@@ -134,8 +134,9 @@ def _start(
                         folder=folder,
                         workers=begun_imports(stack),
                     )
-                stack.enter_context(HeadWatch(PrivateProcesses(head)))  # until all has been ended
-                stack.callback(head.end)
+                processes = PrivateProcesses(head)
+                stack.enter_context(HeadWatch(processes))  # until all has been ended
+                stack.callback(processes.end)
                 stack.callback(ray.shutdown)
                 ray.init(
                     address=head.gcs_address,

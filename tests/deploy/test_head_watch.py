@@ -71,6 +71,48 @@ def test_one_that_hangs_in_it_is_ended(head, capfd):
     assert "varkd: the private cluster's gcs_server died" in capfd.readouterr().err
 
 
+def test_who_is_ended_in_order_is_not_lost(head):
+    processes = PrivateProcesses(head)
+    with HeadWatch(processes) as watch:
+        processes.end()
+        head.process.kill()
+        head.process.wait()
+        assert not watch.look()
+    assert head.ended.is_set()
+
+
+def test_a_process_that_dies_is_missed_at_once(head):
+    """And not at the next look, until when Ray may have ended the command."""
+    threading.Timer(0.1, head.process.kill).start()
+    PrivateProcesses(head).wait(3600)
+    assert head.process.wait() == -signal.SIGKILL
+
+
+WATCHED = """
+import os, sys, time
+from deploy.backend.head_watch import HeadWatch, JoinedHead, require_head
+
+class Gone(JoinedHead):
+    def lost(self):
+        return "the head is gone"
+    def wait(self, seconds):
+        pass
+
+with HeadWatch(Gone("", print)) as watch:
+    while watch.loss is None or sys.stderr is sys.__stderr__:
+        time.sleep(0.01)
+    os.write(2, b"lines of a library\\n")
+    sys.stderr.write("our last line\\n")
+"""
+
+
+def test_libraries_say_nothing_behind_our_sentence():
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True)
+    first, last = done.stderr.strip().splitlines()
+    assert first.startswith("varkd: the head is gone; go on from")
+    assert last == "our last line"
+
+
 def test_a_joined_clusters_head_may_be_silent_for_a_while():
     answers, sentence = [None, OSError, None, OSError], "the Ray cluster at head:6379 (RAY_ADDRESS)"
 
