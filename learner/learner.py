@@ -215,8 +215,10 @@ class Learner:
         if not state:
             return Weights.of(version, ())
         if dtype not in self._packing or self._layout.is_spread:
-            self._packing[dtype] = Packing(state, self._sent_as(dtype))
-        return Weights(version, self._packing[dtype].parts(), canary=value)
+            trained = {n for n, p in self._student.named_parameters() if p.requires_grad}
+            self._packing[dtype] = Packing(state, self._sent_as(dtype), state.keys() - trained)
+        packing = self._packing[dtype]
+        return Weights(version, packing.parts(), canary=value, lasting=packing.lasting_parts)
 
     @property
     def _has_canary(self) -> bool:

@@ -7,7 +7,7 @@ with the header's length, the header in JSON, the tensors one after the other.
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, groupby
 from math import prod
 
@@ -36,45 +36,79 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 class Packing:
-    """Packs one module's state again and again; takes memory for what it converts only once."""
+    """Packs one module's state again and again; takes memory for what it converts only once, and
+    gives what does not change as the same parts again."""
 
-    def __init__(self, state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        lasting: Collection[str] = (),
+    ) -> None:
         """`state` is the module's, whose tensors stay where they are; those that `dtypes` names
-        travel in its types, the others as they are."""
+        travel in its types, the others as they are. Those of `lasting` are looked at whether they
+        changed: those of one that begins and ends where any type may lie."""
         self._state = state
-        self._dtypes = dtypes
+        self._kinds = {name: dtypes.get(name, value.dtype) for name, value in state.items()}
+        self._sizes = {
+            name: value.numel() * self._kinds[name].itemsize for name, value in state.items()
+        }
+        self._lasting = {n for n in lasting if self._sizes[n] and self._sizes[n] % ALIGNED == 0}
         self._converted: dict[torch.dtype, Tensor] = {}
+        self._first: tuple[object, Payload] = [], ()
 
     def parts(self) -> Payload:
-        """The header, then a part for every tensor that is not empty, its own memory, where its
-        type and device allow it; those of a type that have to be converted are one part together.
-        Whoever keeps them copies them before the module changes."""
-        state = self._state
-        kinds = {name: self._dtypes.get(name, value.dtype) for name, value in state.items()}
-        stays = {name: _stays(value, kinds[name]) for name, value in state.items()}
-        # Wide ones first: so every offset is a multiple of its tensor's item.
-        names = sorted(
-            state, key=lambda name: (-kinds[name].itemsize, NAMES[kinds[name]], not stays[name])
-        )
-        header, end = {}, 0
-        for name in names:
-            size = state[name].numel() * kinds[name].itemsize
-            header[name] = {
-                "dtype": NAMES[kinds[name]],
-                "shape": list(state[name].shape),
-                "data_offsets": [end, end + size],
-            }
-            end += size
-        text = json.dumps(header).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNED)
-        head = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
-        parts = [head]
-        for kind, alike in groupby(names, kinds.__getitem__):
-            tensors = {name: state[name].detach() for name in alike if state[name].numel()}
-            parts += _joined([value for name, value in tensors.items() if stays[name]])
-            moved = [value for name, value in tensors.items() if not stays[name]]
+        """The header, what lasts, then a part for every other tensor that is not empty, its own
+        memory, where its type and device allow it; those of a type that have to be converted are
+        one part together. Whoever keeps them copies all behind the first `lasting_parts` before the
+        module changes."""
+        names = self._order()
+        places = [name for name in names if name in self._lasting]
+        seen = [(self._state[name].data_ptr(), self._state[name]._version) for name in places]
+        if seen != self._first[0] or not self._first[1]:
+            self._first = seen, [self._header(names), *(self._copy(name) for name in places)]
+        parts = [*self._first[1]]
+        changing = (name for name in names if name not in self._lasting)
+        for kind, alike in groupby(changing, self._kinds.__getitem__):
+            tensors = [self._state[name].detach() for name in alike if self._sizes[name]]
+            parts += _joined([value for value in tensors if _stays(value, kind)])
+            moved = [value for value in tensors if not _stays(value, kind)]
             parts += [self._together(kind, moved)] if moved else []
         return parts
+
+    @property
+    def lasting_parts(self) -> int:
+        """So many of the first parts are memory of their own, and the same objects as in the call
+        before unless they changed."""
+        return 1 + len(self._lasting)
+
+    def _order(self) -> list[str]:
+        """Of the file: wide ones first, so that every offset is a multiple of its tensor's item."""
+        kinds, state = self._kinds, self._state
+
+        def place(name: str) -> tuple[bool, int, str, bool]:
+            kind = kinds[name]
+            stays = _stays(state[name], kind)
+            return name not in self._lasting, -kind.itemsize, NAMES[kind], not stays
+
+        return sorted(state, key=place)
+
+    def _header(self, names: Sequence[str]) -> np.ndarray:
+        header, end = {}, 0
+        for name in names:
+            header[name] = {
+                "dtype": NAMES[self._kinds[name]],
+                "shape": list(self._state[name].shape),
+                "data_offsets": [end, end + self._sizes[name]],
+            }
+            end += self._sizes[name]
+        text = json.dumps(header).encode()
+        text += b" " * (-(8 + len(text)) % ALIGNED)
+        return np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+
+    def _copy(self, name: str) -> np.ndarray:
+        value = self._state[name].detach()
+        return _bytes(torch.empty(value.shape, dtype=self._kinds[name]).copy_(value))
 
     def _together(self, kind: torch.dtype, tensors: Sequence[Tensor]) -> np.ndarray:
         sizes = [tensor.numel() for tensor in tensors]

@@ -42,6 +42,9 @@ class Weights:
     """Of the payload; none before it is sealed, which a sink does beside sending it."""
     canary: Canary | None = field(default=None, kw_only=True)
     """Not with every version."""
+    lasting: int = field(default=0, kw_only=True)
+    """So many of the first parts nobody writes to, and those that are the very objects of the
+    version before need not be sent again."""
 
     @classmethod
     def of(cls, version: int, payload: Payload, canary: Canary | None = None) -> "Weights":
@@ -49,7 +52,7 @@ class Weights:
 
     def sealed(self) -> "Weights":
         """The same with its digest."""
-        return self if self.digest else replace(self, digest=digest_of(self.payload))
+        return self if self.digest else replace(self, digest=str(digest_of(self.payload)))
 
     def require(self, found: str) -> None:
         """
@@ -68,19 +71,21 @@ class Weights:
         Raises:
             ValueError: it does not match its digest, so it was damaged on the way.
         """
-        self.require(digest_of(self.payload))
+        self.require(str(digest_of(self.payload)))
         return self.payload
 
     def copied(self) -> "Weights":
         """The same, sealed, in memory of its own: what was packed changes with the module."""
-        digest, copies = Digest(), []
-        for part in self.payload:
+        lasting, copies = self.payload[: self.lasting], list[np.ndarray]()
+        digest = digest_of(lasting)
+        for part in self.payload[self.lasting :]:
             data = np.frombuffer(part, np.uint8)
             copies.append(_aligned(len(data)))
             for start, piece in _pieces(data):
                 digest.add(piece)
                 copies[-1][start : start + len(piece)] = piece
-        return replace(self, payload=copies, digest=self.digest or str(digest))
+        payload = [*lasting, *copies]
+        return replace(self, payload=payload, digest=self.digest or str(digest))
 
     def joined(self) -> np.ndarray:
         """The parts as one, (n,) uint8; empty where there are none."""
@@ -119,12 +124,12 @@ def _pieces(part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, part[start : start + PIECE]
 
 
-def digest_of(payload: Payload) -> str:
-    """The digest of all parts."""
+def digest_of(payload: Payload) -> Digest:
+    """Of all parts so far."""
     digest = Digest()
     for part in payload:
         digest.add(np.frombuffer(part, np.uint8))
-    return str(digest)
+    return digest
 
 
 class WeightSink(Protocol):

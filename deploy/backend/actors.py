@@ -102,29 +102,35 @@ class ActorHost:
 class StoredWeights(Weights):
     """Weights whose bytes lie in the object store; `payload` is empty."""
 
-    stored: Shared = field(kw_only=True)
+    stored: tuple[Shared, Shared] = field(kw_only=True)
+    """The parts that last, and those behind them."""
 
     def fetched(self) -> Weights:
         """With their bytes, where they lie in the store."""
-        return Weights(self.version, self.stored.get(), self.digest, canary=self.canary)
+        lasting, rest = (shared.get() for shared in self.stored)
+        return Weights(self.version, [*lasting, *rest], self.digest, canary=self.canary)
 
 
 class WeightActorHost(ActorHost):
     """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
     _fetched: Any = None
+    _lasting: Shared
 
     def fetch(self, offer: Any) -> None:
         """Take what a publisher offers, for the call of `keep` that follows."""
         self._fetched = offer.take()
 
-    def keep(self, bare: Weights, payload: Any) -> Any:
+    def keep(self, bare: Weights, lasting: Any, payload: Any) -> Any:
         """As `WeightStore.publish`, of the bytes that came with the call or, for None, those that
-        `fetch` took."""
+        `fetch` took and the lasting ones of the version before."""
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
         reference, self._fetched = self._fetched, None
-        stored = Shared(reference if payload is None else ray.put(payload))
+        rest = Shared(reference if payload is None else ray.put(payload))
+        if lasting is not None:
+            self._lasting = Shared(ray.put(lasting))
+        stored = self._lasting, rest
         found = StoredWeights(bare.version, (), bare.digest, canary=bare.canary, stored=stored)
         return self.call("publish", found)
 

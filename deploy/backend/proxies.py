@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import Verdict
 from common.exchange.buffer import Buffer
-from common.exchange.weights import Weights, WeightStore
+from common.exchange.weights import Payload, Weights, WeightStore
 from deploy.backend.actor_proxy import ActorProxy, answer, failed
 from deploy.backend.actors import (
     ActorHost,
@@ -41,23 +41,31 @@ def here() -> NodeAffinitySchedulingStrategy:
 
 
 class WeightsProxy(ActorProxy):
-    """The weight store, with payloads in the object store: one transfer per node.
+    """The weight store, with payloads in the object store: one transfer per node, and of what lasts
+    one for all versions.
 
     The publishing learner may die, so the store's process owns the payload.
     """
 
+    _sent: Payload | None = None
+    """What the store has of this publisher that lasts."""
+
     def publish(self, weights: Weights) -> None:
+        lasting = weights.payload[: weights.lasting]
+        sent_before = self._sent is not None and [*map(id, self._sent)] == [*map(id, lasting)]
         # An array's bytes stay where they are until Ray copies them to the store; others would go
         # through pickle first.
         arrays = [np.frombuffer(part, np.uint8) for part in weights.payload]
-        with offered(arrays) as offer:
-            sent: Any = arrays
+        first, rest = arrays[: weights.lasting], arrays[weights.lasting :]
+        with offered(rest) as offer:
+            sent: Any = rest
             if offer is not None:
                 # They are copied there while they are added up here.
                 sent = self._method("fetch", "publish").remote(offer)
             bare = replace(weights.sealed(), payload=())
             keep = self._method("keep", "publish")
-            self._ask(lambda: keep.remote(bare, sent))
+            self._ask(lambda: keep.remote(bare, None if sent_before else first, sent))
+        self._sent = lasting
 
     def get(self, version: int, timeout: float) -> Weights:
         get = self._method("call", "get")

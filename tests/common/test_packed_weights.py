@@ -148,3 +148,39 @@ def test_tensors_with_something_between_them_do_not():
     assert [len(part) for part in parts] == [16, 28, 8]
     found = unpack([head, *parts])
     assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_what_lasts_is_the_same_parts_again_until_it_changes():
+    model = network()
+    model.register_buffer("table", torch.arange(32.0).view(4, 8))
+    state, lasting = model.state_dict(), ("codes", "scale", "flags", "nothing", "table")
+    packing = Packing(state, {"0.weight": torch.bfloat16}, lasting)
+    assert packing.lasting_parts == 2, "the header, and the one that fills whole lines of memory"
+
+    def parts():
+        found = packing.parts()
+        assert {n: v.double().tolist() for n, v in unpack(found).items()} == {
+            n: v.double().tolist() for n, v in state.items()
+        }
+        return found[:2]
+
+    with torch.no_grad():
+        model[0].weight.fill_(0.5)
+        first, second = parts(), parts()
+        model[0].weight.fill_(2)
+        third = parts()
+        state["table"][0, 0] = 7
+        fourth, fifth = parts(), parts()
+    assert all(a is b is c for a, b, c in zip(first, second, third, strict=True))
+    assert fourth[1] is not first[1]
+    assert fourth[1] is fifth[1]
+    assert first[1].view(np.float32)[0] == 0, "what was handed out stays as it was"
+
+
+def test_a_copy_has_what_lasts_as_it_is():
+    packing = Packing({"a": torch.ones(16), "b": torch.ones(16)}, {}, ("a",))
+    weights = Weights(1, packing.parts(), lasting=packing.lasting_parts)
+    copied = weights.copied()
+    assert [a is b for a, b in zip(weights.payload, copied.payload, strict=True)] == [1, 1, 0]
+    assert copied.digest == weights.sealed().digest
+    assert copied.verified()

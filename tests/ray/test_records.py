@@ -1,5 +1,6 @@
 """What goes by reference on Ray: records and weights travel once, and outlive who sent them."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from building.records import START
@@ -118,6 +119,34 @@ def test_weights_outlive_the_process_that_published_them(placed, ray_cluster):
     ray_cluster.kill(publisher._actor)
     assert weights.newest(0) == 0
     assert [bytes(part) for part in weights.get(0, 20).verified()] == payload
+
+
+def test_what_lasts_is_sent_once(placed):
+    """And read where it lies already."""
+
+    class Publisher:
+        def __init__(self, weights):
+            self.weights = weights
+            self.table = np.zeros(4096, np.uint8)
+
+        def publish(self, version, *, changed=False):
+            if changed:
+                self.table = self.table + 1
+            payload = [self.table, np.full_like(self.table, version)]
+            self.weights.publish(Weights(version, payload, lasting=1))
+
+    weights = placed(WeightStore, 9, site=ActorOptions("weights"))
+    publisher = placed(Publisher, weights, site=ActorOptions("publisher"))
+    found = []
+    for version, changed in enumerate((False, False, True)):
+        publisher.publish(version, changed=changed)
+    for version in range(3):
+        first, last = weights.get(version, 0).verified()
+        assert last.tolist() == [version] * 4096
+        found.append(first)
+    assert [first[0] for first in found] == [0, 0, 1]
+    addresses = [first.ctypes.data for first in found]
+    assert addresses[0] == addresses[1] != addresses[2]
 
 
 def test_whoever_is_no_actor_can_publish_too(placed):
