@@ -5,6 +5,7 @@ The names are documented in docs/metrics.md, "Series". Every series has the labe
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from deploy.backend.joined_cluster import joined_address
 
 PREFIX = "varkd_"
 RUN = "run"
+NOTHING = sys.float_info.min
+"""What a counter begins with: a rate misses the first event of a series that begins with it, and
+Ray's counters take no zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,11 @@ class RayMetrics:
             metric = self._metric(series)
             if series.kind == "gauge":
                 metric.set(float(value), tags=labels)
-            elif (more := value - self._counted.get(key, 0)) > 0 and math.isfinite(more):
+                continue
+            if key not in self._counted:
+                self._counted[key] = 0
+                metric.inc(NOTHING, tags=labels)
+            if (more := value - self._counted[key]) > 0 and math.isfinite(more):
                 self._counted[key] = value
                 metric.inc(more, tags=labels)
 

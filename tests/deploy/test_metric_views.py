@@ -44,6 +44,7 @@ def test_the_dashboard_asks_for_series_that_are_there():
     for question, legend in zip(questions, [*legends, ""], strict=True):
         (name,) = re.findall(r"ray_\w+", question)
         if name.startswith("ray_varkd_"):
+            assert legend.startswith("{{run}}") or not legend, "several runs may be shown"
             assert set(re.findall(r"{{(\w+)}}", legend)) <= ours[name], question
             assert 'run=~"$run"' in question or question == "label_values(ray_varkd_step, run)"
         else:
@@ -57,6 +58,29 @@ def test_a_row_of_a_plug_in_has_a_name_that_prometheus_takes():
     assert (series.exported, labels) == ("ray_varkd_my_loss_x", {"context": "student"})
     series, labels = series_of("seconds/wait")
     assert (series.exported, labels) == ("ray_varkd_stage_seconds", {"stage": "wait"})
+
+
+def test_a_counter_is_there_before_anything_is_counted():
+    """Else nobody sees its first event as an increase."""
+    told = []
+
+    class Metric:
+        def set(self, value, tags):
+            pass
+
+        def inc(self, more, tags):
+            assert more > 0, "Ray takes no zero"
+            told.append(more)
+
+    class Told(RayMetrics):
+        def _metric(self, series):
+            return Metric()
+
+    metrics = Told("run")
+    for lost in (0, 0, 3, 3, 4):
+        metrics._tell({"buffer/lost": lost, "loss": 0.5})
+    assert [round(more) for more in told] == [0, 3, 1]
+    assert sum(told) == 4
 
 
 def test_a_logger_that_fails_or_hangs_holds_nothing_up():

@@ -153,7 +153,9 @@ class Objects:
         if isinstance(asked, fs.FileSelector):
             return found
         return [
-            info if info.path == "bucket" or not self._is_empty(info) else fs.FileInfo(info.path)
+            info
+            if info.path == "bucket" or not self._is_empty(info)
+            else fs.FileInfo(info.path, fs.FileType.NotFound)
             for info in found
         ]
 
