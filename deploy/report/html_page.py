@@ -18,12 +18,14 @@ from common.errors import InputError
 from common.exchange.metric_files import iterate_rows
 from common.exchange.metrics import PROFILE
 from common.files.atomic import write_text
+from common.files.paths import read_json
 from deploy.config import RunConfig
 from deploy.console.versions import versions
 from deploy.load import LoadMeter
 from deploy.report.chart import Chart, chart
 from deploy.report.curve import Curve
 from deploy.report.summary import bottleneck
+from deploy.run_folder.control_files import FOLDER, STATUS
 from deploy.run_folder.workspace import Workspace
 from learner.rewards import LEFT_OUT
 
@@ -138,9 +140,20 @@ class PageLogger:
 
     def _write(self, *, running: bool) -> None:
         if self._workspace.root.is_dir():  # nobody makes a folder anew that was taken away
-            text = render(self._progress, self._workspace, running)
+            facts = {} if running else _last_words(self._workspace.root)
+            text = render(self._progress, self._workspace, running, facts)
             write_text(self._workspace.root / NAME, text)
         self._written = time.monotonic()
+
+
+def _last_words(root: Path) -> dict[str, Any]:
+    """Why a run ended, and who died in it, as it told those who looked on."""
+    try:
+        found = read_json(root / FOLDER / STATUS, "the status of a run")
+    except (FileNotFoundError, InputError):
+        return {}
+    has_ended = isinstance(found, dict) and found.get("state") == "ended"
+    return {key: found[key] for key in ("cause", "deaths") if found.get(key)} if has_ended else {}
 
 
 def write_page(

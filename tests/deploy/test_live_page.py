@@ -109,6 +109,13 @@ def test_a_page_is_there_while_the_run_goes_on_and_says_how_it_ended(run):
     assert "Step 10 of" in path.read_text(), "a minute has not passed"
     logger.close()
     assert "Step 10 of 100: ended; the command said why" in path.read_text()
+    status = {"state": "ended", "cause": f"it failed {HOSTILE}", "deaths": {"buffer": "killed"}}
+    (workspace.root / "control").mkdir()
+    (workspace.root / "control" / "status.json").write_text(json.dumps(status))
+    logger.close()
+    text = " ".join(Page(path.read_text()).texts)
+    assert f"Step 10 of 100: it failed {HOSTILE}" in text
+    assert "buffer : killed" in text
     busy = {"learner": 0.95, "rollout": 0.2}
     write_page(config, workspace, {"cause": "stopped by SIGTERM", "busy": busy})
     assert "learner (learner 95%, rollout 20% busy;" in path.read_text()

@@ -48,6 +48,7 @@ def test_a_run_goes_on_without_one_worker_and_ends_without_any(ray_cluster, run_
     assert "the process of worker-" in str(caught.value)
     assert time.monotonic() - killed_at[1] < 10
     assert list(run[1].snapshots.rglob("facts.json")), "finished steps stay resumable"
+    assert "0 rollout workers are left" in (run[1].root / "report.html").read_text()
     require_fresh(run)
 
 
