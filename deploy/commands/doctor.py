@@ -13,12 +13,15 @@ For example:
 import argparse
 from pathlib import Path
 
-from deploy.cli.arguments import CONFIGS, add_overrides, complete
+from deploy.cli.arguments import CONFIGS, add_overrides, complete, path_or_url
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     config = parser.add_argument(
-        "config", type=Path, nargs="?", help="TOML file, run folder, or shipped config"
+        "config",
+        type=path_or_url,
+        nargs="?",
+        help="TOML file, run folder or its URL, or shipped config",
     )
     complete(config, CONFIGS)
     add_overrides(parser)

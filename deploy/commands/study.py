@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import shtab
 
-from deploy.cli.arguments import add_cpu, complete, path_option, say_changes
+from deploy.cli.arguments import add_cpu, complete, path_option, path_or_url, say_changes
 
 if TYPE_CHECKING:
     from deploy.study.runner import Harvest, StudyFolder
@@ -24,7 +24,7 @@ INTERRUPTED = "finished cells stay: the same command goes on after them"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     study = parser.add_argument(
-        "study", type=Path, help="TOML file, or a folder with a study.toml, as studies/*"
+        "study", type=path_or_url, help="TOML file, or a folder with a study.toml, as studies/*"
     )
     complete(study, shtab.FILE)
     parser.add_argument(

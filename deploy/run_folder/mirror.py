@@ -67,7 +67,7 @@ class Mirror(Background):
         self._failure: object = None
         """Of the last round."""
         self._is_done = threading.Event()
-        """Set after it: a thread that a signal found joined counts as ended (Python 3.11)."""
+        """Set after it: a thread whose join a signal interrupts counts as ended (Python 3.11)."""
 
     def is_there(self) -> bool:
         """Whether anything was copied there.
@@ -170,7 +170,6 @@ class Mirror(Background):
                 f"still copying to {self._remote.url}; a second signal ends that, and "
                 f"{self._workspace.root} has all of it"
             )
-            self._is_done.wait()
         super().__exit__(kind, error, at)
 
     def _finish(self, error: BaseException | None) -> None:

@@ -37,6 +37,8 @@ def varkd(capsys, *arguments):
         (["distill", "smoke", "--out", "a", "--out", "b"], "--out is given twice (a and b)"),
         (["distill", "seed=3"], "seed=3 is an override, but no config is given"),
         (["export", "smoke", "--layout", "offical"], "invalid choice: 'offical'"),
+        (["study", "s3://b/x?region=y"], "s3://...: is a URL, but a path was expected"),
+        (["doctor", "nope://b/x?region=y"], "nope://b/x: Unrecognized filesystem type"),
         (["stop", "x", "s3://K:hidden@b/x"], "varkd: a key or a password is in the URL"),
         (["distill", "x", "--out=s3://b/x?hidden=1"], "another option than region, scheme"),
         (["configs", "cifar"], "did you mean cifar10 or cifar10_conv?"),

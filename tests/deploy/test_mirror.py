@@ -185,12 +185,13 @@ def test_who_was_taken_for_dead_in_the_middle_of_a_round_replaces_nothing(tmp_pa
 def test_a_signal_does_not_cut_the_last_copies_short(half, tmp_path):
     """An object that is not sent to its end would be there half."""
     said, threads, there = [], set(), tmp_path / "there"
+    main = threading.get_ident()
 
     class Slow(Remote):
         def put(self, source, size, name):
             threads.add(threading.current_thread().name)
             if name == "student.safetensors":
-                signal.raise_signal(signal.SIGINT)
+                signal.pthread_kill(main, signal.SIGINT)
                 until(lambda: any("a second signal ends" in words for words in said))
             super().put(source, size, name)
 
