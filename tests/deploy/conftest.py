@@ -11,7 +11,7 @@ from deploy.run_folder.workspace import Workspace
 @pytest.fixture(scope="session")
 def one_pass_run(prepared, tmp_path_factory):
     """A finished run; no test changes its folder."""
-    return distilled(prepared, tmp_path_factory.mktemp("pairs") / "run")
+    return distilled(prepared, tmp_path_factory.mktemp("pairs") / "run", "buffer.keep_gb=1")
 
 
 @pytest.fixture

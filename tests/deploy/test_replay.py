@@ -4,6 +4,7 @@ import shutil
 
 import pyarrow as pa
 import pytest
+from building.one_pass import open_pairs
 from building.runs import go, rows_of
 
 from common.errors import InputError
@@ -104,6 +105,35 @@ def test_the_student_is_the_same_and_learns_on_in_further_epochs(run_in):
     losses = [row["loss"] for row in rows_of(other[1])]
     assert len(losses) == 6, "a finite set of rollouts serves another objective"
     assert losses != [row["loss"] for row in rows[:6]]
+
+
+def test_the_teachers_own_samples_serve_again_as_a_finite_set(run_in):
+    """SeqKD: rows of the teacher's own, with its signal and for their codes alone."""
+    teacher = ("contexts.sources.teacher.ratio=1", "contexts.sources.teacher.kind=teacher")
+    none = ("contexts.sources.data.ratio=0", "contexts.sources.student.ratio=0")
+    seqkd = (*teacher, *none, "objective.kind=kd", "learner.ordered=true", "learner.steps=2")
+    whole = run_in(*seqkd, "buffer.keep_gb=1", name="whole")
+    go(whole)
+    replay = f"rollout.replay={whole[1].rollouts}"
+    again, other = (run_in(*seqkd, replay, *more, name=str(more)) for more in ((), MORE))
+    go(again)
+    go(other)
+    losses = [[row["loss"] for row in rows_of(run[1])] for run in (whole, again, other)]
+    assert losses[1] == losses[0]
+    assert len(losses[2]) == 5
+
+
+MORE = ("objective.kind=mle", "learner.steps=5")
+"""Epochs of the same rows."""
+
+
+def test_pairs_of_noise_and_codes_serve_a_one_pass_student_again(one_pass_run, prepared, tmp_path):
+    config, whole = one_pass_run
+    again = open_pairs(prepared, tmp_path / "again", f"rollout.replay={whole.rollouts}")
+    (again[1].root / "tokens/teacher.parquet").symlink_to(whole.root / "tokens/teacher.parquet")
+    go(again)
+    assert len(rows_of(whole)) == config.learner.steps
+    assert [row["loss"] for row in rows_of(again[1])] == [row["loss"] for row in rows_of(whole)]
 
 
 def test_what_cannot_be_replayed_is_refused(run_in, tmp_path):
