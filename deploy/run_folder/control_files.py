@@ -6,8 +6,10 @@ import secrets
 FOLDER = "control"
 STATUS = "status.json"
 REQUEST, ANSWER = ".request.json", ".answer.json"
+CLOCK = ".clock"
+"""Of what is stored to see what time it is there."""
 IDENTIFIER = re.compile(r"[0-9a-f]{16}")
-"""Of a request and its answer, before their endings."""
+"""Before these endings."""
 
 
 def new_identifier() -> str:

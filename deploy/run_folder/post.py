@@ -8,7 +8,7 @@ from pathlib import Path
 from common.background import Background
 from common.errors import InputError
 from common.files.atomic import write_text
-from deploy.run_folder.control_files import ANSWER, FOLDER, REQUEST, STATUS, identifier_of
+from deploy.run_folder.control_files import ANSWER, CLOCK, FOLDER, REQUEST, STATUS, identifier_of
 from deploy.run_folder.remote import TROUBLE, Remote, reason, tried
 
 ANSWER_SECONDS = 1.0
@@ -45,7 +45,7 @@ class Post(Background):
         self._first = self._said_at()
         try:
             for name in self._remote.names(FOLDER):
-                if name.endswith((REQUEST, ANSWER)):
+                if name.endswith((REQUEST, ANSWER, CLOCK)):
                     self._remote.drop(name)
         except TROUBLE as error:
             raise InputError(f"{self._remote}: {reason(error)}") from None

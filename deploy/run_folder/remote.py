@@ -14,6 +14,7 @@ from pyarrow import fs
 from common.errors import InputError
 from common.files.sealed import Readable
 from common.files.urls import secret_in, shown, without_end
+from deploy.run_folder.control_files import CLOCK, FOLDER, new_identifier
 
 T = TypeVar("T")
 Storage = Callable[[str], tuple[fs.FileSystem, str]]
@@ -45,6 +46,7 @@ class Remote:
         self.url = without_end(url)
         """As it may be said, and given again."""
         self._said = f"{option} {shown(self.url)}".strip()
+        self._ahead: float | None = None
         if "://" not in url:
             raise InputError(f"{self}: {EXPECTED}")
         if (why := secret_in(url)) is not None:
@@ -101,14 +103,31 @@ class Remote:
         return sorted(path[len(self._root) :].lstrip("/") for path in found)
 
     def age(self, name: str) -> float:
-        """Seconds since a file was replaced, by the clock of the storage where it has one.
+        """Seconds since a file was replaced, by the clock of the storage, where it has one and lets
+        us ask it: machines' clocks may differ by more than matters.
 
         Raises:
             OSError: it cannot be reached.
         """
+        if (changed := self._changed(name)) is None:
+            return float("inf")
+        if self._ahead is None:
+            self._ahead = self._measure_clock()
+        return (datetime.now(UTC) - changed).total_seconds() + self._ahead
+
+    def _changed(self, name: str) -> datetime | None:
         (info,) = self._fs.get_file_info([self._path(name)])
-        changed = info.mtime
-        return (datetime.now(UTC) - changed).total_seconds() if changed else float("inf")
+        return info.mtime
+
+    def _measure_clock(self) -> float:
+        """Seconds by which the storage's is ahead; 0 where nothing can be stored to tell."""
+        probe = f"{FOLDER}/{new_identifier()}{CLOCK}"
+        with suppress(*TROUBLE):
+            self.put_text("", probe)
+            changed, now = self._changed(probe), datetime.now(UTC)
+            self.drop(probe)
+            return (changed - now).total_seconds() if changed else 0.0
+        return 0.0
 
     def put(self, source: Readable, size: int, name: str) -> None:
         """Store the next `size` bytes whole, or not at all: an object is there once all of it is,

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from building.runs import BASE, TINY
@@ -183,6 +184,32 @@ def test_an_object_store_holds_a_run_as_a_folder_does(half, tmp_path):
     Mirror(there, elsewhere, print, is_complete=True).fetch()
     assert elsewhere.teacher.read_bytes() == workspace.teacher.read_bytes()
     assert Snapshots(elsewhere.snapshots).verify(4)
+
+
+def test_whether_anybody_is_at_work_is_told_by_the_storages_clock(tmp_path):
+    class Ahead:
+        """Of this machine, by an hour."""
+
+        type_name = "local"
+        _files = fs.LocalFileSystem()
+
+        def get_file_info(self, asked):
+            return [
+                fs.FileInfo(
+                    i.path, i.type, size=i.size, mtime=i.mtime and i.mtime + timedelta(hours=1)
+                )
+                for i in self._files.get_file_info(asked)
+            ]
+
+        def __getattr__(self, name):
+            return getattr(self._files, name)
+
+    there = Remote("file:///there", "--out", lambda url: (Ahead(), str(tmp_path)))
+    there.put_text("", "now")
+    assert abs(there.age("now")) < 60
+    there._ahead = 0.0  # as where nothing may be written
+    assert there.age("now") < -3000
+    assert [*tmp_path.rglob("*.clock")] == []
 
 
 @pytest.mark.parametrize(
