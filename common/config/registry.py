@@ -7,12 +7,14 @@ import os
 import pkgutil
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, SecretStr, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
 
 from common.config.plugin_path import plugin_packages
+from common.config.secret_names import SECRET
 from common.errors import InputError
 
 Packages = str | tuple[str, ...]
@@ -65,14 +67,31 @@ def load_plugin(package: Packages, kind: str) -> ModuleType:
     """Import the one file that implements `kind`.
 
     Raises:
-        InputError: there is no such file; the message lists those that exist.
+        InputError: there is no such file; the message lists those that exist. Or a field of its
+            Config is a secret.
     """
     found = modules(package)
     if kind not in found:
         known = ", ".join(sorted(found))
         where = package if isinstance(package, str) else " or ".join(package)
         raise InputError(f"no {where} plug-in called {kind!r}; choose one of: {known}")
-    return importlib.import_module(found[kind])
+    module = importlib.import_module(found[kind])
+    _require_no_secret(module)
+    return module
+
+
+@lru_cache(maxsize=256)
+def _require_no_secret(module: ModuleType) -> None:
+    """Every field is written to config.toml, reports and loggers."""
+    fields: dict[str, FieldInfo] = getattr(getattr(module, "Config", None), "model_fields", {})
+    for name, field in fields.items():
+        kinds_of_it = {field.annotation, *get_args(field.annotation)}
+        if SECRET.search(name) and kinds_of_it & {str, SecretStr}:
+            raise InputError(
+                f"{module.__name__} has a field {name}, and what a config holds is in reports and "
+                "logs; let the plug-in read it from the environment, or call the field otherwise "
+                "if it is no secret"
+            )
 
 
 def make(package: Packages, fields: dict[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -22,6 +21,7 @@ from pydantic import (
 
 from common.config.known_keys import suggestion
 from common.config.merge import Layer, merge
+from common.config.secret_names import SECRET
 from common.config.toml_tree import apply_override, read_toml
 from common.errors import InputError
 from common.files.paths import shortened, user_path
@@ -85,8 +85,6 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
-SECRET = re.compile(r"(^|_)(key|token|password|secret|credentials)$", re.IGNORECASE)
-"""Names of what no message shows; no config of ours has such a field."""
 SHOWN = 6
 """Mistakes that are named before the rest is counted."""
 

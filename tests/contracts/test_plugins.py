@@ -1,6 +1,7 @@
 """One plug-in of each kind in a package of the user's own, by a config's `plugins` alone."""
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,22 @@ def test_what_is_no_package_of_plug_ins_is_refused(name, words, tmp_path, monkey
     assert str(caught.value).startswith("the command line: plugins: ")
     with pytest.raises(InputError, match=r"plugins: Input should be a valid tuple"):
         open_run(Path("smoke"), ["plugins=my_package"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "is_refused"),
+    [("api_key", "str", True), ("password", "str | None", True), ("pad_token", "int", False)],
+)
+def test_a_field_that_is_a_secret_is_refused(name, kind, is_refused, tmp_path):
+    """A number of such a name is none."""
+    folder = tmp_path / f"asking_for_{name}" / "objectives"
+    folder.mkdir(parents=True)
+    text = f"from pydantic import BaseModel\nclass Config(BaseModel):\n    {name}: {kind} = None\n"
+    (folder / "asks.py").write_text(text)
+    words = rf"objectives\.asks has a field {name}, and what"
+    with pytest.raises(InputError, match=words) if is_refused else nullcontext():
+        open_run(Path("smoke"), [f"plugins=['{folder.parent}']"])
+        assert "pad_token" in load_plugin("learner.objectives", "asks").Config.model_fields
 
 
 def test_a_plug_in_is_a_module_of_its_package(config):
