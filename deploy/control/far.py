@@ -107,6 +107,6 @@ def _name(identifier: str, ending: str) -> str:
 
 def _live(remote: Remote, writer: Writer) -> dict[str, Any] | None:
     """Who is at work there, by whether anything is copied still."""
-    if not writer.is_open or remote.age(NAME) > SILENT_SECONDS:
+    if not writer.is_open or writer.has_died or remote.age(NAME) > SILENT_SECONDS:
         return None
     return {"command": writer.command, "pid": writer.pid, "host": writer.host}

@@ -1,11 +1,9 @@
 """Bring what lies at a URL into a folder, every file as its list says that it was written."""
 
-import socket
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from common.errors import InputError
-from common.files.atomic import is_alive
 from common.files.sealed import FACTS, Part
 from deploy.run_folder.manifest import NAME, Manifest, read_manifest
 from deploy.run_folder.remote import TROUBLE, Remote, reason
@@ -45,7 +43,7 @@ def require_nobody(remote: Remote, manifest: Manifest, synced: Synced) -> None:
     writer = manifest.writer
     if not writer.is_open or writer.folder == synced.folder:  # whose lock decides
         return
-    if writer.host == socket.gethostname() and not is_alive(writer.pid):
+    if writer.has_died:
         return
     age = max(0.0, remote.age(NAME))
     if age < SILENT_SECONDS:

@@ -5,12 +5,14 @@ be: as it was, and, while it is replaced, as it will be. What is neither was dam
 """
 
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from common.errors import InputError
+from common.files.atomic import is_alive
 from common.files.sealed import Part
 from deploy.run_folder.remote import Remote
 
@@ -29,6 +31,11 @@ class Writer:
     host: str
     is_open: bool = True
     """Whether the command goes on."""
+
+    @property
+    def has_died(self) -> bool:
+        """Whether that is seen, for a process of this machine."""
+        return self.host == socket.gethostname() and not is_alive(self.pid)
 
 
 @dataclass(frozen=True)

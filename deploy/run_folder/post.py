@@ -12,6 +12,7 @@ from deploy.run_folder.control_files import ANSWER, CLOCK, FOLDER, REQUEST, STAT
 from deploy.run_folder.remote import TROUBLE, Remote, reason, tried
 
 ANSWER_SECONDS = 1.0
+"""While somebody waits for an answer, or for a first word."""
 
 
 class Post(Background):
@@ -75,9 +76,8 @@ class Post(Background):
                 self._asked.discard(identifier)
 
     def _work(self) -> None:
-        while not self._ended.wait(
-            min(self._pause, ANSWER_SECONDS) if self._asked else self._pause
-        ):
+        soon = min(self._pause, ANSWER_SECONDS)
+        while not self._ended.wait(soon if self._asked or self._told is None else self._pause):
             tried(self.carry)  # who copies says what is wrong with the storage
 
     def _said_at(self) -> int | None:

@@ -1,6 +1,8 @@
 """Commands that talk to a live run through the URL that it is copied to."""
 
 import json
+import os
+import socket
 import time
 from threading import Thread
 
@@ -16,8 +18,9 @@ from deploy.control.far import RunAtUrl
 from deploy.control.live import STOP, LiveRun
 from deploy.control.rendezvous import Answer
 from deploy.main import main
-from deploy.run_folder.manifest import NAME
+from deploy.run_folder.manifest import NAME, Manifest, Writer
 from deploy.run_folder.mirror import Mirror
+from deploy.run_folder.post import Post
 from deploy.run_folder.remote import Remote
 from deploy.run_folder.workspace import Workspace
 
@@ -107,6 +110,18 @@ def test_a_run_is_asked_while_a_snapshot_is_copied(tmp_path):
         assert not (there / "snapshots").exists()
         assert ask(place, "stop") == STOP
     assert (there / "snapshots" / "step-00000002" / "tensors.pt").read_bytes() == b"x"
+
+
+def test_a_first_word_comes_soon_and_a_process_that_is_gone_is_not_live(tmp_path):
+    here, there, ours = tmp_path / "here", Remote((tmp_path / "there").as_uri()), []
+    (here / "control").mkdir(parents=True)
+    (here / "control" / "status.json").write_text('{"time": 1}')
+    with Post(there, here, lambda: bool(ours), pause=60):
+        ours.append(True)
+        until((tmp_path / "there" / "control" / "status.json").exists, seconds=20)
+    for process, is_live in ((os.getpid(), True), (2**22 + 1, False)):  # more than there are
+        Manifest(Writer("a", "distill", process, socket.gethostname())).store(there)
+        assert RunAtUrl(there.url).look().is_live == is_live
 
 
 @pytest.mark.parametrize("words", [("stop",), ("scale", "rollout=2")])
