@@ -3,7 +3,6 @@
 Nothing in the run folder changes before the first step is done: see deploy/run_folder/start.py.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from common.data.tokens import TokenDataset, load_tokens
 from common.data.training_images import require_images
 from common.errors import Closed, InputError, RunFailed
 from common.exchange.metrics import MetricsLog
-from common.files.atomic import write_text
 from deploy.backend.bundles import node_labels, run_bundles
 from deploy.backend.launcher import Launcher, LocalLauncher, threads_as_on_ray
 from deploy.backend.role import ROLLOUT, Role
@@ -29,20 +27,18 @@ from deploy.console.progress import Bar
 from deploy.console.stopping import StopRequest, stop_request
 from deploy.control.live import LiveRun
 from deploy.pipeline import Services, Worker, run_here, wire
-from deploy.report.html_page import write_page
 from deploy.run_folder.identity import identify
 from deploy.run_folder.lock import Tenancy
 from deploy.run_folder.precision import settled_precision
-from deploy.run_folder.records import read_facts
 from deploy.run_folder.start import Begin, Start, plan, run_snapshots
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn
 from deploy.stages.milestone_quality import require_judge
 from deploy.stages.perceptual import compared_by
+from deploy.stages.run_facts import account, store
 from deploy.stages.run_logs import run_logs
 from deploy.stages.steering import Steering
-from deploy.stages.student_files import complete_students
 from deploy.stages.watch import Watch, clusters_unless_begun
 from learner.alternating_config import AlternatingConfig
 from learner.process_group import SingleProcess
@@ -126,23 +122,11 @@ def distill(
             if stop.name is None:
                 raise
         is_done = outcome.steps == config.learner.steps
-        facts = {**_account(outcome, first, None if is_done else stop.name), **gauges}
+        facts = {**account(outcome, first, None if is_done else stop.name), **gauges}
         facts |= {"wall_seconds": time.monotonic() - started, "local": local}
         if facts["begun"] or is_done:
-            _store(config, workspace, facts)
+            store(config, workspace, facts)
     return facts
-
-
-def _account(outcome: Outcome, first: int, stopped: str | None) -> dict[str, Any]:
-    """How a run that began after step `first` went, and who stopped it, if anybody."""
-    return {
-        **outcome.as_dict(),
-        "cause": f"stopped by {stopped}" if stopped else outcome.cause,
-        "stopped": stopped,
-        "begun": outcome.steps > first,
-        "resumed": first > 0,
-        "resumed_from": first,
-    }
 
 
 def _check(
@@ -286,14 +270,3 @@ def _gauges(services: Services) -> dict[str, Any]:
     ledger = services.ledger
     found = {**services.buffer.gauges(), **ledger.gauges(), "restarts": ledger.restarts()}
     return {**found, "deaths": {}}
-
-
-def _store(config: RunConfig, workspace: Workspace, facts: dict[str, Any]) -> None:
-    """The newest snapshot's student and its average, and how the run went."""
-    complete_students(config, workspace)
-    if not facts["begun"] and workspace.facts.exists():  # all steps were done earlier
-        facts = {**read_facts(workspace.facts, "distill"), "resumed": True}
-    else:
-        facts = {**facts, "rollout_dtype": config.rollout.dtype}
-    write_text(workspace.facts, json.dumps(facts, indent=2))
-    write_page(config, workspace, facts)
