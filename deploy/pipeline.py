@@ -25,6 +25,7 @@ from common.exchange.buffer import Buffer
 from common.exchange.condition import ConditionTables
 from common.exchange.ledger import Ledger
 from common.exchange.metrics import MetricsHub
+from common.exchange.weight_folder import FiledVersions, WeightFolder
 from common.exchange.weights import WeightStore
 from common.randomness import Draws, derive_seed
 from deploy.backend.actors import ActorOptions
@@ -52,7 +53,7 @@ class Services:
 
     ledger: Ledger
     buffer: Buffer
-    weights: WeightStore
+    weights: WeightStore | WeightFolder
     hub: MetricsHub
 
     def close(self, cause: str | Verdict) -> None:
@@ -70,6 +71,7 @@ def wire(
     generated: TokenDataset | None = None,
     conditions: ConditionTables | None = None,
     classifier: Path | None = None,
+    versions: Path | None = None,
 ) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
     """Create every service, hand each the ones it talks to, and say how workers and, by name,
     replicas of scorers are made, at any time: a worker that comes late samples with the weights of
@@ -77,7 +79,8 @@ def wire(
 
     `generated` is the teacher's own token dataset, where a context reads one; `conditions` are by
     default those of the config. What only the teacher may know of them is handed to nobody else.
-    `classifier` is the run's own one, for scorers that look at images.
+    `classifier` is the run's own one, for scorers that look at images. `versions` is a folder of
+    this run alone where the student's weights travel as files, if they do.
     """
     tables = conditions or config.conditions.tables(data.spec.num_classes)
     schedule = config.schedule()
@@ -87,9 +90,8 @@ def wire(
     buffer = place(
         Buffer, schedule, max_bytes=limit, ledger=ledger, site=ActorOptions("buffer", calls)
     )
-    weights = place(WeightStore, schedule.versions_kept, site=ActorOptions("weights", calls))
-    hub = place(MetricsHub, site=ActorOptions("metrics"))
-    services = Services(ledger, buffer, weights, hub)
+    weights = _weights(place, schedule.versions_kept, versions, calls)
+    services = Services(ledger, buffer, weights, place(MetricsHub, site=ActorOptions("metrics")))
     limits = limits_of(config)[ROLLOUT]
     if config.rollout.replay is not None:
         replay = _replay_factory(config, config.rollout.replay, place, ledger, buffer)
@@ -101,6 +103,16 @@ def wire(
         config, data, teacher, place, generated, weights, ledger, onward, tables.for_student()
     )
     return services, Role(limits, "worker", make_worker), scorers
+
+
+def _weights(
+    place: Launcher, keep_behind: int, folder: Path | None, calls: int
+) -> WeightStore | WeightFolder:
+    """Where the bytes of versions lie; the service says in both cases which ones there are."""
+    site = ActorOptions("weights", calls)
+    if folder is None:
+        return place(WeightStore, keep_behind, site=site)
+    return WeightFolder(place(FiledVersions, keep_behind, site=site), folder, keep_behind)
 
 
 def _draws(config: RunConfig, data: TokenDataset) -> Draws:
@@ -169,7 +181,7 @@ def _worker_factory(
     teacher: ModelFile,
     place: Launcher,
     generated: TokenDataset | None,
-    weights: WeightStore,
+    weights: WeightStore | WeightFolder,
     ledger: Ledger,
     scorers: Callable[[], Onward],
     conditions: ConditionTables,

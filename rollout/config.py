@@ -55,6 +55,10 @@ class RolloutConfig(Config):
     """Precision of sampling and of the published weights. bfloat16 draws from the distribution of
     rounded weights, whose log-probabilities the records have; auto chooses it where this machine
     accelerates it, and says so."""
+    weights_folder: UserPath | None = None
+    """Where versions of the student travel as files: a folder that the driver, the learner and all
+    workers see, with room for a few versions (`--dry-run` says how much). By default they travel
+    through Ray's object store, or stay in memory in one process. Several runs may share it."""
     cpus: Cpus = 1
     """Logical CPUs reserved per worker on the cluster, and threads that it computes with (one for
     less than 2). Another number of threads rounds sums otherwise, in the last bits."""

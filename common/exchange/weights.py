@@ -80,8 +80,8 @@ class Weights:
         digest = digest_of(lasting)
         for part in self.payload[self.lasting :]:
             data = np.frombuffer(part, np.uint8)
-            copies.append(_aligned(len(data)))
-            for start, piece in _pieces(data):
+            copies.append(aligned(len(data)))
+            for start, piece in pieces(data):
                 digest.add(piece)
                 copies[-1][start : start + len(piece)] = piece
         payload = [*lasting, *copies]
@@ -110,14 +110,14 @@ class Digest:
         return f"{self._found:08x}"
 
 
-def _aligned(size: int) -> np.ndarray:
+def aligned(size: int) -> np.ndarray:
     """Memory for so many bytes."""
     memory = np.empty(size + ALIGNED, np.uint8)
     first = -memory.ctypes.data % ALIGNED
     return memory[first : first + size]
 
 
-def _pieces(part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def pieces(part: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """What a cache holds, one after the other, and where it begins: whoever adds a piece to a
     digest and then copies it reads the memory once."""
     for start in range(0, len(part), PIECE):

@@ -81,6 +81,7 @@ def missing(config: RunConfig, workspace: Workspace) -> list[str]:
         wanted += [("images.train", path, "") for path in config.images.missing("train")]
         wanted += [("images.test", path, "") for path in config.images.missing("test")]
     wanted += [(f"{key}.weights", net.weights, "") for key, net in parts(config, LpipsConfig)]
+    wanted.append(("rollout.weights_folder", config.rollout.weights_folder, ""))
     packages = [net for _, net in parts(config, LpipsConfig) if not net.is_installed]
     return [f"missing: the package {PACKAGE}, pip install {PACKAGE}" for _ in packages[:1]] + [
         f"missing: {name} {path}" + (f", which `varkd {command}` makes" if command else "")

@@ -196,9 +196,15 @@ def _describe_wire(config: RunConfig, sizing: Sizing, rate: tuple[float, str]) -
     every = every or str(config.learner.publish_every)
     weights = "none are sent, for nobody samples the student"
     if config.samples_student:
+        reader = "worker" if sizing.filed_bytes else "node"
         weights = (
-            f"{sizing.version_bytes / 1e6:.2f} MB per version and node, every "
+            f"{sizing.version_bytes / 1e6:.2f} MB per version and {reader}, every "
             f"{every} steps, at most {sizing.versions} versions kept"
+        )
+    if sizing.filed_bytes:
+        weights += (
+            f", as files in {config.rollout.weights_folder}: {sizing.filed_bytes / 1e6:.2f} MB of "
+            "its disk at a time"
         )
     signal = config.teacher.signal.kind if config.asks_teacher else "not scored by the teacher"
     return {

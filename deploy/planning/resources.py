@@ -146,9 +146,21 @@ class Sizing:
 
     @property
     def shared_bytes(self) -> int:
-        """In Ray's object store, were it all on one node: versions, records and token data."""
+        """In Ray's object store, were it all on one node: versions, unless they are files, records
+        and token data."""
         records = self.config.schedule().most_outstanding * self.row_bytes
-        return self.versions * self.version_bytes + records + self.data_bytes
+        return self._stored_bytes + records + self.data_bytes
+
+    @property
+    def filed_bytes(self) -> int:
+        """Of the disk of `rollout.weights_folder`: the store's versions, and the one before or the
+        one that is being written."""
+        has_files = self.config.rollout.weights_folder is not None
+        return has_files * (self.versions + 1) * self.version_bytes
+
+    @property
+    def _stored_bytes(self) -> int:
+        return 0 if self.filed_bytes else self.versions * self.version_bytes
 
     def needs(self, on_gpu: Callable[[str, float], bool]) -> list[Need]:
         """Every kind of actor, in the order in which the command asks for them; `on_gpu` tells from
@@ -162,8 +174,11 @@ class Sizing:
     def _needs(self, memory_mb: Callable[[Bundles], tuple[float, float]]) -> list[Need]:
         """`memory_mb` gives (host_mb, gpu_mb) of one actor."""
         buffered = self.config.schedule().most_outstanding * self.row_bytes
-        stored = self.versions * self.version_bytes
-        services = (("buffer", 1, buffered), ("weights", 1, stored), ("ledger, metrics", 2, 0))
+        services = (
+            ("buffer", 1, buffered),
+            ("weights", 1, self._stored_bytes),
+            ("ledger, metrics", 2, 0),
+        )
         computing = [
             Need(bundles, *memory_mb(bundles), lower=LOWER.get(bundles.section, bundles.fields))
             for bundles in run_bundles(self.config)

@@ -38,7 +38,7 @@ HARMLESS = (
         for name in ("device", "cpus", "gpus")
     ),
     *(f"rollout.{name}" for name in ("workers", "min_workers", "max_workers", "max_restarts")),
-    *(f"rollout.{name}" for name in ("in_flight", "keep_noise")),
+    *(f"rollout.{name}" for name in ("in_flight", "keep_noise", "weights_folder")),
     *(f"teacher.{name}" for name in ("weights", "weights_ema", "batching")),
     *(f"teacher.{name}" for name in ("replicas", "max_replicas", "max_restarts")),
     *(f"learner.{name}" for name in ("weights", "weights_ema", "micro_batch", "chunk_tokens")),

@@ -7,8 +7,9 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +32,7 @@ from deploy.run_folder.identity import identify
 from deploy.run_folder.lock import Tenancy
 from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.start import Begin, Start, plan, run_snapshots
+from deploy.run_folder.version_files import version_files
 from deploy.run_folder.workspace import Workspace
 from deploy.stages.generate import load_generated
 from deploy.stages.learner_rank import learn
@@ -59,11 +61,21 @@ class Run:
     generated: TokenDataset | None
     """The teacher's own tokens, where a context reads them."""
     start: Start
+    versions: Path | None = None
+    """The folder where the student's weights travel as files, while there is one."""
 
     def wire(self, place: Launcher) -> tuple[Services, Role[Worker], dict[str, Role[ScorerLink]]]:
         teacher = self.workspace.model(self.config, "teacher")
         classifier = self.workspace.classifier if self.config.uses_classifier else None
-        return wire(self.config, self.data, teacher, place, self.generated, classifier=classifier)
+        return wire(
+            self.config,
+            self.data,
+            teacher,
+            place,
+            self.generated,
+            classifier=classifier,
+            versions=self.versions,
+        )
 
 
 def preflight(config: RunConfig, workspace: Workspace) -> TokenDataset:
@@ -171,7 +183,11 @@ def _train(
             steering = Steering(run.config, live, target)
             tenancy = Tenancy(run.workspace.root)
             watch = Watch(log, bar, stop, target, steering, tenancy, run.start.rows)
-            with clusters_unless_begun(run.workspace, watch):
+            with (
+                clusters_unless_begun(run.workspace, watch),
+                version_files(run.config, run.workspace.root) as versions,
+            ):
+                run = replace(run, versions=versions)
                 found = (_run_local if local else _run_on_ray)(run, watch, launch)
             if watch.failure is not None:
                 raise watch.failure

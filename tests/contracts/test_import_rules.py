@@ -182,7 +182,7 @@ LIGHT = (
         {"torch", "ray", "pydantic"},
     ),
     ("import deploy.backend.actors", {"torch", "pyarrow"}),
-    ("from common.exchange import ledger, buffer, weights, metrics", {"torch"}),
+    ("from common.exchange import ledger, buffer, weight_folder, metrics", {"torch"}),
     ("import deploy.pipeline", {"sklearn", "matplotlib", "torch_fidelity"}),
     # Ray reads its authentication mode when it is imported, so that must come late.
     (

@@ -36,6 +36,8 @@ def test_leases_are_pinned_to_the_versions_that_they_would_have_had(
     bounds = (f"learner.max_staleness={max_staleness}", f"learner.publish_every={publish_every}")
     config, whole = run_in(*ORDERED, *bounds, "rollout.workers=2", name="whole")
     go((config, whole))
+    (shared := tmp_path / "shared").mkdir()
+    config, _ = run_in(*ORDERED, *bounds, "rollout.workers=2", f"rollout.weights_folder={shared}")
     assert {row["lag_max"] for row in rows_of(whole)} >= {max_staleness}
     found, _ = Snapshots(whole.snapshots).load(5)
     assert sorted(map(int, found["versions"])) == versions
@@ -43,6 +45,7 @@ def test_leases_are_pinned_to_the_versions_that_they_would_have_had(
     cut = Workspace(tmp_path / "cut")
     facts, _ = go((config, cut), resume_from=5)
     assert facts["resumed"]
+    assert not [*shared.iterdir()], "versions in files, which go with the run"
     assert numbers_of(cut) == numbers_of(whole)
     for name in ("student", "student_ema"):
         models = [load_backbone(getattr(of, name))[0] for of in (cut, whole)]

@@ -6,7 +6,9 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
+from building.runs import go, tree
 
+from common.errors import InputError
 from common.files.snapshots import Snapshots
 from deploy.run_folder.workspace import Workspace
 
@@ -84,6 +86,18 @@ def test_a_pretraining_whose_log_has_no_room_is_one_sentence(run_on, disk, tiny_
     assert not leftovers(run_on.root)
     code, said = varkd(*words, "pretrain.student.steps=2", "--restart")
     assert code == 0, said
+
+
+def test_a_version_without_room_is_one_sentence_and_leaves_nothing(run_in, disk):
+    config, workspace = run_in(f"rollout.weights_folder={disk}")
+    before, sentence = (
+        tree(workspace.root),
+        "version 0 of the student's weights could not be written",
+    )
+    with filled(disk, 8 * 2**10), pytest.raises(InputError, match=f"{sentence}: no space left"):
+        go((config, workspace))
+    assert not [*disk.iterdir()]
+    assert tree(workspace.root) == before
 
 
 @pytest.mark.slow

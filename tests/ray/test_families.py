@@ -11,6 +11,7 @@ from building.launchers import groups
 from common.artifacts.backbone_file import load_backbone
 from common.config.plugins import kinds
 from common.files.official import Checkpoint
+from common.files.tensors import state_digest
 from deploy.run_folder.opening import open_run
 from deploy.stages.distill import distill
 from deploy.stages.draw import draw_batches, load_for_sampling
@@ -52,17 +53,23 @@ def losses(workspace):
 
 
 @pytest.mark.ray
-def test_ray_and_one_process_learn_the_same_to_the_bit(finished, ray_cluster, quiet):
+def test_ray_and_one_process_learn_the_same_to_the_bit(finished, ray_cluster, quiet, tmp_path):
+    """One family with versions in files, the others with versions in the object store."""
     config, workspace = finished
-    alone = losses(workspace)
+    alone, student = losses(workspace), state_digest(load_backbone(workspace.student)[0])
     before, _ = load_backbone(workspace.student_before)
     reserved = groups()
+    if config.models.student.kind == "arpg":
+        rollout = config.rollout.model_copy(update={"weights_folder": tmp_path})
+        config = config.model_copy(update={"rollout": rollout})
     facts = distill(config, workspace, quiet, local=False, restart=True)
+    assert not [*tmp_path.iterdir()], "files of versions go with the run"
     assert groups() == reserved, "a run leaves no reservation"
     assert facts["steps"] == config.learner.steps
     assert losses(workspace) == alone
     assert len(set(alone)) > 1
     after, _ = load_backbone(workspace.student)
+    assert state_digest(after) == student
     assert not torch.equal(before.head.weight, after.head.weight)
 
 
