@@ -3,14 +3,17 @@
     python -m benchmarks.publish --out publish.json
     python -m benchmarks.publish --megabytes 2048
 
-`publish`: packed by the learner, through the weight store, verified and loaded by
-both workers. `bare`: the same number of bytes put into the object store here, read and copied by
-both. `here`: packed, verified and loaded in this process. Figures are wall-clock, and the CPU
+`publish`: packed by the learner, through the weight store, verified and loaded by both workers,
+which need no copy. Its tensors lie one behind the other, as those do that are converted for
+sending; `apart`: each in memory of its own, as those of a float32 student on a CPU. `bare`: the
+same number of bytes put into the object store here, read and copied by both. `here`: packed,
+verified and loaded in this process. Figures are wall-clock, and the CPU
 seconds of all processes of the cluster.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -34,10 +37,13 @@ class Publisher:
 
     def __init__(self, megabytes: int, weights: WeightStore) -> None:
         self._weights = weights
-        self._module, _ = module_of(megabytes)
+        together, _ = module_of(megabytes)
+        apart = empty(megabytes)
+        apart.load_state_dict(together.state_dict())
+        self._modules = {"publish": together, "apart": apart}
 
-    def publish(self, version: int) -> None:
-        self._weights.publish(Weights(version, pack(self._module, torch.float32)))
+    def publish(self, version: int, case: str) -> None:
+        self._weights.publish(Weights(version, pack(self._modules[case], torch.float32)))
 
 
 class Reader:
@@ -45,7 +51,9 @@ class Reader:
 
     def __init__(self, megabytes: int, weights: WeightStore) -> None:
         self._weights = weights
-        self._module, self._bytes = module_of(megabytes)
+        self._module = empty(megabytes)
+        size = sum(map(len, pack(self._module, torch.float32)))
+        self._bytes = np.empty(size, np.uint8)
 
     def load(self, version: int) -> None:
         load(self._weights.get(version, SECONDS), self._module)
@@ -83,20 +91,23 @@ def _parser():
     return found
 
 
-def module_of(megabytes: int) -> tuple[nn.Module, np.ndarray]:
-    """So many megabytes of float32, in layers, and the bytes that they lie in, (n,) uint8: at
-    2 GB a machine of 24 GB has no room for both."""
+def empty(megabytes: int) -> nn.Module:
+    """So many megabytes of float32, in layers, of any values."""
     with torch.device("meta"):
         layers = [nn.Linear(LAYER, LAYER, bias=False) for _ in range(max(1, megabytes // 4))]
-        module = nn.Sequential(*layers).requires_grad_(False)
-    drawn = nn.Sequential(*layers).to_empty(device="cpu")
+    return nn.Sequential(*layers).requires_grad_(False).to_empty(device="cpu")
+
+
+def module_of(megabytes: int) -> tuple[nn.Module, np.ndarray]:
+    """The same with values, one tensor behind the other, and the bytes that they lie in, (n,)
+    uint8: at 2 GB a machine of 24 GB has no room for both."""
+    drawn = empty(megabytes)
     for parameter in drawn.parameters():
         nn.init.normal_(parameter)
     parts = pack(drawn, torch.float32)
     array = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
-    del drawn
-    module.load_state_dict(unpack([array]), assign=True)
-    return module, array
+    drawn.load_state_dict(unpack([array]), assign=True)
+    return drawn, array
 
 
 def cases_of(place: Any, megabytes: int) -> dict[str, Callable[[], object]]:
@@ -111,9 +122,9 @@ def cases_of(place: Any, megabytes: int) -> dict[str, Callable[[], object]]:
         for done in [pool.submit(call, reader) for reader in readers]:
             done.result()
 
-    def publish() -> None:
+    def publish(case: str) -> None:
         version = next(versions)
-        publisher.publish(version)
+        publisher.publish(version, case)
         both(lambda reader: reader.load(version))
 
     def bare() -> None:
@@ -123,7 +134,12 @@ def cases_of(place: Any, megabytes: int) -> dict[str, Callable[[], object]]:
     def here() -> None:
         load(Weights.of(0, pack(module, torch.float32)), module)
 
-    return {"bare": bare, "publish": publish, "here": here}
+    return {
+        "bare": bare,
+        "publish": partial(publish, "publish"),
+        "apart": partial(publish, "apart"),
+        "here": here,
+    }
 
 
 if __name__ == "__main__":
