@@ -77,6 +77,7 @@ MORE = {
     "SIGKILL node of worker": ("learner.stall_seconds=60",),
     "SIGSTOP node of worker": ("learner.stall_seconds=60",),
     "SIGKILL node of learner": ("learner.stall_seconds=60",),
+    "SIGSTOP node of learner": ("learner.stall_seconds=60",),
 }
 """Six seconds, of which half must pass first, are too few for another one to start."""
 

@@ -77,6 +77,7 @@ SEVERAL_NODES = {
     "SIGKILL node of worker": GOES_ON,
     "SIGKILL node of learner": GOES_ON,
     "SIGSTOP node of worker": GOES_ON,
+    "SIGSTOP node of learner": GOES_ON,
     "SIGKILL driver": Ending(2, -9),
     # The head's, on which the driver and the services are:
     "SIGKILL node of buffer": Ending(40, 1, LOST),
