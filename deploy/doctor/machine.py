@@ -35,9 +35,10 @@ def machine(root: Path | None, object_store_mb: float) -> Iterator[Finding]:
     few = memory.available < LEAST_MEMORY_GB * GB
     yield judged("memory", said, "end what else runs, or take smaller batches", warns=few)
     yield from _limits(object_store_mb)
-    yield from _disk("temporary folder", Path(tempfile.gettempdir()))
-    if root is not None:
-        yield from _disk("run folder", existing(root))
+    for name, folder in (("temporary folder", Path(tempfile.gettempdir())), ("run folder", root)):
+        if folder is not None:
+            remedy = "choose another --out (TMPDIR for the temporary folder)"
+            yield disk(name, existing(folder), LEAST_DISK_GB, "snapshots", remedy)
 
 
 def existing(path: Path) -> Path:
@@ -88,17 +89,15 @@ def _limits(object_store_mb: float) -> Iterator[Finding]:
     yield judged("shared memory", said, advice, warns=free < object_store_mb * 2**20)
 
 
-def _disk(name: str, folder: Path) -> Iterator[Finding]:
+def disk(name: str, folder: Path, needed_gb: float, what: str, remedy: str) -> Finding:
+    """Whether a folder can be written, and has room for `what` needs it; `remedy` helps else."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".varkd-doctor-") as file:
             file.write(b"x" * 2**20)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        advice = "make room, or choose another --out (TMPDIR for the temporary folder)"
-        yield Finding(name, "FAIL", f"{folder}: {error.strerror}", advice)
-        return
+        return Finding(name, "FAIL", f"{folder}: {error.strerror}", f"make room, or {remedy}")
     free = shutil.disk_usage(folder).free / GB
-    advice = "snapshots need room: free some"
     said = f"{folder}: writable, {free:.1f} GB free"
-    yield judged(name, said, advice, warns=free < LEAST_DISK_GB)
+    return judged(name, said, f"{what} need room: free some", warns=free < needed_gb)

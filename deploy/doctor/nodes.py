@@ -48,12 +48,23 @@ def nodes(config: RunConfig, root: Path, target: Console) -> Iterator[Finding]:
                 )
             advice = "mount one folder on all nodes for --out, and install the same packages"
             yield judged(f"node {name}", said, advice, fails=bool(other or wrong))
+        if config.rollout.weights_folder is not None:
+            yield from _sharing(config.rollout.weights_folder)
         for name, answer in ask_others(calculation).items():
             if isinstance(answer, str):
                 advice = "ask again while nobody is at work there: run `varkd doctor` on it"
                 yield Finding(f"node {name}", "warn", answer, advice)
             else:
                 yield from condensed(f"node {name}", answer)
+
+
+def _sharing(folder: Path) -> Iterator[Finding]:
+    """Whether all nodes see and write what versions travel through."""
+    for name, answer in check_nodes(folder).items():
+        wrong = [answer] if isinstance(answer, str) else _wrong(answer)
+        said = f"rollout.weights_folder: {'; '.join(wrong) or f'shares {folder}'}"
+        advice = "mount one folder on all nodes, where all may write"
+        yield judged(f"node {name}", said, advice, fails=bool(wrong))
 
 
 def calculation() -> list[Finding]:

@@ -22,7 +22,8 @@ def varkd(capsys, *arguments):
 
 def test_a_page_of_a_machine_and_a_config(capsys, run_in, tiny_overrides):
     _, workspace = run_in()
-    words = ("smoke", "--out", workspace.root, *tiny_overrides)
+    versions = f"rollout.weights_folder={workspace.root.parent}"
+    words = ("smoke", "--out", workspace.root, *tiny_overrides, versions)
     code, out, _ = varkd(capsys, "doctor", *words)
     lines = out.splitlines()
     assert (code, lines[-1]) == (0, f"{len(lines) - 1} checks, 0 failed"), out
@@ -30,13 +31,15 @@ def test_a_page_of_a_machine_and_a_config(capsys, run_in, tiny_overrides):
     names = " ".join(line[6:28].strip() for line in lines)
     for name in ("attention bfloat16", "decoding float32", "gloo", "run folder", "made before"):
         assert name in names, name
-    away, weights = "learner.weights=/nowhere/x.safetensors", "teacher.weights=/nowhere/y"
-    code, out, _ = varkd(capsys, "doctor", *words, away, weights)
+    assert f"{workspace.root.parent}: writable" in out
+    away = [f"{name}=/nowhere/y" for name in ("learner.weights", "teacher.weights")]
+    code, out, _ = varkd(capsys, "doctor", *words, *away, "rollout.weights_folder=/nowhere/z")
     assert (code, out.splitlines()[-1].partition("failed: ")[2]) == (
         1,
-        "teacher.weights, learner.weights",
+        "teacher.weights, learner.weights, rollout.weights_folder",
     )
     assert "/nowhere/y: no such file; correct the path" in out
+    assert "/nowhere/z: no such folder; make it, or mount it" in out
     code, out, err = varkd(capsys, "doctor", "smoke", "rollout.workers=0")
     assert (code, out) == (2, "")
     assert "rollout.workers" in err

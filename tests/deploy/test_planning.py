@@ -1,5 +1,6 @@
 """The dry run: sizes, places and refusals, for machines that are not here."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -284,9 +285,14 @@ def test_a_group_sees_one_image_of_the_data(capsys):
 
 
 def test_unknown_classes_and_small_shared_memory_are_said(capsys):
-    code, out, _ = dry_run(capsys, "smoke", "images.kind=folder", "images.train=nowhere")
+    missing = ("images.train=nowhere", "rollout.weights_folder=/nowhere")
+    code, out, _ = dry_run(capsys, "smoke", "images.kind=folder", *missing)
     assert code == 0
     assert "set images.classes" in out
+    assert "missing: rollout.weights_folder /nowhere" in out
+    assert re.search(
+        r"MB per version and worker, .* as files in /nowhere: [\d.]+ MB of its disk", out
+    )
     code, out, _ = dry_run(capsys, "llamagen_l_to_b", *small(), "cluster.object_store_mb=512")
     assert "cluster.object_store_mb is 512" in out
 

@@ -121,8 +121,10 @@ def kinds_of(ray):
 
 
 def test_every_node_is_asked_for_its_software_and_the_run_folder(ray_cluster, tmp_path, quiet):
-    config, _ = open_run(Path("smoke"), [])
-    (found,) = nodes(config, tmp_path / "not" / "yet", quiet)
+    config, _ = open_run(Path("smoke"), [f"rollout.weights_folder={tmp_path}"])
+    found, versions = nodes(config, tmp_path / "not" / "yet", quiet)
+    assert (versions.state, versions.name) == ("ok", found.name)
+    assert versions.said == f"rollout.weights_folder: shares {tmp_path}"
     assert found.state == "ok", found
     assert f"same software, shares {tmp_path}" in found.said
     assert "8 MB through the object stores and back in" in found.said
