@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import UNDERSTOOD, Verdict
 from common.exchange.weights import Weights
+from deploy.backend.node_checks import Copy, NodeChecks
 from deploy.layout import check_layout
 
 
@@ -105,6 +106,9 @@ class StoredWeights(Weights):
     stored: tuple[Shared, Shared] = field(kw_only=True)
     """The parts that last, and those behind them."""
 
+    def copy_on(self, node: str) -> Copy:
+        return Copy(node, self.stored[1].reference.hex())
+
     def fetched(self) -> Weights:
         """With their bytes, where they lie in the store."""
         lasting, rest = (shared.get() for shared in self.stored)
@@ -116,6 +120,25 @@ class WeightActorHost(ActorHost):
 
     _fetched: Any = None
     _lasting: Shared
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._checks = NodeChecks()
+
+    def get(self, node: str, version: int, timeout: float) -> Any:
+        """As `WeightStore.get`, and whether who asks is the first of his node."""
+        held = self.call("get", version, timeout)
+        if isinstance(held, Raised):
+            return held
+        return held, self._checks.is_first(held.copy_on(node))
+
+    def found(self, copy: Copy, is_whole: bool) -> None:
+        """As `NodeChecks`."""
+        self._checks.found(copy, is_whole)
+
+    def is_whole(self, copy: Copy, timeout: float) -> bool:
+        """As `NodeChecks`."""
+        return self._checks.is_whole(copy, timeout)
 
     def fetch(self, offer: Any) -> None:
         """Take what a publisher offers, for the call of `keep` that follows."""

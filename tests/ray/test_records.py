@@ -149,6 +149,23 @@ def test_what_lasts_is_sent_once(placed):
     assert addresses[0] == addresses[1] != addresses[2]
 
 
+def test_many_bytes_are_added_up_once_for_all_workers_of_a_node(placed, ray_cluster):
+    """Shown by a digest that is wrong: whoever adds up finds that out."""
+    weights = placed(WeightStore, 2, site=ActorOptions("weights"))
+    weights.publish(Weights(0, [np.ones(2**26, np.uint8)], "wrong"))
+    for _ in range(2):  # the first one says so, and the second one looks himself
+        with pytest.raises(ValueError, match="version 0 arrived damaged"):
+            weights.get(0, 20)
+    weights.publish(Weights(1, [np.ones(2**26, np.uint8)], "wrong"))
+    node = ray_cluster.get_runtime_context().get_node_id()
+    held, is_first = ray_cluster.get(weights._actor.get.remote(node, 1, 20))
+    assert is_first
+    ray_cluster.get(weights._actor.found.remote(held.copy_on(node), True))
+    assert weights.get(1, 20).verified()[0].nbytes == 2**26
+    weights.publish(Weights(2, [np.ones(2**20, np.uint8)], "wrong"))
+    assert not weights.get(2, 20).is_checked, "few bytes are left to whoever loads them"
+
+
 def test_whoever_is_no_actor_can_publish_too(placed):
     weights = placed(WeightStore, 2, site=ActorOptions("weights"))
     payload = [bytes(range(256)) * 2**12, b"a part"]
