@@ -13,13 +13,14 @@ import torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from torch import distributed
 
 from common.errors import UNDERSTOOD, RunFailed, Verdict
 from deploy.backend.actor_proxy import ray_reason
 from deploy.backend.actors import threads_of
 from deploy.backend.joined_cluster import joined_address
+from deploy.backend.rank_group import RankGroup
 from deploy.console.faults import GO_ON, FaultLog
 from deploy.layout import check_layout
 from learner.config import LearnerConfig
@@ -119,7 +120,7 @@ class TrainJob:
                 "threads": threads_of(learner.cpus),
             },
             # Gradients are summed on the GPU, denominators on the CPU, where NCCL cannot.
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
+            torch_config=RankGroup(backend="cpu:gloo,cuda:nccl" if learner.gpus else "gloo"),
             scaling_config=scaling(learner, labels or {}),
             run_config=TrainRunConfig(
                 # The same name in the same storage would resume Ray Train's own state.
