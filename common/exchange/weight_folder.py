@@ -19,6 +19,9 @@ from common.files.paths import refusal
 RETRY_SECONDS = 0.1
 """Between two looks for a file that was published and is not there: caches of network file systems
 are that old, and older."""
+PATIENCE_SECONDS = 50.0
+"""So long may a file that was published not be readable: less than a worker waits for a version,
+which then only knows that there is none."""
 FIELD = "rollout.weights_folder"
 
 
@@ -33,12 +36,14 @@ class FiledWeights(Weights):
     def require(self, found: str) -> None:
         """
         Raises:
-            ValueError: as for all weights; the sentence names the file.
+            InputError: a ValueError as for all weights; the sentence names the file.
         """
         try:
             Weights.require(self, found)
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}; examine the disk of {FIELD}") from None
+            raise InputError(
+                f"{self.path}: {error}; examine the disk of {FIELD}, and go on with --resume"
+            ) from None
 
     def read(self) -> "FiledWeights":
         """With their bytes, in memory of their own: of a file that is removed, a map would be lost.
@@ -70,12 +75,21 @@ class WeightFolder:
     goes with the run (deploy/run_folder/version_files.py).
     """
 
-    def __init__(self, store: WeightStore, folder: Path, keep_behind: int) -> None:
+    def __init__(
+        self,
+        store: WeightStore,
+        folder: Path,
+        keep_behind: int,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         """`keep_behind` is the store's."""
         self._store = store
         self._folder = folder
         self._keep_behind = keep_behind
+        self._patience = patience
         self._published: dict[int, Path] = {}
+        self._missed: tuple[Path | None, float] = (None, 0.0)
+        """The file that could not be read last, and since when."""
 
     def publish(self, weights: Weights) -> None:
         """Write a version to a file that gets its name when it is whole, then offer it.
@@ -116,7 +130,8 @@ class WeightFolder:
         Raises:
             TimeoutError: it was not published within `timeout` seconds, or is gone already, or its
                 file could not be read until then.
-            InputError: this machine does not have the folder.
+            InputError: the file could not be read for long, whatever the calls, or this machine
+                does not have the folder.
             Closed: the run was ended.
         """
         deadline = time.monotonic() + timeout
@@ -127,16 +142,7 @@ class WeightFolder:
             try:
                 return held.read()
             except OSError as error:
-                reason = refusal(error)
-            shared = self._folder.parent
-            if not shared.is_dir():
-                raise InputError(f"{FIELD}: {shared} is not there on a worker's machine; mount it")
-            if time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"{held.path}: version {version} of the student's weights was published, but "
-                    f"its file could not be read in {timeout:g} s: {reason}; {FIELD} must be one "
-                    "folder on all machines, from which nobody else removes files"
-                )
+                self._miss(held, refusal(error), deadline)
             time.sleep(RETRY_SECONDS)
 
     def rewind(self) -> None:
@@ -150,6 +156,24 @@ class WeightFolder:
     def close(self, cause: str | Verdict) -> None:
         """As `WeightStore.close`; who still reads a file may."""
         self._store.close(cause)
+
+    def _miss(self, held: FiledWeights, reason: str, deadline: float) -> None:
+        """Say so, if it is time: as `get`."""
+        now, shared = time.monotonic(), self._folder.parent
+        if not shared.is_dir():
+            raise InputError(f"{FIELD}: {shared} is not there on a worker's machine; mount it")
+        if self._missed[0] != held.path:
+            self._missed = held.path, now
+        waited = now - self._missed[1]
+        sentence = (
+            f"{held.path}: version {held.version} of the student's weights was published, but its "
+            f"file could not be read in {waited:.0f} s: {reason}; {FIELD} must be one folder on "
+            "all machines, from which nobody else removes files"
+        )
+        if waited >= self._patience:
+            raise InputError(sentence)
+        if now >= deadline:
+            raise TimeoutError(sentence)
 
     def _drop_old(self) -> None:
         """Those that the store dropped when the newest one came."""

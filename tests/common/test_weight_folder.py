@@ -69,13 +69,15 @@ def test_a_damaged_file_is_named(weights, folder):
     with (path := the_file(folder)).open("r+b") as file:
         file.seek(2**14)
         file.write(b"?")
-    with pytest.raises(ValueError, match=rf"{path}: weights of version 5 arrived damaged"):
+    with pytest.raises(InputError, match=rf"{path}: weights of version 5 arrived damaged"):
         weights.get(5, 0).verified()
 
 
 @pytest.mark.parametrize("harm", ["gone", "short"])
-def test_a_file_that_is_not_whole_is_awaited_until_the_time_is_over(weights, folder, harm):
+def test_a_file_that_is_not_whole_is_awaited_until_the_time_is_over(folder, harm):
     """A cache may be older than the word that the file is there."""
+    store = FiledVersions(1)
+    weights, impatient = WeightFolder(store, folder, 1), WeightFolder(store, folder, 1, 0.1)
     weights.publish(Weights(5, [PART]))
     path = the_file(folder)
     if harm == "gone":
@@ -87,6 +89,10 @@ def test_a_file_that_is_not_whole_is_awaited_until_the_time_is_over(weights, fol
         TimeoutError, match=rf"{path}: version 5 .* could not be read in .*{reason}"
     ):
         weights.get(5, 0.15)
+    with pytest.raises(TimeoutError):
+        impatient.get(5, 0)
+    with pytest.raises(InputError, match=rf"{path}: version 5 .*{reason}"):
+        impatient.get(5, 20)
     late = Timer(0.1, path.write_bytes, [PART])
     late.start()
     weights.get(5, 20).verified()
