@@ -271,7 +271,7 @@ def recovered(folder: Path) -> dict[str, float]:
     """As the run's report has it, by who died."""
     facts = json.loads((folder / "distill.json").read_text())
     found = {name: each["seconds"] for name, each in facts.get("replaced", {}).items()}
-    again = [each["seconds"] for each in facts["restarts"] if "seconds" in each]
+    again = [each["seconds"] for each in facts.get("restarts", []) if "seconds" in each]
     return found | ({"learner": max(again)} if again else {})
 
 
