@@ -3,14 +3,20 @@
 Imports nothing heavy: the process of a ledger or a buffer must not load torch.
 """
 
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from common.errors import UNDERSTOOD, Verdict
 from common.exchange.weights import Weights
 from deploy.backend.node_checks import Copy, NodeChecks
 from deploy.layout import check_layout
+
+LEAST = 19
+"""The niceness that gives most way; Ray's processes have 15."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,12 @@ class ActorOptions:
         """Threads that it computes with."""
         return threads_of(self.cpus)
 
+    @property
+    def yields(self) -> bool:
+        """Whether others of the run go first where they want the same core: workers sample ahead,
+        and whoever waits for them leaves them the core anyway."""
+        return self.section == "rollout" and not self.gpus
+
 
 def threads_of(cpus: float) -> int:
     """Threads that a process computes with where `cpus` are reserved for it.
@@ -40,6 +52,14 @@ def threads_of(cpus: float) -> int:
     (docs/running.md, "Threads"), so every process is pinned to what is its own.
     """
     return max(1, int(cpus))
+
+
+def yield_cores() -> None:
+    """Give this process the least share of a core that others want; Linux has that by thread."""
+    threads = Path("/proc/self/task")
+    for thread in threads.iterdir() if threads.is_dir() else ():
+        with suppress(OSError, ValueError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), LEAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +84,18 @@ class Raised:
 class ActorHost:
     """The one actor class: holds an object, forwards calls, computes with `threads` threads."""
 
-    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any], threads: int = 1) -> None:
+    def __init__(
+        self,
+        cls: type,
+        args: tuple,
+        kwargs: dict[str, Any],
+        threads: int = 1,
+        *,
+        yields: bool = False,
+    ) -> None:
         check_layout()
+        if yields:
+            yield_cores()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
         self._refusal: Raised | None = None

@@ -156,7 +156,7 @@ class RayLauncher:
             num_gpus=site.gpus,
             scheduling_strategy=strategy,
             label_selector=None if held else self._reservation.labels(site.section) or None,
-        ).remote(cls, args, kwargs, site.computing)
+        ).remote(cls, args, kwargs, site.computing, yields=site.yields)
         self._actors.append(actor)
         self.names[actor] = site.name
         self._rooms[actor] = site.section, held

@@ -1,4 +1,7 @@
-"""How many threads a process computes with: what `cpus` reserves for it."""
+"""How many threads a process computes with: what `cpus` reserves for it; and who goes first."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -50,3 +53,25 @@ def test_only_an_ordered_run_changes_the_threads(run_in):
 def test_an_ordered_run_leaves_the_threads_as_they_were(run_in, quiet):
     distill(*run_in("learner.ordered=true", "learner.steps=1"), quiet, local=True)
     assert torch.get_num_threads() == 3
+
+
+YIELDING = """
+import os, threading
+from deploy.backend.actors import ActorOptions, yield_cores
+
+ended = threading.Event()
+thread = threading.Thread(target=ended.wait)
+thread.start()
+yield_cores()
+print({os.getpriority(os.PRIO_PROCESS, at) for at in (os.getpid(), thread.native_id)})
+ended.set()
+places = (0, "rollout"), (1, "rollout"), (0, "")
+sites = [ActorOptions("a", 4, 1, gpus, section) for gpus, section in places]
+print([site.yields for site in sites])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+def test_workers_leave_cores_to_whoever_they_sample_for():
+    done = subprocess.run([sys.executable, "-c", YIELDING], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["{19}", "[True, False, False]"], done.stderr
