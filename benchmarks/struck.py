@@ -170,8 +170,7 @@ class Struck:
     recovered: dict[str, float]
     """Seconds until another one was in a dead one's place, or until the learner's next step."""
     said: str
-    """The last line of ours, before it was gone on with: where Ray itself ends the command, as it
-    does once it misses a private cluster's raylet, lines of its own may follow."""
+    """The last line, before it was gone on with."""
 
 
 def strike(
@@ -211,7 +210,7 @@ def strike(
         same_losses=losses(folder) == losses(whole),
         trained=trained(folder),
         recovered=recovered(folder),
-        said=next((line for line in reversed(said) if line.startswith("varkd")), said[-1]),
+        said=said[-1],
     )
 
 
