@@ -183,7 +183,7 @@ def strike(
     afterwards: Cluster | None = None,
 ) -> Struck:
     """Hit one run, which joins a `cluster` if there is one, and go on with it, `afterwards`."""
-    memory = shared_memory()
+    memory = {*map(str, Path("/dev/shm").iterdir())}  # whoever made it
     command = Command(source, folder, MORE.get(fault, ()), cluster=cluster)
     while len(losses(folder)) < STRIKE and command.process.poll() is None:
         time.sleep(0.05)
