@@ -6,6 +6,7 @@ word of ours and with other processes left behind. So the head is looked at from
 command hears of a loss at its next look, and where it does not end then, it is ended.
 """
 
+import io
 import os
 import select
 import sys
@@ -30,6 +31,8 @@ SILENT_SECONDS = 30.0
 END_SECONDS = 15.0
 """A command has this long to end in order without its cluster's head."""
 STDERR = 2
+RAY_THREADS = "ray_"
+"""How the names of Ray's threads begin."""
 _watches: list["HeadWatch"] = []
 
 
@@ -199,12 +202,24 @@ class HeadWatch(Background):
         self._force(1)
 
 
+class _WithoutRay(io.TextIOWrapper):
+    """stderr but for what Ray's threads print, such as the cluster's own account of a lost node."""
+
+    def write(self, text: str, /) -> int:
+        if threading.current_thread().name.startswith(RAY_THREADS):
+            return len(text)
+        return super().write(text)
+
+
 def _say(sentence: str) -> None:
-    """To stderr, which from then on has what Python writes to it, and nothing of Ray's libraries,
-    whose log has their own account."""
+    """To stderr, which from then on has what is ours and nothing of Ray's, whose logs have its own
+    account: its libraries write to the descriptor, its threads to Python's stream."""
     if sys.stderr is sys.__stderr__ and sys.stderr.fileno() == STDERR:
-        sys.stderr.flush()
-        sys.stderr = os.fdopen(os.dup(STDERR), "w", buffering=1)
+        before = sys.stderr
+        before.flush()
+        sys.stderr = _WithoutRay(
+            os.fdopen(os.dup(STDERR), "wb"), before.encoding, before.errors, line_buffering=True
+        )
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), STDERR)
     sys.stderr.write(sentence)

@@ -89,7 +89,7 @@ def test_a_process_that_dies_is_missed_at_once(head):
 
 
 WATCHED = """
-import os, sys, time
+import os, sys, threading, time
 from deploy.backend.head_watch import HeadWatch, JoinedHead, require_head
 
 class Gone(JoinedHead):
@@ -102,6 +102,11 @@ with HeadWatch(Gone("", print)) as watch:
     while watch.loss is None or sys.stderr is sys.__stderr__:
         time.sleep(0.01)
     os.write(2, b"lines of a library\\n")
+    printing = threading.Thread(
+        target=lambda: print("a lost node", file=sys.stderr), name="ray_listen_error_messages"
+    )
+    printing.start()
+    printing.join()
     sys.stderr.write("our last line\\n")
 """
 
