@@ -31,8 +31,8 @@ SILENT_SECONDS = 30.0
 END_SECONDS = 15.0
 """A command has this long to end in order without its cluster's head."""
 STDERR = 2
-RAY_THREADS = "ray_"
-"""How the names of Ray's threads begin."""
+OURS = "varkd"
+"""How a sentence begins that ends a command."""
 _watches: list["HeadWatch"] = []
 
 
@@ -202,28 +202,27 @@ class HeadWatch(Background):
         self._force(1)
 
 
-class _WithoutRay(io.TextIOWrapper):
-    """stderr but for what Ray's threads print, such as the cluster's own account of a lost node."""
+class _Sentences(io.TextIOWrapper):
+    """stderr for the last words of a command: progress, warnings, and what Ray's threads print of a
+    lost node are no cause."""
 
     def write(self, text: str, /) -> int:
-        if threading.current_thread().name.startswith(RAY_THREADS):
-            return len(text)
-        return super().write(text)
+        return super().write(text) if text.lstrip().startswith(OURS) else len(text)
 
 
 def _say(sentence: str) -> None:
-    """To stderr, which from then on has what is ours and nothing of Ray's, whose logs have its own
-    account: its libraries write to the descriptor, its threads to Python's stream."""
-    if sys.stderr is sys.__stderr__ and sys.stderr.fileno() == STDERR:
-        before = sys.stderr
-        before.flush()
-        sys.stderr = _WithoutRay(
-            os.fdopen(os.dup(STDERR), "wb"), before.encoding, before.errors, line_buffering=True
-        )
-        with open(os.devnull, "wb") as nothing:
+    """To stderr, which from then on has such sentences alone: Ray may end this process whenever it
+    likes, with whatever was said last."""
+    said = sys.stderr
+    if said is sys.__stderr__ and said.fileno() == STDERR:
+        said.flush()
+        ours = os.fdopen(os.dup(STDERR), "wb")
+        said = _Sentences(ours, said.encoding, said.errors, line_buffering=True)
+        with open(os.devnull, "wb") as nothing:  # for libraries, which write to the descriptor
             os.dup2(nothing.fileno(), STDERR)
-    sys.stderr.write(sentence)
-    sys.stderr.flush()
+    said.write(sentence)
+    said.flush()
+    sys.stderr = said
 
 
 def require_head(*, now: bool = False) -> None:
