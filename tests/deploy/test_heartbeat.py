@@ -15,7 +15,7 @@ from deploy.backend.heartbeat import Heartbeat
 def head():
     """One that is there."""
     ended = threading.Event()
-    return SimpleNamespace(lost=lambda: None, end=ended.set, ended=ended)
+    return SimpleNamespace(lost=lambda: None, wait=ended.wait, end=ended.set, ended=ended)
 
 
 def heartbeat(lost, watch, unheard=0.0):

@@ -182,6 +182,15 @@ def test_who_was_taken_for_dead_in_the_middle_of_a_round_replaces_nothing(tmp_pa
     assert found.writer.host == "elsewhere"
 
 
+@pytest.fixture
+def interrupted():
+    """Ctrl-C means something, also where a shell in the background began the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupted")
 def test_a_signal_does_not_cut_the_last_copies_short(half, tmp_path):
     """An object that is not sent to its end would be there half."""
     said, threads, there = [], set(), tmp_path / "there"
