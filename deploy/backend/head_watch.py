@@ -21,6 +21,7 @@ import psutil
 from common.background import Background
 from common.errors import RunFailed
 from deploy.console.faults import GO_ON
+from deploy.console.stopping import SHOW_CURSOR
 
 LOOK_SECONDS = 0.5
 STOPPED_LOOKS = 8
@@ -215,6 +216,8 @@ def _say(sentence: str) -> None:
     likes, with whatever was said last."""
     said = sys.stderr
     if said is sys.__stderr__ and said.fileno() == STDERR:
+        if said.isatty():
+            said.write(SHOW_CURSOR)  # a progress bar hides it, and gets no further word
         said.flush()
         ours = os.fdopen(os.dup(STDERR), "wb")
         said = _Sentences(ours, said.encoding, said.errors, line_buffering=True)

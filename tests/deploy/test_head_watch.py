@@ -1,5 +1,6 @@
 """The head of a private cluster that is lost while a command uses it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from building.waiting import until
 
 from common.errors import RunFailed
 from deploy.backend.head_watch import HeadWatch, JoinedHead, PrivateProcesses, require_head
+from deploy.console.stopping import SHOW_CURSOR
 
 
 @pytest.fixture
@@ -112,6 +114,17 @@ def test_nothing_is_said_behind_the_sentence_but_the_last_one():
     first, last = done.stderr.strip().splitlines()
     assert first.startswith("varkd: the head is gone; go on from")
     assert last == "varkd distill: our last line"
+
+
+def test_a_terminal_has_its_cursor_back():
+    """A progress bar hides it, and what the bar says afterwards is no cause."""
+    ours, its = os.openpty()
+    subprocess.run([sys.executable, "-c", WATCHED], stderr=its, check=True)
+    said = os.read(ours, 4096).decode()
+    os.close(ours)
+    os.close(its)
+    assert said.index(SHOW_CURSOR) < said.index("varkd: the head is gone")
+    assert said.rstrip().endswith("varkd distill: our last line")
 
 
 def test_a_joined_clusters_head_may_be_silent_for_a_while():
