@@ -6,7 +6,7 @@ Free of torch, as the store that keeps the list is.
 import io
 import secrets
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -104,7 +104,8 @@ class WeightFolder:
         self._drop_old()
         # Versions have the same numbers again when a learner restarts.
         path = self._folder / f"{weights.version:08d}-{secrets.token_hex(8)}.weights"
-        try:
+        with ExitStack() as undone:
+            undone.callback(_remove, path)
             digest = _write(path, weights)
             bare = FiledWeights(
                 weights.version,
@@ -115,9 +116,7 @@ class WeightFolder:
                 sizes=tuple(len(np.frombuffer(part, np.uint8)) for part in weights.payload),
             )
             self._store.publish(bare)
-        except BaseException:
-            _remove(path)
-            raise
+            undone.pop_all()
         self._published[weights.version] = path
 
     def newest(self, timeout: float) -> int:
@@ -196,15 +195,13 @@ def _write(path: Path, weights: Weights) -> str:
             digest = _write_parts(file, weights.payload)
         hidden.rename(path)
     except OSError as error:
-        _remove(hidden)
         raise InputError(
             f"{path.parent}: version {weights.version} of the student's weights could not be "
             f"written: {refusal(error)}; make room there, or set {FIELD} to another folder and go "
             "on with --resume"
         ) from error
-    except BaseException:
-        _remove(hidden)
-        raise
+    finally:
+        _remove(hidden)  # under that name it is of no use
     return digest
 
 
