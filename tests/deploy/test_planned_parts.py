@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from building.objectives import OF_BACKBONES, WITH
 from torch import nn
 
 from common.exchange.trajectory import from_arrow, to_arrow
@@ -11,7 +12,7 @@ from deploy.planning.artifacts import sequence_spec
 from deploy.planning.blank_tensors import META, peak_bytes
 from deploy.planning.memory import blank_batch, chain_bytes, resources_like
 from deploy.planning.plan import plan_run
-from deploy.planning.resources import Sizing
+from deploy.planning.resources import PROCESS_MB, Sizing
 from deploy.planning.sampling_memory import decoding_bytes
 from deploy.planning.skeletons import (
     classifier_like,
@@ -158,3 +159,12 @@ def test_entropies_that_nobody_reads_are_not_planned(run_in):
     head = skeleton(config.models.teacher, spec).head
     assert image_flops(read) - image_flops(unread) == 2 * head.weight.numel() * spec.length
     assert read.row_bytes - unread.row_bytes == 4 * spec.length
+
+
+@pytest.mark.parametrize("kind", OF_BACKBONES)
+def test_every_objective_can_be_sized(run_in, kind):
+    how = (f"objective.kind={kind}", "contexts.sources.student.ratio=1", *WITH.get(kind, ()))
+    config, workspace = run_in(*how)
+    plan = plan_run(config, workspace, timed=True)
+    learner = next(need for need in plan.needs if need.role == "learner")
+    assert learner.host_mb > PROCESS_MB

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from building.objectives import OF_BACKBONES, WITH
 
 from common.artifacts.backbone_file import save_backbone
 from common.errors import InputError
@@ -16,7 +15,7 @@ from deploy.main import main
 from deploy.planning.hardware import Hardware
 from deploy.planning.placement import place_actors
 from deploy.planning.plan import plan_run
-from deploy.planning.resources import PROCESS_MB, Need
+from deploy.planning.resources import Need
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.shipped import CONFIGS
 from deploy.stages.sample import how_to_draw
@@ -295,12 +294,3 @@ def test_unknown_classes_and_small_shared_memory_are_said(capsys):
     )
     code, out, _ = dry_run(capsys, "llamagen_l_to_b", *small(), "cluster.object_store_mb=512")
     assert "cluster.object_store_mb is 512" in out
-
-
-@pytest.mark.parametrize("kind", OF_BACKBONES)
-def test_every_objective_can_be_sized(run_in, kind):
-    how = (f"objective.kind={kind}", "contexts.sources.student.ratio=1", *WITH.get(kind, ()))
-    config, workspace = run_in(*how)
-    plan = plan_run(config, workspace, timed=True)
-    learner = next(need for need in plan.needs if need.role == "learner")
-    assert learner.host_mb > PROCESS_MB

@@ -8,11 +8,8 @@ import pytest
 import torch
 
 from common.config.plugins import load_plugin
-from common.exchange.packed_weights import pack
 from common.exchange.provenance import STUDENT
 from common.exchange.trajectory import to_arrow
-from common.exchange.weight_folder import FiledVersions, WeightFolder
-from common.exchange.weights import Weights
 from common.spec import SequenceSpec
 from deploy.planning.artifacts import sequence_spec
 from deploy.planning.blank_tensors import META, Meter, peak_bytes
@@ -189,33 +186,6 @@ def test_milestones_that_are_compared_by_likelihood_take_what_the_plan_says(half
     host, _ = sizing._learner_mb(gpu=True)
     without, _ = open_run(workspace.root, [*sizes])
     assert host - Sizing(without, sizing.spec)._learner_mb(gpu=True)[0] == shown / MB
-
-
-@pytest.mark.parametrize("bounds", [(0, 1), (3, 2)])
-def test_versions_in_files_take_the_disk_that_the_plan_says_and_no_shared_memory(
-    run_in, tmp_path, bounds
-):
-    spec = SequenceSpec(64, 16, (4, 4), 10)
-    staleness = [f"learner.max_staleness={bounds[0]}", f"learner.publish_every={bounds[1]}"]
-    plain, filed = (
-        Sizing(run_in(*staleness, *more)[0], spec)
-        for more in ((), (f"rollout.weights_folder={tmp_path}",))
-    )
-    kept = plain.versions * plain.version_bytes
-    assert (plain.shared_bytes - filed.shared_bytes, plain.filed_bytes) == (kept, 0)
-    plain_mb, filed_mb = (
-        next(need.host_mb for need in sizing.reservations() if need.role == "weights")
-        for sizing in (plain, filed)
-    )
-    assert plain_mb - filed_mb == pytest.approx(kept / MB)
-    (folder := tmp_path / "own").mkdir()
-    behind = filed.config.schedule().versions_kept
-    weights, most = WeightFolder(FiledVersions(behind), folder, behind), 0
-    payload = pack(filed.config.models.student.build(spec), torch.float32)
-    for version in range(0, 10 * bounds[1], bounds[1]):
-        weights.publish(Weights(version, payload))
-        most = max(most, sum(path.stat().st_size for path in folder.iterdir()))
-    assert filed.filed_bytes <= most == pytest.approx(filed.filed_bytes, rel=0.1), "with headers"
 
 
 SHAPES = {

@@ -1,9 +1,16 @@
 """The folder of a run's versions: whose it is, and when it goes."""
 
 import pytest
+import torch
 from building.runs import go, tree
 
 from common.errors import InputError
+from common.exchange.packed_weights import pack
+from common.exchange.weight_folder import FiledVersions, WeightFolder
+from common.exchange.weights import Weights
+from common.spec import SequenceSpec
+from deploy.planning.hardware import MB
+from deploy.planning.resources import Sizing
 from deploy.run_folder.version_files import NOTE, version_files
 from deploy.run_folder.workspace import Workspace
 
@@ -78,3 +85,30 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_there(run_in
         go((config, workspace))
     assert tree(Workspace(workspace.root).root) == before
     assert place.exists() == (found == "a file")
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), (3, 2)])
+def test_versions_in_files_take_the_disk_that_the_plan_says_and_no_shared_memory(
+    run_in, tmp_path, bounds
+):
+    spec = SequenceSpec(64, 16, (4, 4), 10)
+    staleness = [f"learner.max_staleness={bounds[0]}", f"learner.publish_every={bounds[1]}"]
+    plain, filed = (
+        Sizing(run_in(*staleness, *more)[0], spec)
+        for more in ((), (f"rollout.weights_folder={tmp_path}",))
+    )
+    kept = plain.versions * plain.version_bytes
+    assert (plain.shared_bytes - filed.shared_bytes, plain.filed_bytes) == (kept, 0)
+    plain_mb, filed_mb = (
+        next(need.host_mb for need in sizing.reservations() if need.role == "weights")
+        for sizing in (plain, filed)
+    )
+    assert plain_mb - filed_mb == pytest.approx(kept / MB)
+    (folder := tmp_path / "own").mkdir()
+    behind = filed.config.schedule().versions_kept
+    weights, most = WeightFolder(FiledVersions(behind), folder, behind), 0
+    payload = pack(filed.config.models.student.build(spec), torch.float32)
+    for version in range(0, 10 * bounds[1], bounds[1]):
+        weights.publish(Weights(version, payload))
+        most = max(most, sum(path.stat().st_size for path in folder.iterdir()))
+    assert filed.filed_bytes <= most == pytest.approx(filed.filed_bytes, rel=0.1), "with headers"
