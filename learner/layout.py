@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.device import place, precision
+from common.exchange.adjacent import lay_together
 from common.finite import largest
 from learner.config import LearnerConfig
 from learner.gradient_sum import GradientSum
@@ -128,4 +129,6 @@ def layout_of(config: LearnerConfig, student: nn.Module, ranks: ProcessGroup) ->
         from learner.sharded import Sharded  # which imports for half a second
 
         return Sharded(student, ranks, precision(config.dtype), device)
-    return Replicated(student.to(device), ranks)
+    student = student.to(device)
+    lay_together(p for p in student.parameters() if p.requires_grad)
+    return Replicated(student, ranks)

@@ -86,10 +86,10 @@ class Packing:
         """Of the file: wide ones first, so that every offset is a multiple of its tensor's item."""
         kinds, state = self._kinds, self._state
 
-        def place(name: str) -> tuple[bool, int, str, bool]:
+        def place(name: str) -> tuple[bool, int, str, bool, bool]:
             kind = kinds[name]
-            stays = _stays(state[name], kind)
-            return name not in self._lasting, -kind.itemsize, NAMES[kind], not stays
+            stays, is_odd = _stays(state[name], kind), self._sizes[name] % ALIGNED != 0
+            return name not in self._lasting, -kind.itemsize, NAMES[kind], not stays, is_odd
 
         return sorted(state, key=place)
 

@@ -5,9 +5,11 @@ Imports nothing heavy: the process of a ledger or a buffer must not load torch.
 
 import os
 import sys
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from common.errors import UNDERSTOOD, Verdict
@@ -141,19 +143,22 @@ class StoredWeights(Weights):
 
     def fetched(self) -> Weights:
         """With their bytes, where they lie in the store."""
-        lasting, rest = (shared.get() for shared in self.stored)
+        import ray  # not above: the driver sets Ray's environment before it first imports it
+
+        lasting, rest = ray.get([shared.reference for shared in self.stored])
         return Weights(self.version, [*lasting, *rest], self.digest, canary=self.canary)
 
 
 class WeightActorHost(ActorHost):
     """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
-    _fetched: Any = None
     _lasting: Shared
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._checks = NodeChecks()
+        self._taken: dict[str, Future[Any]] = {}
+        self._changes = Lock()
 
     def get(self, node: str, version: int, timeout: float) -> Any:
         """As `WeightStore.get`, and whether who asks is the first of his node."""
@@ -172,15 +177,26 @@ class WeightActorHost(ActorHost):
 
     def fetch(self, offer: Any) -> None:
         """Take what a publisher offers, for the call of `keep` that follows."""
-        self._fetched = offer.take()
+        with self._changes:  # nobody comes for what was taken before: that publisher died
+            self._taken = {key: at for key, at in self._taken.items() if key == offer.key}
+            taken = self._taken.setdefault(offer.key, Future())
+        try:
+            taken.set_result(offer.take())
+        except Exception as error:  # noqa: BLE001 - handed on to `keep`, whatever it is
+            taken.set_exception(error)
 
     def keep(self, bare: Weights, lasting: Any, payload: Any) -> Any:
-        """As `WeightStore.publish`, of the bytes that came with the call or, for None, those that
-        `fetch` took and the lasting ones of the version before."""
+        """As `WeightStore.publish`, of the bytes that came with the call or, for the key of an
+        offer, those that `fetch` takes, and the lasting ones of the version before."""
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
-        reference, self._fetched = self._fetched, None
-        rest = Shared(reference if payload is None else ray.put(payload))
+        if isinstance(payload, str):
+            with self._changes:
+                taken = self._taken.setdefault(payload, Future())
+            rest = Shared(taken.result())
+            self._taken.pop(payload, None)
+        else:
+            rest = Shared(ray.put(payload))
         if lasting is not None:
             self._lasting = Shared(ray.put(lasting))
         stored = self._lasting, rest

@@ -64,7 +64,8 @@ class WeightsProxy(ActorProxy):
             sent: Any = rest
             if offer is not None:
                 # They are copied there while they are added up here.
-                sent = self._method("fetch", "publish").remote(offer)
+                self._method("fetch", "publish").remote(offer)
+                sent = offer.key
             bare = replace(weights.sealed(), payload=())
             keep = self._method("keep", "publish")
             self._ask(lambda: keep.remote(bare, None if sent_before else first, sent))

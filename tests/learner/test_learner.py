@@ -8,6 +8,7 @@ from building.objectives import OF_BACKBONES, built, judged
 
 from common.config.plugins import load_plugin
 from common.errors import InputError
+from common.exchange.packed_weights import unpack
 from common.exchange.signal import entropies
 from common.exchange.signals import full, guided_hidden
 from common.files.tensors import state_digest
@@ -257,3 +258,17 @@ def test_learning_rate_warms_up_and_follows_its_schedule():
     assert rates[4] == 1.0
     assert rates[9] == pytest.approx(0.5)
     assert rates[13] < 0.05
+
+
+def test_a_float32_student_on_a_cpu_is_few_parts_to_send(pair, sampled):
+    """Of which one has all its wide tensors, also after a step."""
+    learner = learner_of(*pair, kd.Config())
+    for _ in range(2):
+        found = learner.published("float32")
+        state = unpack(found.payload)
+        for name, tensor in dict(learner.states())["student"].items():
+            assert torch.equal(state[name], tensor)
+        sizes = [len(part) for part in found.payload[1:]]
+        whole = sum(t.nbytes for t in pair[0].parameters() if t.nbytes % 64 == 0)
+        assert max(sizes) == whole
+        learner.step(score(sampled(pair[0]), pair[1]))

@@ -1,15 +1,19 @@
 """What goes by reference on Ray: records and weights travel once, and outlive who sent them."""
 
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from building.records import START
 
+from common.errors import ServiceDied
 from common.exchange.buffer import Buffer
 from common.exchange.ledger import Ledger
 from common.exchange.schedule import Schedule
 from common.exchange.weights import Weights, WeightStore
-from deploy.backend.actors import ActorOptions
+from deploy.backend.actors import ActorOptions, WeightActorHost
 from teacher_server.scorer import Delivery
 
 SCHEDULE = Schedule(10, 4, 4, max_staleness=4, publish_every=1)
@@ -119,6 +123,34 @@ def test_weights_outlive_the_process_that_published_them(placed, ray_cluster):
     ray_cluster.kill(publisher._actor)
     assert weights.newest(0) == 0
     assert [bytes(part) for part in weights.get(0, 20).verified()] == payload
+
+
+def test_a_version_has_the_bytes_of_its_own_offer(ray_cluster):
+    """Whatever comes first, and whatever a publisher left that died before it could say whose."""
+    host = WeightActorHost(WeightStore, (2,), {})
+
+    def offer(key, content):
+        return SimpleNamespace(key=key, take=lambda: ray_cluster.put([content]))
+
+    host.fetch(offer("lost", b"old"))
+    with ThreadPoolExecutor() as pool:
+        kept = pool.submit(host.keep, Weights(0, (), "digest"), [], "next")
+        host.fetch(offer("next", b"new"))
+        assert kept.result(20) is None
+    held, _ = host.get("node", 0, 0)
+    assert held.fetched().payload == [b"new"]
+
+
+def test_a_publisher_that_died_meanwhile_is_named(ray_cluster):
+    def take():
+        raise ServiceDied("the process of learner died")
+
+    host = WeightActorHost(WeightStore, (2,), {})
+    host.fetch(SimpleNamespace(key="a", take=take))
+    with pytest.raises(ServiceDied, match="learner died"):
+        host.keep(Weights(0, (), "digest"), [], "a")
+    with pytest.raises(TimeoutError):
+        host.get("node", 0, 0)
 
 
 def test_what_lasts_is_sent_once(placed):
