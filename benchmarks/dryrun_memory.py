@@ -1,14 +1,15 @@
 """What a dry run predicts against the resident memory of the same computation with content.
 
-    python benchmarks/dryrun_memory.py            # a table; each row runs in processes of its own
+    python -m benchmarks.dryrun_memory            # a table; each row runs in processes of its own
 
-On two CPU cores with other jobs running (load 12), for a four-block LlamaGen of width 512, with
-torch 2.13 and the roles' own code on both sides: decoding 143 of 236 MB, scoring 209 of 373 MB,
-training 1179 of 1595 MB. The measured side also holds libraries that load with the first kernel
-(about 100 MB, a part of PROCESS_MB in deploy/planning/resources.py), the kernels' scratch memory
-and what the allocator keeps. Reads Linux's /proc.
+On two CPU cores of which nothing else used one, for a four-block LlamaGen of width 512, with torch
+2.13 and the roles' own code on both sides: decoding 143 of 239 to 272 MB, scoring 225 of 347 to
+363 MB, training 1279 of 1414 to 1422 MB. The measured side also holds libraries that load with the
+first kernel (about 100 MB, a part of PROCESS_MB in deploy/planning/resources.py), the kernels'
+scratch memory and what the allocator keeps. Reads Linux's /proc.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def bytes_of(role: str, *, content: bool) -> int:
     }
     if not content:
         return runs[role]()
-    meter.peak_bytes = sampling_memory.peak_bytes = lambda run, *_: run()
+    meter.peak_bytes = sampling_memory.peak_bytes = lambda run, *_, **_kinds: run()
     before = resident_peak()
     runs[role]()
     return resident_peak() - before
@@ -65,13 +66,17 @@ def resident_peak() -> int:
 
 
 def in_a_process(role: str, how: str) -> int:
-    command = [sys.executable, __file__, role, how]
+    command = [sys.executable, "-m", "benchmarks.dryrun_memory", role, how]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
-        print(bytes_of(sys.argv[1], content=sys.argv[2] == "measured"))
+    parser = argparse.ArgumentParser(description="memory that a dry run predicts, and that is used")
+    parser.add_argument("role", nargs="?", choices=ROLES, help="with HOW: that figure alone, bytes")
+    parser.add_argument("how", nargs="?", choices=("predicted", "measured"))
+    given = parser.parse_args()
+    if given.how:
+        print(bytes_of(given.role, content=given.how == "measured"))
         return
     for role in ROLES:
         predicted, measured = (in_a_process(role, how) for how in ("predicted", "measured"))

@@ -1,8 +1,8 @@
 """What ZipAR costs and gains: wall-clock against raster, and likelihood of what it draws.
 
-    python benchmarks/zipar.py                     # a LlamaGen with random weights on this CPU
-    python benchmarks/zipar.py --device cuda --preset B --grids 24 --batches 64
-    python benchmarks/zipar.py --weights runs/x/student.safetensors    # quality of a trained one
+    python -m benchmarks.zipar                     # a LlamaGen with random weights on this CPU
+    python -m benchmarks.zipar --device cuda --preset B --grids 24 --batches 64
+    python -m benchmarks.zipar --weights runs/x/student.safetensors    # quality of a trained one
 
 Speed: every decoder in turn, forwards and backwards, in one process; medians over the rounds, so
 that a drift of the machine cancels. Beside wall-clock stands the process's own CPU time, which
