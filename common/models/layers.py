@@ -153,7 +153,10 @@ class CausalAttention(nn.Module):
         else:
             if cache is not None:
                 key, value = cache.append(key, value)
-            mixed = attend(query, key, value)
+            if cache is not None and query.shape[2] == 1:
+                mixed = cache.attended(query)
+            else:
+                mixed = attend(query, key, value)
         return self.wo(mixed.transpose(1, 2).flatten(2).to(x_BnC.dtype))
 
 
@@ -221,8 +224,6 @@ def start_uniform(model: nn.Module, head: nn.Linear) -> None:
 def attend(query_BHnD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> Tensor:
     """Causal attention of the last n of S slots to all S."""
     new, seen = query_BHnD.shape[2], key_BHSD.shape[2]
-    if new == 1:
-        return F.scaled_dot_product_attention(query_BHnD, key_BHSD, value_BHSD)
     if new == seen:
         return F.scaled_dot_product_attention(query_BHnD, key_BHSD, value_BHSD, is_causal=True)
     visible = torch.ones(new, seen, dtype=torch.bool, device=query_BHnD.device).tril(seen - new)

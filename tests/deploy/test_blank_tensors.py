@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.config.plugins import load_plugin
+from common.exchange.adjacent import lay_together
 from common.models.backbone import build_seeded
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import CausalAttention
@@ -75,6 +76,7 @@ def test_the_same_code_with_content_holds_as_much(kind, role):
     overrides = ["rollout.batch_size=8", "learner.micro_batch=8", "learner.chunk_tokens=64"]
     config, _ = open_run(Path("smoke"), [*overrides, "learner.global_batch_size=16"])
     run, model = runs(config, kind)
+    lay_together(model.parameters())  # as the learner would: it takes the place of what was there
     with_content = run[role](model)
     blank = run[role](model.to(META))
     assert blank == pytest.approx(with_content, rel=0.05)
