@@ -8,7 +8,7 @@ from common.config.quantities import Batch, BatchOrChosen, Cpus, Fraction, Gpus,
 from common.config.schema import Config, UserPath
 from rollout.sampler import SamplingConfig
 
-LARGEST_LEASE = {True: 256, False: 32}
+LARGEST_LEASE = {True: 256, False: 64}
 """Images that a lease may have on a GPU, on CPUs: where more of them hardly raise the rate
 (docs/running.md)."""
 
@@ -33,7 +33,7 @@ class RolloutConfig(Config):
     worked for ten minutes does not count."""
     batch_size: BatchOrChosen = 32
     """Images per lease, decoded together; must divide learner.global_batch_size. 0 chooses the
-    largest, up to 256 on a GPU and 32 on CPUs, that leaves every worker a lease of each step."""
+    largest, up to 256 on a GPU and 64 on CPUs, that leaves every worker a lease of each step."""
     group: GroupConfig = GroupConfig()
     """Several samples of one condition."""
     in_flight: Spare = 1

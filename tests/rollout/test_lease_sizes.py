@@ -19,7 +19,7 @@ def chosen(tmp_path, *overrides):
     [
         (256, 1024, ["rollout.workers=4", "rollout.gpus=0.5"]),
         (256, 4096, ["rollout.workers=1", "rollout.device=cuda"]),
-        (32, 4096, ["rollout.workers=1"]),
+        (64, 4096, ["rollout.workers=1"]),
         (32, 64, ["rollout.workers=2"]),
         (16, 64, ["rollout.workers=4"]),
         (12, 48, ["rollout.workers=4"]),
