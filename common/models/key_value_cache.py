@@ -79,7 +79,7 @@ class KeyValueCache:
         if key is not None and value is not None and key.shape[2] >= end:
             return key, value
         room = self.capacity
-        if new_BHnD.is_cpu:
+        if new_BHnD.is_cpu and not new_BHnD.is_meta:  # a plan counts what there is in the end
             room = end if new_BHnD.shape[2] > FEW else min(-(-end // FEW) * FEW, room)
         batch, heads, _, width = new_BHnD.shape
 

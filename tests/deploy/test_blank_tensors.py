@@ -14,6 +14,7 @@ from common.spec import SequenceSpec
 from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
 from deploy.planning.memory import learning_bytes, scoring_bytes
 from deploy.planning.sampling_memory import decoding_bytes
+from deploy.planning.skeletons import skeleton
 from deploy.run_folder.opening import open_run
 
 
@@ -101,3 +102,16 @@ def test_a_lease_in_bfloat16_takes_more_on_a_cpu():
         model = build_seeded(config.models.student, spec, 0).to(META).bfloat16().eval()
         of[device] = decoding_bytes(config, model)
     assert of["auto"] == of["cpu"] > of["cuda"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cache_that_grows_is_counted_as_large_as_it_becomes(device):
+    """Although the first steps alone are walked through, which on a CPU have little cached."""
+    ends = [f"contexts.sources.student.{end}_prefix=0" for end in ("min", "max")]
+    config, _ = open_run(Path("smoke"), [*ends, f"rollout.device={device}"])
+    spec = SequenceSpec(64, 256, (16, 16), 10)
+    small = load_plugin("common.models.backbones", "llamagen").Config.tiny()
+    models = [small, small.model_copy(update={"depth": small.depth + 2})]
+    found = [decoding_bytes(config, skeleton(model, spec).eval()) for model in models]
+    whole = 2 * 2 * config.rollout.batch_size * spec.length * small.width * 4
+    assert found[1] - found[0] == whole
