@@ -71,18 +71,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _planned(
-    arguments: argparse.Namespace, config: "RunConfig", workspace: "Workspace"
-) -> "RunPlan":
-    """With the files that the run will have; its workers' imports go on meanwhile."""
+    arguments: argparse.Namespace,
+    config: "RunConfig",
+    workspace: "Workspace",
+    target: "Console",
+) -> "tuple[RunConfig, RunPlan]":
+    """With the files and the precision that the run will have; its workers' imports go on
+    meanwhile."""
     from deploy.planning.plan import plan_run
     from deploy.run_folder.borrowing import with_files_of
+    from deploy.run_folder.precision import settled_precision
     from deploy.stages.learner_rank import imported_late
 
     also_import(*imported_late(config, workspace))
 
     if arguments.source is not None:
         workspace = with_files_of(arguments.source, workspace)
-    return plan_run(config, workspace, timed=arguments.dry_run)
+    config = settled_precision(config, target)
+    return config, plan_run(config, workspace, timed=arguments.dry_run)
 
 
 def _begin_mirror(arguments: argparse.Namespace, workspace: "Workspace", target: "Console") -> None:
@@ -107,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     config, workspace = open_from(arguments)
     from deploy.console.progress import console, results
 
-    target, plan = console(), _planned(arguments, config, workspace)
+    target = console()
+    config, plan = _planned(arguments, config, workspace, target)
     if arguments.dry_run:
         plan.show(results())
         return 0

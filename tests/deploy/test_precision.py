@@ -9,6 +9,7 @@ from rich.console import Console
 
 from common.device import precision
 from deploy.config import RunConfig
+from deploy.main import main
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.precision import settled_precision
 
@@ -50,6 +51,20 @@ def test_the_cpu_of_a_head_node_does_not_choose_for_workers_with_gpus(config_of)
     settled = settled_precision(config, Console(file=out, width=200))
     assert (settled.rollout.dtype, settled.generate.dtype) == ("float32", "float32")
     assert out.getvalue().count("the GPUs are on other machines") == 2
+
+
+@pytest.mark.skipif(not ON_CPU, reason="a machine without GPUs plans for those that have them")
+def test_a_dry_run_plans_with_the_precision_that_the_run_will_have(tmp_path, capsys):
+    plans = {}
+    for name in ("auto", "float32"):
+        command = ["distill", "llamagen_l_to_b", "--dry-run", "--out", str(tmp_path / "run")]
+        small = [f'models.{role}={{kind="llamagen", depth=2}}' for role in ("teacher", "student")]
+        with pytest.raises(SystemExit):
+            main([*command, *small, f"rollout.dtype={name}"])
+        plans[name] = capsys.readouterr()
+    weights = [plan.out.partition("weights: ")[2].partition(" MB")[0] for plan in plans.values()]
+    assert weights[0] == weights[1] != ""
+    assert "rollout.dtype=auto is float32: the GPUs" in " ".join(plans["auto"].err.split())
 
 
 @pytest.fixture
