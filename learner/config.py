@@ -18,11 +18,16 @@ from common.config.quantities import (
     Spare,
     Steps,
     StepsOrNever,
-    Tokens,
+    TokensOrNone,
 )
 from common.config.schema import Config, UserPath
 from learner.objective import ObjectiveConfig
 from learner.optimizer import OptimizerConfig
+
+CHUNK_BYTES = {"cuda": 2**29, "cpu": 2**24}
+"""Of a chunk's logits in float32."""
+MOST_CHUNK_TOKENS = 2**14
+"""Of small vocabularies, whose logits are not what a chunk takes."""
 
 AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], from_package("learner.objectives")]
 
@@ -47,8 +52,9 @@ class LearnerConfig(Config):
     """Global batch: sequences per optimiser step, over all ranks."""
     micro_batch: Batch = 64
     """Sequences per forward and backward pass; gradients accumulate to a whole step."""
-    chunk_tokens: Tokens = 4096
-    """Tokens whose logits exist at a time; bounds the memory of the loss."""
+    chunk_tokens: TokensOrNone = 0
+    """Tokens whose logits exist at a time; bounds the memory of the loss. 0 chooses by the
+    vocabulary: 16 MB of logits on a CPU, which its cache holds, and 512 MB on a GPU."""
     publish_every: Steps = 1
     """Steps between versions offered to the rollout workers."""
     max_staleness: StepsOrNever = 2
@@ -112,6 +118,13 @@ class LearnerConfig(Config):
     """Logical CPUs reserved per rank on the cluster, and threads that it computes with."""
     gpus: Gpus = 0
     """GPUs reserved per rank."""
+
+    def chunked(self, vocab_size: int, device: str) -> Self:
+        """With the size of a chunk chosen for that kind of device, if it is left to the run."""
+        if self.chunk_tokens:
+            return self
+        fitting = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocab_size)
+        return self.model_copy(update={"chunk_tokens": max(1, min(fitting, MOST_CHUNK_TOKENS))})
 
     @model_validator(mode="after")
     def _students_are_there_to_be_judged(self) -> Self:

@@ -63,10 +63,10 @@ class Learner:
         """`conditions` are those of the student's side, by default the classes. `section` of the
         config holds the optimizer, for messages. The student becomes float32: in half precision
         most updates would round away."""
-        self._config = config
+        self._device = place(config.device)
+        self._config = config = config.chunked(student.spec.vocab_size, self._device.type)
         self._remedy = config.optimizer.remedy(section)
         self._objective = objective
-        self._device = place(config.device)
         self._student = self._prepared(student)
         self._ranks = ranks or SingleProcess()
         self._layout = layout(config, self._student, self._ranks)

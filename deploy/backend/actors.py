@@ -178,7 +178,7 @@ class WeightActorHost(ActorHost):
     def fetch(self, offer: Any) -> None:
         """Take what a publisher offers, for the call of `keep` that follows."""
         with self._changes:  # nobody comes for what was taken before: that publisher died
-            self._taken = {key: at for key, at in self._taken.items() if key == offer.key}
+            self._taken = {key: at for key, at in self._taken.items() if not at.done()}
             taken = self._taken.setdefault(offer.key, Future())
         try:
             taken.set_result(offer.take())
