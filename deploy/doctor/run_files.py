@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+
 from common.config.parts import parts
 from common.errors import InputError
 from common.images.listing import matches
@@ -13,6 +15,7 @@ from deploy.doctor.finding import Finding, judged
 from deploy.doctor.machine import GB, disk
 from deploy.planning.artifacts import check_files, missing, sequence_spec
 from deploy.planning.resources import Sizing
+from deploy.run_folder.precision import settled_precision
 from deploy.run_folder.workspace import Workspace
 
 VERSIONS = "rollout.weights_folder"
@@ -47,6 +50,7 @@ def run_files(config: RunConfig, workspace: Workspace) -> Iterator[Finding]:
 def _room_for_versions(config: RunConfig, workspace: Workspace, folder: Path) -> Finding:
     if not folder.is_dir():
         return Finding(VERSIONS, "FAIL", f"{folder}: no such folder", "make it, or mount it")
-    needed = Sizing(config, sequence_spec(config, workspace)).filed_bytes / GB
+    settled = settled_precision(config, Console(quiet=True))
+    needed = Sizing(settled, sequence_spec(config, workspace)).filed_bytes / GB
     what = f"versions of {needed:.1f} GB"
     return disk(VERSIONS, folder, needed, what, f"set {VERSIONS} to another folder")
