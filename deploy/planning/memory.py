@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.device import place, precision
+from common.device import precision
 from common.exchange.provenance import STUDENT, Policy
 from common.exchange.trajectory import TrajectoryBatch, to_arrow
 from common.models.backbone import Backbone
@@ -161,13 +161,8 @@ def _of_short_cycles(config: RunConfig) -> RunConfig:
 
 def planned_learner(config: RunConfig, student: Student, head: nn.Linear) -> Learner | Alternation:
     """One of the run's ranks where the models are; `head` is the teacher's, digest ""."""
-    settings = config.learner
-    device = "cuda" if settings.gpus else settings.device
-    if device == "auto":
-        device = place(device).type
-    chunked = settings.chunked(student.spec.vocab_size, device)
     # A blank student stays blank, and what is compiled for it is of no use.
-    here = chunked.model_copy(update={"device": "cpu", "compile": False})
+    here = config.learner.model_copy(update={"device": "cpu", "compile": False})
     guidance, objective = None, config.objective
     if isinstance(objective, AlternatingConfig):
         guidance = copy.deepcopy(student)

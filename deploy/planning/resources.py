@@ -255,12 +255,14 @@ class Sizing:
         return _process_mb(gpu, computing=weights + held + decoding, starting=starting)
 
     def _learner_mb(self, gpu: bool) -> tuple[float, float]:
-        settings = self.config.learner
+        device = "cuda" if gpu else "cpu"
+        settings = self.config.learner.chunked(self.spec.vocab_size, device)
         student = blank_student(self.config, self.spec).train()
         head = skeleton(self.config.models.teacher, self.spec).head.requires_grad_(False)
         weights, gradients = state_bytes(student), parameters(student) * 4
         held = 2 * weights + 2 * gradients  # with average and AdamW's moments
-        computing = learning_bytes(self.config, student, head)
+        config = self.config.model_copy(update={"learner": settings})
+        computing = learning_bytes(config, student, head)
         whole = 0  # what a rank that holds a part loads, and rank 0 gathers to publish and store
         if is_sharded(settings):
             held, gradients = (size // settings.world_size for size in (held, gradients))

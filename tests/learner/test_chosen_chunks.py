@@ -4,12 +4,10 @@ import copy
 from pathlib import Path
 
 import pytest
-import torch
 from building.objectives import built
 
 from common.spec import SequenceSpec
-from deploy.planning.memory import learning_bytes
-from deploy.planning.skeletons import skeleton
+from deploy.planning.resources import Sizing
 from deploy.run_folder.opening import open_run
 from learner.config import LearnerConfig
 from learner.learner import Learner
@@ -44,16 +42,14 @@ def test_the_learner_computes_with_it(tiny):
 
 
 def test_a_dry_run_counts_the_chunk_of_the_device_that_computes():
-    def bytes_of(*overrides):
+    def mb_of(*overrides, gpu):
         config, _ = open_run(Path("smoke"), ["learner.micro_batch=128", *overrides])
         spec = SequenceSpec(CODES, 64, (8, 8), 10)
-        student = skeleton(config.models.student, spec)
-        head = torch.nn.Linear(8, CODES, bias=False, device="meta")
-        return learning_bytes(config, student, head)
+        needs = Sizing(config, spec).needs(lambda device, gpus: gpu)
+        (learner,) = (need for need in needs if need.bundles.section == "learner")
+        return learner.gpu_mb if gpu else learner.host_mb
 
-    chosen = bytes_of("learner.device=cpu")
-    assert chosen == bytes_of("learner.device=cpu", "learner.chunk_tokens=256")
-    assert chosen < bytes_of("learner.device=cuda")
-    assert bytes_of("learner.device=cuda") == bytes_of(
-        "learner.device=cuda", "learner.chunk_tokens=8192"
-    )
+    assert mb_of(gpu=False) == mb_of("learner.chunk_tokens=256", gpu=False)
+    assert mb_of(gpu=False) < mb_of("learner.chunk_tokens=8192", gpu=False)
+    assert mb_of(gpu=True) == mb_of("learner.chunk_tokens=8192", gpu=True)
+    assert mb_of(gpu=True) > mb_of("learner.chunk_tokens=256", gpu=True)
