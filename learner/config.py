@@ -18,7 +18,7 @@ from common.config.quantities import (
     Spare,
     Steps,
     StepsOrNever,
-    TokensOrNone,
+    TokensOrChosen,
 )
 from common.config.schema import Config, UserPath
 from learner.objective import ObjectiveConfig
@@ -52,7 +52,7 @@ class LearnerConfig(Config):
     """Global batch: sequences per optimiser step, over all ranks."""
     micro_batch: Batch = 64
     """Sequences per forward and backward pass; gradients accumulate to a whole step."""
-    chunk_tokens: TokensOrNone = 0
+    chunk_tokens: TokensOrChosen = 0
     """Tokens whose logits exist at a time; bounds the memory of the loss. 0 chooses by the
     vocabulary: 16 MB of logits on a CPU, which its cache holds, and 512 MB on a GPU."""
     publish_every: Steps = 1

@@ -24,6 +24,8 @@ BatchOrChosen = Annotated[int, Field(ge=0, le=2**20)]
 Tokens = Annotated[int, Field(ge=1, le=2**24)]
 """Tokens of a sequence or of a chunk."""
 TokensOrNone = Annotated[int, Field(ge=0, le=2**24)]
+TokensOrChosen = Annotated[int, Field(ge=0, le=2**24)]
+"""The same, where 0 leaves it to the run."""
 Vocabulary = Annotated[int, Field(ge=1, le=2**20)]
 """Codes."""
 CodesOrAll = Annotated[int, Field(ge=0, le=2**20)]

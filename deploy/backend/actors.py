@@ -194,7 +194,8 @@ class WeightActorHost(ActorHost):
             with self._changes:
                 taken = self._taken.setdefault(payload, Future())
             rest = Shared(taken.result())
-            self._taken.pop(payload, None)
+            with self._changes:
+                self._taken.pop(payload, None)
         else:
             rest = Shared(ray.put(payload))
         if lasting is not None:
