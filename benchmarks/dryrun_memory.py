@@ -72,13 +72,13 @@ def in_a_process(role: str, how: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="memory that a dry run predicts, and that is used")
-    parser.add_argument("role", nargs="?", choices=ROLES, help="with HOW: that figure alone, bytes")
+    parser.add_argument("role", nargs="?", choices=ROLES, help="that one alone; with HOW, bytes")
     parser.add_argument("how", nargs="?", choices=("predicted", "measured"))
     given = parser.parse_args()
     if given.how:
         print(bytes_of(given.role, content=given.how == "measured"))
         return
-    for role in ROLES:
+    for role in [given.role] if given.role else ROLES:
         predicted, measured = (in_a_process(role, how) for how in ("predicted", "measured"))
         ratio = predicted / measured
         print(
