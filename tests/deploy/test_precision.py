@@ -9,6 +9,7 @@ from rich.console import Console
 
 from common.device import precision
 from deploy.config import RunConfig
+from deploy.doctor.run_files import run_files
 from deploy.main import main
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.precision import settled_precision
@@ -65,6 +66,19 @@ def test_a_dry_run_plans_with_the_precision_that_the_run_will_have(tmp_path, cap
     weights = [plan.out.partition("weights: ")[2].partition(" MB")[0] for plan in plans.values()]
     assert weights[0] == weights[1] != ""
     assert "rollout.dtype=auto is float32: the GPUs" in " ".join(plans["auto"].err.split())
+
+
+@pytest.mark.skipif(not ON_CPU, reason="a machine without GPUs plans for those that have them")
+def test_doctor_sizes_versions_by_the_precision_that_the_run_will_have(tmp_path):
+    sizes = set()
+    for name in ("auto", "float32"):
+        small = [f'models.{role}={{kind="llamagen", depth=2}}' for role in ("teacher", "student")]
+        fields = [*small, f"rollout.dtype={name}", f"rollout.weights_folder={tmp_path}"]
+        config, workspace = open_run(Path("llamagen_l_to_b"), fields, tmp_path / "run")
+        found = {finding.name: str(finding) for finding in run_files(config, workspace)}
+        sizes.add(found["rollout.weights_folder"].partition("versions of ")[2].partition(" GB")[0])
+    assert len(sizes) == 1
+    assert float(*sizes) > 0
 
 
 @pytest.fixture
