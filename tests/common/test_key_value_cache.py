@@ -9,9 +9,12 @@ from common.models.key_value_cache import FEW, KeyValueCache
 CAPACITY = 3 * FEW - 5
 
 
-@pytest.fixture(params=[0, 2**62], ids=["products", "fused"])
+WAYS = {"by channel": 0, "first by slot": 2**11, "by slot": 5_000, "fused": 2**62}
+
+
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
 def cache(request):
-    """Of either way to mix, whatever the size."""
+    """Of every way to mix, whatever the size."""
     return KeyValueCache(CAPACITY, large=request.param)
 
 
