@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from common.large_pages import enlarge
+
 LEAST_ELEMENTS = 2**19
 """Of a weight: smaller ones stay in a cache, where the call itself costs more than it gains."""
 MOST_ROWS = 48
@@ -24,6 +26,8 @@ WIDE = 8192
 MOST_ROWS_WIDE = 256
 LEAST_STEPS = 32
 """Packing costs as much as ten products, of which each saves a third."""
+LEAST_STEPS_ENLARGED = 128
+"""Large pages for the packed weights cost as much as they save in a hundred steps of a few rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def packed(model: nn.Module, steps: int, rows: int) -> Iterator[None]:
     layers = [layer for layer in model.modules() if isinstance(layer, Linear) and _gains(layer)]
     taken = [layer for layer in layers if layer._pack is None]  # within another call they are set
     for layer in taken:
-        layer._pack = _pack_of(layer, make=steps >= LEAST_STEPS and rows <= _most_rows(layer))
+        layer._pack = _pack_of(layer, steps if rows <= _most_rows(layer) else 0)
     try:
         yield
     finally:
@@ -78,14 +82,16 @@ def packed(model: nn.Module, steps: int, rows: int) -> Iterator[None]:
             layer._pack = None
 
 
-def _pack_of(layer: Linear, *, make: bool) -> Pack | None:
+def _pack_of(layer: Linear, steps: int) -> Pack | None:
     pack, weight = _PACKS.get(layer), layer.weight
     if pack is not None and pack.is_of(weight):
         return pack
     _PACKS.pop(layer, None)  # before the next is made, so that two are never held
-    if not make:
+    if steps < LEAST_STEPS:
         return None
     reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+    if steps >= LEAST_STEPS_ENLARGED:
+        enlarge(torch.ops.mkldnn.data_ptr(reordered), weight.nbytes)
     found = Pack(weight, weight._version, weight.data_ptr(), reordered)
     _PACKS[layer] = found
     return found

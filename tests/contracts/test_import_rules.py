@@ -24,6 +24,7 @@ ROOMS = {
     "common.outline": set(),
     "common.device": {"common.errors"},
     "common.background": set(),
+    "common.large_pages": set(),
     "common.finite": {"common.errors"},
     "common.memory": {"common.errors", "common.outline"},
     "common.randomness": set(),
@@ -33,6 +34,7 @@ ROOMS = {
     "common.spec": {"common.errors", "common.config"},
     "common.models": {
         *("common.device", "common.errors", "common.config", "common.randomness", "common.spec"),
+        "common.large_pages",
     },
     "common.exchange": {
         *("common.errors", "common.files", "common.config", "common.randomness", "common.spec"),
