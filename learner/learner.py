@@ -206,7 +206,8 @@ class Learner:
     def published(
         self, dtype: str, *, version: int | None = None, checked: bool = False
     ) -> Weights:
-        """The current student, versioned by steps done; to be copied before the next step.
+        """The current student, versioned by steps done; to be copied before the next step, or
+        where it is apart, before it is asked for again.
         `checked` adds what it computes, unless that would have to be compiled for it. Where the
         student is spread, rank 0 gets it and the others an empty one."""
         version = self.steps_done if version is None else version
@@ -217,8 +218,7 @@ class Learner:
         if dtype not in self._packing or self._layout.is_spread:
             trained = {n for n, p in self._student.named_parameters() if p.requires_grad}
             self._packing[dtype] = Packing(state, self._sent_as(dtype), state.keys() - trained)
-        packing = self._packing[dtype]
-        return Weights(version, packing.parts(), canary=value, lasting=packing.lasting_parts)
+        return self._packing[dtype].weights(version, value)
 
     @property
     def _has_canary(self) -> bool:

@@ -4,7 +4,8 @@ In `ordered` mode a lease says with which version it is sampled, and the leases 
 are pinned to versions that are older than the step a snapshot is of. So a snapshot holds those.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from torch import Tensor
@@ -34,14 +35,23 @@ class Publisher:
     """Of one run, on rank 0, or on all of them where the student is spread."""
 
     def __init__(
-        self, sink: RewindableWeights | None, schedule: Schedule, dtype: str | None
+        self,
+        sink: RewindableWeights | None,
+        schedule: Schedule,
+        dtype: str | None,
+        *,
+        beside: bool = False,
     ) -> None:
         """Without a `dtype` versions are numbers alone, for nobody samples the student. Without a
-        `sink` another rank offers what is published; this one has its part in making it."""
+        `sink` another rank offers what is published; this one has its part in making it.
+        `beside` lets the learner go on while a version is sent whose bytes are not its own: not in
+        one process, where workers sample while the learner waits, by the same versions always."""
         self._sink = sink
         self._schedule = schedule
         self._dtype = dtype
         self._pinned: dict[int, Weights] = {}
+        self._pool = ThreadPoolExecutor(1, "publish") if beside else None
+        self._sending: Future[None] | None = None
         self.version = -1
         """The newest one."""
         self.count = 0
@@ -62,15 +72,55 @@ class Publisher:
             self.publish(learner)
         return there
 
-    def publish(self, learner: Published) -> None:
-        """Offer the student as it is now."""
+    def publish(self, learner: Published, then: Callable[[], object] = lambda: None) -> None:
+        """Offer the student as it is now; `then` is called when it is there, or could not be.
+
+        Raises:
+            whatever the offer before this one failed with, or this one unless it is sent beside.
+        """
+        sending = False
+        try:
+            self.settle()  # where it lies, the next version will be
+            weights = self._packed(learner)
+            self.count += 1
+            if self._pool is not None and weights.is_apart and not self._schedule.pins_earlier:
+                self.version = weights.version
+                self._sending = self._pool.submit(self._send, weights, then)
+                sending = True
+            else:
+                self._offer(weights)
+        finally:
+            if not sending:
+                then()
+
+    def settle(self) -> None:
+        """Wait for the version that is being sent.
+
+        Raises:
+            whatever that failed with, once.
+        """
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.result()
+
+    def close(self) -> None:
+        """Send none any more; the one on its way gets its time."""
+        if self._sending is not None:
+            wait([self._sending])
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _packed(self, learner: Published) -> Weights:
         if self._dtype is None:
-            weights = Weights.of(learner.steps_done, ())
-        else:
-            is_checked = self.count % CHECKED_EVERY == 0
-            weights = learner.published(self._dtype, checked=is_checked)
-        self._offer(weights)
-        self.count += 1
+            return Weights.of(learner.steps_done, ())
+        is_checked = self.count % CHECKED_EVERY == 0
+        return learner.published(self._dtype, checked=is_checked)
+
+    def _send(self, weights: Weights, then: Callable[[], object]) -> None:
+        try:
+            self._offer(weights)
+        finally:
+            then()
 
     def kept(self, step: int) -> dict[str, Tensor]:
         """Bytes of the versions before `step` that leases from there on are pinned to."""

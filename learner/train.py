@@ -102,7 +102,8 @@ class Trainer:
         self._schedule = schedule
         self._buffer = buffer
         self._leads = ranks.rank == 0
-        self._publisher = Publisher(weights if self._leads else None, schedule, weights_dtype)
+        sink, beside = weights if self._leads else None, while_waiting is None
+        self._publisher = Publisher(sink, schedule, weights_dtype, beside=beside)
         self._ledger = ledger
         self._metrics = ReportedRows(metrics)
         self._checkpoints = checkpoints
@@ -136,6 +137,7 @@ class Trainer:
             raise self._with_newest(error) from error
         finally:
             self._intake.close()
+            self._publisher.close()
             self._checkpoints.close()
         seconds = time.monotonic() - started
         return Outcome(self._learner.steps_done, self._publisher.count, seconds, cause)
@@ -145,6 +147,7 @@ class Trainer:
         try:
             while self._learner.steps_done < self._schedule.steps:
                 self._step()
+            self._publisher.settle()
         except Closed as closed:
             return str(closed)
         return None
@@ -204,12 +207,14 @@ class Trainer:
         row |= {"images_total": step * self._schedule.global_batch_size}
         if self._leads:
             finally_.callback(report, row)
+        commit = partial(self._ledger.commit, step, taken.leases) if self._leads else lambda: None
+        if self._schedule.is_published(step) or step == self._schedule.steps:
+            self._publisher.publish(self._learner, commit)
+            return
         try:
-            if self._schedule.is_published(step) or step == self._schedule.steps:
-                self._publisher.publish(self._learner)
+            self._publisher.settle()  # its commit comes first
         finally:
-            if self._leads:
-                self._ledger.commit(step, taken.leases)
+            commit()
 
     @property
     def _has_a_part(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.exchange.views import memory_of
-from common.exchange.weights import ALIGNED, Payload, Weights
+from common.exchange.weights import ALIGNED, Canary, Payload, Weights
 
 STORED = {
     "F64": torch.float64,
@@ -76,11 +76,23 @@ class Packing:
             parts += [self._together(kind, moved)] if moved else []
         return parts
 
+    def weights(self, version: int, canary: Canary | None = None) -> Weights:
+        """The parts as a version."""
+        lasting, is_apart = self.lasting_parts, self._is_apart
+        return Weights(version, self.parts(), canary=canary, lasting=lasting, is_apart=is_apart)
+
     @property
     def lasting_parts(self) -> int:
         """So many of the first parts are memory of their own, and the same objects as in the call
         before unless they changed."""
         return 1 + len(self._lasting)
+
+    @property
+    def _is_apart(self) -> bool:
+        """Of a module on a GPU. What was converted on a CPU is, too, but there the next step would
+        share its cores with the sending, which was tried without gain."""
+        changing = (value for name, value in self._state.items() if name not in self._lasting)
+        return all(value.is_cuda for value in changing if value.numel())
 
     def _order(self) -> list[str]:
         """Of the file: wide ones first, so that every offset is a multiple of its tensor's item."""
@@ -112,10 +124,13 @@ class Packing:
 
     def _together(self, kind: torch.dtype, tensors: Sequence[Tensor]) -> np.ndarray:
         sizes = [tensor.numel() for tensor in tensors]
-        if kind not in self._converted:
-            self._converted[kind] = torch.empty(sum(sizes), dtype=kind)
+        on_gpu = tensors[0].is_cuda
+        if kind not in self._converted:  # a GPU writes to pinned memory, one behind the other
+            self._converted[kind] = torch.empty(sum(sizes), dtype=kind, pin_memory=on_gpu)
         for place, tensor in zip(self._converted[kind].split(sizes), tensors, strict=True):
-            place.view(tensor.shape).copy_(tensor)
+            place.view(tensor.shape).copy_(tensor, non_blocking=on_gpu)
+        if on_gpu:
+            torch.cuda.current_stream(tensors[0].device).synchronize()
         return _bytes(self._converted[kind])
 
 

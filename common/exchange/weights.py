@@ -45,6 +45,9 @@ class Weights:
     lasting: int = field(default=0, kw_only=True)
     """So many of the first parts nobody writes to, and those that are the very objects of the
     version before need not be sent again."""
+    is_apart: bool = field(default=False, kw_only=True)
+    """Nothing of the payload is the publisher's own memory, which its next step changes: it stays
+    until the next version is packed."""
     is_checked: bool = field(default=False, kw_only=True)
     """Somebody compared the digest, in the memory where the payload lies."""
 

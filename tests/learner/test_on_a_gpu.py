@@ -6,6 +6,7 @@ import pytest
 import torch
 from building.gpus import needs_gpu
 
+from common.exchange.packed_weights import unpack
 from learner.config import LearnerConfig
 from learner.intake import Taken
 from learner.learner import Learner
@@ -14,14 +15,13 @@ from learner.objectives import mle
 pytestmark = needs_gpu
 
 
+def learner_of(student, **settings):
+    config = LearnerConfig.model_validate(settings)
+    return Learner(config, mle.Config(), student, seed=0, contexts=("data", "student"))
+
+
 def steps(student, batch, **settings):
-    learner = Learner(
-        LearnerConfig.model_validate(settings),
-        mle.Config(),
-        student,
-        seed=0,
-        contexts=("data", "student"),
-    )
+    learner = learner_of(student, **settings)
     return [learner.step(batch) for _ in range(3)]
 
 
@@ -53,3 +53,16 @@ def test_what_the_intake_hands_out_is_pinned_and_learns_the_same(tiny, sampled):
     assert pinned.rows(slice(1, 2)).signal["entropy"].is_pinned()
     found = pinned.to(torch.device("cuda")).signal["entropy"]
     assert torch.equal(found.cpu(), signal["entropy"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_published_stays_while_the_learner_goes_on(tiny, sampled, dtype):
+    student = tiny("llamagen")
+    learner = learner_of(student, device="cuda")
+    weights = learner.published(dtype)
+    assert weights.is_apart
+    to = getattr(torch, dtype)
+    wanted = {name: value.to("cpu", to) for name, value in student.named_parameters()}
+    learner.step(sampled(student))
+    found = unpack(weights.payload)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
