@@ -7,7 +7,8 @@ Both learn from the same teacher and begin with the same student; VarKD samples 
 the student (student contexts only), KD reads data. Runs take turns: VarKD, KD, KD, VarKD, ... The
 rate is that of the steps after the first ten, by the times in metrics.jsonl, so start-up is not in
 it; `wait` is how long the learner waited in a step, `rollout` and `teacher` what the records of a
-step took there, in seconds. `ratio` is VarKD's rate over KD's: the paper has 0.057 (0.20 to 3.5).
+step took there, in seconds. `ratio` is VarKD's rate over KD's: the paper has 0.057 (0.20 to 3.5);
+`of_matmul_rate` the share of what all cores, or the GPU, multiply in the learner's precision.
 
 small: 64 tokens, V=512, 2.7 M -> 0.4 M, 64 images a step. large: 256 tokens, V=4096, 17 M -> 3.4 M,
 16 images a step. llamagen: 256 tokens, V=16384, L (343 M) -> B (111 M), bfloat16, 256 images a
@@ -20,14 +21,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.measuring import machine, parser, report
+from benchmarks.arithmetic import forward_gflop
+from benchmarks.measuring import Machine, machine, parser, report
+from common.models.backbone import Backbone, build_seeded
+from common.models.backbones import llamagen
+from common.outline import outlines
+from common.spec import SequenceSpec
 
 WARM = 10
 """Steps before anything is measured."""
@@ -124,7 +130,7 @@ def main() -> None:
             _varkd("tokenize", "smoke", base, [*settings, "--local"])
             _varkd("pretrain", str(base), base, [])
             for where in options.where:
-                rows += rows_of(options, size, where, base)
+                rows += with_shares(rows_of(options, size, where, base), size, on)
     report("end_to_end", options, on, rows)
 
 
@@ -168,6 +174,40 @@ def rows_of(options, size: str, where: str, base: Path) -> list[dict[str, object
         rows.append({"config": size, "where": where, "kind": kind, **medians, "ratio": None})
     rows[0]["ratio"] = rows[0]["steps_per_s"] / rows[1]["steps_per_s"]
     return rows
+
+
+def with_shares(rows: list[dict[str, object]], size: str, on: Machine) -> list[dict[str, object]]:
+    """With the operations of a step, and their share of what all cores, or the GPU, could do."""
+    dtype = SIZES[size].get("learner.dtype", "float32")
+    most = on.matmul_gflops[dtype] * (on.cores if on.device == "cpu" else 1)
+    for row in rows:
+        gflop = step_gflop(size, str(row["kind"]))
+        row |= {"gflop": gflop, "of_matmul_rate": gflop * float(str(row["steps_per_s"])) / most}
+    return rows
+
+
+def step_gflop(size: str, kind: str) -> float:
+    """The teacher forward, its head at the learner; the student forward and twice that backward,
+    and once more where it samples."""
+    values = SIZES[size]
+    side = int(values["images.size"]) // int(values["tokenizer.patch"])
+    spec = SequenceSpec(int(values["tokenizer.vocab_size"]), side**2, (side, side), 10)
+    teacher, student = (
+        _outline(f"models.{role}.", values, spec) for role in ("teacher", "student")
+    )
+    passes = 4 if kind == "varkd" else 3
+    image = forward_gflop(teacher) + passes * forward_gflop(student)
+    return int(values["learner.global_batch_size"]) * image
+
+
+def _outline(section: str, values: Mapping[str, str], spec: SequenceSpec) -> Backbone:
+    sizes = {
+        key.removeprefix(section): int(value)
+        for key, value in values.items()
+        if key.startswith(section)
+    }
+    with outlines():
+        return build_seeded(llamagen.Config.model_validate(sizes), spec, 0)
 
 
 def figures(metrics: Path) -> dict[str, float]:

@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.arithmetic import forward_gflop
 from benchmarks.measuring import interleaved, machine, parser, report
 from benchmarks.rows import sampled_rows
 from common.exchange.signals import guided_hidden
@@ -22,7 +23,6 @@ from common.exchange.trajectory import TrajectoryBatch
 from common.files.tensors import state_digest
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import llamagen
-from common.models.layers import CausalAttention
 from common.spec import SequenceSpec
 from learner.config import LearnerConfig
 from learner.gate import GateConfig
@@ -125,16 +125,9 @@ def scored(options, targets: TeacherTargets, width: int) -> TrajectoryBatch:
 
 
 def step_gflop(student: Backbone, options) -> float:
-    """Products of a forward pass, twice that backward, and the teacher's head once; causal
-    attention counts half of the square."""
-    length, batch = options.side**2, options.batch
-    layers = sum(weight.numel() for weight in student.parameters() if weight.ndim == 2)
-    tables = sum(m.weight.numel() for m in student.modules() if isinstance(m, torch.nn.Embedding))
-    width = student.head.in_features
-    depth = sum(isinstance(module, CausalAttention) for module in student.modules())
-    attention = 2 * depth * width * length  # 2 products, half of the square, 2 operations
-    forward = 2 * (layers - tables) + attention
-    return batch * length * (3 * forward + 2 * options.teacher_width * options.vocab) / 1e9
+    """Products of a forward pass, twice that backward, and the teacher's head once."""
+    head = 2 * options.teacher_width * options.vocab * options.side**2 / 1e9
+    return options.batch * (3 * forward_gflop(student) + head)
 
 
 if __name__ == "__main__":
