@@ -1,6 +1,6 @@
 """What a dry run predicts against the resident memory of the same computation with content.
 
-    python -m benchmarks.dryrun_memory            # a table; each row runs in processes of its own
+    python -m benchmarks.dryrun_memory --out dryrun_memory.json    # each in processes of its own
 
 On two CPU cores of which nothing else used one, for a four-block LlamaGen of width 512, with torch
 2.13 and the roles' own code on both sides: decoding 143 of 239 to 272 MB, scoring 225 of 315 to
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measuring import machine, parser, report
 from common.models.backbone import build_seeded
 from common.spec import SequenceSpec
 from deploy.planning import memory as meter
@@ -71,20 +72,23 @@ def in_a_process(role: str, how: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="memory that a dry run predicts, and that is used")
-    parser.add_argument("role", nargs="?", choices=ROLES, help="that one alone; with HOW, bytes")
-    parser.add_argument("how", nargs="?", choices=("predicted", "measured"))
-    given = parser.parse_args()
-    if given.how:
-        print(bytes_of(given.role, content=given.how == "measured"))
+    options = _parser().parse_args()
+    if options.how:
+        print(bytes_of(options.role, content=options.how == "measured"))
         return
-    for role in [given.role] if given.role else ROLES:
+    on, rows = machine(options), list[dict[str, object]]()
+    for role in [options.role] if options.role else ROLES:
         predicted, measured = (in_a_process(role, how) for how in ("predicted", "measured"))
-        ratio = predicted / measured
-        print(
-            f"{role}: predicted {predicted / 2**20:.0f} MB, measured {measured / 2**20:.0f} MB, "
-            f"ratio {ratio:.2f}"
-        )
+        sizes = {"predicted_mb": predicted / 2**20, "measured_mb": measured / 2**20}
+        rows.append({"role": role, **sizes, "ratio": predicted / measured})
+    report("dryrun_memory", options, on, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    found = parser("memory that a dry run predicts, and that is used")
+    found.add_argument("role", nargs="?", choices=ROLES, help="that one alone; with HOW, bytes")
+    found.add_argument("how", nargs="?", choices=("predicted", "measured"))
+    return found
 
 
 if __name__ == "__main__":

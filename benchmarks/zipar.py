@@ -1,29 +1,26 @@
-"""What ZipAR costs and gains: wall-clock against raster, and likelihood of what it draws.
+"""What ZipAR costs and gains: time against raster, and likelihood of what it draws.
 
-    python -m benchmarks.zipar                     # a LlamaGen with random weights on this CPU
+    python -m benchmarks.zipar --out zipar.json    # a LlamaGen with random weights on this CPU
     python -m benchmarks.zipar --device cuda --preset B --grids 24 --batches 64
     python -m benchmarks.zipar --weights runs/x/student.safetensors    # quality of a trained one
 
-Speed: every decoder in turn, forwards and backwards, in one process; medians over the rounds, so
-that a drift of the machine cancels. Beside wall-clock stands the process's own CPU time, which
-other jobs disturb less (with a GPU it is the host's share). Prefixes are those of the paper,
-U[.25, .75] per sequence; the batch starts at the shortest. Quality: mean
+Speed: every decoder in turn; `of_raster` in CPU time on a CPU, in wall-clock on a GPU. Prefixes are
+those of the paper, U[.25, .75] per sequence; the batch starts at the shortest. Quality: mean
 log-probability per token under the model's own raster pass, of raster samples and of ZipAR samples
-from the same noise. It says what ZipAR changes in the distribution; only a trained model tells how
-much that is.
+from the same noise, and what that is less than raster's, with its standard error. It says what
+ZipAR changes in the distribution; only a trained model tells how much that is.
 """
 
 import argparse
 import math
-import os
-import platform
-import statistics
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.measuring import interleaved, machine, parser, report
 from common.artifacts.backbone_file import load_backbone
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import llamagen
@@ -35,46 +32,31 @@ WINDOWS = (2, 4, 8)
 
 
 def main() -> None:
-    options = parser().parse_args()
-    device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    print(machine(device))
-    if options.weights is not None:
-        backbone, _ = load_backbone(options.weights)
-        models = [backbone.to(device).eval()]
-        print(f"weights: {options.weights}")
-    else:
-        models = [random_model(options, side).to(device).eval() for side in options.grids]
-        parameters = sum(value.numel() for value in models[0].parameters())
-        print(
-            f"random weights, {parameters / 1e6:.1f} M parameters: speed is that of a trained one"
-        )
-    for model in models:
-        rows, cols = model.spec.grid
+    options = _parser().parse_args()
+    on, rows = machine(options), list[dict[str, Any]]()
+    for model in models_of(options):
         for batch in options.batches:
             for prefixes in (False, True):
-                kind = "after prefixes U[.25, .75]" if prefixes else "whole images"
-                print(f"\n{rows}x{cols}, batch {batch}, {kind}")
-                for line in timings(model, batch, prefixes, options.rounds):
-                    print(line)
-        print(f"\n{rows}x{cols}, mean log-probability per token under the raster pass")
-        for line in likelihoods(model, options.images):
-            print(line)
-    print(f"\nload at the end: {load()}")
+                rows += timings(model, batch, prefixes, options)
+        rows += likelihoods(model, options.images)
+    report("zipar", options, on, rows)
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="ZipAR against raster decoding")
-    found.add_argument("--device", default="cpu")
-    found.add_argument("--threads", type=int, default=1)
+def _parser() -> argparse.ArgumentParser:
+    found = parser("ZipAR against raster decoding")
     found.add_argument("--grids", type=int, nargs="+", default=[16, 24])
     found.add_argument("--batches", type=int, nargs="+", default=[8, 64])
-    found.add_argument("--rounds", type=int, default=3)
     found.add_argument("--images", type=int, default=16, help="samples for the likelihood")
     found.add_argument("--preset", help="a published size; otherwise width 256, depth 4")
     found.add_argument("--vocab", type=int, default=4096)
     found.add_argument("--weights", type=Path, help="a LlamaGen written by varkd")
     return found
+
+
+def models_of(options: argparse.Namespace) -> list[Backbone]:
+    if options.weights is not None:
+        return [load_backbone(options.weights)[0].to(options.device).eval()]
+    return [random_model(options, side).to(options.device).eval() for side in options.grids]
 
 
 def random_model(options: argparse.Namespace, side: int) -> Backbone:
@@ -95,32 +77,27 @@ def decoders(cols: int) -> dict[str, SamplingConfig]:
     return found
 
 
-def timings(model: Backbone, batch: int, prefixes: bool, rounds: int) -> Iterator[str]:
+def timings(
+    model: Backbone, batch: int, prefixes: bool, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     kinds = decoders(model.spec.grid[1])
     prefix_B = prefixes_of(model, batch) if prefixes else torch.zeros(batch).long()
-    wall: dict[str, list[float]] = {name: [] for name in kinds}
-    busy: dict[str, list[float]] = {name: [] for name in kinds}
-    names = list(kinds)
-    sample(model, kinds["window 2"], batch, prefix_B)  # warm up
-    for at in range(rounds):
-        for name in names if at % 2 == 0 else names[::-1]:
-            started, worked = time.perf_counter(), time.process_time()
-            sample(model, kinds[name], batch, prefix_B)
-            wall[name].append(time.perf_counter() - started)
-            busy[name].append(time.process_time() - worked)
+    cases = {name: partial(sample, model, kinds[name], batch, prefix_B) for name in kinds}
+    found = interleaved(cases, options.rounds)
     plan, first = model.plan(range(batch)), int(prefix_B.min())
-    for name, sampling in kinds.items():
-        steps = len(model.drawing_plan(plan, sampling.decoding, given=first).step_sizes) - first
-        yield (
-            f"  {name:10} {steps:4} steps  {statistics.median(wall[name]):7.2f} s  "
-            f"{ratio(wall, name):.2f} of raster  CPU time {ratio(busy, name):.2f}"
-        )
-
-
-def ratio(seconds: dict[str, list[float]], name: str) -> float:
-    """Median over the rounds of this decoder's time over raster's."""
-    pairs = zip(seconds[name], seconds["raster"], strict=True)
-    return statistics.median(mine / raster for mine, raster in pairs)
+    which = "cpu" if options.device == "cpu" else "wall"
+    for name, timing in found.items():
+        drawn = model.drawing_plan(plan, kinds[name].decoding, given=first)
+        yield {
+            "grid": model.spec.grid[0],
+            "batch": batch,
+            "prefixes": prefixes,
+            "decoder": name,
+            "steps": len(drawn.step_sizes) - first,
+            "seconds": timing.wall,
+            "cpu": timing.cpu,
+            "of_raster": getattr(timing, which) / getattr(found["raster"], which),
+        }
 
 
 def prefixes_of(model: Backbone, batch: int) -> torch.Tensor:
@@ -149,7 +126,7 @@ def sample(
 
 
 @torch.no_grad()
-def likelihoods(model: Backbone, images: int) -> Iterator[str]:
+def likelihoods(model: Backbone, images: int) -> Iterator[dict[str, Any]]:
     device = next(model.parameters()).device
     class_B = (torch.arange(images) % model.spec.num_classes).to(device)
     plan = model.plan(range(images))
@@ -163,23 +140,15 @@ def likelihoods(model: Backbone, images: int) -> Iterator[str]:
             chosen = logit_BLV.log_softmax(-1).gather(-1, token_BL[rows][..., None])
             total_B[rows] = chosen.mean((1, 2)).cpu()
         raster_B = total_B if raster_B is None else raster_B
-        difference_B = total_B - raster_B
-        error = float(difference_B.std()) / math.sqrt(images)
-        yield (
-            f"  {name:10} {float(total_B.mean()):8.4f}  against raster "
-            f"{float(difference_B.mean()):+.4f} (standard error {error:.4f}, {images} images)"
-        )
-
-
-def machine(device: torch.device) -> str:
-    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    threads = torch.get_num_threads()
-    cores = f"{os.cpu_count()} CPU cores, {threads} thread(s)"
-    return f"{where}, {cores}, torch {torch.__version__}, load {load()}"
-
-
-def load() -> str:
-    return "/".join(f"{value:.1f}" for value in os.getloadavg())
+        less_B = total_B - raster_B
+        yield {
+            "grid": model.spec.grid[0],
+            "batch": images,
+            "decoder": name,
+            "log_probability": float(total_B.mean()),
+            "against_raster": float(less_B.mean()),
+            "standard_error": float(less_B.std()) / math.sqrt(images) if images > 1 else None,
+        }
 
 
 if __name__ == "__main__":
