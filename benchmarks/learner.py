@@ -23,6 +23,7 @@ from common.exchange.trajectory import TrajectoryBatch
 from common.files.tensors import state_digest
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import llamagen
+from common.models.packed_linear import Linear
 from common.spec import SequenceSpec
 from learner.config import LearnerConfig
 from learner.gate import GateConfig
@@ -79,7 +80,7 @@ def student_of(options) -> Backbone:
 def cases_of(options) -> dict[str, Callable[[], object]]:
     """Every step with one micro-batch, of whole sequences by the student."""
     codes, width = options.vocab, options.teacher_width
-    head = torch.nn.Linear(width, codes, bias=False)
+    head = Linear(width, codes, bias=False)
     torch.nn.init.normal_(head.weight, std=2 / width**0.5)
     targets = TeacherTargets(guided_hidden.Config(dtype="float16"), head, state_digest(head))
     clusters = ClusterMap(torch.arange(codes) // 4, codes // 4)

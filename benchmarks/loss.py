@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.measuring import interleaved, machine, parser, peak_mb, report
+from common.models.packed_linear import Linear
+from common.models.products import linear
 from learner.categorical import Categorical
 from learner.chunked import chunked_loss
 from learner.divergence import Divergence
@@ -84,7 +85,7 @@ def inputs_of(tokens: int, options) -> Inputs:
         return torch.randn(*shape, generator=generator).to(options.device)
 
     student, teacher = (
-        nn.Linear(width, options.vocab, bias=False, device=options.device)
+        Linear(width, options.vocab, bias=False).to(options.device)
         for width in (options.width, options.teacher_width)
     )
     for head in (student, teacher):
@@ -125,9 +126,9 @@ def _products(inputs: Inputs, chunk: int) -> None:
     for part_nC, teacher_nD in zip(
         hidden_NC.split(chunk), inputs.teacher_ND.split(chunk), strict=True
     ):
-        logit_nV = F.linear(part_nC, weight_VC)
+        logit_nV = linear(part_nC, weight_VC)
         inputs.teacher(teacher_nD)
-        torch.mm(logit_nV, weight_VC)
+        linear(logit_nV, weight_VC.T)
         weight_grad.addmm_(logit_nV.T, part_nC)
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from common.models.products import linear
+
 MATMUL = {"cpu": 1024, "cuda": 8192}
 """Side of the matrices that a device's rate is measured with."""
 STREAM_MB = {"cpu": 256, "cuda": 4096}
@@ -196,7 +198,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """GFLOP/s of the best of a few products of square matrices."""
     side = MATMUL[device.type]
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _best(lambda: one @ other) / 1e9
+    return 2 * side**3 / _best(lambda: linear(one, other)) / 1e9
 
 
 def _memory_rate(device: torch.device, *, copies: bool) -> float:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from common.models.products import linear
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 """(logit_nV, which tokens) -> scalar sum of weighted losses of the chunk."""
@@ -72,12 +73,12 @@ class _ChunkedLoss(torch.autograd.Function):
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for tokens in spans:
             part_nC = hidden_NC[tokens].detach().to(dtype)
-            logit_nV = F.linear(part_nC, factor_VC, added_V).requires_grad_()
+            logit_nV = linear(part_nC, factor_VC, added_V).requires_grad_()
             with torch.enable_grad():
                 value = loss(logit_nV, tokens)
             (logit_grad,) = torch.autograd.grad(value, logit_nV)
             del logit_nV
-            hidden_grad[tokens] = logit_grad @ factor_VC
+            hidden_grad[tokens] = linear(logit_grad, factor_VC.T)
             if dtype == wide:
                 weight_grad.addmm_(logit_grad.T, part_nC)
             else:

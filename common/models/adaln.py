@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import DropPath
+from common.models.packed_linear import Linear
+from common.models.products import linear
 
 SCALE_LIMIT = math.log(100)
 """Upper clamp of the learned attention temperature (log)."""
@@ -37,16 +39,16 @@ class Attention(nn.Module):
         self._l2_norm = sizes.l2_norm
         if sizes.l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, sizes.heads, 1, 1), math.log(4.0)))
-        self.mat_qkv = nn.Linear(sizes.width, 3 * sizes.width, bias=False)
+        self.mat_qkv = Linear(sizes.width, 3 * sizes.width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(sizes.width))
         self.v_bias = nn.Parameter(torch.zeros(sizes.width))
-        self.proj = nn.Linear(sizes.width, sizes.width)
+        self.proj = Linear(sizes.width, sizes.width)
 
     def forward(
         self, x_BnC: Tensor, visible_nS: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        fused = F.linear(x_BnC, self.mat_qkv.weight, bias)
+        fused = linear(x_BnC, self.mat_qkv.weight, bias)
         query, key, value = fused.unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
         if self._l2_norm:
             temperature = self.scale_mul_1H11.clamp_max(SCALE_LIMIT).exp()
@@ -65,8 +67,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, sizes: BlockSizes) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(sizes.width, sizes.inner)
-        self.fc2 = nn.Linear(sizes.inner, sizes.width)
+        self.fc1 = Linear(sizes.width, sizes.inner)
+        self.fc2 = Linear(sizes.inner, sizes.width)
 
     def forward(self, x_BnC: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x_BnC), approximate="tanh"))

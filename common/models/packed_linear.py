@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.large_pages import enlarge
+from common.models.products import linear
 
 LEAST_ELEMENTS = 2**19
 """Of a weight: smaller ones stay in a cache, where the call itself costs more than it gains."""
@@ -48,14 +49,15 @@ _PACKS: "WeakKeyDictionary[Linear, Pack]" = WeakKeyDictionary()
 
 
 class Linear(nn.Linear):
-    """As torch's; inside `packed`, without gradients, few rows go through the packed weight."""
+    """As torch's, by `products.linear`; inside `packed`, without gradients, few rows go through the
+    packed weight."""
 
     _pack: Pack | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         pack = self._pack
         if pack is None or torch.is_grad_enabled() or not self._is_few(input):
-            return super().forward(input)
+            return linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, pack.packed, self.bias, "none", [], "")
 
     def _is_few(self, input_nC: Tensor) -> bool:

@@ -24,6 +24,7 @@ from common.models.backbone import Backbone, BackboneConfig, DecodeState, Offici
 from common.models.decoding import DecodingConfig, own_choice
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import drop_path_rates
+from common.models.packed_linear import Linear
 from common.models.painting import Painting
 from common.models.plan import DecodePlan, next_scale_plan
 from common.models.residual_quantizer import ResidualQuantizer
@@ -175,7 +176,7 @@ class VAR(Backbone):
         rates = drop_path_rates(config.drop_path, config.depth)
         self.blocks = nn.ModuleList(Block(config.block_sizes(), rate) for rate in rates)
         self.head_nm = HeadNorm(width)
-        self._add_head(nn.Linear(width, spec.vocab_size))
+        self._add_head(Linear(width, spec.vocab_size))
         self._initialise(config)
 
     def plan(self, seeds: Sequence[int], decoding: DecodingConfig | None = None) -> DecodePlan:
