@@ -99,8 +99,11 @@ def _pack_of(layer: Linear, steps: int) -> Pack | None:
     return found
 
 
-def packed_bytes(model: nn.Module) -> int:
-    """What packed copies of the model's weights take at most on this machine's CPU."""
+def packed_bytes(model: nn.Module, steps: int = LEAST_STEPS) -> int:
+    """What packed copies of the model's weights take at most on this machine's CPU, where it
+    decodes in so many steps."""
+    if steps < LEAST_STEPS:
+        return 0
     layers = [layer for layer in model.modules() if isinstance(layer, Linear) and _is_large(layer)]
     return sum(layer.weight.nbytes for layer in layers if _packs(layer.weight.dtype))
 

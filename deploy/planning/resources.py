@@ -238,7 +238,8 @@ class Sizing:
             decoding = generating_bytes(self.config, generator)
         elif isinstance(student, BackboneConfig):
             sampler = skeleton(student, self.spec).to(dtype).eval()
-            weights, packed = state_bytes(sampler), packed_bytes(sampler)
+            plan = sampler.plan(range(1), self.config.rollout.sampling.decoding)
+            weights, packed = state_bytes(sampler), packed_bytes(sampler, len(plan.step_sizes))
             # Built in float32, then cast; later what it has read of the store counts as its own:
             # the versions that it samples with and loads, and where one lay before.
             starting = max(state_bytes(self.student) + weights, 3 * weights)

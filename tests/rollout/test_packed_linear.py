@@ -129,6 +129,12 @@ def test_small_weights_stay_as_they_are():
     assert products(model[0], torch.randn(2, 512))[1] == (0, 0)
 
 
+def test_what_decodes_in_few_steps_counts_no_packed_weights():
+    layer = Linear(1024, 1024)
+    assert packed_bytes(layer, LEAST_STEPS) == layer.weight.nbytes
+    assert packed_bytes(layer, LEAST_STEPS - 1) == 0
+
+
 def test_packed_weights_go_with_their_layer():
     from common.models import packed_linear
 
