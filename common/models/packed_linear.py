@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.large_pages import enlarge
-from common.models.products import linear
+from common.models.products import LEAST, linear
 
 LEAST_ELEMENTS = 2**19
 """Of a weight: smaller ones stay in a cache, where the call itself costs more than it gains."""
@@ -57,6 +57,8 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         pack = self._pack
         if pack is None or torch.is_grad_enabled() or not self._is_few(input):
+            if input.numel() * self.out_features < LEAST:  # asked here, where it costs least
+                return super().forward(input)
             return linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, pack.packed, self.bias, "none", [], "")
 

@@ -51,9 +51,9 @@ def _multiplied(input_nC: Tensor, weight_EC: Tensor, bias_E: Tensor | None) -> T
 
 def _gains(input_nC: Tensor, weight_EC: Tensor) -> bool:
     return (
-        input_nC.dtype == weight_EC.dtype == torch.float32
+        input_nC.numel() * weight_EC.shape[0] >= LEAST
+        and input_nC.dtype == weight_EC.dtype == torch.float32
         and input_nC.device.type == "cpu"
-        and input_nC.numel() * len(weight_EC) >= LEAST
         and input_nC.ndim > 1
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
