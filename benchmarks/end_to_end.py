@@ -8,7 +8,8 @@ the student (student contexts only), KD reads data. Runs take turns: VarKD, KD, 
 rate is that of the steps after the first ten, by the times in metrics.jsonl, so start-up is not in
 it; `wait` is how long the learner waited in a step, `rollout` and `teacher` what the records of a
 step took there, in seconds. `ratio` is VarKD's rate over KD's: the paper has 0.057 (0.20 to 3.5);
-`of_matmul_rate` the share of what all cores, or the GPU, multiply in the learner's precision.
+`of_matmul_rate` the share of what all cores, or the GPU (`--device cuda`), multiply in the
+learner's precision.
 
 small: 64 tokens, V=512, 2.7 M -> 0.4 M, 64 images a step. large: 256 tokens, V=4096, 17 M -> 3.4 M,
 16 images a step. llamagen: 256 tokens, V=16384, L (343 M) -> B (111 M), bfloat16, 256 images a
@@ -130,7 +131,7 @@ def main() -> None:
             _varkd("tokenize", "smoke", base, [*settings, "--local"])
             _varkd("pretrain", str(base), base, [])
             for where in options.where:
-                rows += with_shares(rows_of(options, size, where, base), size, on)
+                rows += with_shares(rows_of(options, size, where, base), options, size, on)
     report("end_to_end", options, on, rows)
 
 
@@ -176,20 +177,23 @@ def rows_of(options, size: str, where: str, base: Path) -> list[dict[str, object
     return rows
 
 
-def with_shares(rows: list[dict[str, object]], size: str, on: Machine) -> list[dict[str, object]]:
+def with_shares(
+    rows: list[dict[str, object]], options, size: str, on: Machine
+) -> list[dict[str, object]]:
     """With the operations of a step, and their share of what all cores, or the GPU, could do."""
-    dtype = SIZES[size].get("learner.dtype", "float32")
+    given = dict(entry.split("=", 1) for entry in options.set)
+    values = {key: given.get(key, value) for key, value in SIZES[size].items()}
+    dtype = given.get("learner.dtype", values.get("learner.dtype", "float32"))
     most = on.matmul_gflops[dtype] * (on.cores if on.device == "cpu" else 1)
     for row in rows:
-        gflop = step_gflop(size, str(row["kind"]))
+        gflop = step_gflop(values, str(row["kind"]))
         row |= {"gflop": gflop, "of_matmul_rate": gflop * float(str(row["steps_per_s"])) / most}
     return rows
 
 
-def step_gflop(size: str, kind: str) -> float:
+def step_gflop(values: Mapping[str, str], kind: str) -> float:
     """The teacher forward, its head at the learner; the student forward and twice that backward,
     and once more where it samples."""
-    values = SIZES[size]
     side = int(values["images.size"]) // int(values["tokenizer.patch"])
     spec = SequenceSpec(int(values["tokenizer.vocab_size"]), side**2, (side, side), 10)
     teacher, student = (
