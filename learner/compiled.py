@@ -1,13 +1,9 @@
 """Layers compiled by torch, one by one: all of a kind share what is compiled for the first."""
 
-import os
-import shutil
-
 from torch import nn
 
 from common.errors import InputError
-
-COMPILERS = ("cc", "gcc", "clang")
+from common.native.compiler import COMPILERS, c_compiler
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -16,8 +12,7 @@ def compile_layers(model: nn.Module) -> None:
     Raises:
         InputError: this machine has no C compiler, which torch.compile builds its kernels with.
     """
-    named = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), "")
-    if not shutil.which(named):
+    if c_compiler() is None:
         raise InputError(
             "learner.compile is true, but torch.compile needs a C compiler and this machine has "
             f"none (looked for $CC and {', '.join(COMPILERS)}); install one, or set "

@@ -3,10 +3,21 @@
 Shape letters: B sequences, n slots, V vocabulary.
 """
 
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from common.device import runs_kernels
+from common.models.filters import FilterConfig, filtered_logit, filtered_logprob
+from common.native.library import native
+
+
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""Normalised logprob_BnV and what every slot has of noise (B, n, ...) to token_Bn."""
 
 
 def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
@@ -20,3 +31,38 @@ def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
     target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
     index_Bn = torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
     return index_Bn.clamp_max(cdf_BnV.shape[-1] - 1)  # NaN is larger than all; `decode` refuses it
+
+
+def drawn(
+    logit_BnV: Tensor, noise_Bn: Tensor, filters: FilterConfig, draws: Draw
+) -> tuple[Tensor, Tensor]:
+    """token_Bn of the filtered logits, and the log-probability of each."""
+    native = _library() if logit_BnV.is_cpu and logit_BnV.dtype == torch.float32 else None
+    if draws is draw and native is not None:
+        return _drawn_in_c(native, filtered_logit(logit_BnV, filters), noise_Bn)
+    logprob_BnV = filtered_logprob(logit_BnV, filters)
+    token_Bn = draws(logprob_BnV, noise_Bn)
+    return token_Bn, logprob_BnV.gather(-1, token_Bn[..., None])[..., 0]
+
+
+def _drawn_in_c(library: ctypes.CDLL, logit_BnV: Tensor, noise_Bn: Tensor) -> tuple[Tensor, Tensor]:
+    """What `draw` draws, by one call."""
+    logit_BnV, noise_Bn = logit_BnV.contiguous(), noise_Bn.contiguous()
+    assert noise_Bn.dtype == torch.float64, "noise is in double precision"
+    token_Bn = torch.empty(noise_Bn.shape, dtype=torch.long)
+    logprob_Bn = torch.empty(noise_Bn.shape)
+    tensors = logit_BnV, noise_Bn, token_Bn, logprob_Bn
+    logit, noise, token, logprob = (of.data_ptr() for of in tensors)
+    sizes = noise_Bn.numel(), logit_BnV.shape[-1]
+    library.draw(logit, noise, *sizes, token, logprob, torch.get_num_threads())
+    return token_Bn, logprob_Bn
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    found = native(Path(__file__).with_name("draw.c")).library
+    if found is not None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        found.draw.argtypes = [pointer, pointer, size, size, pointer, pointer, size]
+        found.draw.restype = None
+    return found

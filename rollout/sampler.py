@@ -7,7 +7,7 @@ noise under two decoders is comparable.
 Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
@@ -23,24 +23,21 @@ from common.finite import is_finite
 from common.flow.laws import FlowCodes
 from common.flow.solver import AnySolver, SolverConfig
 from common.models.backbone import Backbone
-from common.models.cuda.captured_steps import captured
 from common.models.decoding import AnyDecoding, DecodingConfig
-from common.models.filters import FilterConfig, filtered_logprob
+from common.models.filters import FilterConfig
 from common.models.guidance import Guidance
 from common.models.jacobi import JacobiConfig
 from common.models.packed_linear import packed
 from common.models.plan import DecodePlan
+from common.models.token_steps import token_steps
 from rollout.flow_draw import FlowDraw
-from rollout.inverse_cdf import draw
+from rollout.inverse_cdf import Draw, draw, drawn
 from rollout.jacobi_window import JacobiWindow
 from rollout.lineup import Lineup, entries
 from rollout.model_draft import Draft, ModelDraft
 from rollout.speculation import Acceptance, Rows, speculate
 from rollout.stepper import Stepper
 from rollout.window_stepper import WindowStepper
-
-Draw = Callable[[Tensor, Tensor], Tensor]
-"""Normalised logprob_BnV and what every slot has of noise (B, n, ...) to token_Bn."""
 
 
 class SamplingConfig(FilterConfig):
@@ -210,10 +207,12 @@ def decode(
 @contextmanager
 def _fast(backbone: Backbone, lineup: Lineup, copies: int) -> Iterator[None]:
     """With what makes steps of so few rows cheap."""
-    weights = packed(backbone, lineup.steps(), copies * lineup.rows_a_step())
-    steps = captured(backbone, lineup.steps(), copies * len(lineup.entry_B))
-    with weights, steps, steady_attention(lineup.label_B.device):
-        yield
+    steps = lineup.steps()
+    singly = steps if max(lineup.plan.step_sizes) == 1 else 0
+    with token_steps(backbone, singly, copies * len(lineup.entry_B)) as lent:
+        weights = packed(backbone, 0 if lent else steps, copies * lineup.rows_a_step())
+        with weights, steady_attention(lineup.label_B.device):
+            yield
 
 
 def _speculated(
@@ -272,12 +271,11 @@ def _fill(
     for step in range(first, last):
         part = slice(rows_S[step]), plan.slots(step)
         stepper.admit(rows_S[step])
-        logprob_BnV = filtered_logprob(stepper.logits(), sampling)
-        token_Bn = draws(logprob_BnV, lineup.noise_BL[part])
+        token_Bn, logprob_Bn = drawn(stepper.logits(), lineup.noise_BL[part], sampling, draws)
         if any(has_given[part[1]]):
             token_Bn = torch.where(is_given_BL[part], lineup.given_BL[part], token_Bn)
         token_BL[part] = token_Bn
-        logprob_BL[part] = logprob_BnV.gather(-1, token_Bn[..., None])[..., 0]
+        logprob_BL[part] = logprob_Bn
         stepper.commit(token_Bn)
     return token_BL, logprob_BL.masked_fill_(is_given_BL, 0.0)
 

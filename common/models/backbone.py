@@ -21,6 +21,8 @@ from common.config.plugins import PluginConfig
 from common.models.decoding import DecodingConfig
 from common.models.key_value_cache import KeyValueCache
 from common.models.plan import DecodePlan
+from common.models.static_caches import TokenSteps
+from common.models.token_layers import TokenLayers
 from common.spec import SequenceSpec
 
 
@@ -75,9 +77,9 @@ class Backbone(nn.Module, ABC):
     """Whether there are `window_caches` and `window`: guesses can be checked."""
     has_token_step: ClassVar[bool] = False
     """Whether there is a `step_token`."""
-    captured: Any = None
-    """The captured steps that single tokens are decoded with, while somebody lends them
-    (common/models/cuda/captured_steps.py)."""
+    token_steps: TokenSteps | None = None
+    """The steps that single tokens are decoded with, while somebody lends them
+    (common/models/token_steps.py)."""
 
     spec: SequenceSpec
 
@@ -176,6 +178,10 @@ class Backbone(nn.Module, ABC):
         (R, H, S, D) of every layer, where its own are written. All that changes between calls is
         in tensors, so that a CUDA graph can replay it."""
         raise NotImplementedError
+
+    def token_layers(self) -> TokenLayers | None:
+        """What a token passes, where it is nothing but such layers in this order."""
+        return None
 
     def window_caches(self, capacity: int) -> list[KeyValueCache]:
         """For `window`, with room for so many slots."""

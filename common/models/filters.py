@@ -39,6 +39,11 @@ class FilterConfig(Config):
 
 def filtered_logprob(logit_BnV: Tensor, filters: FilterConfig) -> Tensor:
     """Normalised log-probabilities of the distribution that is drawn from; -inf where removed."""
+    return filtered_logit(logit_BnV, filters).log_softmax(-1)
+
+
+def filtered_logit(logit_BnV: Tensor, filters: FilterConfig) -> Tensor:
+    """The same up to a constant for each slot."""
     logit = logit_BnV if filters.temperature == 1 else logit_BnV / filters.temperature
     if 0 < filters.top_k < logit.shape[-1]:
         threshold = logit.topk(filters.top_k, dim=-1).values[..., -1:]
@@ -46,4 +51,4 @@ def filtered_logprob(logit_BnV: Tensor, filters: FilterConfig) -> Tensor:
     if filters.top_p < 1:
         dropped = top_p_rules()[filters.top_p_rule](logit, filters.top_p)
         logit = logit.masked_fill(dropped, -torch.inf)
-    return logit.log_softmax(-1)
+    return logit

@@ -31,10 +31,11 @@ ROOMS = {
     "common.without_compiler": set(),
     "common.files": {"common.errors", "common.finite"},
     "common.config": {"common.errors", "common.files"},
+    "common.native": {"common.files"},
     "common.spec": {"common.errors", "common.config"},
     "common.models": {
         *("common.device", "common.errors", "common.config", "common.randomness", "common.spec"),
-        "common.large_pages",
+        *("common.large_pages", "common.native"),
     },
     "common.exchange": {
         *("common.errors", "common.files", "common.config", "common.randomness", "common.spec"),

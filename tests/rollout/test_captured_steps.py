@@ -7,9 +7,10 @@ from building.gpus import needs_gpu
 from common.device import place
 from common.models.backbone import build_seeded
 from common.models.backbones import llamagen
-from common.models.cuda.captured_steps import _STEPS, CapturedSteps, padded_rows
+from common.models.cuda.captured_steps import CapturedSteps, padded_rows
 from common.models.filters import filtered_logprob
 from common.models.guidance import Guidance
+from common.models.token_steps import _STEPS
 from common.spec import SequenceSpec
 from rollout.sampler import SamplingConfig, draw, sample
 
@@ -58,9 +59,9 @@ class TestOnAGpu:
         sampling = SamplingConfig(guidance=None if scale is None else Guidance(scale=scale))
         given = {} if prefix_B is None else {"cell_BL": CELL_BL, "prefix_B": prefix_B}
         layered = sample(model, LABEL_B, range(5), sampling, **given)
-        model.captured = CapturedSteps(model, 2 * len(LABEL_B))
+        model.token_steps = CapturedSteps(model, 2 * len(LABEL_B))
         captured = sample(model, LABEL_B, range(5), sampling, **given)
-        assert model.captured.owner is not None, "steps were not replayed"
+        assert model.token_steps.owner is not None, "steps were not replayed"
         # A near-tie may round to either side; from there on a sequence goes its own way.
         equal_B = (captured.token_BL == layered.token_BL).all(1)
         assert equal_B.sum() >= 4

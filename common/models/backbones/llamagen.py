@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.config.quantities import Depth, Fraction, Width, WidthOrNone
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
-from common.models.cuda.captured_steps import StaticCaches, fuses
+from common.models.cuda.captured_steps import fuses
 from common.models.decoding import DecodingConfig, own_choice
 from common.models.key_value_cache import KeyValueCache, Placement
 from common.models.layers import (
@@ -31,6 +31,8 @@ from common.models.layers import (
 from common.models.packed_linear import Linear
 from common.models.plan import DecodePlan, ZipARPlan, raster_plan, zipar_plan
 from common.models.raster_decoding import Decoding
+from common.models.static_caches import StaticCaches
+from common.models.token_layers import TokenLayers
 from common.models.top_p import drop_from_top
 from common.models.vector_embedding import VectorEmbedding
 from common.models.zipar import BLANK, ZipARCache, feeds
@@ -202,8 +204,8 @@ class LlamaGen(Backbone):
     ) -> DecodeState:
         state = super().begin(class_B, plan, given_BL=given_BL, step=step)
         by_rows = isinstance(plan, ZipARPlan)
-        # Captured steps have room of their own for all that follows the first pass.
-        capacity = self.spec.length if self.captured is None or by_rows else step + 1
+        # Such steps have room of their own for all that follows the first pass.
+        capacity = self.spec.length if self.token_steps is None or by_rows else step + 1
         state.cache = caches = [KeyValueCache(capacity) for _ in self.layers]
         if by_rows:
             state.cache = ZipARCache(step, feeds(plan, step, class_B.device), caches)
@@ -225,15 +227,15 @@ class LlamaGen(Backbone):
         return self.head(self._run(x_BnC, rotary_nP, caches=state.cache)[:, -1:])
 
     def _replayed(self, state: DecodeState, slot: int) -> Tensor | None:
-        """By a captured step, where one is lent and there is one token a row to feed."""
-        if self.captured is None:
+        """By a step that is lent, where there is one and there is one token a row to feed."""
+        if self.token_steps is None:
             return None
         if not isinstance(state.cache, StaticCaches):
             if state.cache[0].filled == 0:
                 return None
-            state.cache = self.captured.adopt(state.cache)
+            state.cache = self.token_steps.adopt(state.cache)
         state.cache.filled += 1
-        return self.captured(self, state.token_BL[:, slot - 1], slot)[:, None]
+        return self.token_steps(self, state.token_BL[:, slot - 1], slot)[:, None]
 
     def step_token(
         self, token_R: Tensor, slot_1: Tensor, caches: Sequence[tuple[Tensor, Tensor]]
@@ -242,6 +244,14 @@ class LlamaGen(Backbone):
 
         x_RC, turn_SP2 = self.tok_embeddings(token_R), self._rotary.on(token_R.device)
         return self.head(token_hidden(x_RC, self.layers, self.norm, turn_SP2, slot_1, caches))
+
+    def token_layers(self) -> TokenLayers | None:
+        table, blocks = self.tok_embeddings, list(self.layers)
+        plain = [block for block in blocks if type(block) is CausalBlock]
+        if len(plain) < len(blocks) or not isinstance(table, nn.Embedding):
+            return None
+        turn_SP2 = self._rotary.on(torch.device("cpu"))
+        return TokenLayers(table, plain, self.norm, self.head, turn_SP2)
 
     def _join_caches(self, cache: Any, other: Any) -> Any:
         if not isinstance(cache, StaticCaches):

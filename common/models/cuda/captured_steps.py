@@ -9,10 +9,7 @@ Shape letters: R rows (sequences, and their twins under guidance), H heads, D he
 V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +17,8 @@ from torch import Tensor, nn
 from common.device import runs_kernels
 from common.models.backbone import Backbone
 from common.models.key_value_cache import KeyValueCache
+from common.models.static_caches import TokenSteps, cached
 
-LEAST_STEPS = 16
-"""Capturing costs as much as a few steps; shorter decoding goes without."""
 LEAST_ROWS = 8
 STEP_IN_ROWS = 8
 """Graphs are for multiples of an eighth of the next power of two, and of LEAST_ROWS: beyond 32
@@ -35,25 +31,11 @@ def padded_rows(rows: int) -> int:
     return -(-rows // piece) * piece
 
 
-@dataclass(slots=True)
-class StaticCaches:
-    """The caches of a state whose keys and values are in captured memory: its first rows."""
-
-    steps: "CapturedSteps"
-    rows: int
-    filled: int
-
-    def admit(self, caches: Sequence[KeyValueCache]) -> None:
-        """The sequences of these caches as well, after those that are there."""
-        self.rows += self.steps.take(caches, self.rows)
-
-
-class CapturedSteps:
+class CapturedSteps(TokenSteps):
     """Memory of fixed addresses and the graphs that read it, for one decoding at a time."""
 
     def __init__(self, model: Backbone, rows: int) -> None:
         self.rows = padded_rows(rows)
-        self.owner: StaticCaches | None = None
         self._slots = model.spec.length
         self._addresses = _addresses(model)
         self._caches: list[tuple[Tensor, Tensor]] = []
@@ -67,30 +49,22 @@ class CapturedSteps:
         """Whether the weights lie where they lay, and so many rows find room."""
         return rows <= self.rows and self._addresses == _addresses(model)
 
-    def adopt(self, caches: Sequence[KeyValueCache]) -> StaticCaches:
-        """These caches in captured memory."""
-        if self.owner is not None:
-            raise ValueError("captured steps serve one decoding at a time")
+    def _make_room(self, caches: Sequence[KeyValueCache]) -> None:
         if not self._caches:
-            key = _filled(caches[0].key_BHSD)
+            key = cached(caches[0].key_BHSD)
             # Whole sequences have room, whatever room was made for what is read at first.
             shape = self.rows, key.shape[1], self._slots, key.shape[3]
             self._caches = [(key.new_zeros(shape), key.new_zeros(shape)) for _ in caches]
-        self.owner = StaticCaches(self, self.take(caches, 0), caches[0].filled)
-        return self.owner
 
     def take(self, caches: Sequence[KeyValueCache], first: int) -> int:
-        """Copy what is cached to the rows from `first` on; how many rows it is."""
         rows, filled = 0, caches[0].filled
         for cache, (key, value) in zip(caches, self._caches, strict=True):
-            rows = len(_filled(cache.key_BHSD))
-            key[first : first + rows, :, :filled] = _filled(cache.key_BHSD)[:, :, :filled]
-            value[first : first + rows, :, :filled] = _filled(cache.value_BHSD)[:, :, :filled]
+            rows = len(cached(cache.key_BHSD))
+            key[first : first + rows, :, :filled] = cached(cache.key_BHSD)[:, :, :filled]
+            value[first : first + rows, :, :filled] = cached(cache.value_BHSD)[:, :, :filled]
         return rows
 
     def __call__(self, model: Backbone, token_R: Tensor, slot: int) -> Tensor:
-        """logit_RV of the step that feeds these tokens at this slot; the next call overwrites
-        them."""
         rows = padded_rows(len(token_R))
         self._token_R[: len(token_R)] = token_R
         self._slot_1.fill_(slot)
@@ -120,33 +94,12 @@ class CapturedSteps:
         return model.step_token(self._token_R[:rows], self._slot_1, caches)
 
 
-_STEPS: "WeakKeyDictionary[Backbone, CapturedSteps]" = WeakKeyDictionary()
-
-
-@contextmanager
-def captured(model: Backbone, steps: int, rows: int) -> Iterator[None]:
-    """Within it the model decodes single tokens of up to so many rows by captured steps, where it
-    can (`Backbone.step_token`) and so many steps pay for the capture.
+def can_capture(model: Backbone) -> bool:
+    """Whether steps of this model can be captured on its device, in its type.
 
     In half precision alone: the step's kernels add in another order than the layers do, so in
-    float32, which is there for equal tokens, the layers decode. Weights may be changed in place.
+    float32, which is there for equal tokens, the layers decode.
     """
-    if steps < LEAST_STEPS or model.captured is not None or not can_capture(model):
-        yield
-        return
-    found = _STEPS.pop(model, None)
-    if found is None or not found.serves(model, rows):
-        del found  # before the next is made, so that two are never held
-        found = CapturedSteps(model, rows)
-    _STEPS[model] = model.captured = found
-    try:
-        yield
-    finally:
-        found.owner = model.captured = None
-
-
-def can_capture(model: Backbone) -> bool:
-    """Whether steps of this model can be captured on its device, in its type."""
     return model.has_token_step and fuses(model, next(model.parameters()))
 
 
@@ -155,12 +108,6 @@ def fuses(model: nn.Module, x: Tensor) -> bool:
     half = x.dtype in (torch.bfloat16, torch.float16)
     at_rest = not model.training and not torch.is_grad_enabled()
     return half and at_rest and runs_kernels(x)
-
-
-def _filled(cached: Tensor | None) -> Tensor:
-    if cached is None:
-        raise ValueError("nothing was cached yet")
-    return cached
 
 
 def _addresses(model: Backbone) -> tuple[int, ...]:

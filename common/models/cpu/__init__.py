@@ -1,0 +1,1 @@
+"""Decoding steps in C."""

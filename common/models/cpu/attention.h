@@ -1,0 +1,73 @@
+/* One query of every row and head over what is cached. Keys lie in blocks of W slots, channel by
+ * channel, so that the scores of W slots are added up side by side; values slot by slot, each with
+ * zeros up to a whole register. */
+#pragma once
+#include "vector.h"
+
+static INLINE int64_t whole(int64_t n) { return (n + W - 1) / W * W; }
+
+static INLINE void keep(const float *k, const float *v, float *key, float *value, int64_t slot, int64_t D) {
+    float *block = key + slot / W * W * D + slot % W;
+    for (int64_t d = 0; d < D; d++) block[d * W] = k[d];
+    memcpy(value + slot * whole(D), v, D * sizeof(float));
+}
+
+static INLINE void score_blocks(int count, const float *q, const float *key, int64_t D, float *score) {
+    vf sum[4];
+#pragma GCC unroll 4
+    for (int u = 0; u < count; u++) sum[u] = spread(0);
+    for (int64_t d = 0; d < D; d++)
+#pragma GCC unroll 4
+        for (int u = 0; u < count; u++) sum[u] += q[d] * load(key + (u * D + d) * W);
+    float scale = 1 / sqrtf((float)D);
+#pragma GCC unroll 4
+    for (int u = 0; u < count; u++) store(score + u * W, sum[u] * scale);
+}
+
+/* nd registers of channels of the mixture, four slots at a time. */
+static INLINE void mix_part(int nd, const float *share, const float *value, int64_t S, int64_t wide, float *out) {
+    vf sum[4][4];
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; u++)
+#pragma GCC unroll 4
+        for (int j = 0; j < nd; j++) sum[u][j] = spread(0);
+    for (int64_t s = 0; s < S; s += 4)
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; u++)
+            if (s + u < S)
+#pragma GCC unroll 4
+                for (int j = 0; j < nd; j++) sum[u][j] += share[s + u] * load(value + (s + u) * wide + j * W);
+#pragma GCC unroll 4
+    for (int j = 0; j < nd; j++) store(out + j * W, (sum[0][j] + sum[1][j]) + (sum[2][j] + sum[3][j]));
+}
+
+static INLINE void mix(const float *share, const float *value, int64_t S, int64_t D, float *out) {
+    int64_t wide = whole(D), left;
+    float found[wide];
+    for (int64_t j = 0; (left = (wide - j) / W) > 0; j += 4 * W) switch (left) {
+        case 1: mix_part(1, share, value + j, S, wide, found + j); break;
+        case 2: mix_part(2, share, value + j, S, wide, found + j); break;
+        case 3: mix_part(3, share, value + j, S, wide, found + j); break;
+        default: mix_part(4, share, value + j, S, wide, found + j);
+        }
+    memcpy(out, found, D * sizeof(float));
+}
+
+static void attend(const float *q, const float *key, const float *value, int64_t S, int64_t D, float *out) {
+    int64_t blocks = (S + W - 1) / W, b = 0;
+    float score[blocks * W];
+    for (; b + 4 <= blocks; b += 4) score_blocks(4, q, key + b * D * W, D, score + b * W);
+    for (; b < blocks; b++) score_blocks(1, q, key + b * D * W, D, score + b * W);
+    for (int64_t s = S; s < blocks * W; s++) score[s] = -INFINITY;
+    vf most = spread(-INFINITY), total = spread(0);
+    for (b = 0; b < blocks; b++) most = larger(load(score + b * W), most);
+    float top = most_of(most);
+    for (b = 0; b < blocks; b++) {
+        vf share = exp_of(load(score + b * W) - top);
+        total += share;
+        store(score + b * W, share);
+    }
+    float inverse = 1 / sum_of(total);
+    for (b = 0; b < blocks; b++) store(score + b * W, load(score + b * W) * inverse);
+    mix(score, value, S, D, out);
+}

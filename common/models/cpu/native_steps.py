@@ -1,0 +1,194 @@
+"""The steps of a LlamaGen's decoding on a CPU as one call of C each (token_step.c).
+
+A step of a small model is hundreds of calls of torch that take longer than what they compute, and
+one of a large model reads its weights from memory, which C does nearly as fast as memory allows.
+Weights are packed anew for every change of them. A row's numbers do not depend on who shares the
+batch. In float32 they differ from the layers' by rounding, as other libraries' products do.
+
+Shape letters: R rows, C width, E channels out, H heads, D head width, S slots, W floats of a
+register, V vocabulary.
+"""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.models.backbone import Backbone
+from common.models.cpu.structures import LayerPointers, ModelPointers, ScratchPointers, declare
+from common.models.key_value_cache import KeyValueCache
+from common.models.static_caches import TokenSteps, cached
+from common.models.token_layers import TokenLayers
+from common.native.library import Native, native
+
+SOURCE = Path(__file__).with_name("token_step.c")
+
+
+@cache
+def library() -> Native:
+    """The compiled steps, or why there are none."""
+    found = native(SOURCE)
+    return found if found.library is None else Native(declare(found.library))
+
+
+def can_run(model: Backbone) -> bool:
+    """Whether there are such steps for this model, where it is and of its type, without
+    gradients."""
+    weights = list(model.parameters())
+    dtypes = {weight.dtype for weight in weights}
+    if model.training or torch.is_grad_enabled() or not dtypes < {torch.float32, torch.bfloat16}:
+        return False
+    # Tensors of inference mode do not count their updates.
+    if any(not weight.is_cpu or weight.is_inference() for weight in weights):
+        return False
+    if model.token_layers() is None or (compiled := library().library) is None:
+        return False
+    return torch.float32 in dtypes or bool(compiled.multiplies_bf16())
+
+
+class NativeSteps(TokenSteps):
+    """The packed weights of one model, and room for its caches while they are lent."""
+
+    def __init__(self, model: Backbone, rows: int) -> None:
+        compiled, layers = library().library, model.token_layers()
+        if compiled is None or layers is None:
+            raise ValueError("there are no such steps for this model (`can_run`)")
+        self.rows = rows
+        self._library = compiled
+        self._width = compiled.register_floats()
+        self._slots = _whole(model.spec.length, self._width)
+        self._caches: list[tuple[Tensor, Tensor]] = []
+        self._scratch = _scratch(layers, rows)
+        self._logit_RV = torch.empty(rows, model.spec.vocab_size)
+        self._packed: dict[str, Tensor] = {}
+        self._pack(model)
+
+    def serves(self, model: Backbone, rows: int) -> bool:
+        """Whether so many rows find room; changed weights are packed."""
+        if rows > self.rows or [id(weight) for weight in model.parameters()] != self._of:
+            return False
+        if self._changes != _changes(model):
+            self._pack(model)
+        return True
+
+    def _pack(self, model: Backbone) -> None:
+        layers = model.token_layers()
+        assert layers is not None
+        # Ids stay theirs as long as the parameters are kept, here and in the model.
+        self._held = list(model.parameters())
+        self._of, self._changes = [id(weight) for weight in self._held], _changes(model)
+        head, first = layers.head.weight, layers.blocks[0]
+        self._is_bf16 = head.dtype == torch.bfloat16
+        self._layers = (LayerPointers * len(layers.blocks))()
+        for depth, (block, to) in enumerate(zip(layers.blocks, self._layers, strict=True)):
+            attention, inner = block.attention, block.feed_forward
+            to.attention_norm = self._plain(f"{depth}.an", block.attention_norm.weight)
+            to.ffn_norm = self._plain(f"{depth}.fn", block.ffn_norm.weight)
+            to.wqkv = self._pack_one(f"{depth}.wqkv", [attention.wqkv])
+            to.wo = self._pack_one(f"{depth}.wo", [attention.wo])
+            to.w13 = self._pack_one(f"{depth}.w13", [inner.w1, inner.w3])
+            to.w2 = self._pack_one(f"{depth}.w2", [inner.w2])
+        self._model = ModelPointers(
+            width=head.shape[1],
+            heads=first.attention.heads,
+            inner=first.feed_forward.w2.weight.shape[1],
+            vocab=head.shape[0],
+            depth=len(layers.blocks),
+            capacity=self._slots,
+            is_bf16=self._is_bf16,
+            eps=layers.norm.eps,
+            embedding=layers.embedding.weight.data_ptr(),
+            turn=layers.turn_SP2.data_ptr(),
+            norm=self._plain("norm", layers.norm.weight),
+            head=self._pack_one("head", [layers.head]),
+            layers=self._layers,
+        )
+
+    def _plain(self, name: str, weight: Tensor) -> int:
+        """The address of a vector in float32."""
+        self._packed[name] = plain = weight.detach().float().contiguous()
+        return plain.data_ptr()
+
+    def _pack_one(self, name: str, of: Iterable[nn.Linear]) -> int:
+        """The address of a weight in the order of products.h, or of several, one after another."""
+        parts = [layer.weight.detach().contiguous() for layer in of]
+        weight_EC = parts[0] if len(parts) == 1 else torch.cat(parts)
+        outputs, inputs = weight_EC.shape
+        size = _whole(outputs, self._width) * inputs
+        found = self._packed.get(name)
+        if found is None:
+            found = self._packed[name] = weight_EC.new_empty(size)
+        self._library.pack(
+            weight_EC.data_ptr(), outputs, inputs, found.data_ptr(), int(self._is_bf16)
+        )
+        return found.data_ptr()
+
+    def _make_room(self, caches: Sequence[KeyValueCache]) -> None:
+        _, heads, _, width = cached(caches[0].key_BHSD).shape
+        blocks = self._slots // self._width
+        for to in self._layers:
+            key = torch.empty(self.rows, heads, blocks, width, self._width)
+            value = torch.zeros(self.rows, heads, self._slots, _whole(width, self._width))
+            self._caches.append((key, value))
+            to.key, to.value = key.data_ptr(), value.data_ptr()
+
+    def release(self) -> None:
+        super().release()
+        self._caches.clear()
+
+    def take(self, caches: Sequence[KeyValueCache], first: int) -> int:
+        rows, filled = 0, caches[0].filled
+        blocks = -(-filled // self._width)
+        for held, (to_key, to_value) in zip(caches, self._caches, strict=True):
+            key, value = (cached(of)[:, :, :filled] for of in (held.key_BHSD, held.value_BHSD))
+            rows, heads, _, width = key.shape
+            whole = key.new_zeros(rows, heads, blocks * self._width, width)
+            whole[:, :, :filled] = key
+            part = slice(first, first + rows)
+            to_key[part, :, :blocks] = whole.unflatten(2, (blocks, self._width)).mT
+            to_value[part, :, :filled, :width] = value
+        return rows
+
+    def __call__(self, model: Backbone, token_R: Tensor, slot: int) -> Tensor:
+        token_R, rows = token_R.contiguous(), len(token_R)
+        logit_RV = self._logit_RV[:rows]
+        self._library.token_step(
+            ctypes.byref(self._model),
+            token_R.data_ptr(),
+            rows,
+            slot,
+            ctypes.byref(self._scratch.pointers),
+            logit_RV.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return logit_RV
+
+
+class _Scratch:
+    """What a step writes between its products."""
+
+    def __init__(self, rows: int, width: int, inner: int) -> None:
+        widest = max(width, inner)
+        self._x = torch.empty(rows, width)
+        self._h = torch.empty(rows, widest)
+        self._fused = torch.empty(rows, max(3 * width, 2 * inner))
+        self._rounded = torch.empty(rows, widest, dtype=torch.bfloat16)
+        parts = self._x, self._h, self._fused, self._rounded
+        self.pointers = ScratchPointers(*(part.data_ptr() for part in parts))
+
+
+def _scratch(layers: TokenLayers, rows: int) -> _Scratch:
+    width, inner = layers.blocks[0].feed_forward.w2.weight.shape
+    return _Scratch(rows, width, inner)
+
+
+def _whole(count: int, piece: int) -> int:
+    """The next multiple."""
+    return -(-count // piece) * piece
+
+
+def _changes(model: Backbone) -> list[tuple[int, int]]:
+    return [(weight.data_ptr(), weight._version) for weight in model.parameters()]

@@ -1,0 +1,79 @@
+/* Vectors of a CPU's registers in the dialect that GCC and Clang share. */
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define W 16 /* floats in a register */
+#elif defined(__AVX2__)
+#define W 8
+#else
+#define W 4
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef float half_vf __attribute__((vector_size(2 * W), aligned(4), may_alias));
+typedef double vd __attribute__((vector_size(4 * W), aligned(8), may_alias));
+typedef int64_t vl __attribute__((vector_size(4 * W), aligned(8), may_alias));
+
+static INLINE vf spread(float x) { return (vf){0} + x; }
+static INLINE vf load(const float *from) { return *(const vf *)from; }
+static INLINE void store(float *to, vf x) { *(vf *)to = x; }
+static INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+static INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
+
+static INLINE float sum_of(vf x) {
+    float total = 0;
+    for (int i = 0; i < W; i++) total += x[i];
+    return total;
+}
+
+static INLINE float most_of(vf x) {
+    float most = x[0];
+    for (int i = 1; i < W; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* e^x to two units in the last place (Cephes' polynomial); 0 below -87, NaN stays. */
+static INLINE vf exp_of(vf x) {
+    vi gone = x < spread(-87.0f);
+    x = choose(gone, spread(0), choose(x > spread(88.0f), spread(88.0f), x));
+    vf round = spread(12582912.0f), n = x * 1.44269504f + round;
+    vi power = (vi)n << 23;
+    n -= round;
+    x -= n * 0.693359375f;
+    x -= n * -2.12194440e-4f;
+    vf p = 1.9875691500e-4f * x + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * x * x + x + 1.0f;
+    return (vf)(((vi)p + power) & ~gone);
+}
+
+/* The same in double precision, by a Taylor series of eleven terms; 0 below -700. */
+static INLINE vd exp_of_double(vd x) {
+    vl gone = x < -700.0;
+    x = (vd)((vl)x & ~gone);
+    vd round = (vd){0} + 6755399441055744.0, n = x * 1.4426950408889634 + round;
+    vl power = (vl)n << 52;
+    n -= round;
+    x -= n * 0.693145751953125;
+    x -= n * 1.42860682030941723212e-6;
+    vd p = x * (1.0 / 39916800) + 1.0 / 3628800;
+    p = p * x + 1.0 / 362880;
+    p = p * x + 1.0 / 40320;
+    p = p * x + 1.0 / 5040;
+    p = p * x + 1.0 / 720;
+    p = p * x + 1.0 / 120;
+    p = p * x + 1.0 / 24;
+    p = p * x + 1.0 / 6;
+    p = p * x + 0.5;
+    p = p * x + 1.0;
+    p = p * x + 1.0;
+    return (vd)(((vl)p + power) & ~gone);
+}
