@@ -14,7 +14,6 @@ from common.errors import InputError
 from common.exchange.record_size import bytes_per_image
 from common.models.backbone import Backbone, BackboneConfig
 from common.models.generator import Generator
-from common.models.packed_linear import packed_bytes
 from common.spec import SequenceSpec
 from deploy.backend.bundles import Bundles, run_bundles
 from deploy.config import RunConfig
@@ -238,8 +237,7 @@ class Sizing:
             decoding = generating_bytes(self.config, generator)
         elif isinstance(student, BackboneConfig):
             sampler = skeleton(student, self.spec).to(dtype).eval()
-            plan = sampler.plan(range(1), self.config.rollout.sampling.decoding)
-            weights, packed = state_bytes(sampler), packed_bytes(sampler, len(plan.step_sizes))
+            weights, packed = state_bytes(sampler), packed_weight_bytes(self.config, sampler)
             # Built in float32, then cast; later what it has read of the store counts as its own:
             # the versions that it samples with and loads, and where one lay before.
             starting = max(state_bytes(self.student) + weights, 3 * weights)

@@ -12,7 +12,10 @@ from torch import nn
 
 from common.exchange.provenance import STUDENT
 from common.models.backbone import Backbone
+from common.models.cpu.native_steps import has_steps
 from common.models.generator import Generator
+from common.models.packed_linear import packed_bytes
+from common.models.token_steps import LEAST_STEPS
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
@@ -50,6 +53,17 @@ def decoding_bytes(
         return peak(partial(decode_from, longest))
     # The longest takes the most at its start, and later steps are no wider than the shortest's.
     return max(peak(partial(decode_from, longest, steps=1)), peak(partial(decode_from, shortest)))
+
+
+def packed_weight_bytes(config: RunConfig, model: Backbone) -> int:
+    """Of weights that torch packs for the student's decoding on a CPU; steps in C make theirs where
+    they decode, so that `decoding_bytes` counts them."""
+    decoding = config.rollout.sampling.decoding
+    plan = model.drawing_plan(model.plan(range(1), decoding), decoding)
+    sizes = plan.step_sizes
+    if has_steps(model) and max(sizes) == 1 and len(sizes) >= LEAST_STEPS:
+        return 0
+    return packed_bytes(model, len(sizes))
 
 
 def decode_blank(

@@ -35,16 +35,21 @@ def library() -> Native:
 
 
 def can_run(model: Backbone) -> bool:
-    """Whether there are such steps for this model, where it is and of its type, without
-    gradients."""
-    weights = list(model.parameters())
-    dtypes = {weight.dtype for weight in weights}
-    if model.training or torch.is_grad_enabled() or not dtypes < {torch.float32, torch.bfloat16}:
+    """Whether such steps can decode with this model where it is, without gradients."""
+    if model.training or torch.is_grad_enabled():
         return False
     # Tensors of inference mode do not count their updates.
-    if any(not weight.is_cpu or weight.is_inference() for weight in weights):
+    here = all(weight.is_cpu and not weight.is_inference() for weight in model.parameters())
+    return here and has_steps(model)
+
+
+def has_steps(model: Backbone) -> bool:
+    """Whether there are such steps for this kind of model and of numbers on this machine."""
+    dtypes = {weight.dtype for weight in model.parameters()}
+    if dtypes not in ({torch.float32}, {torch.bfloat16}) or model.token_layers() is None:
         return False
-    if model.token_layers() is None or (compiled := library().library) is None:
+    compiled = library().library
+    if compiled is None:
         return False
     return torch.float32 in dtypes or bool(compiled.multiplies_bf16())
 
@@ -61,8 +66,10 @@ class NativeSteps(TokenSteps):
         self._width = compiled.register_floats()
         self._slots = _whole(model.spec.length, self._width)
         self._caches: list[tuple[Tensor, Tensor]] = []
-        self._scratch = _scratch(layers, rows)
-        self._logit_RV = torch.empty(rows, model.spec.vocab_size)
+        self._device = layers.head.weight.device  # meta, where a plan counts bytes
+        with self._device:
+            self._scratch = _scratch(layers, rows)
+            self._logit_RV = torch.empty(rows, model.spec.vocab_size)
         self._packed: dict[str, Tensor] = {}
         self._pack(model)
 
@@ -121,17 +128,19 @@ class NativeSteps(TokenSteps):
         found = self._packed.get(name)
         if found is None:
             found = self._packed[name] = weight_EC.new_empty(size)
-        self._library.pack(
-            weight_EC.data_ptr(), outputs, inputs, found.data_ptr(), int(self._is_bf16)
-        )
+        if not found.is_meta:
+            self._library.pack(
+                weight_EC.data_ptr(), outputs, inputs, found.data_ptr(), int(self._is_bf16)
+            )
         return found.data_ptr()
 
     def _make_room(self, caches: Sequence[KeyValueCache]) -> None:
         _, heads, _, width = cached(caches[0].key_BHSD).shape
         blocks = self._slots // self._width
         for to in self._layers:
-            key = torch.empty(self.rows, heads, blocks, width, self._width)
-            value = torch.zeros(self.rows, heads, self._slots, _whole(width, self._width))
+            with self._device:
+                key = torch.empty(self.rows, heads, blocks, width, self._width)
+                value = torch.zeros(self.rows, heads, self._slots, _whole(width, self._width))
             self._caches.append((key, value))
             to.key, to.value = key.data_ptr(), value.data_ptr()
 
@@ -155,6 +164,8 @@ class NativeSteps(TokenSteps):
     def __call__(self, model: Backbone, token_R: Tensor, slot: int) -> Tensor:
         token_R, rows = token_R.contiguous(), len(token_R)
         logit_RV = self._logit_RV[:rows]
+        if logit_RV.is_meta:
+            return model.head(logit_RV.new_empty(rows, model.head.in_features))
         self._library.token_step(
             ctypes.byref(self._model),
             token_R.data_ptr(),
