@@ -167,7 +167,7 @@ class Divergence(Config):
         return self.value(*pair)
 
     def between(self, student: Categorical, teacher: Categorical) -> Tensor:
-        """The same from distributions; on a GPU in one pass over their logits."""
+        """The same from distributions, in few passes over their logits where kernels can."""
         if self.top_k or not (fused.reads(student) and fused.reads(teacher)):
             return self(student.logprob_NV, teacher.logprob_NV)
         return fused.divergence(student.given_NV, teacher.given_NV, *self._as_fused)

@@ -46,12 +46,12 @@ def drawn(
 
 def _drawn_in_c(library: ctypes.CDLL, logit_BnV: Tensor, noise_Bn: Tensor) -> tuple[Tensor, Tensor]:
     """What `draw` draws, by one call; of logits without content (a plan's), the first codes."""
-    logit_BnV, noise_Bn = logit_BnV.contiguous(), noise_Bn.contiguous()
     assert noise_Bn.dtype == torch.float64, "noise is in double precision"
     token_Bn = torch.empty(noise_Bn.shape, dtype=torch.long)
     logprob_Bn = torch.empty(noise_Bn.shape)
     if logit_BnV.is_meta:
         return token_Bn.zero_(), logprob_Bn.zero_()
+    logit_BnV, noise_Bn = logit_BnV.contiguous(), noise_Bn.contiguous()
     tensors = logit_BnV, noise_Bn, token_Bn, logprob_Bn
     logit, noise, token, logprob = (of.data_ptr() for of in tensors)
     sizes = noise_Bn.numel(), logit_BnV.shape[-1]

@@ -27,6 +27,17 @@ class TokenSteps(ABC):
         self.owner = StaticCaches(self, self.take(caches, 0), caches[0].filled)
         return self.owner
 
+    def predict(self, model: Any, state: Any) -> Tensor | None:
+        """logit_R1V of a state's current step, where there is one token a row to feed; None before
+        anything is cached."""
+        if not isinstance(state.cache, StaticCaches):
+            if state.cache[0].filled == 0:
+                return None
+            state.cache = self.adopt(state.cache)
+        state.cache.filled += 1
+        slot = state.slots.start
+        return self(model, state.token_BL[:, slot - 1], slot)[:, None]
+
     def release(self) -> None:
         """The decoding is over."""
         self.owner = None

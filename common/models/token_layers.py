@@ -10,9 +10,11 @@ from common.models.layers import CausalBlock, RMSNorm
 
 @dataclass(frozen=True, slots=True)
 class TokenLayers:
-    """What a token passes, from its table to the head, and the angles of every slot (S, P, 2)."""
+    """What a token passes, from its table to the head, and the angles of every slot."""
 
-    embedding: nn.Embedding
+    conditions: nn.Embedding
+    """What the first slot is given."""
+    tokens: nn.Embedding
     blocks: Sequence[CausalBlock]
     norm: RMSNorm
     head: nn.Linear

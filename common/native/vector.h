@@ -77,3 +77,23 @@ static INLINE vd exp_of_double(vd x) {
     p = p * x + 1.0;
     return (vd)(((vl)p + power) & ~gone);
 }
+
+/* ln x of normal numbers to two units in the last place (Cephes' polynomial). */
+static INLINE vf log_of(vf x) {
+    vi bits = (vi)x, power = (bits >> 23) - 126;
+    x = (vf)((bits & 0x007fffff) | 0x3f000000); /* in [1/2, 1) */
+    vi below = x < spread(0.707106781186547524f);
+    power += below;
+    x = x - 1 + choose(below, x, spread(0));
+    vf n = __builtin_convertvector(power, vf), square = x * x;
+    vf p = 7.0376836292e-2f * x - 1.1514610310e-1f;
+    p = p * x + 1.1676998740e-1f;
+    p = p * x - 1.2420140846e-1f;
+    p = p * x + 1.4249322787e-1f;
+    p = p * x - 1.6668057665e-1f;
+    p = p * x + 2.0000714765e-1f;
+    p = p * x - 2.4999993993e-1f;
+    p = p * x + 3.3333331174e-1f;
+    p = p * x * square - 2.12194440e-4f * n - 0.5f * square;
+    return x + p + 0.693359375f * n;
+}

@@ -246,6 +246,10 @@ class Kernels(TorchFunctionMode):
             return torch.ones(args[0].shape, dtype=args[0].dtype).numpy()
         if func is F.linear and self._autocast != torch.float32 and args[1].requires_grad:
             args = tuple(None if value is None else value.to(self._autocast) for value in args)
+        if func is F.linear and args[0].is_meta and args[0].ndim > 2:
+            # Of more axes torch adds the bias to a product of its own, without content alone.
+            product = func(args[0].flatten(0, -2), *args[1:], **(kwargs or {}))
+            return product.unflatten(0, args[0].shape[:-1])
         return func(*args, **(kwargs or {}))
 
 

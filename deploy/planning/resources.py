@@ -27,7 +27,7 @@ from deploy.planning.memory import (
     scoring_images,
 )
 from deploy.planning.milestone_memory import milestone_bytes
-from deploy.planning.sampling_memory import decoding_bytes, generating_bytes
+from deploy.planning.sampling_memory import decoding_bytes, generating_bytes, packed_weight_bytes
 from deploy.planning.skeletons import blank_student, parameters, skeleton, state_bytes
 from learner.objective import Student
 

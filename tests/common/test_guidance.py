@@ -5,6 +5,7 @@ import torch
 
 from common.errors import InputError
 from common.models.backbones import arpg
+from common.models.filters import filtered_logprob
 from common.models.guidance import Guidance, guide, scale_per_slot
 from common.models.plan import (
     DecodePlan,
@@ -13,7 +14,7 @@ from common.models.plan import (
     random_order_plan,
     raster_plan,
 )
-from rollout.sampler import SamplingConfig, filtered_logprob
+from rollout.sampler import SamplingConfig
 
 RASTER = raster_plan(1, 10)
 SCALES = next_scale_plan(1, (1, 2, 3))

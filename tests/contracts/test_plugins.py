@@ -23,13 +23,14 @@ from common.config.toml_tree import read_toml
 from common.errors import InputError
 from common.files.tensors import read_metadata
 from common.models.decoding import own_choice
+from common.models.filters import filtered_logprob
 from common.models.guidance import guidance_rules
 from common.models.plan import raster_plan
 from deploy.cli.config_reference import describe
 from deploy.main import main
 from deploy.run_folder.opening import open_run
 from deploy.run_folder.workspace import Workspace
-from rollout.sampler import SamplingConfig, filtered_logprob
+from rollout.sampler import SamplingConfig
 
 DRAWN = [f"rollout.sampling.decoding.{name}" for name in ("own_order", "steps", "zipar.window")]
 

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from common.artifacts.model_file import ModelFile, official_state
 from common.files.official import Checkpoint
 from common.models.backbones import arpg, llamagen, var
+from common.models.filters import filtered_logprob
 from common.models.guidance import Guidance, guide
 from common.models.layers import rotary_2d
 from common.models.plan import DecodePlan, arpg_step_sizes
 from common.spec import SequenceSpec
-from rollout.sampler import SamplingConfig, filtered_logprob
+from rollout.sampler import SamplingConfig
 from rollout.stepper import Stepper
 
 

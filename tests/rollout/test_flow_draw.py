@@ -17,6 +17,7 @@ from common.exchange.trajectory import from_arrow
 from common.flow.laws import FlowCodes
 from common.flow.solver import carry
 from common.flow.solvers import dpmpp_3m, rk4_rho
+from common.models.filters import filtered_logprob
 from common.models.generator import gaussian
 from common.randomness import Draws
 from common.spec import SequenceSpec
@@ -24,7 +25,7 @@ from common.tokenization.codes import flow_codes
 from deploy.stages.generate import generate, load_generated
 from rollout.config import RolloutConfig
 from rollout.flow_draw import FlowDraw
-from rollout.sampler import SamplingConfig, filtered_logprob, sample
+from rollout.sampler import SamplingConfig, sample
 from rollout.worker import RolloutWorker
 
 ROWS = 40_000

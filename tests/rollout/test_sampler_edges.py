@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from common.models.filters import filtered_logprob
 from common.spec import SequenceSpec
-from rollout.sampler import SamplingConfig, draw, filtered_logprob, sample
+from rollout.sampler import SamplingConfig, draw, sample
 
 LAST = 1 - 2.0**-53
 """The largest uniform that a generator gives."""

@@ -216,26 +216,17 @@ class LlamaGen(Backbone):
         step decoded."""
         if isinstance(state.cache, ZipARCache):
             return self._predict_rows(state, state.cache)
+        if self.token_steps is not None:
+            logit_BnV = self.token_steps.predict(self, state)
+            if logit_BnV is not None:
+                return logit_BnV
         slot = state.slots.start
-        if (logit_BnV := self._replayed(state, slot)) is not None:
-            return logit_BnV
         filled = state.cache[0].filled
         x_BnC = self.tok_embeddings(state.token_BL[:, max(filled - 1, 0) : slot])
         if filled == 0:
             x_BnC = torch.cat([self.cls_embedding(state.class_B)[:, None], x_BnC], dim=1)
         rotary_nP = self._rotary.on(x_BnC.device)[filled:]
         return self.head(self._run(x_BnC, rotary_nP, caches=state.cache)[:, -1:])
-
-    def _replayed(self, state: DecodeState, slot: int) -> Tensor | None:
-        """By a step that is lent, where there is one and there is one token a row to feed."""
-        if self.token_steps is None:
-            return None
-        if not isinstance(state.cache, StaticCaches):
-            if state.cache[0].filled == 0:
-                return None
-            state.cache = self.token_steps.adopt(state.cache)
-        state.cache.filled += 1
-        return self.token_steps(self, state.token_BL[:, slot - 1], slot)[:, None]
 
     def step_token(
         self, token_R: Tensor, slot_1: Tensor, caches: Sequence[tuple[Tensor, Tensor]]
@@ -250,8 +241,8 @@ class LlamaGen(Backbone):
         plain = [block for block in blocks if type(block) is CausalBlock]
         if len(plain) < len(blocks) or not isinstance(table, nn.Embedding):
             return None
-        turn_SP2 = self._rotary.on(torch.device("cpu"))
-        return TokenLayers(table, plain, self.norm, self.head, turn_SP2)
+        first, turn_SP2 = self.cls_embedding.embedding_table, self._rotary.on(torch.device("cpu"))
+        return TokenLayers(first, table, plain, self.norm, self.head, turn_SP2)
 
     def _join_caches(self, cache: Any, other: Any) -> Any:
         if not isinstance(cache, StaticCaches):

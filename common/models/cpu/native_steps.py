@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.models.backbone import Backbone
+from common.models.backbone import Backbone, DecodeState
 from common.models.cpu.structures import LayerPointers, ModelPointers, ScratchPointers, declare
 from common.models.key_value_cache import KeyValueCache
-from common.models.static_caches import TokenSteps, cached
+from common.models.static_caches import StaticCaches, TokenSteps, cached
 from common.models.token_layers import TokenLayers
 from common.native.library import Native, native
 
@@ -89,6 +89,8 @@ class NativeSteps(TokenSteps):
         self._of, self._changes = [id(weight) for weight in self._held], _changes(model)
         head, first = layers.head.weight, layers.blocks[0]
         self._is_bf16 = head.dtype == torch.bfloat16
+        tables = layers.conditions, layers.tokens
+        self._conditions, self._tokens = (table.weight.data_ptr() for table in tables)
         self._layers = (LayerPointers * len(layers.blocks))()
         for depth, (block, to) in enumerate(zip(layers.blocks, self._layers, strict=True)):
             attention, inner = block.attention, block.feed_forward
@@ -107,7 +109,6 @@ class NativeSteps(TokenSteps):
             capacity=self._slots,
             is_bf16=self._is_bf16,
             eps=layers.norm.eps,
-            embedding=layers.embedding.weight.data_ptr(),
             turn=layers.turn_SP2.data_ptr(),
             norm=self._plain("norm", layers.norm.weight),
             head=self._pack_one("head", [layers.head]),
@@ -134,9 +135,17 @@ class NativeSteps(TokenSteps):
             )
         return found.data_ptr()
 
+    def predict(self, model: Backbone, state: DecodeState) -> Tensor | None:
+        """The condition's slot, too, where no prefix is to be read with it."""
+        if not isinstance(state.cache, StaticCaches) and state.slots.start == 0:
+            self._make_room(state.cache)
+            state.cache = self.owner = StaticCaches(self, len(state.class_B), 1)
+            return self._fed(model, self._conditions, state.class_B, 0)[:, None]
+        return super().predict(model, state)
+
     def _make_room(self, caches: Sequence[KeyValueCache]) -> None:
-        _, heads, _, width = cached(caches[0].key_BHSD).shape
-        blocks = self._slots // self._width
+        heads, blocks = self._model.heads, self._slots // self._width
+        width = self._model.width // heads
         for to in self._layers:
             with self._device:
                 key = torch.empty(self.rows, heads, blocks, width, self._width)
@@ -162,13 +171,16 @@ class NativeSteps(TokenSteps):
         return rows
 
     def __call__(self, model: Backbone, token_R: Tensor, slot: int) -> Tensor:
-        token_R, rows = token_R.contiguous(), len(token_R)
+        return self._fed(model, self._tokens, token_R, slot)
+
+    def _fed(self, model: Backbone, table: int, id_R: Tensor, slot: int) -> Tensor:
+        """Rows of the table at this address go in."""
+        id_R, rows = id_R.contiguous(), len(id_R)
         logit_RV = self._logit_RV[:rows]
         if logit_RV.is_meta:
             return model.head(logit_RV.new_empty(rows, model.head.in_features))
         self._library.token_step(
-            ctypes.byref(self._model),
-            token_R.data_ptr(),
+            *(ctypes.byref(self._model), table, id_R.data_ptr()),
             rows,
             slot,
             ctypes.byref(self._scratch.pointers),

@@ -20,7 +20,7 @@ class ModelPointers(Structure):
     _fields_ = [
         *_fields(c_int64, "width", "heads", "inner", "vocab", "depth", "capacity", "is_bf16"),
         ("eps", c_float),
-        *_fields(c_void_p, "embedding", "turn", "norm", "head"),
+        *_fields(c_void_p, "turn", "norm", "head"),
         ("layers", POINTER(LayerPointers)),
     ]
 
@@ -35,7 +35,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.pack.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_int64]
     library.pack.restype = library.token_step.restype = None
     library.token_step.argtypes = [
-        *(POINTER(ModelPointers), c_void_p, c_int64, c_int64),
+        *(POINTER(ModelPointers), c_void_p, c_void_p, c_int64, c_int64),
         *(POINTER(ScratchPointers), c_void_p, c_int64),
     ]
     return library

@@ -14,7 +14,6 @@ typedef struct {
 typedef struct {
     int64_t width, heads, inner, vocab, depth, capacity, is_bf16;
     float eps;
-    const void *embedding;    /* (V, C), of the weights' type */
     const float *turn, *norm; /* (slots, D / 2, 2) */
     const void *head;
     const Layer *layers;
@@ -55,13 +54,13 @@ static INLINE uint16_t rounded(float x) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static void embed(const Model *m, const int64_t *token, int64_t R, float *x) {
+static void embed(const Model *m, const void *table, const int64_t *id, int64_t R, float *x) {
     int64_t C = m->width;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < R; r++)
         for (int64_t c = 0; c < C; c++)
-            x[r * C + c] = m->is_bf16 ? widened(((const uint16_t *)m->embedding)[token[r] * C + c])
-                                      : ((const float *)m->embedding)[token[r] * C + c];
+            x[r * C + c] = m->is_bf16 ? widened(((const uint16_t *)table)[id[r] * C + c])
+                                      : ((const float *)table)[id[r] * C + c];
 }
 
 static void norm_rows(const Model *m, const float *weight, int64_t R, const float *x, float *out) {
@@ -127,13 +126,14 @@ static void gate_rows(const Model *m, const Scratch *s, int64_t R) {
     }
 }
 
-/* logit (R, V) after feeding these tokens at this slot, where their keys and values are kept. */
-void token_step(const Model *m, const int64_t *token, int64_t R, int64_t slot, const Scratch *s, float *logit,
-                int64_t threads) {
+/* logit (R, V) after feeding these rows of a table, of the weights' type, at this slot, where their
+ * keys and values are kept. */
+void token_step(const Model *m, const void *table, const int64_t *id, int64_t R, int64_t slot, const Scratch *s,
+                float *logit, int64_t threads) {
     int64_t C = m->width, I = m->inner;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        embed(m, token, R, s->x);
+        embed(m, table, id, R, s->x);
         for (int64_t depth = 0; depth < m->depth; depth++) {
             const Layer *layer = m->layers + depth;
             norm_rows(m, layer->attention_norm, R, s->x, s->h);

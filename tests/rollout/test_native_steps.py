@@ -1,0 +1,178 @@
+"""Decoding by steps in C: the tokens of the layers, whoever shares the batch, whatever changes."""
+
+import copy
+
+import pytest
+import torch
+
+from common.models.backbone import build_seeded
+from common.models.backbones import llamagen
+from common.models.cpu.native_steps import NativeSteps, library
+from common.models.filters import filtered_logprob
+from common.models.token_steps import _STEPS
+from common.spec import SequenceSpec
+from rollout.inverse_cdf import draw, drawn
+from rollout.sampler import SamplingConfig, sample
+
+pytestmark = pytest.mark.skipif(library().library is None, reason=library().why)
+
+SPEC = SequenceSpec(vocab_size=50, length=64, grid=(8, 8), num_classes=7)
+SIZES = {"even": (64, 2, 32), "odd": (72, 6, 20), "wide heads": (160, 2, 32)}
+"""Width, heads and what the feed-forward width is a multiple of: heads of 32, 12 and 80."""
+LABEL_B = torch.tensor([1, 2, 3, 0, 5])
+PREFIX_B = torch.tensor([0, 3, 30, 64, 41])
+"""With one whole sequence, and such as join later."""
+CELL_BL = torch.randint(50, (5, 64), generator=torch.Generator().manual_seed(0))
+PLAIN = SamplingConfig()
+HOWS = [{}, {"guidance": 2.0}, {"top_k": 9, "top_p": 0.8}, {"temperature": 0.7, "guidance": 1.5}]
+
+
+class Layered(llamagen.LlamaGen):
+    """Lays nothing open."""
+
+    def token_layers(self):
+        return None
+
+
+def model_of(size, dtype=torch.float32):
+    width, heads, multiple = SIZES[size]
+    config = llamagen.Config(width=width, depth=2, heads=heads, multiple_of=multiple)
+    found = build_seeded(config, SPEC, 0).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in found.parameters():
+        torch.nn.init.normal_(parameter, std=0.15, generator=generator)
+    return found.to(dtype)
+
+
+def layered(model):
+    found = copy.deepcopy(model)
+    found.__class__ = Layered
+    return found
+
+
+def drawn_by(model, how, prefix_B=None, rows=slice(None)):
+    given = {} if prefix_B is None else {"cell_BL": CELL_BL[rows], "prefix_B": prefix_B[rows]}
+    sampling = SamplingConfig.model_validate(how)
+    return sample(model, LABEL_B[rows], range(5)[rows], sampling, **given)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+@pytest.mark.parametrize("prefix_B", [None, PREFIX_B], ids=["whole", "prefixes"])
+@pytest.mark.parametrize("size", SIZES)
+def test_float32_draws_the_tokens_of_the_layers(size, prefix_B, how):
+    model = model_of(size)
+    found, wanted = drawn_by(model, how, prefix_B), drawn_by(layered(model), how, prefix_B)
+    assert isinstance(_STEPS[model], NativeSteps), "no step was lent"
+    assert torch.equal(found.token_BL, wanted.token_BL)
+    torch.testing.assert_close(found.logprob_BL, wanted.logprob_BL, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_a_row_is_the_same_to_the_bit_whoever_shares_the_batch(how):
+    """Where no prefix is read, which is done by layers."""
+    model = model_of("odd")
+    together = drawn_by(model, how)
+    for row in range(5):
+        alone = drawn_by(model, how, rows=slice(row, row + 1))
+        assert torch.equal(alone.token_BL[0], together.token_BL[row])
+        assert torch.equal(alone.logprob_BL[0], together.logprob_BL[row])
+
+
+def test_several_threads_give_the_same_bits():
+    model = model_of("even")
+    one, before = drawn_by(model, {"guidance": 2.0}), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        three = drawn_by(model, {"guidance": 2.0})
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one.logprob_BL, three.logprob_BL)
+
+
+@pytest.mark.skipif(
+    library().library is None or not library().library.multiplies_bf16(),
+    reason="this CPU does not multiply bfloat16",
+)
+@pytest.mark.parametrize("prefix_B", [None, PREFIX_B], ids=["whole", "prefixes"])
+def test_bfloat16_records_the_law_it_draws_from(prefix_B):
+    model = model_of("odd", torch.bfloat16)
+    found = drawn_by(model, {}, prefix_B)
+    assert isinstance(_STEPS[model], NativeSteps), "no step was lent"
+    logit = model.float()(LABEL_B, found.token_BL, found.plan)
+    wanted = logit.log_softmax(-1).gather(-1, found.token_BL[..., None])[..., 0]
+    free = found.logprob_BL != 0
+    assert free.sum() > 100
+    assert (found.logprob_BL - wanted)[free].abs().mean() < 0.02
+
+
+def test_weights_changed_in_place_are_the_ones_that_decode():
+    model, other = model_of("even"), model_of("even")
+    drawn_by(model, {})
+    steps = _STEPS[model]
+    for parameter, its in zip(model.parameters(), other.parameters(), strict=True):
+        torch.nn.init.normal_(its, std=0.1)
+        parameter.copy_(its)
+    found, wanted = drawn_by(model, {}), drawn_by(other, {})
+    assert _STEPS[model] is steps, "packed into other memory"
+    assert torch.equal(found.logprob_BL, wanted.logprob_BL)
+    model.head.weight = torch.nn.Parameter(other.head.weight * 2, requires_grad=False)
+    other.head.weight.mul_(2)
+    assert torch.equal(drawn_by(model, {}).logprob_BL, drawn_by(other, {}).logprob_BL)
+
+
+def test_other_layers_than_ours_decode_by_themselves():
+    class Block(llamagen.CausalBlock):
+        pass
+
+    model = model_of("even")
+    model.layers[1].__class__ = Block
+    drawn_by(model, {})
+    assert model not in _STEPS
+
+
+def test_nothing_is_kept_of_a_decoding_but_weights():
+    model = model_of("even")
+    drawn_by(model, {}, PREFIX_B)
+    steps = _STEPS[model]
+    assert (steps.owner, model.token_steps, steps._caches) == (None, None, [])
+
+
+class TestDraws:
+    """A call of C against the operations that it takes the place of."""
+
+    def pair(self, logit_BnV, noise_Bn, filters=PLAIN):
+        logprob = filtered_logprob(logit_BnV, filters)
+        token = draw(logprob, noise_Bn)
+        wanted = token, logprob.gather(-1, token[..., None])[..., 0]
+        return drawn(logit_BnV, noise_Bn, filters, draw), wanted
+
+    @pytest.mark.parametrize("codes", [1, 5, 255, 256, 257, 5003])
+    def test_codes_and_log_probabilities_are_the_same(self, codes):
+        generator = torch.Generator().manual_seed(0)
+        logit = 3 * torch.randn(40, 3, codes, generator=generator)
+        noise = torch.rand(40, 3, generator=generator, dtype=torch.float64)
+        noise[0], noise[1] = 0, 1 - 1e-7
+        for filters in (SamplingConfig(), SamplingConfig(top_k=7), SamplingConfig(temperature=0.3)):
+            (token, logprob), (wanted, its) = self.pair(logit, noise, filters)
+            assert torch.equal(token, wanted)
+            torch.testing.assert_close(logprob, its, rtol=1e-5, atol=2e-6)
+
+    def test_what_was_filtered_away_is_never_drawn(self):
+        generator = torch.Generator().manual_seed(0)
+        logit = torch.randn(2000, 1, 600, generator=generator)
+        gone = torch.rand(logit.shape, generator=generator) < 0.9
+        logit[gone] = -torch.inf
+        noise = torch.rand(2000, 1, generator=generator, dtype=torch.float64)
+        noise[::2] = 1 - 2**-53
+        noise[1::4] = 0
+        (token, logprob), (wanted, _) = self.pair(logit, noise)
+        assert logprob.isfinite().all()
+        assert (token != wanted).float().mean() < 0.01  # where u is at the edge of two codes
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_logits_that_are_not_finite_give_no_finite_probability(self, value):
+        logit = torch.zeros(2, 1, 300)
+        logit[1, 0, 299] = value
+        (token, logprob), _ = self.pair(logit, torch.full((2, 1), 0.5, dtype=torch.float64))
+        assert logprob.isfinite().tolist() == [[True], [False]]
+        assert 0 <= int(token[1]) < 300
