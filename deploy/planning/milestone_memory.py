@@ -11,6 +11,7 @@ import torch
 
 from common.exchange.provenance import STUDENT
 from common.models.backbone import Backbone
+from common.models.cpu.native_steps import has_steps
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
 from deploy.planning.blank_tensors import META, peak_bytes
@@ -47,13 +48,19 @@ def milestone_bytes(config: RunConfig, student: Student) -> tuple[int, int]:
     return held + max(drawing, judging), images + logprobs
 
 
+def _is_on_cpu(config: RunConfig) -> bool:
+    device = config.evaluate.device
+    return device == "cpu" or (device == "auto" and not config.learner.gpus)
+
+
 def _images_bytes(config: RunConfig, model: Student, tokenizer: Tokenizer) -> tuple[int, int]:
     """What a batch of samples takes to be drawn or to become pixels; all samples and real images,
     which stay."""
     settings, images = config.evaluate, config.images
     batch = min(settings.batch_size, settings.samples)
     if isinstance(model, Backbone):
-        drawing = peak_bytes(partial(decode_blank, model, batch, settings.sampling))
+        decoding = partial(decode_blank, model, batch, settings.sampling)
+        drawing = peak_bytes(decoding, on_cpu=_is_on_cpu(config))
     else:
         drawing = generating_bytes(config, model, batch)
     token_BL = torch.zeros(batch, model.spec.length, dtype=torch.long)
@@ -72,14 +79,17 @@ def _likelihood_bytes(config: RunConfig, student: Backbone) -> tuple[int, int]:
     batch = min(settings.batch_size, settings.likelihood_samples)
     rows = min(rows_together(student.spec), settings.likelihood_samples)
     tables = config.conditions.tables(student.spec.num_classes)
+    # The student's packed weights stay while the teacher draws.
+    kept = state_bytes(student) if _is_on_cpu(config) and has_steps(student) else 0
     taken = 0
     for model, guidance in ((student, None), (teacher, target)):
         sampling = SamplingConfig(guidance=guidance, decoding=decoding)
-        drawing = peak_bytes(partial(decode_blank, model, batch, sampling))
+        decode = partial(decode_blank, model, batch, sampling)
+        drawing = peak_bytes(decode, on_cpu=_is_on_cpu(config))
         given = blank_batch(model, (STUDENT,) * rows, sampling)
         saying = peak_bytes(partial(guided_logprobs, model, given, guidance, tables.for_student()))
         taken = max(taken, drawing, saying)
     of_BLV = torch.empty(rows, student.spec.length, student.spec.vocab_size, device=META)
-    return state_bytes(teacher) + taken, 2 * of_BLV.nbytes + peak_bytes(
+    return state_bytes(teacher) + kept + taken, 2 * of_BLV.nbytes + peak_bytes(
         lambda: compared(of_BLV, of_BLV)
     )

@@ -45,8 +45,9 @@ def test_samples_for_evaluation_follow_the_same_key(tiny):
 
 
 def test_a_dry_run_counts_the_widest_step():
-    """Logits dominate here: four rows at a time instead of one, while prefills stay shorter."""
-    spec = SequenceSpec(4096, 64, (8, 8), 10)
+    """Logits dominate here: those of four tokens a sequence instead of one's, of which there are
+    two at a time where a step in C takes over from the layers that read the prefix."""
+    spec = SequenceSpec(2**16, 64, (8, 8), 10)
     student = skeleton(llamagen.Config.tiny(), spec).eval()
     prefix = ["contexts.sources.student.min_prefix=0", "contexts.sources.student.max_prefix=0.75"]
     zipar = "rollout.sampling.decoding.zipar.window=2"
@@ -54,7 +55,7 @@ def test_a_dry_run_counts_the_widest_step():
         decoding_bytes(open_run(Path("smoke"), [*prefix, *more])[0], student)
         for more in ((), (zipar,))
     )
-    assert 3 < rows / raster < 4
+    assert 1.6 < rows / raster < 4
 
 
 def test_other_families_refuse_zipar_and_sequences_are_not_scored_by_it(tiny):

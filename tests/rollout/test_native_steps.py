@@ -1,9 +1,8 @@
 """Decoding by steps in C: the tokens of the layers, whoever shares the batch, whatever changes."""
 
-import copy
-
 import pytest
 import torch
+from building.layered import layered
 
 from common.models.backbone import build_seeded
 from common.models.backbones import llamagen
@@ -27,13 +26,6 @@ PLAIN = SamplingConfig()
 HOWS = [{}, {"guidance": 2.0}, {"top_k": 9, "top_p": 0.8}, {"temperature": 0.7, "guidance": 1.5}]
 
 
-class Layered(llamagen.LlamaGen):
-    """Lays nothing open."""
-
-    def token_layers(self):
-        return None
-
-
 def model_of(size, dtype=torch.float32):
     width, heads, multiple = SIZES[size]
     config = llamagen.Config(width=width, depth=2, heads=heads, multiple_of=multiple)
@@ -42,12 +34,6 @@ def model_of(size, dtype=torch.float32):
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter, std=0.15, generator=generator)
     return found.to(dtype)
-
-
-def layered(model):
-    found = copy.deepcopy(model)
-    found.__class__ = Layered
-    return found
 
 
 def drawn_by(model, how, prefix_B=None, rows=slice(None)):

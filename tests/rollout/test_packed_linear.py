@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from building.layered import layered
 from torch import nn
 from torch.nn import functional as F
 
@@ -152,7 +153,7 @@ def test_packed_weights_go_with_their_layer():
 def test_decoding_with_packed_weights_draws_what_decoding_without_them_does(family, layers, how):
     """From a small vocabulary: of a large one, a draw may be between two roundings of a sum."""
     config = family.Config(width=768, depth=2 if family is arpg else 1, heads=4)
-    model = build_seeded(config, SequenceSpec(1024, 36, (6, 6), 3), 0).eval()
+    model = layered(build_seeded(config, SequenceSpec(1024, 36, (6, 6), 3), 0).eval())
     nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     prefixes = {"prefix_B": torch.tensor([0, 20]), "cell_BL": torch.zeros(2, 36, dtype=torch.long)}
     draw = partial(sample, label_B=torch.tensor([0, 2]), seeds=[3, 4], **prefixes)

@@ -178,7 +178,8 @@ class NativeSteps(TokenSteps):
         id_R, rows = id_R.contiguous(), len(id_R)
         logit_RV = self._logit_RV[:rows]
         if logit_RV.is_meta:
-            return model.head(logit_RV.new_empty(rows, model.head.in_features))
+            model.head(logit_RV.new_empty(1, model.head.in_features))  # by which steps are counted
+            return logit_RV
         self._library.token_step(
             *(ctypes.byref(self._model), table, id_R.data_ptr()),
             rows,
