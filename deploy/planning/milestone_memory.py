@@ -79,8 +79,9 @@ def _likelihood_bytes(config: RunConfig, student: Backbone) -> tuple[int, int]:
     batch = min(settings.batch_size, settings.likelihood_samples)
     rows = min(rows_together(student.spec), settings.likelihood_samples)
     tables = config.conditions.tables(student.spec.num_classes)
-    # The student's packed weights stay while the teacher draws.
-    kept = state_bytes(student) if _is_on_cpu(config) and has_steps(student) else 0
+    # Packed weights stay after drawing.
+    packing = [model for model in (student, teacher) if _is_on_cpu(config) and has_steps(model)]
+    kept = sum(map(state_bytes, packing))
     taken = 0
     for model, guidance in ((student, None), (teacher, target)):
         sampling = SamplingConfig(guidance=guidance, decoding=decoding)
