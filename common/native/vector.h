@@ -19,9 +19,32 @@ typedef float half_vf __attribute__((vector_size(2 * W), aligned(4), may_alias))
 typedef double vd __attribute__((vector_size(4 * W), aligned(8), may_alias));
 typedef int64_t vl __attribute__((vector_size(4 * W), aligned(8), may_alias));
 
+typedef uint16_t half_vu __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
 static INLINE vf spread(float x) { return (vf){0} + x; }
 static INLINE vf load(const float *from) { return *(const vf *)from; }
 static INLINE void store(float *to, vf x) { *(vf *)to = x; }
+
+/* Numbers of type float, or bfloat16, from the one with this index on. */
+static INLINE vf load_as(const void *from, int64_t index, int is_bf16) {
+    if (!is_bf16) return load((const float *)from + index);
+    return (vf)(__builtin_convertvector(*(const half_vu *)((const uint16_t *)from + index), vu) << 16);
+}
+
+static INLINE float widened(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float found;
+    memcpy(&found, &bits, 4);
+    return found;
+}
+
+/* To the nearest bfloat16, of two to the even one; NaN stays NaN. */
+static INLINE uint16_t rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 static INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 static INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
 

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from common.device import fastest_precision, place
+from common.models.cpu.native_steps import library
 from deploy.console.versions import commit, versions
 from deploy.doctor.finding import Finding, judged
 
@@ -30,6 +31,7 @@ def machine(root: Path | None, object_store_mb: float) -> Iterator[Finding]:
     yield Finding("system", "ok", f"{platform.platform()} on {socket.gethostname()}")
     yield from devices()
     yield _threads()
+    yield _kernels()
     memory = psutil.virtual_memory()
     said = f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free"
     few = memory.available < LEAST_MEMORY_GB * GB
@@ -72,6 +74,16 @@ def _threads() -> Finding:
     said = f"torch {threads}, usable CPUs {cpus}, OMP_NUM_THREADS {given}, load {load:.1f}"
     advice = "others compute here as well: set OMP_NUM_THREADS=1 for --local"
     return judged("threads", said, advice, warns=load > cpus)
+
+
+def _kernels() -> Finding:
+    steps = library()
+    if steps.library is None:
+        advice = "install gcc or clang: sampling on CPUs takes several times as long without"
+        return judged("kernels in C", steps.why, advice, warns=True)
+    kinds = "float32 and bfloat16" if steps.library.multiplies_bf16() else "float32"
+    registers = 32 * steps.library.register_floats()
+    return Finding("kernels in C", "ok", f"compiled for registers of {registers} bits, {kinds}")
 
 
 def _limits(object_store_mb: float) -> Iterator[Finding]:

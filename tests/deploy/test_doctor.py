@@ -29,6 +29,7 @@ def test_a_page_of_a_machine_and_a_config(capsys, run_in, tiny_overrides):
     assert (code, lines[-1]) == (0, f"{len(lines) - 1} checks, 0 failed"), out
     assert all(re.match(r"(ok|warn) +[a-z]", line) for line in lines[:-1]), out
     names = " ".join(line[6:28].strip() for line in lines)
+    assert "kernels in C" in names
     for name in ("attention bfloat16", "decoding float32", "gloo", "run folder", "made before"):
         assert name in names, name
     assert f"{workspace.root.parent}: writable" in out

@@ -6,26 +6,35 @@
 
 static INLINE int64_t whole(int64_t n) { return (n + W - 1) / W * W; }
 
-static INLINE void keep(const float *k, const float *v, float *key, float *value, int64_t slot, int64_t D) {
-    float *block = key + slot / W * W * D + slot % W;
-    for (int64_t d = 0; d < D; d++) block[d * W] = k[d];
-    memcpy(value + slot * whole(D), v, D * sizeof(float));
+static INLINE void write_as(void *to, int64_t index, float x, int is_bf16) {
+    if (is_bf16) ((uint16_t *)to)[index] = rounded(x);
+    else ((float *)to)[index] = x;
 }
 
-static INLINE void score_blocks(int count, const float *q, const float *key, int64_t D, float *score) {
+static INLINE void keep(const float *k, const float *v, void *key, void *value, int64_t slot, int64_t D, int is_bf16) {
+    int64_t block = slot / W * W * D + slot % W;
+    for (int64_t d = 0; d < D; d++) {
+        write_as(key, block + d * W, k[d], is_bf16);
+        write_as(value, slot * whole(D) + d, v[d], is_bf16);
+    }
+}
+
+static INLINE void score_blocks(int count, const float *q, const void *key, int64_t first, int64_t D, float *score,
+                                int is_bf16) {
     vf sum[4];
 #pragma GCC unroll 4
     for (int u = 0; u < count; u++) sum[u] = spread(0);
     for (int64_t d = 0; d < D; d++)
 #pragma GCC unroll 4
-        for (int u = 0; u < count; u++) sum[u] += q[d] * load(key + (u * D + d) * W);
+        for (int u = 0; u < count; u++) sum[u] += q[d] * load_as(key, first + (u * D + d) * W, is_bf16);
     float scale = 1 / sqrtf((float)D);
 #pragma GCC unroll 4
     for (int u = 0; u < count; u++) store(score + u * W, sum[u] * scale);
 }
 
 /* nd registers of channels of the mixture, four slots at a time. */
-static INLINE void mix_part(int nd, const float *share, const float *value, int64_t S, int64_t wide, float *out) {
+static INLINE void mix_part(int nd, const float *share, const void *value, int64_t first, int64_t S, int64_t wide,
+                            float *out, int is_bf16) {
     vf sum[4][4];
 #pragma GCC unroll 4
     for (int u = 0; u < 4; u++)
@@ -36,28 +45,32 @@ static INLINE void mix_part(int nd, const float *share, const float *value, int6
         for (int u = 0; u < 4; u++)
             if (s + u < S)
 #pragma GCC unroll 4
-                for (int j = 0; j < nd; j++) sum[u][j] += share[s + u] * load(value + (s + u) * wide + j * W);
+                for (int j = 0; j < nd; j++)
+                    sum[u][j] += share[s + u] * load_as(value, first + (s + u) * wide + j * W, is_bf16);
 #pragma GCC unroll 4
     for (int j = 0; j < nd; j++) store(out + j * W, (sum[0][j] + sum[1][j]) + (sum[2][j] + sum[3][j]));
 }
 
-static INLINE void mix(const float *share, const float *value, int64_t S, int64_t D, float *out) {
+static INLINE void mix(const float *share, const void *value, int64_t S, int64_t D, float *out, int is_bf16) {
     int64_t wide = whole(D), left;
     float found[wide];
     for (int64_t j = 0; (left = (wide - j) / W) > 0; j += 4 * W) switch (left) {
-        case 1: mix_part(1, share, value + j, S, wide, found + j); break;
-        case 2: mix_part(2, share, value + j, S, wide, found + j); break;
-        case 3: mix_part(3, share, value + j, S, wide, found + j); break;
-        default: mix_part(4, share, value + j, S, wide, found + j);
+        case 1: mix_part(1, share, value, j, S, wide, found + j, is_bf16); break;
+        case 2: mix_part(2, share, value, j, S, wide, found + j, is_bf16); break;
+        case 3: mix_part(3, share, value, j, S, wide, found + j, is_bf16); break;
+        default: mix_part(4, share, value, j, S, wide, found + j, is_bf16);
         }
     memcpy(out, found, D * sizeof(float));
 }
 
-static void attend(const float *q, const float *key, const float *value, int64_t S, int64_t D, float *out) {
-    int64_t blocks = (S + W - 1) / W, b = 0;
+/* Keep key and value of a slot, and mix all values up to it. */
+static INLINE void attend(const float *q, const float *k, const float *v, void *key, void *value, int64_t slot,
+                          int64_t D, float *out, int is_bf16) {
+    keep(k, v, key, value, slot, D, is_bf16);
+    int64_t S = slot + 1, blocks = (S + W - 1) / W, b = 0;
     float score[blocks * W];
-    for (; b + 4 <= blocks; b += 4) score_blocks(4, q, key + b * D * W, D, score + b * W);
-    for (; b < blocks; b++) score_blocks(1, q, key + b * D * W, D, score + b * W);
+    for (; b + 4 <= blocks; b += 4) score_blocks(4, q, key, b * D * W, D, score + b * W, is_bf16);
+    for (; b < blocks; b++) score_blocks(1, q, key, b * D * W, D, score + b * W, is_bf16);
     for (int64_t s = S; s < blocks * W; s++) score[s] = -INFINITY;
     vf most = spread(-INFINITY), total = spread(0);
     for (b = 0; b < blocks; b++) most = larger(load(score + b * W), most);
@@ -69,5 +82,15 @@ static void attend(const float *q, const float *key, const float *value, int64_t
     }
     float inverse = 1 / sum_of(total);
     for (b = 0; b < blocks; b++) store(score + b * W, load(score + b * W) * inverse);
-    mix(score, value, S, D, out);
+    mix(score, value, S, D, out, is_bf16);
+}
+
+static void attend_f32(const float *q, const float *k, const float *v, void *key, void *value, int64_t slot, int64_t D,
+                       float *out) {
+    attend(q, k, v, key, value, slot, D, out, 0);
+}
+
+static void attend_bf16(const float *q, const float *k, const float *v, void *key, void *value, int64_t slot, int64_t D,
+                        float *out) {
+    attend(q, k, v, key, value, slot, D, out, 1);
 }

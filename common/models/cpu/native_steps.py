@@ -146,10 +146,12 @@ class NativeSteps(TokenSteps):
     def _make_room(self, caches: Sequence[KeyValueCache]) -> None:
         heads, blocks = self._model.heads, self._slots // self._width
         width = self._model.width // heads
+        dtype = torch.bfloat16 if self._is_bf16 else torch.float32
         for to in self._layers:
             with self._device:
-                key = torch.empty(self.rows, heads, blocks, width, self._width)
-                value = torch.zeros(self.rows, heads, self._slots, _whole(width, self._width))
+                key = torch.empty(self.rows, heads, blocks, width, self._width, dtype=dtype)
+                shape = self.rows, heads, self._slots, _whole(width, self._width)
+                value = torch.zeros(shape, dtype=dtype)
             self._caches.append((key, value))
             to.key, to.value = key.data_ptr(), value.data_ptr()
 

@@ -1,14 +1,14 @@
 /* One token a row through the layers of a LlamaGen (docs/backbones.md, "LlamaGen layers").
  *
  * R rows, C width, H heads of D channels, I feed-forward width, V codes. Sums are float32; in
- * bfloat16 the factors of products are rounded, and nothing else. */
+ * bfloat16 the factors of products are rounded, and what is cached, and nothing else. */
 #include "attention.h"
 #include "products.h"
 
 typedef struct {
     const float *attention_norm, *ffn_norm;
     const void *wqkv, *wo, *w13, *w2; /* packed */
-    float *key, *value;               /* (R, H, capacity / W, D, W) and (R, H, capacity, whole(D)) */
+    void *key, *value;                /* (R, H, capacity / W, D, W) and (R, H, capacity, whole(D)) */
 } Layer;
 
 typedef struct {
@@ -37,21 +37,6 @@ int64_t multiplies_bf16(void) {
 void pack(const void *weight, int64_t E, int64_t C, void *out, int64_t is_bf16) {
     if (is_bf16) pack_bf16(weight, E, C, out);
     else pack_f32(weight, E, C, out);
-}
-
-static INLINE float widened(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float found;
-    memcpy(&found, &bits, 4);
-    return found;
-}
-
-/* To the nearest, of two to the even one; NaN stays NaN. */
-static INLINE uint16_t rounded(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 static void embed(const Model *m, const void *table, const int64_t *id, int64_t R, float *x) {
@@ -106,11 +91,11 @@ static void mix_heads(const Model *m, const Layer *layer, const Scratch *s, int6
     for (int64_t r = 0; r < R; r++)
         for (int64_t h = 0; h < H; h++) {
             float *q = s->fused + r * 3 * C + h * D, *k = q + C, *v = k + C;
-            float *key = layer->key + (r * H + h) * S * D, *value = layer->value + (r * H + h) * S * whole(D);
+            int64_t at = (r * H + h) * S, size = m->is_bf16 ? 2 : 4;
+            char *key = (char *)layer->key + at * D * size, *value = (char *)layer->value + at * whole(D) * size;
             turn_pairs(q, turn, D);
             turn_pairs(k, turn, D);
-            keep(k, v, key, value, slot, D);
-            attend(q, key, value, slot + 1, D, s->h + r * C + h * D);
+            (m->is_bf16 ? attend_bf16 : attend_f32)(q, k, v, key, value, slot, D, s->h + r * C + h * D);
         }
 }
 
