@@ -37,7 +37,13 @@ def _kernels(logit_NV: Tensor) -> ModuleType:
 
 def divergence(student_NV: Tensor, teacher_NV: Tensor, name: str, share: float) -> Tensor:
     """divergence_N in float32 between the softmaxes; `name` and `share` as learner/divergence.py's
-    have them: beta, alpha or the share of the reverse KL."""
+    have them: beta, alpha or the share of the reverse KL.
+
+    Raises:
+        ValueError: the two are of different shapes, of which kernels know nothing.
+    """
+    if student_NV.shape != teacher_NV.shape:
+        raise ValueError(f"logits of shapes {[*student_NV.shape]} and {[*teacher_NV.shape]}")
     return _Divergence.apply(student_NV, teacher_NV, name, share)
 
 
@@ -61,7 +67,13 @@ class _Divergence(torch.autograd.Function):
 
 def cluster_logits(logit_NV: Tensor, cluster_V: Tensor, size: int, least: float) -> Tensor | None:
     """log of the summed exponentials of each cluster, (N, C) in float32, up to a constant per
-    token; None where a sum is below `least` of the greatest, too small for what it is made of."""
+    token; None where a sum is below `least` of the greatest, too small for what it is made of.
+
+    Raises:
+        ValueError: the clusters are not of these codes.
+    """
+    if cluster_V.shape != logit_NV.shape[-1:]:
+        raise ValueError(f"clusters of {len(cluster_V)} codes, logits of {logit_NV.shape[-1]}")
     kernels = _kernels(logit_NV)
     total_NC, most_N = kernels.cluster_totals(logit_NV.detach(), cluster_V, size)
     if not bool((total_NC >= least).all()):  # one wait for the device per chunk

@@ -103,6 +103,8 @@ def _pair(student_NV: Tensor, teacher_NV: Tensor, share: float) -> _Pair:
 
 
 def _clustered(logit_NV: Tensor, cluster_V: Tensor, size: int) -> _Clustered:
+    assert cluster_V.dtype == torch.long
+    assert cluster_V.is_contiguous()
     return _Clustered(
         *(logit_NV.data_ptr(), cluster_V.data_ptr(), *logit_NV.shape, size),
         *(logit_NV.stride(0), torch.get_num_threads()),

@@ -47,6 +47,7 @@ def drawn(
 def _drawn_in_c(library: ctypes.CDLL, logit_BnV: Tensor, noise_Bn: Tensor) -> tuple[Tensor, Tensor]:
     """What `draw` draws, by one call; of logits without content (a plan's), the first codes."""
     assert noise_Bn.dtype == torch.float64, "noise is in double precision"
+    assert noise_Bn.shape == logit_BnV.shape[:-1], "every slot has its noise"
     token_Bn = torch.empty(noise_Bn.shape, dtype=torch.long)
     logprob_Bn = torch.empty(noise_Bn.shape)
     if logit_BnV.is_meta:

@@ -21,11 +21,14 @@ class TokenSteps(ABC):
 
     def adopt(self, caches: Sequence[KeyValueCache]) -> "StaticCaches":
         """These caches in the steps' own memory."""
+        self._begin(caches)
+        self.owner = StaticCaches(self, self.take(caches, 0), caches[0].filled)
+        return self.owner
+
+    def _begin(self, caches: Sequence[KeyValueCache]) -> None:
         if self.owner is not None:
             raise ValueError("steps serve one decoding at a time")
         self._make_room(caches)
-        self.owner = StaticCaches(self, self.take(caches, 0), caches[0].filled)
-        return self.owner
 
     def predict(self, model: Any, state: Any) -> Tensor | None:
         """logit_R1V of a state's current step, where there is one token a row to feed; None before

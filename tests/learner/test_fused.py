@@ -105,6 +105,14 @@ def test_clusters_too_small_to_add_up_are_summed_by_maxima():
     torch.testing.assert_close(found[0, 1], torch.tensor(2.0).log() - 200)
 
 
+def test_logits_that_do_not_belong_together_are_refused():
+    pair = Categorical(logits(1)), Categorical(logits(2)[:, 1:].contiguous())
+    with pytest.raises(ValueError, match=r"shapes \[7, 5003\] and \[7, 5002\]"):
+        Divergence(name="rkl").between(*pair)
+    with pytest.raises(ValueError, match="clusters of 5003 codes, logits of 5002"):
+        coarse(pair[1], clusters())
+
+
 @pytest.mark.parametrize("by", ["codes", "clusters"])
 def test_log_probabilities_from_a_record_are_not_normalised_once_more(by):
     """Rounded to float16 they don't add up to 1; a CPU takes them as they are, too."""

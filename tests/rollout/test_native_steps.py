@@ -1,5 +1,7 @@
 """Decoding by steps in C: the tokens of the layers, whoever shares the batch, whatever changes."""
 
+import copy
+
 import pytest
 import torch
 from building.layered import layered
@@ -8,7 +10,7 @@ from common.models.backbone import build_seeded
 from common.models.backbones import llamagen
 from common.models.cpu.native_steps import NativeSteps, library
 from common.models.filters import filtered_logprob
-from common.models.token_steps import _STEPS
+from common.models.token_steps import _STEPS, token_steps
 from common.spec import SequenceSpec
 from rollout.inverse_cdf import draw, drawn
 from rollout.sampler import SamplingConfig, sample
@@ -104,6 +106,35 @@ def test_weights_changed_in_place_are_the_ones_that_decode():
     model.head.weight = torch.nn.Parameter(other.head.weight * 2, requires_grad=False)
     other.head.weight.mul_(2)
     assert torch.equal(drawn_by(model, {}).logprob_BL, drawn_by(other, {}).logprob_BL)
+
+
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float32], ids=str)
+def test_a_model_that_was_cast_is_packed_anew(to):
+    """Into room of another size."""
+    model = model_of("even", torch.float32 if to == torch.bfloat16 else torch.bfloat16)
+    drawn_by(model, {})
+    model.to(to)
+    assert torch.equal(
+        drawn_by(model, {}).logprob_BL, drawn_by(copy.deepcopy(model), {}).logprob_BL
+    )
+
+
+def test_codes_and_classes_that_do_not_exist_are_refused():
+    model = model_of("even")
+    with pytest.raises(IndexError):
+        sample(model, torch.tensor([8]), [0], PLAIN)
+    late = torch.full((2, 64), 50)
+    with pytest.raises(IndexError):
+        sample(model, LABEL_B[:2], [0, 1], PLAIN, cell_BL=late, prefix_B=torch.tensor([0, 2]))
+
+
+def test_steps_serve_one_decoding_at_a_time():
+    model = model_of("even")
+    with torch.no_grad(), token_steps(model, 64, 2):
+        plan = model.plan(range(2))
+        model.predict(model.begin(LABEL_B[:2], plan))
+        with pytest.raises(ValueError, match="one decoding at a time"):
+            model.predict(model.begin(LABEL_B[:2], plan))
 
 
 def test_other_layers_than_ours_decode_by_themselves():

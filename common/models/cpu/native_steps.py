@@ -75,7 +75,7 @@ class NativeSteps(TokenSteps):
 
     def serves(self, model: Backbone, rows: int) -> bool:
         """Whether so many rows find room; changed weights are packed."""
-        if rows > self.rows or [id(weight) for weight in model.parameters()] != self._of:
+        if rows > self.rows or _kinds(model) != self._of:
             return False
         if self._changes != _changes(model):
             self._pack(model)
@@ -86,11 +86,11 @@ class NativeSteps(TokenSteps):
         assert layers is not None
         # Ids stay theirs as long as the parameters are kept, here and in the model.
         self._held = list(model.parameters())
-        self._of, self._changes = [id(weight) for weight in self._held], _changes(model)
+        self._of, self._changes = _kinds(model), _changes(model)
         head, first = layers.head.weight, layers.blocks[0]
         self._is_bf16 = head.dtype == torch.bfloat16
         tables = layers.conditions, layers.tokens
-        self._conditions, self._tokens = (table.weight.data_ptr() for table in tables)
+        self._conditions, self._tokens = (table.weight.detach() for table in tables)
         self._layers = (LayerPointers * len(layers.blocks))()
         for depth, (block, to) in enumerate(zip(layers.blocks, self._layers, strict=True)):
             attention, inner = block.attention, block.feed_forward
@@ -138,7 +138,7 @@ class NativeSteps(TokenSteps):
     def predict(self, model: Backbone, state: DecodeState) -> Tensor | None:
         """The condition's slot, too, where no prefix is to be read with it."""
         if not isinstance(state.cache, StaticCaches) and state.slots.start == 0:
-            self._make_room(state.cache)
+            self._begin(state.cache)
             state.cache = self.owner = StaticCaches(self, len(state.class_B), 1)
             return self._fed(model, self._conditions, state.class_B, 0)[:, None]
         return super().predict(model, state)
@@ -175,21 +175,19 @@ class NativeSteps(TokenSteps):
     def __call__(self, model: Backbone, token_R: Tensor, slot: int) -> Tensor:
         return self._fed(model, self._tokens, token_R, slot)
 
-    def _fed(self, model: Backbone, table: int, id_R: Tensor, slot: int) -> Tensor:
-        """Rows of the table at this address go in."""
+    def _fed(self, model: Backbone, table: Tensor, id_R: Tensor, slot: int) -> Tensor:
+        """These rows of the table go in."""
         id_R, rows = id_R.contiguous(), len(id_R)
         logit_RV = self._logit_RV[:rows]
         if logit_RV.is_meta:
             model.head(logit_RV.new_empty(1, model.head.in_features))  # by which steps are counted
             return logit_RV
-        self._library.token_step(
-            *(ctypes.byref(self._model), table, id_R.data_ptr()),
-            rows,
-            slot,
-            ctypes.byref(self._scratch.pointers),
-            logit_RV.data_ptr(),
-            torch.get_num_threads(),
+        done = self._library.token_step(
+            *(ctypes.byref(self._model), table.data_ptr(), len(table), id_R.data_ptr(), rows, slot),
+            *(ctypes.byref(self._scratch.pointers), logit_RV.data_ptr(), torch.get_num_threads()),
         )
+        if not done:
+            raise IndexError(f"index out of range: a table of {len(table)} rows has no such row")
         return logit_RV
 
 
@@ -214,6 +212,10 @@ def _scratch(layers: TokenLayers, rows: int) -> _Scratch:
 def _whole(count: int, piece: int) -> int:
     """The next multiple."""
     return -(-count // piece) * piece
+
+
+def _kinds(model: Backbone) -> list[tuple[int, torch.Size, torch.dtype]]:
+    return [(id(weight), weight.shape, weight.dtype) for weight in model.parameters()]
 
 
 def _changes(model: Backbone) -> list[tuple[int, int]]:

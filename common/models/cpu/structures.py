@@ -33,9 +33,9 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions' arguments, which ctypes would guess from small numbers."""
     library.register_floats.restype = library.multiplies_bf16.restype = c_int64
     library.pack.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_int64]
-    library.pack.restype = library.token_step.restype = None
+    library.pack.restype, library.token_step.restype = None, c_int64
     library.token_step.argtypes = [
-        *(POINTER(ModelPointers), c_void_p, c_void_p, c_int64, c_int64),
+        *(POINTER(ModelPointers), c_void_p, c_int64, c_void_p, c_int64, c_int64),
         *(POINTER(ScratchPointers), c_void_p, c_int64),
     ]
     return library

@@ -112,10 +112,12 @@ static void gate_rows(const Model *m, const Scratch *s, int64_t R) {
 }
 
 /* logit (R, V) after feeding these rows of a table, of the weights' type, at this slot, where their
- * keys and values are kept. */
-void token_step(const Model *m, const void *table, const int64_t *id, int64_t R, int64_t slot, const Scratch *s,
-                float *logit, int64_t threads) {
+ * keys and values are kept; 0, and nothing was done, where the table has no such row. */
+int64_t token_step(const Model *m, const void *table, int64_t table_rows, const int64_t *id, int64_t R, int64_t slot,
+                   const Scratch *s, float *logit, int64_t threads) {
     int64_t C = m->width, I = m->inner;
+    for (int64_t r = 0; r < R; r++)
+        if (id[r] < 0 || id[r] >= table_rows) return 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         embed(m, table, id, R, s->x);
@@ -133,4 +135,5 @@ void token_step(const Model *m, const void *table, const int64_t *id, int64_t R,
         norm_rows(m, m->norm, R, s->x, s->h);
         project(m, s, R, C, m->head, m->vocab, logit, 0);
     }
+    return 1;
 }
