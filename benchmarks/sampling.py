@@ -7,7 +7,7 @@
 Random weights (speed is that of trained ones). `of_matmul` is the share of the machine's rate of
 multiplying large matrices in that type, `of_read` the share of its rate of reading memory, counted
 as what the products and attentions take in and give out; a model that fits a cache can read faster.
-On a GPU, `--layered` adds the sampler as it is without captured steps.
+`--layered` adds the sampler layer by layer: without captured steps on a GPU, without C on a CPU.
 `of_limit` is what time the slower of the two would need for every single product, over the time it
 took: 1 is a sampler that waits for nothing else.
 """
@@ -27,6 +27,7 @@ from benchmarks.measuring import Machine, interleaved, machine, parser, report
 from common.device import precision
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import arpg, llamagen, var
+from common.models.cpu.native_steps import has_steps
 from common.models.guidance import Guidance
 from common.models.layers import CausalAttention
 from common.models.residual_quantizer import ResidualQuantizer
@@ -102,7 +103,7 @@ def main() -> None:
     found.add_argument("--guidance", type=float, help="by default none")
     found.add_argument("--side", type=int, default=16, choices=[4, 8, 16, 24])
     found.add_argument("--vocab", type=int, default=4096)
-    found.add_argument("--layered", action="store_true", help="also without captured steps")
+    found.add_argument("--layered", action="store_true", help="also layer by layer")
     options = found.parse_args()
     on = machine(options)
     rows = []
@@ -153,18 +154,20 @@ def rows_of(name: str, options: Any, on: Machine) -> list[dict[str, Any]]:
 
 
 def layered(model: Backbone, case: Callable[[], object]) -> None:
-    """The case layer by layer: without captured steps."""
-    model.has_token_step, kept = False, model.has_token_step  # pyright: ignore[reportAttributeAccessIssue]
+    """The case layer by layer: without captured steps, or steps in C."""
+    kept = model.has_token_step, model.token_layers
+    model.has_token_step, model.token_layers = False, lambda: None  # pyright: ignore[reportAttributeAccessIssue]
     try:
         case()
     finally:
-        model.has_token_step = kept  # pyright: ignore[reportAttributeAccessIssue]
+        model.has_token_step, model.token_layers = kept  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _work(model: Backbone, batch: int, scale: float | None, dtype: str, on: Machine) -> Work:
     """Of one decoded batch."""
     work = Work(on.matmul_gflops[dtype] * 1e9, on.read_gb_per_s * 1e9)
-    if on.device == "cuda" and model.has_token_step:  # in a graph no call is seen
+    unseen = model.has_token_step if on.device == "cuda" else has_steps(model)
+    if unseen:  # in a graph, or in C, no call is seen
         work.add_token_steps(model, batch * (1 if scale is None else 2))
         return work
     with work:
