@@ -3,16 +3,22 @@
 Nothing that is NaN or infinite is published, stored or plotted.
 """
 
+import ctypes
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from common.errors import Diverged
+from common.native.library import native
 
 WITH_EXTREMES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What torch finds extremes of; others (float8) only hold numbers."""
+EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+"""The bits that are all set in NaN and infinities, and in nothing else."""
 NAMES = ("loss", "gradient's norm", "largest weight")
 """What every optimiser step looks at."""
 
@@ -40,13 +46,27 @@ def largest(tensors: Iterable[Tensor]) -> Tensor:
 def is_finite(value: Tensor) -> bool:
     """Whether it has no NaN and no infinity, in one pass and without a copy.
 
-    `aminmax` carries a NaN along. It takes a twentieth of the time of `isfinite().all()`, less
-    than a copy of the tensor, on a CPU.
+    On a CPU exponents are looked at as fast as memory is read. `aminmax` carries a NaN along; it
+    takes a twentieth of the time of `isfinite().all()` there.
     """
     if not value.is_floating_point() or value.numel() == 0:
         return True
+    exponent = EXPONENTS.get(value.dtype)
+    if exponent and value.device.type == "cpu" and value.is_contiguous() and (found := _library()):
+        look = found.finite_16 if value.itemsize == 2 else found.finite_32
+        return bool(look(value.data_ptr(), value.numel(), exponent))
     ends = torch.aminmax(value if value.dtype in WITH_EXTREMES else value.double())
     return bool(torch.isfinite(torch.stack(ends)).all())
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    found = native(Path(__file__).with_name("finite.c")).library
+    if found is not None:
+        found.finite_16.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint16]
+        found.finite_32.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32]
+        found.finite_16.restype = found.finite_32.restype = ctypes.c_int64
+    return found
 
 
 def spelt(value: float) -> str:

@@ -56,13 +56,6 @@ def is_url(value: object) -> bool:
     return isinstance(value, str) and URL.match(value) is not None
 
 
-def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept: $XDG_CACHE_HOME/varkd, ~/.cache/varkd."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    parent = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
-    return parent / "varkd"
-
-
 def absolute(path: Path) -> Path:
     """`path` from the root and without links, whether or not something is there.
 

@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 from shlex import quote
 
+from common.cache import cache_folder
 from common.errors import InputError
 from common.files.atomic import unwritable
-from common.files.paths import absolute, cache_folder, is_url
+from common.files.paths import absolute, is_url
 from deploy.console.progress import console
 from deploy.run_folder.mirror import Mirror
 from deploy.run_folder.remote import Remote

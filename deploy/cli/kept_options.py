@@ -10,8 +10,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from common.cache import cache_folder
 from common.config.plugin_path import plugin_packages
-from common.files.paths import cache_folder
 from deploy.cli.config_reference import Option, every_option
 from deploy.layout import PACKAGES
 
