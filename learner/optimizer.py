@@ -57,7 +57,12 @@ class AdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         with without_compiler():
-            return super().step(closure)
+            found = super().step(closure)
+        if self.defaults["fused"]:  # which torch does not count as an update on a CPU
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    torch.autograd.graph.increment_version(parameter)
+        return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         with without_compiler():
