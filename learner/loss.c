@@ -2,6 +2,8 @@
  * same for a GPU, learner/analytic.py the formulas. N tokens, V codes, C clusters. */
 #include "vector.h"
 
+#include <stdlib.h>
+
 #define LOWEST -3e38f     /* where maxima begin: finite, so that nothing but -inf adds 0 */
 #define TINY 1.17549435e-38f
 #define BLOCK 1024        /* codes that are added up in single precision */
@@ -61,19 +63,19 @@ static INLINE void terms(int kind, vf log_q, vf log_p, float share, vf *term, vf
         break;
     }
     case JSD: {
-        m = log_of(larger(share * p + (1 - share) * q, spread(TINY)));
+        m = log_of(larger(spread(TINY), share * p + (1 - share) * q));
         vf below = (1 - share) * where(some_q, q * (log_q - m));
         *term = share * where(some_p, p * (log_p - m)) + below;
         *slope = below;
         break;
     }
     case SKL:
-        m = larger(share * p + (1 - share) * q, spread(TINY));
+        m = larger(spread(TINY), share * p + (1 - share) * q);
         *term = where(some_p, p * (log_p - log_of(m)));
         *slope = (share - 1) * q * p / m;
         break;
     default:
-        m = larger((1 - share) * p + share * q, spread(TINY));
+        m = larger(spread(TINY), (1 - share) * p + share * q);
         *term = where(some_q, q * (log_q - log_of(m)));
         *slope = *term + q * (1 - share * q / m);
     }
@@ -155,13 +157,16 @@ void cluster_totals(const Clustered *of, float *total, float *most) {
 #pragma omp parallel for schedule(static) num_threads(of->threads) if (of->threads > 1)
     for (int64_t n = 0; n < of->tokens; n++) {
         const float *row = of->logit + n * of->stride;
-        float *sum = total + n * of->clusters, each[W];
-        memset(sum, 0, of->clusters * sizeof(float));
-        most[n] = greatest(row, V);
+        float *to = total + n * of->clusters, each[W];
+        double *sum = calloc(of->clusters, sizeof(double)); /* a cluster may have thousands of codes */
+        most[n] = sum ? greatest(row, V) : NAN;
+        if (!sum) continue;
         for (int64_t v = 0; v < V; v += W) {
             store(each, exp_of(logits(row, v, V) - most[n]));
             for (int64_t i = 0; i < W && v + i < V; i++) sum[of->cluster[v + i]] += each[i];
         }
+        for (int64_t c = 0; c < of->clusters; c++) to[c] = (float)sum[c];
+        free(sum);
     }
 }
 

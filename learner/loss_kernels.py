@@ -43,6 +43,12 @@ def _log_total(row_at, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _at_least_tiny(x):
+    """NaN stays, which a maximum would drop."""
+    return tl.where(x < TINY, TINY, x)
+
+
+@triton.jit
 def _terms(log_q, q, log_p, p, share, NAME: tl.constexpr):
     """What each code adds to the divergence, and its derivative in log q (learner/analytic.py)."""
     forward = tl.where(p > 0, p * (log_p - log_q), 0.0)
@@ -58,16 +64,16 @@ def _terms(log_q, q, log_p, p, share, NAME: tl.constexpr):
         term = 0.5 * tl.abs(q - p)
         slope = 0.5 * q * tl.where(q > p, 1.0, tl.where(q < p, -1.0, 0.0))
     elif NAME == "jsd":
-        log_m = tl.log(tl.maximum(share * p + (1 - share) * q, TINY))
+        log_m = tl.log(_at_least_tiny(share * p + (1 - share) * q))
         below = (1 - share) * tl.where(q > 0, q * (log_q - log_m), 0.0)
         term = share * tl.where(p > 0, p * (log_p - log_m), 0.0) + below
         slope = below
     elif NAME == "skl":
-        m = tl.maximum(share * p + (1 - share) * q, TINY)
+        m = _at_least_tiny(share * p + (1 - share) * q)
         term = tl.where(p > 0, p * (log_p - tl.log(m)), 0.0)
         slope = (share - 1) * q * p / m
     else:  # srkl
-        m = tl.maximum((1 - share) * p + share * q, TINY)
+        m = _at_least_tiny((1 - share) * p + share * q)
         term = tl.where(q > 0, q * (log_q - tl.log(m)), 0.0)
         slope = term + q * (1 - share * q / m)
     return term, slope

@@ -16,7 +16,7 @@ static double shares(const float *logit, float most, int64_t n, double *each) {
     double sum = 0;
     for (int j = 0; j < LANES; j++) sum += total[j];
     for (; i < n; i++) {
-        double share = exp((double)logit[i] - most);
+        double above = (double)logit[i] - most, share = above < -700 ? 0 : exp(above);
         if (each) each[i] = share;
         sum += share;
     }

@@ -37,6 +37,8 @@ class TokenSteps(ABC):
             if state.cache[0].filled == 0:
                 return None
             state.cache = self.adopt(state.cache)
+        if state.cache is not self.owner:
+            raise ValueError("what was decoded is over, and its memory is others'")
         state.cache.filled += 1
         slot = state.slots.start
         return self(model, state.token_BL[:, slot - 1], slot)[:, None]

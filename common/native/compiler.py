@@ -2,17 +2,20 @@
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 COMPILERS = ("cc", "gcc", "clang")
-SECONDS = 120.0
+SECONDS = 60.0
 """A compiler that takes longer is given up."""
 PLAIN = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+BF16 = "-mavx512bf16"
 OF_PROCESSOR = {
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -20,10 +23,11 @@ OF_PROCESSOR = {
 """By torch's word for what this processor has; elsewhere what the compiler takes by itself."""
 
 
-def c_compiler() -> str | None:
-    """Its path: $CC, else the first of `COMPILERS`."""
-    named = os.environ.get("CC")
-    return shutil.which(named) if named else next(filter(None, map(shutil.which, COMPILERS)), None)
+def c_compiler() -> list[str] | None:
+    """Its call: $CC, with arguments if it has any, else the first of `COMPILERS`."""
+    if named := shlex.split(os.environ.get("CC", "")):
+        return named if shutil.which(named[0]) else None
+    return next(([name] for name in COMPILERS if shutil.which(name)), None)
 
 
 def flags() -> list[str]:
@@ -32,26 +36,31 @@ def flags() -> list[str]:
         return [*PLAIN]
     found = [*PLAIN, *OF_PROCESSOR.get(torch.backends.cpu.get_cpu_capability(), ())]
     if "-mavx512f" in found and torch.cpu._is_avx512_bf16_supported():
-        found.append("-mavx512bf16")
+        found.append(BF16)
     return found
 
 
-def compile_library(compiler: str, source: Path, include: Path, to: Path) -> str | None:
+def ways() -> Iterator[list[str]]:
+    """Flags to be tried one after another: with several threads where the compiler has OpenMP, and
+    without products of bfloat16 where it does not know them yet."""
+    for left_out in ([], [BF16]):
+        kept = [flag for flag in flags() if flag not in left_out]
+        yield from ([*kept, "-fopenmp"], kept)
+
+
+def compiled(call: Sequence[str], source: Path, include: Path, to: Path) -> str | None:
     """Compile `source`, and leave the whole library at `to` at once or nothing; says what went
-    wrong. With several threads where the compiler has OpenMP, else with one."""
-    said = ""
+    wrong."""
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=to.parent) as folder:
         made = Path(folder) / to.name
-        for threads in (["-fopenmp"], []):
-            call = [compiler, *flags(), *threads, f"-I{include}", str(source), "-o", str(made)]
-            try:
-                done = subprocess.run(
-                    [*call, "-lm"], capture_output=True, text=True, check=False, timeout=SECONDS
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                return f"{compiler}: {error}"
-            if done.returncode == 0:
-                os.replace(made, to)
-                return None
-            said = f"{compiler} fails: {done.stderr.strip()[-500:]}"
-    return said
+        whole = [*call, f"-I{include}", str(source), "-o", str(made), "-lm"]
+        try:
+            done = subprocess.run(
+                whole, capture_output=True, errors="replace", check=False, timeout=SECONDS
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"{call[0]}: {error}"
+        if done.returncode == 0 and made.exists():
+            os.replace(made, to)
+            return None
+        return f"{call[0]} fails: {done.stderr.strip()[-500:]}"

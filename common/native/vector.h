@@ -101,8 +101,9 @@ static INLINE vd exp_of_double(vd x) {
     return (vd)(((vl)p + power) & ~gone);
 }
 
-/* ln x of normal numbers to two units in the last place (Cephes' polynomial). */
+/* ln x of normal numbers to two units in the last place (Cephes' polynomial); NaN stays. */
 static INLINE vf log_of(vf x) {
+    vf given = x;
     vi bits = (vi)x, power = (bits >> 23) - 126;
     x = (vf)((bits & 0x007fffff) | 0x3f000000); /* in [1/2, 1) */
     vi below = x < spread(0.707106781186547524f);
@@ -118,5 +119,5 @@ static INLINE vf log_of(vf x) {
     p = p * x - 2.4999993993e-1f;
     p = p * x + 3.3333331174e-1f;
     p = p * x * square - 2.12194440e-4f * n - 0.5f * square;
-    return x + p + 0.693359375f * n;
+    return choose(given == given, x + p + 0.693359375f * n, given);
 }

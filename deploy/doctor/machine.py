@@ -79,7 +79,7 @@ def _threads() -> Finding:
 def _kernels() -> Finding:
     steps = library()
     if steps.library is None:
-        advice = "install gcc or clang: sampling on CPUs takes several times as long without"
+        advice = "sampling on CPUs takes several times as long without; gcc or clang compiles them"
         return judged("kernels in C", steps.why, advice, warns=True)
     kinds = "float32 and bfloat16" if steps.library.multiplies_bf16() else "float32"
     registers = 32 * steps.library.register_floats()

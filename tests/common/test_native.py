@@ -85,6 +85,55 @@ class TestWithACompiler:
         assert compiled(source).library.number() == 7
 
 
+@needs_compiler
+@pytest.mark.parametrize("folder", ["cache/varkd", "cache/varkd/native"])
+def test_a_cache_within_somebody_elses_folder_is_not_used(source, tmp_path, folder):
+    (tmp_path / "cache" / "varkd" / "native").mkdir(parents=True, mode=0o700)
+    (tmp_path / folder).chmod(0o777)
+    assert compiled(source).library.number() == 7
+    assert kept(tmp_path) == []
+
+
+def script(tmp_path, monkeypatch, text):
+    """A compiler that is a script."""
+    path = tmp_path / "compiler"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    monkeypatch.setenv("CC", f"{path} -Wall")
+
+
+@needs_compiler
+class TestAnotherCompiler:
+    REAL = " ".join(c_compiler() or [])
+
+    @pytest.mark.parametrize("unknown", ["-mavx512bf16", "-fopenmp"])
+    def test_one_that_knows_less_is_asked_for_less(self, source, tmp_path, monkeypatch, unknown):
+        refusal = f'case " $* " in *" {unknown} "*) echo unknown >&2; exit 1;; esac'
+        script(tmp_path, monkeypatch, f'{refusal}\nexec {self.REAL} "$@"')
+        assert compiled(source).library.number() == 7
+        assert len(kept(tmp_path)) == 1
+
+    def test_what_it_links_but_nobody_loads_is_made_otherwise(self, source, tmp_path, monkeypatch):
+        broken = (
+            'for last; do :; done; while [ "$1" != -o ]; do shift; done; echo no > "$2"; exit 0'
+        )
+        refusal = f'case " $* " in *" -fopenmp "*) {broken};; esac'
+        script(tmp_path, monkeypatch, f'{refusal}\nexec {self.REAL} "$@"')
+        assert compiled(source).library.number() == 7
+
+    def test_one_that_fails_in_another_language_is_quoted(self, source, tmp_path, monkeypatch):
+        script(tmp_path, monkeypatch, "printf 'caf\\351' >&2; exit 1")
+        found = compiled(source)
+        assert found.library is None
+        assert "caf" in found.why
+
+
+def test_a_user_without_a_home_has_no_folder(source, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", "/nowhere/at all")
+    assert (compiled(source).library is None) == (c_compiler() is None)
+
+
 def test_a_machine_without_a_compiler_is_told_so(source, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)

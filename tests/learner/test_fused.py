@@ -1,5 +1,7 @@
 """Losses by kernels of our own against the plain formulas in float64."""
 
+import math
+
 import pytest
 import torch
 from building.gpus import needs_gpu
@@ -103,6 +105,26 @@ def test_clusters_too_small_to_add_up_are_summed_by_maxima():
     assert fused.cluster_logits(logit_NV, *_parts(map_of_codes), analytic.LEAST) is None
     found = coarse(Categorical(logit_NV), map_of_codes).logprob_NV
     torch.testing.assert_close(found[0, 1], torch.tensor(2.0).log() - 200)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: f"{d.name}-{d.beta}")
+def test_what_is_not_finite_gives_no_finite_loss(divergence, side, wrong):
+    pair = {"student": logits(1), "teacher": logits(2)}
+    pair[side][3, 4000] = wrong
+    loss_N = divergence.between(*map(Categorical, pair.values()))
+    assert loss_N.isfinite().tolist() == [True, True, True, False, True, True, True]
+
+
+def test_large_clusters_are_added_up_exactly():
+    """Thousands of small numbers below one large one."""
+    logit_NV = torch.zeros(1, 2**18)
+    logit_NV[0, 0] = 8.0
+    map_of_codes = number_by_first_code((torch.arange(2**18, device="cpu") > 0).long()).to(HERE())
+    found_NC = coarse(Categorical(logit_NV), map_of_codes).logprob_NV
+    mass = torch.tensor([8.0, math.log(2**18 - 1)], dtype=torch.float64)
+    torch.testing.assert_close(found_NC[0].double(), mass.log_softmax(0), rtol=0, atol=1e-5)
 
 
 def test_logits_that_do_not_belong_together_are_refused():

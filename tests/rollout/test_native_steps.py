@@ -1,6 +1,8 @@
 """Decoding by steps in C: the tokens of the layers, whoever shares the batch, whatever changes."""
 
 import copy
+import gc
+from weakref import ref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from common.models.cpu.native_steps import NativeSteps, library
 from common.models.filters import filtered_logprob
 from common.models.token_steps import _STEPS, token_steps
 from common.spec import SequenceSpec
+from learner.optimizer import OptimizerConfig, build_adamw
 from rollout.inverse_cdf import draw, drawn
 from rollout.sampler import SamplingConfig, sample
 
@@ -137,14 +140,107 @@ def test_steps_serve_one_decoding_at_a_time():
             model.predict(model.begin(LABEL_B[:2], plan))
 
 
-def test_other_layers_than_ours_decode_by_themselves():
+def of_another_class(model):
     class Block(llamagen.CausalBlock):
         pass
 
-    model = model_of("even")
     model.layers[1].__class__ = Block
+
+
+def watched(model):
+    model.layers[0].attention.register_forward_hook(lambda module, given, out: 2 * out)
+
+
+def wrapped(model):
+    model.layers[0].attention.wqkv = torch.nn.Sequential(model.layers[0].attention.wqkv)
+
+
+def with_a_bias(model):
+    model.head.bias = torch.nn.Parameter(torch.randn(50), requires_grad=False)
+
+
+def with_another_eps(model):
+    model.layers[0].ffn_norm.eps = 1.0
+
+
+def strided(model):
+    table = model.tok_embeddings.weight
+    model.tok_embeddings.weight = torch.nn.Parameter(table.mT.contiguous().mT, requires_grad=False)
+
+
+CHANGES = [of_another_class, watched, wrapped, with_a_bias, with_another_eps, strided]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_other_layers_than_ours_decode_by_themselves(change):
+    model = model_of("even")
+    drawn_by(model, {})
+    change(model)
+    found, wanted = drawn_by(model, {}), drawn_by(layered(model), {})
+    assert torch.equal(found.token_BL, wanted.token_BL)
+
+
+def test_fused_updates_of_an_optimizer_are_seen():
+    """Which torch does not count by itself on a CPU."""
+    model = model_of("even").requires_grad_(True)
+    drawn_by(model, {})
+    optimizer = build_adamw(OptimizerConfig(), dict(model.named_parameters()))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    found, wanted = drawn_by(model, {}), drawn_by(copy.deepcopy(model), {})
+    assert torch.equal(found.logprob_BL, wanted.logprob_BL)
+
+
+def test_what_was_there_before_is_not_kept_alive():
+    model = model_of("even")
+    drawn_by(model, {})
+    before = ref(model.norm.weight)
+    model.load_state_dict(model_of("even").state_dict(), assign=True)
+    gc.collect()
+    assert before() is None
+
+
+def test_another_rotary_table_is_not_the_one_that_is_read():
+    model = model_of("even")
+    wanted = drawn_by(model, {})
+    model._rotary.on(torch.device("meta"))
+    gc.collect()
+    assert torch.equal(drawn_by(model, {}).logprob_BL, wanted.logprob_BL)
+
+
+def test_an_odd_feed_forward_width_goes_without_bfloat16():
+    config = llamagen.Config(width=20, depth=2, heads=1, multiple_of=1)
+    model = build_seeded(config, SPEC, 0).eval().bfloat16()
+    assert model.layers[0].feed_forward.w2.in_features % 2
     drawn_by(model, {})
     assert model not in _STEPS
+    drawn_by(model.float(), {})
+    assert model in _STEPS
+
+
+def test_more_rows_than_there_is_room_for_are_refused():
+    model = model_of("even")
+    with torch.no_grad(), token_steps(model, 64, 2), pytest.raises(ValueError, match="room is for"):
+        model.predict(model.begin(LABEL_B, model.plan(range(5))))
+
+
+def test_labels_of_another_integer_type_are_read():
+    model = model_of("even")
+    found = sample(model, LABEL_B.int(), range(5), PLAIN)
+    assert torch.equal(found.logprob_BL, drawn_by(model, {}).logprob_BL)
+
+
+def test_a_state_of_a_decoding_that_is_over_is_refused():
+    model = model_of("even")
+    plan = model.plan(range(2))
+    with torch.no_grad():
+        with token_steps(model, 64, 2):
+            state = model.begin(LABEL_B[:2], plan)
+            model.predict(state)
+        model.commit(state, torch.zeros(2, 1, dtype=torch.long))
+        with token_steps(model, 64, 2), pytest.raises(ValueError, match="is over"):
+            model.predict(state)
 
 
 def test_nothing_is_kept_of_a_decoding_but_weights():

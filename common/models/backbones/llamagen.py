@@ -7,7 +7,7 @@ Shape letters: B sequences, L slots, n new slots, C width, V vocabulary, P rotar
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import model_validator
@@ -237,12 +237,12 @@ class LlamaGen(Backbone):
         return self.head(token_hidden(x_RC, self.layers, self.norm, turn_SP2, slot_1, caches))
 
     def token_layers(self) -> TokenLayers | None:
-        table, blocks = self.tok_embeddings, list(self.layers)
-        plain = [block for block in blocks if type(block) is CausalBlock]
-        if len(plain) < len(blocks) or not isinstance(table, nn.Embedding):
+        table, blocks = self.tok_embeddings, cast(list[CausalBlock], [*self.layers])
+        if not isinstance(table, nn.Embedding):
             return None
         first, turn_SP2 = self.cls_embedding.embedding_table, self._rotary.on(torch.device("cpu"))
-        return TokenLayers(first, table, plain, self.norm, self.head, turn_SP2)
+        found = TokenLayers(first, table, blocks, self.norm, self.head, turn_SP2)
+        return found if found.are_plain else None
 
     def _join_caches(self, cache: Any, other: Any) -> Any:
         if not isinstance(cache, StaticCaches):

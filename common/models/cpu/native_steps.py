@@ -11,8 +11,10 @@ register, V vocabulary.
 
 import ctypes
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +48,13 @@ def can_run(model: Backbone) -> bool:
 def has_steps(model: Backbone) -> bool:
     """Whether there are such steps for this kind of model and of numbers on this machine."""
     dtypes = {weight.dtype for weight in model.parameters()}
-    if dtypes not in ({torch.float32}, {torch.bfloat16}) or model.token_layers() is None:
+    if dtypes not in ({torch.float32}, {torch.bfloat16}):
         return False
-    compiled = library().library
-    if compiled is None:
+    layers, compiled = model.token_layers(), library().library
+    if layers is None or compiled is None:
         return False
-    return torch.float32 in dtypes or bool(compiled.multiplies_bf16())
+    even = layers.blocks[0].feed_forward.w2.in_features % 2 == 0  # bfloat16 goes in pairs
+    return torch.float32 in dtypes or (even and bool(compiled.multiplies_bf16()))
 
 
 class NativeSteps(TokenSteps):
@@ -69,28 +72,32 @@ class NativeSteps(TokenSteps):
         self._device = layers.head.weight.device  # meta, where a plan counts bytes
         with self._device:
             self._scratch = _scratch(layers, rows)
-            self._logit_RV = torch.empty(rows, model.spec.vocab_size)
+            self._logit_RV = torch.empty(rows, model.spec.vocab_size, dtype=torch.float32)
         self._packed: dict[str, Tensor] = {}
         self._pack(model)
 
     def serves(self, model: Backbone, rows: int) -> bool:
-        """Whether so many rows find room; changed weights are packed."""
-        if rows > self.rows or _kinds(model) != self._of:
+        """Whether so many rows find room; weights that were changed (by anything but `.data`, which
+        torch does not count) are packed."""
+        layers = model.token_layers()
+        if layers is None or rows > self.rows or _kinds(model) != self._of:
             return False
-        if self._changes != _changes(model):
+        self._model.eps = layers.norm.eps
+        current = zip(model.parameters(), self._states, strict=True)
+        if not all(state.is_of(weight) for weight, state in current):
             self._pack(model)
         return True
 
     def _pack(self, model: Backbone) -> None:
         layers = model.token_layers()
         assert layers is not None
-        # Ids stay theirs as long as the parameters are kept, here and in the model.
-        self._held = list(model.parameters())
-        self._of, self._changes = _kinds(model), _changes(model)
+        self._of = _kinds(model)
+        self._states = [_State.of(weight) for weight in model.parameters()]
+        self._turn_SP2 = layers.turn_SP2
         head, first = layers.head.weight, layers.blocks[0]
         self._is_bf16 = head.dtype == torch.bfloat16
         tables = layers.conditions, layers.tokens
-        self._conditions, self._tokens = (table.weight.detach() for table in tables)
+        self._conditions, self._tokens = ((t.weight.data_ptr(), len(t.weight)) for t in tables)
         self._layers = (LayerPointers * len(layers.blocks))()
         for depth, (block, to) in enumerate(zip(layers.blocks, self._layers, strict=True)):
             attention, inner = block.attention, block.feed_forward
@@ -109,15 +116,15 @@ class NativeSteps(TokenSteps):
             capacity=self._slots,
             is_bf16=self._is_bf16,
             eps=layers.norm.eps,
-            turn=layers.turn_SP2.data_ptr(),
+            turn=self._turn_SP2.data_ptr(),
             norm=self._plain("norm", layers.norm.weight),
             head=self._pack_one("head", [layers.head]),
             layers=self._layers,
         )
 
     def _plain(self, name: str, weight: Tensor) -> int:
-        """The address of a vector in float32."""
-        self._packed[name] = plain = weight.detach().float().contiguous()
+        """The address of a copy in float32."""
+        self._packed[name] = plain = weight.detach().to(torch.float32, copy=True)
         return plain.data_ptr()
 
     def _pack_one(self, name: str, of: Iterable[nn.Linear]) -> int:
@@ -158,6 +165,8 @@ class NativeSteps(TokenSteps):
     def release(self) -> None:
         super().release()
         self._caches.clear()
+        for to in self._layers:
+            to.key = to.value = None
 
     def take(self, caches: Sequence[KeyValueCache], first: int) -> int:
         rows, filled = 0, caches[0].filled
@@ -175,19 +184,21 @@ class NativeSteps(TokenSteps):
     def __call__(self, model: Backbone, token_R: Tensor, slot: int) -> Tensor:
         return self._fed(model, self._tokens, token_R, slot)
 
-    def _fed(self, model: Backbone, table: Tensor, id_R: Tensor, slot: int) -> Tensor:
-        """These rows of the table go in."""
-        id_R, rows = id_R.contiguous(), len(id_R)
+    def _fed(self, model: Backbone, table: tuple[int, int], id_R: Tensor, slot: int) -> Tensor:
+        """These rows of the table at that address go in, which has so many."""
+        id_R, rows = id_R.to(torch.long).contiguous(), len(id_R)
+        if rows > self.rows or slot >= self._slots:
+            raise ValueError(f"{rows} rows at slot {slot}: room is for {self.rows}, {self._slots}")
         logit_RV = self._logit_RV[:rows]
         if logit_RV.is_meta:
             model.head(logit_RV.new_empty(1, model.head.in_features))  # by which steps are counted
             return logit_RV
         done = self._library.token_step(
-            *(ctypes.byref(self._model), table.data_ptr(), len(table), id_R.data_ptr(), rows, slot),
+            *(ctypes.byref(self._model), *table, id_R.data_ptr(), rows, slot),
             *(ctypes.byref(self._scratch.pointers), logit_RV.data_ptr(), torch.get_num_threads()),
         )
         if not done:
-            raise IndexError(f"index out of range: a table of {len(table)} rows has no such row")
+            raise IndexError(f"index out of range: a table of {table[1]} rows has no such row")
         return logit_RV
 
 
@@ -196,9 +207,9 @@ class _Scratch:
 
     def __init__(self, rows: int, width: int, inner: int) -> None:
         widest = max(width, inner)
-        self._x = torch.empty(rows, width)
-        self._h = torch.empty(rows, widest)
-        self._fused = torch.empty(rows, max(3 * width, 2 * inner))
+        self._x = torch.empty(rows, width, dtype=torch.float32)
+        self._h = torch.empty(rows, widest, dtype=torch.float32)
+        self._fused = torch.empty(rows, max(3 * width, 2 * inner), dtype=torch.float32)
         self._rounded = torch.empty(rows, widest, dtype=torch.bfloat16)
         parts = self._x, self._h, self._fused, self._rounded
         self.pointers = ScratchPointers(*(part.data_ptr() for part in parts))
@@ -214,9 +225,23 @@ def _whole(count: int, piece: int) -> int:
     return -(-count // piece) * piece
 
 
-def _kinds(model: Backbone) -> list[tuple[int, torch.Size, torch.dtype]]:
-    return [(id(weight), weight.shape, weight.dtype) for weight in model.parameters()]
+def _kinds(model: Backbone) -> list[tuple[torch.Size, torch.dtype]]:
+    """What room is made for."""
+    return [(weight.shape, weight.dtype) for weight in model.parameters()]
 
 
-def _changes(model: Backbone) -> list[tuple[int, int]]:
-    return [(weight.data_ptr(), weight._version) for weight in model.parameters()]
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Which parameter, where it lies and how often it was updated; it is not kept alive."""
+
+    weight: "ref[Tensor]"
+    address: int
+    version: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "_State":
+        return cls(ref(weight), weight.data_ptr(), weight._version)
+
+    def is_of(self, weight: Tensor) -> bool:
+        same = self.weight() is weight and self.address == weight.data_ptr()
+        return same and self.version == weight._version
