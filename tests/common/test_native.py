@@ -128,9 +128,10 @@ class TestAnotherCompiler:
         assert "caf" in found.why
 
 
-def test_a_user_without_a_home_has_no_folder(source, monkeypatch):
+def test_a_home_that_is_no_folder_is_done_without(source, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", "/nowhere/at all")
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert (compiled(source).library is None) == (c_compiler() is None)
 
 
