@@ -131,6 +131,23 @@ def test_codes_and_classes_that_do_not_exist_are_refused():
         sample(model, LABEL_B[:2], [0, 1], PLAIN, cell_BL=late, prefix_B=torch.tensor([0, 2]))
 
 
+def test_what_was_not_cached_yet_is_never_looked_at():
+    """A step costs what there is, not what there is room for."""
+    model = model_of("odd")
+    plan, token_B1 = model.plan(range(2)), torch.tensor([[7], [9]])
+    with torch.no_grad(), token_steps(model, 64, 2):
+        state = model.begin(LABEL_B[:2], plan)
+        model.predict(state)
+        for key, value in _STEPS[model]._caches:
+            key[:, :, 1:], key[..., 1:], value[:, :, 1:] = torch.nan, torch.nan, torch.nan
+        model.commit(state, token_B1)
+        found = model.predict(state)[:, 0]
+    token_BL = torch.zeros(2, 64, dtype=torch.long)
+    token_BL[:, :1] = token_B1
+    wanted = model(LABEL_B[:2], token_BL, plan)[:, 1]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_steps_serve_one_decoding_at_a_time():
     model = model_of("even")
     with torch.no_grad(), token_steps(model, 64, 2):
