@@ -48,8 +48,9 @@ def _drawn_in_c(library: ctypes.CDLL, logit_BnV: Tensor, noise_Bn: Tensor) -> tu
     """What `draw` draws, by one call; of logits without content (a plan's), the first codes."""
     assert noise_Bn.dtype == torch.float64, "noise is in double precision"
     assert noise_Bn.shape == logit_BnV.shape[:-1], "every slot has its noise"
-    token_Bn = torch.empty(noise_Bn.shape, dtype=torch.long)
-    logprob_Bn = torch.empty(noise_Bn.shape)
+    # Whatever somebody has made torch's defaults.
+    token_Bn = torch.empty(noise_Bn.shape, dtype=torch.long, device="cpu")
+    logprob_Bn = torch.empty(noise_Bn.shape, dtype=torch.float32, device="cpu")
     if logit_BnV.is_meta:
         return token_Bn.zero_(), logprob_Bn.zero_()
     logit_BnV, noise_Bn = logit_BnV.contiguous(), noise_Bn.contiguous()

@@ -248,6 +248,18 @@ def test_labels_of_another_integer_type_are_read():
     assert torch.equal(found.logprob_BL, drawn_by(model, {}).logprob_BL)
 
 
+def test_other_defaults_of_torch_change_nothing():
+    model = model_of("even")
+    wanted = drawn_by(model, {})
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = drawn_by(copy.deepcopy(model), {})
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.token_BL, wanted.token_BL)
+    torch.testing.assert_close(found.logprob_BL.float(), wanted.logprob_BL)
+
+
 def test_a_state_of_a_decoding_that_is_over_is_refused():
     model = model_of("even")
     plan = model.plan(range(2))
