@@ -43,22 +43,32 @@ def flags() -> list[str]:
 def ways() -> Iterator[list[str]]:
     """Flags to be tried one after another: with several threads where the compiler has OpenMP, and
     without products of bfloat16 where it does not know them yet."""
-    for left_out in ([], [BF16]):
-        kept = [flag for flag in flags() if flag not in left_out]
-        yield from ([*kept, "-fopenmp"], kept)
+    whole = flags()
+    yield from ([*whole, "-fopenmp"], whole)
+    if BF16 in whole:
+        fewer = [flag for flag in whole if flag != BF16]
+        yield from ([*fewer, "-fopenmp"], fewer)
 
 
-def compiled(call: Sequence[str], source: Path, include: Path, to: Path) -> str | None:
+def compiled(
+    call: Sequence[str], source: Path, include: Path, to: Path, seconds: float = SECONDS
+) -> str | None:
     """Compile `source`, and leave the whole library at `to` at once or nothing; says what went
-    wrong."""
+    wrong.
+
+    Raises:
+        TimeoutError: the compiler hangs, whatever it is asked for.
+    """
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=to.parent) as folder:
         made = Path(folder) / to.name
         whole = [*call, f"-I{include}", str(source), "-o", str(made), "-lm"]
         try:
             done = subprocess.run(
-                whole, capture_output=True, errors="replace", check=False, timeout=SECONDS
+                whole, capture_output=True, errors="replace", check=False, timeout=seconds
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{call[0]} takes more than {seconds:g} s") from None
+        except OSError as error:
             return f"{call[0]}: {error}"
         if done.returncode == 0 and made.exists():
             os.replace(made, to)

@@ -40,7 +40,10 @@ def native(source: Path) -> Native:
     if compiler is None:
         looked = os.environ.get("CC") or ", ".join(COMPILERS)
         return Native(None, f"this machine has no C compiler (looked for {looked})")
-    found = _loaded(compiler, source)
+    try:
+        found = _loaded(compiler, source)
+    except TimeoutError as error:
+        found = Native(None, str(error))
     if found.library is None:
         logging.getLogger("varkd").warning(
             "%s is not used, torch's operations are, which take longer: %s", source.name, found.why
@@ -59,6 +62,8 @@ def _loaded(compiler: list[str], source: Path) -> Native:
     try:  # e.g. nothing may be executed that lies in the home folder
         with tempfile.TemporaryDirectory(prefix="varkd-native-") as alone:  # 0700
             return _from(Path(alone) / f"{source.stem}.so", compiler, source)
+    except TimeoutError:
+        raise
     except OSError as error:
         return Native(None, str(error))
 
@@ -77,6 +82,8 @@ def _from(path: Path, compiler: list[str], source: Path) -> Native:
             said = compiled([*compiler, *way], source, HERE, path)
             if said is None:
                 return Native(ctypes.CDLL(str(path)))
+        except TimeoutError:
+            raise
         except OSError as error:  # the folder's, or the loader's
             said = str(error)
         why = why or said

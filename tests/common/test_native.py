@@ -7,6 +7,7 @@ import stat
 import pytest
 
 from common.native.compiler import c_compiler
+from common.native.compiler import compiled as compile_once
 from common.native.library import VARIABLE, native
 
 compiled = native.__wrapped__
@@ -120,6 +121,12 @@ class TestAnotherCompiler:
         refusal = f'case " $* " in *" -fopenmp "*) {broken};; esac'
         script(tmp_path, monkeypatch, f'{refusal}\nexec {self.REAL} "$@"')
         assert compiled(source).library.number() == 7
+
+    def test_one_that_hangs_is_given_up(self, source, tmp_path, monkeypatch):
+        script(tmp_path, monkeypatch, "exec sleep 20")
+        with pytest.raises(TimeoutError, match=r"compiler takes more than 0\.2 s"):
+            compile_once(c_compiler(), source, tmp_path, tmp_path / "made.so", seconds=0.2)
+        assert not (tmp_path / "made.so").exists()
 
     def test_one_that_fails_in_another_language_is_quoted(self, source, tmp_path, monkeypatch):
         script(tmp_path, monkeypatch, "printf 'caf\\351' >&2; exit 1")
