@@ -160,7 +160,10 @@ void cluster_totals(const Clustered *of, float *total, float *most) {
         float *to = total + n * of->clusters, each[W];
         double *sum = calloc(of->clusters, sizeof(double)); /* a cluster may have thousands of codes */
         most[n] = sum ? greatest(row, V) : NAN;
-        if (!sum) continue;
+        if (!sum) { /* no memory: what is no number is summed otherwise (fused.py) */
+            for (int64_t c = 0; c < of->clusters; c++) to[c] = NAN;
+            continue;
+        }
         for (int64_t v = 0; v < V; v += W) {
             store(each, exp_of(logits(row, v, V) - most[n]));
             for (int64_t i = 0; i < W && v + i < V; i++) sum[of->cluster[v + i]] += each[i];
