@@ -36,9 +36,9 @@ def drawn(
     logit_BnV: Tensor, noise_Bn: Tensor, filters: FilterConfig, draws: Draw
 ) -> tuple[Tensor, Tensor]:
     """token_Bn of the filtered logits, and the log-probability of each."""
-    native = _library() if logit_BnV.is_cpu and logit_BnV.dtype == torch.float32 else None
-    if draws is draw and native is not None:
-        return _drawn_in_c(native, filtered_logit(logit_BnV, filters), noise_Bn)
+    library = _library() if logit_BnV.is_cpu and logit_BnV.dtype == torch.float32 else None
+    if draws is draw and library is not None:
+        return _drawn_in_c(library, filtered_logit(logit_BnV, filters), noise_Bn)
     logprob_BnV = filtered_logprob(logit_BnV, filters)
     token_Bn = draws(logprob_BnV, noise_Bn)
     return token_Bn, logprob_BnV.gather(-1, token_Bn[..., None])[..., 0]

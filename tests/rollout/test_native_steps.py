@@ -11,11 +11,9 @@ from building.layered import layered
 from common.models.backbone import build_seeded
 from common.models.backbones import llamagen
 from common.models.cpu.native_steps import NativeSteps, library
-from common.models.filters import filtered_logprob
 from common.models.token_steps import _STEPS, token_steps
 from common.spec import SequenceSpec
 from learner.optimizer import OptimizerConfig, build_adamw
-from rollout.inverse_cdf import draw, drawn
 from rollout.sampler import SamplingConfig, sample
 
 pytestmark = pytest.mark.skipif(library().library is None, reason=library().why)
@@ -277,44 +275,3 @@ def test_nothing_is_kept_of_a_decoding_but_weights():
     drawn_by(model, {}, PREFIX_B)
     steps = _STEPS[model]
     assert (steps.owner, model.token_steps, steps._caches) == (None, None, [])
-
-
-class TestDraws:
-    """A call of C against the operations that it takes the place of."""
-
-    def pair(self, logit_BnV, noise_Bn, filters=PLAIN):
-        logprob = filtered_logprob(logit_BnV, filters)
-        token = draw(logprob, noise_Bn)
-        wanted = token, logprob.gather(-1, token[..., None])[..., 0]
-        return drawn(logit_BnV, noise_Bn, filters, draw), wanted
-
-    @pytest.mark.parametrize("codes", [1, 5, 255, 256, 257, 5003])
-    def test_codes_and_log_probabilities_are_the_same(self, codes):
-        generator = torch.Generator().manual_seed(0)
-        logit = 3 * torch.randn(40, 3, codes, generator=generator)
-        noise = torch.rand(40, 3, generator=generator, dtype=torch.float64)
-        noise[0], noise[1] = 0, 1 - 1e-7
-        for filters in (SamplingConfig(), SamplingConfig(top_k=7), SamplingConfig(temperature=0.3)):
-            (token, logprob), (wanted, its) = self.pair(logit, noise, filters)
-            assert torch.equal(token, wanted)
-            torch.testing.assert_close(logprob, its, rtol=1e-5, atol=2e-6)
-
-    def test_what_was_filtered_away_is_never_drawn(self):
-        generator = torch.Generator().manual_seed(0)
-        logit = torch.randn(2000, 1, 600, generator=generator)
-        gone = torch.rand(logit.shape, generator=generator) < 0.9
-        logit[gone] = -torch.inf
-        noise = torch.rand(2000, 1, generator=generator, dtype=torch.float64)
-        noise[::2] = 1 - 2**-53
-        noise[1::4] = 0
-        (token, logprob), (wanted, _) = self.pair(logit, noise)
-        assert logprob.isfinite().all()
-        assert (token != wanted).float().mean() < 0.01  # where u is at the edge of two codes
-
-    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-    def test_logits_that_are_not_finite_give_no_finite_probability(self, value):
-        logit = torch.zeros(2, 1, 300)
-        logit[1, 0, 299] = value
-        (token, logprob), _ = self.pair(logit, torch.full((2, 1), 0.5, dtype=torch.float64))
-        assert logprob.isfinite().tolist() == [[True], [False]]
-        assert 0 <= int(token[1]) < 300
