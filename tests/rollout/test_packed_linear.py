@@ -14,6 +14,7 @@ from common.models.backbone import build_seeded
 from common.models.backbones import arpg, llamagen
 from common.models.packed_linear import LEAST_STEPS, MOST_ROWS, Linear, packed, packed_bytes
 from common.spec import SequenceSpec
+from learner.optimizer import OptimizerConfig, build_adamw
 from rollout.sampler import SamplingConfig, sample
 from tests.rollout.test_decoding import Seen
 
@@ -71,6 +72,18 @@ def test_a_weight_is_packed_once_for_every_change_of_it():
     assert products(layer.double(), x.double())[1] == (0, 0)
     layer.float().load_state_dict(other, assign=True)
     assert products(layer, x)[1] == (1, 1)
+
+
+def test_a_weight_that_a_fused_optimizer_changed_is_packed_anew():
+    """Torch does not count such updates on a CPU."""
+    layer, x = Linear(1024, 1024, bias=False), torch.randn(2, 1024)
+    products(layer, x)
+    optimizer = build_adamw(OptimizerConfig(), dict(layer.named_parameters()))
+    layer.weight.grad = torch.randn_like(layer.weight)
+    optimizer.step()
+    found, counts = products(layer, x)
+    assert counts == (1, 1)
+    torch.testing.assert_close(found, F.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
 
 
 def test_another_tensor_with_as_many_updates_is_packed_anew():
