@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.cpu import native_attention
 from common.models.key_value_cache import KeyValueCache, Placement
 from common.models.packed_linear import Linear
 
@@ -139,7 +140,11 @@ class CausalAttention(nn.Module):
     ) -> Tensor:
         """Attend from n new slots to themselves and to everything cached before, or to what the
         placement says."""
-        fused = self.wqkv(x_BnC).unflatten(-1, (3 * self.heads, -1))
+        fused = self.wqkv(x_BnC)
+        if cache is None and placement is None and native_attention.attends(fused, rotary_nP):
+            mixed = native_attention.attended(fused, rotary_nP, self.heads)
+            return self.wo(mixed.to(x_BnC.dtype))
+        fused = fused.unflatten(-1, (3 * self.heads, -1))
         turned = rotate(fused[:, :, : 2 * self.heads], rotary_nP).transpose(1, 2)
         query, key = turned.chunk(2, dim=1)
         value = fused[:, :, 2 * self.heads :].transpose(1, 2)
