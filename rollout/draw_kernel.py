@@ -1,4 +1,5 @@
-"""`rollout.sampler.draw` as one kernel: sums in float64, the cumulated ones never written out.
+"""`rollout.inverse_cdf.draw` as one kernel: sums in float64, and nothing of a vocabulary's size
+written out.
 
 Shape letters: R rows, V vocabulary.
 """
@@ -14,33 +15,59 @@ CHUNK = 2048
 
 
 @triton.jit
-def _draw(logprob, noise, token, codes, CHUNK: tl.constexpr):
+def _shares(logit, start, at, codes, most):
+    """e^(logit - most) of a chunk in float64, and its logits."""
+    value = tl.load(logit + start + at, mask=start + at < codes, other=float("-inf"))
+    return tl.exp(value.to(tl.float64) - most), value.to(tl.float64)
+
+
+@triton.jit
+def _draw(logit, noise, token, logprob, codes, chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
+    """The first code whose cumulated share exceeds the noise: sums of whole chunks say which chunk
+    it is in, so that one chunk alone is cumulated code by code."""
     row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, CHUNK)
-    first = logprob + row * codes
-    total = tl.sum(tl.zeros([CHUNK], tl.float64), 0)
+    logit += row * codes
+    at, number = tl.arange(0, CHUNK), tl.arange(0, CHUNKS)
+    most_C = tl.full([CHUNK], float("-inf"), tl.float32)
     for start in range(0, codes, CHUNK):
-        inside = start + at < codes
-        value = tl.load(first + start + at, mask=inside, other=float("-inf"))
-        total += tl.sum(tl.exp(value.to(tl.float64)), 0)
+        value = tl.load(logit + start + at, mask=start + at < codes, other=float("-inf"))
+        most_C = tl.maximum(most_C, value.to(tl.float32))
+    most = tl.max(most_C, 0).to(tl.float64)
+    sums = tl.zeros([CHUNKS], tl.float64)
+    for chunk in range(0, chunks):
+        share, _ = _shares(logit, chunk * CHUNK, at, codes, most)
+        sums = tl.where(number == chunk, tl.sum(share, 0), sums)
+    total = tl.sum(sums, 0)
     target = tl.load(noise + row) * total
-    before = total - total
-    index = tl.sum(tl.zeros([CHUNK], tl.int64), 0)
-    for start in range(0, codes, CHUNK):
-        inside = start + at < codes
-        value = tl.load(first + start + at, mask=inside, other=float("-inf"))
-        probability = tl.exp(value.to(tl.float64))
-        reached = (tl.cumsum(probability, 0) + before <= target) & inside
-        index += tl.sum(reached.to(tl.int64), 0)
-        before += tl.sum(probability, 0)
-    tl.store(token + row, tl.minimum(index, codes - 1))
+    is_before = (tl.cumsum(sums, 0) <= target) & (number < chunks - 1)
+    chunk = tl.sum(is_before.to(tl.int32), 0)
+    before = tl.sum(tl.where(number < chunk, sums, 0.0), 0)
+    share, value = _shares(logit, chunk * CHUNK, at, codes, most)
+    reached = tl.sum((tl.cumsum(share, 0) + before <= target).to(tl.int32), 0)
+    # Sums of chunks round otherwise than code by code: what has no share is never drawn.
+    found = tl.max(tl.where((share > 0) & (at <= reached), at, 0), 0)
+    tl.store(token + row, (chunk * CHUNK + found).to(tl.int64))
+    logit_of_it = tl.sum(tl.where(at == found, value, 0.0), 0)
+    tl.store(logprob + row, (logit_of_it - most - tl.log(total)).to(tl.float32))
 
 
-def draw_rows(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
-    """token_Bn: how many codes' cumulated probabilities the uniform's share has reached."""
-    logprob_RV = logprob_BnV.flatten(0, -2).contiguous()
+def drawn_rows(logit_BnV: Tensor, noise_Bn: Tensor) -> tuple[Tensor, Tensor]:
+    """token_Bn of the uniforms, and the log-probability of each; NaN in the logits gives NaN."""
+    logit_RV = logit_BnV.flatten(0, -2).contiguous()
     noise_R = noise_Bn.to(torch.float64).flatten().contiguous()
-    token_R = torch.empty(len(noise_R), dtype=torch.long, device=logprob_RV.device)
-    rows, codes = logprob_RV.shape
-    _draw[(rows,)](logprob_RV, noise_R, token_R, codes, CHUNK=CHUNK, num_warps=8)
-    return token_R.view(noise_Bn.shape)
+    token_R = torch.empty(len(noise_R), dtype=torch.long, device=logit_RV.device)
+    logprob_R = torch.empty(len(noise_R), dtype=torch.float32, device=logit_RV.device)
+    rows, codes = logit_RV.shape
+    chunks = triton.cdiv(codes, CHUNK)
+    _draw[(rows,)](
+        logit_RV,
+        noise_R,
+        token_R,
+        logprob_R,
+        codes,
+        chunks,
+        CHUNK=CHUNK,
+        CHUNKS=triton.next_power_of_2(chunks),
+        num_warps=8,
+    )
+    return token_R.view(noise_Bn.shape), logprob_R.view(noise_Bn.shape)

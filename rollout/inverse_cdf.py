@@ -23,9 +23,9 @@ def draw(logprob_BnV: Tensor, noise_Bn: Tensor) -> Tensor:
     """Inverse-CDF sampling in float64: one uniform per slot, exact for large vocabularies.
     Only differences of the logarithms in a slot matter."""
     if runs_kernels(logprob_BnV):
-        from rollout.draw_kernel import draw_rows
+        from rollout.draw_kernel import drawn_rows
 
-        return draw_rows(logprob_BnV, noise_Bn)
+        return drawn_rows(logprob_BnV, noise_Bn)[0]
     cdf_BnV = logprob_BnV.to(torch.float64, copy=True).exp_().cumsum_(-1)
     target_Bn1 = noise_Bn[..., None].to(cdf_BnV) * cdf_BnV[..., -1:]
     index_Bn = torch.searchsorted(cdf_BnV, target_Bn1, right=True)[..., 0]
@@ -36,6 +36,10 @@ def drawn(
     logit_BnV: Tensor, noise_Bn: Tensor, filters: FilterConfig, draws: Draw
 ) -> tuple[Tensor, Tensor]:
     """token_Bn of the filtered logits, and the log-probability of each."""
+    if draws is draw and runs_kernels(logit_BnV):
+        from rollout.draw_kernel import drawn_rows
+
+        return drawn_rows(filtered_logit(logit_BnV, filters), noise_Bn)
     library = _library() if logit_BnV.is_cpu and logit_BnV.dtype == torch.float32 else None
     if draws is draw and library is not None:
         return _drawn_in_c(library, filtered_logit(logit_BnV, filters), noise_Bn)
