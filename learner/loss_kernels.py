@@ -49,10 +49,16 @@ def _at_least_tiny(x):
 
 
 @triton.jit
+def _product(mass, log_ratio):
+    """0 where there is no mass; NaN stays, which `mass > 0` would drop."""
+    return tl.where(mass == 0, 0.0, mass * log_ratio)
+
+
+@triton.jit
 def _terms(log_q, q, log_p, p, share, NAME: tl.constexpr):
     """What each code adds to the divergence, and its derivative in log q (learner/analytic.py)."""
-    forward = tl.where(p > 0, p * (log_p - log_q), 0.0)
-    ratio = tl.where(q > 0, log_q - log_p, 0.0)
+    forward = _product(p, log_p - log_q)
+    ratio = tl.where(q == 0, 0.0, log_q - log_p)
     if NAME == "fkl":
         term, slope = forward, -p
     elif NAME == "rkl":
@@ -65,16 +71,16 @@ def _terms(log_q, q, log_p, p, share, NAME: tl.constexpr):
         slope = 0.5 * q * tl.where(q > p, 1.0, tl.where(q < p, -1.0, 0.0))
     elif NAME == "jsd":
         log_m = tl.log(_at_least_tiny(share * p + (1 - share) * q))
-        below = (1 - share) * tl.where(q > 0, q * (log_q - log_m), 0.0)
-        term = share * tl.where(p > 0, p * (log_p - log_m), 0.0) + below
+        below = (1 - share) * _product(q, log_q - log_m)
+        term = share * _product(p, log_p - log_m) + below
         slope = below
     elif NAME == "skl":
         m = _at_least_tiny(share * p + (1 - share) * q)
-        term = tl.where(p > 0, p * (log_p - tl.log(m)), 0.0)
+        term = _product(p, log_p - tl.log(m))
         slope = (share - 1) * q * p / m
     else:  # srkl
         m = _at_least_tiny((1 - share) * p + share * q)
-        term = tl.where(q > 0, q * (log_q - tl.log(m)), 0.0)
+        term = _product(q, log_q - tl.log(m))
         slope = term + q * (1 - share * q / m)
     return term, slope
 
