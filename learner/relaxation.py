@@ -136,9 +136,9 @@ def cluster_codebook(point_VD: Tensor, config: RelaxationConfig) -> ClusterMap |
 def number_by_first_code(label_V: Tensor) -> ClusterMap:
     """Canonical numbering, so that equal partitions have equal digests."""
     names, dense_V = torch.unique(label_V, return_inverse=True)
-    first_C = torch.full((len(names),), len(label_V)).scatter_reduce(
-        0, dense_V, torch.arange(len(label_V)), "amin"
-    )
+    here, codes = label_V.device, len(label_V)
+    none_C = torch.full((len(names),), codes, device=here)
+    first_C = none_C.scatter_reduce(0, dense_V, torch.arange(codes, device=here), "amin")
     cluster_V = first_C.argsort().argsort()[dense_V]
     return ClusterMap(cluster_V, len(names))
 

@@ -58,11 +58,12 @@ def test_what_the_intake_hands_out_is_pinned_and_learns_the_same(tiny, sampled):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_published_stays_while_the_learner_goes_on(tiny, sampled, dtype):
     student = tiny("llamagen")
+    batch = sampled(student)
     learner = learner_of(student, device="cuda")
     weights = learner.published(dtype)
     assert weights.is_apart
     to = getattr(torch, dtype)
     wanted = {name: value.to("cpu", to) for name, value in student.named_parameters()}
-    learner.step(sampled(student))
+    learner.step(batch)
     found = unpack(weights.payload)
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
