@@ -13,7 +13,8 @@ learner's precision.
 
 small: 64 tokens, V=512, 2.7 M -> 0.4 M, 64 images a step. large: 256 tokens, V=4096, 17 M -> 3.4 M,
 16 images a step. llamagen: 256 tokens, V=16384, L (343 M) -> B (111 M), bfloat16, 256 images a
-step, all roles on one GPU.
+step, all roles on one GPU; llamagen-384: the same with 576 tokens. Where a GPU is shared, CUDA's
+multi-process service may run beside (docs/running.md, "One GPU").
 """
 
 import json
@@ -80,6 +81,7 @@ SIZES = {
         "images.size": "64",
         "tokenizer.patch": "4",
         "tokenizer.vocab_size": "16384",
+        "tokenizer.fit_patches": "17000",  # of noise: more would take minutes
         "models.teacher.width": "1024",
         "models.teacher.depth": "24",
         "models.teacher.heads": "16",
@@ -106,6 +108,7 @@ SIZES = {
         "cluster.object_store_mb": "4096",
     },
 }
+SIZES["llamagen-384"] = SIZES["llamagen"] | {"images.size": "96"}
 KINDS = {
     "varkd": {
         "objective.kind": "varkd",

@@ -66,7 +66,10 @@ def _parser():
     found.add_argument("--batch", type=int, default=16)
     found.add_argument("--chunk", type=int, default=LearnerConfig().chunk_tokens)
     found.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    found.add_argument("--compile", action="store_true", help="also with learner.compile")
+    compiled = "with learner.compile as well, or with it alone"
+    found.add_argument(
+        "--compile", nargs="?", const="also", choices=["also", "only"], help=compiled
+    )
     return found
 
 
@@ -90,7 +93,7 @@ def cases_of(options) -> dict[str, Callable[[], object]]:
         "kd": kd.Config(),
     }
     found: dict[str, Callable[[], object]] = {}
-    for compiles in [False, True] if options.compile else [False]:
+    for compiles in {"also": (False, True), "only": (True,)}.get(options.compile, (False,)):
         for name, objective in objectives.items():
             learner = Learner(
                 LearnerConfig(

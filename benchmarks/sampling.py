@@ -96,6 +96,15 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def main() -> None:
+    options = _parser().parse_args()
+    on = machine(options)
+    rows = []
+    for name in options.models:
+        rows += rows_of(name, options, on)
+    report("sampling", options, on, rows)
+
+
+def _parser():
     found = parser("tokens per second of the sampler")
     found.add_argument("--models", nargs="+", default=["llamagen-small"], choices=MODELS)
     found.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32, 64])
@@ -104,12 +113,7 @@ def main() -> None:
     found.add_argument("--side", type=int, default=16, choices=[4, 8, 16, 24])
     found.add_argument("--vocab", type=int, default=4096)
     found.add_argument("--layered", action="store_true", help="also layer by layer")
-    options = found.parse_args()
-    on = machine(options)
-    rows = []
-    for name in options.models:
-        rows += rows_of(name, options, on)
-    report("sampling", options, on, rows)
+    return found
 
 
 def rows_of(name: str, options: Any, on: Machine) -> list[dict[str, Any]]:

@@ -210,10 +210,14 @@ def medians(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     ]
 
 
+def _parser():
+    found = parser(str(__doc__).partition("\n\n")[0])
+    found.add_argument("--only", choices=["imports", "distill", "smoke"], help="one part of it")
+    return found
+
+
 if __name__ == "__main__":
-    options = parser(__doc__.partition("\n\n")[0])
-    options.add_argument("--only", choices=["imports", "distill", "smoke"], help="one part of it")
-    given = options.parse_args()
+    given = _parser().parse_args()
     on = machine(given)
     os.environ.setdefault("OMP_NUM_THREADS", str(given.threads))
     table: list[dict[str, Any]] = []

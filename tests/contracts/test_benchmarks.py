@@ -1,12 +1,16 @@
 """Every benchmark still runs: at sizes that say nothing about speed, and none is asserted."""
 
+import importlib
 import json
 import math
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from benchmarks.series import SERIES, Entry, run
 
 ROOT = Path(__file__).parents[2]
 RUNS = {
@@ -30,12 +34,25 @@ ELSEWHERE = {
     "compare_official": "needs an official checkout",
     "drift": "reads the folder of a study",
     "faults": "its faults are tests/ray/test_faults.py",
+    "series": "runs the others",
 }
 
 
 def test_each_of_them_is_run_here_or_says_where():
     found = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in _text(path)}
     assert found == RUNS.keys() | ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("entry", [*chain(*SERIES.values())], ids=lambda entry: entry.name)
+def test_what_a_series_asks_for_is_understood(entry):
+    module = importlib.import_module(entry.module)
+    _, *words = entry.words.split()
+    module._parser().parse_args(words)
+
+
+def test_a_series_ends_what_takes_too_long_and_what_that_started(tmp_path):
+    entry = Entry("slow", "series cpu --only nothing", 0.01)
+    assert run(entry, tmp_path, 0.01).startswith("longer than 0 s")
 
 
 @pytest.mark.long
