@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.cpu import native_rows
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import RMSNorm, SwiGLU, rotate
 from common.models.packed_linear import Linear
@@ -71,8 +72,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(sizes.dropout)
 
     def finish(self, x_BnC: Tensor, attended_BnC: Tensor) -> Tensor:
-        x_BnC = x_BnC + self.dropout(attended_BnC)
-        return x_BnC + self.dropout(self.ffn(self.ffn_norm(x_BnC)))
+        x_BnC = native_rows.dropped(attended_BnC, self.dropout, x_BnC)
+        return native_rows.dropped(self.ffn(self.ffn_norm(x_BnC)), self.dropout, x_BnC)
 
 
 class SelfBlock(Block):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.cpu import native_attention
+from common.models.cpu import native_attention, native_rows
 from common.models.key_value_cache import KeyValueCache, Placement
 from common.models.packed_linear import Linear
 
@@ -26,8 +26,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
-            # The weight may have been gathered in half precision (learner/sharded.py).
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+            weight = self.weight.to(x.dtype)  # gathered in half precision (learner/sharded.py)
+            if native_rows.computes(x):
+                return native_rows.normed(x, weight, self.eps)
+            return F.rms_norm(x, weight.shape, weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
 
 
@@ -42,7 +44,10 @@ class SwiGLU(nn.Module):
         self.w2 = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, value = self.w1(x), self.w3(x)
+        if native_rows.computes(gate, torch.bfloat16):
+            return self.w2(native_rows.gated(gate, value))
+        return self.w2(F.silu(gate) * value)
 
 
 def rotary_2d(rows: int, cols: int, head_width: int, *, base: float = 10000.0) -> Tensor:
@@ -209,8 +214,8 @@ class CausalBlock(nn.Module):
         placement: Placement | None,
     ) -> Tensor:
         attended = self.attention(self.attention_norm(x_BnC), rotary_nP, cache, placement)
-        x_BnC = x_BnC + self.dropout(attended)
-        return x_BnC + self.dropout(self.feed_forward(self.ffn_norm(x_BnC)))
+        x_BnC = native_rows.dropped(attended, self.dropout, x_BnC)
+        return native_rows.dropped(self.feed_forward(self.ffn_norm(x_BnC)), self.dropout, x_BnC)
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

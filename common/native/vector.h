@@ -45,6 +45,26 @@ static INLINE uint16_t rounded(float x) {
     memcpy(&bits, &x, 4);
     return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+static INLINE void store_as(void *to, int64_t index, vf x, int is_bf16) {
+    if (!is_bf16) {
+        store((float *)to + index, x);
+        return;
+    }
+    vu bits = (vu)x, is_nan = (vu)(x != x), nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    nearest = (nearest & ~is_nan) | (is_nan & 0x7fc0);
+    *(half_vu *)((uint16_t *)to + index) = __builtin_convertvector(nearest, half_vu);
+}
+
+static INLINE float read_as(const void *from, int64_t index, int is_bf16) {
+    return is_bf16 ? widened(((const uint16_t *)from)[index]) : ((const float *)from)[index];
+}
+
+static INLINE void write_as(void *to, int64_t index, float x, int is_bf16) {
+    if (is_bf16) ((uint16_t *)to)[index] = rounded(x);
+    else ((float *)to)[index] = x;
+}
+
 static INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 static INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from common.config.quantities import Depth, Fraction, Tokens, Width
 from common.models.arpg_decoder import Memory, TwoPassDecoder, TwoPassSizes, keys_and_values
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
+from common.models.cpu import native_rows
 from common.models.decoding import DecodingConfig, own_choice
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import RMSNorm, RotaryTable, require_rotary_heads, start_uniform
@@ -198,7 +199,7 @@ class ARPG(Backbone):
             x_BnC = torch.cat([self.embeddings(label_B1), x_BnC], dim=1)
             rows_Bn = torch.cat([torch.zeros_like(label_B1), rows_Bn], dim=1)
         rotary_BnP = self._rotary.on(x_BnC.device)[rows_Bn]
-        x_BnC = self.dropout(x_BnC)
+        x_BnC = native_rows.dropped(x_BnC, self.dropout)
         # Input i belongs to the step after the one that decoded it.
         group_S = torch.cat([torch.zeros(1, dtype=torch.long), plan.step_L[: end - 1] + 1])
         whole = caches is None

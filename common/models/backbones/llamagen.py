@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.config.quantities import Depth, Fraction, Width, WidthOrNone
 from common.models.backbone import Backbone, BackboneConfig, DecodeState, Official
+from common.models.cpu import native_rows
 from common.models.cuda.captured_steps import fuses
 from common.models.decoding import DecodingConfig, own_choice
 from common.models.key_value_cache import KeyValueCache, Placement
@@ -283,7 +284,7 @@ class LlamaGen(Backbone):
         caches: list[KeyValueCache] | None = None,
         placement: Placement | None = None,
     ) -> Tensor:
-        x_BnC = self.dropout(x_BnC)
+        x_BnC = native_rows.dropped(x_BnC, self.dropout)
         rotary_nP = rotary_nP[..., : x_BnC.shape[1], :, :]  # of the cells, all but the last is fed
         if placement is None and fuses(self, x_BnC):
             from common.models.cuda.fused_layers import sequence_hidden

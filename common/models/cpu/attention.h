@@ -6,11 +6,6 @@
 
 static INLINE int64_t whole(int64_t n) { return (n + W - 1) / W * W; }
 
-static INLINE void write_as(void *to, int64_t index, float x, int is_bf16) {
-    if (is_bf16) ((uint16_t *)to)[index] = rounded(x);
-    else ((float *)to)[index] = x;
-}
-
 static INLINE void keep(const float *k, const float *v, void *key, void *value, int64_t slot, int64_t D, int is_bf16) {
     int64_t block = slot / W * W * D + slot % W;
     for (int64_t d = 0; d < D; d++) {

@@ -15,24 +15,6 @@ typedef struct {
     int64_t B, n, H, D, is_bf16, threads;
 } Pass;
 
-static INLINE float number(const void *from, int64_t i, int is_bf16) {
-    return is_bf16 ? widened(((const uint16_t *)from)[i]) : ((const float *)from)[i];
-}
-
-static INLINE void store_as(void *to, int64_t i, vf x, int is_bf16) {
-    if (is_bf16) {
-        vu bits = (vu)x, nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        vi is_nan = x != x;
-        nearest = (nearest & ~(vu)is_nan) | ((vu)is_nan & 0x7fc0);
-        *(half_vu *)((uint16_t *)to + i) = __builtin_convertvector(nearest, half_vu);
-    } else store((float *)to + i, x);
-}
-
-static INLINE void put(void *to, int64_t i, float x, int is_bf16) {
-    if (is_bf16) ((uint16_t *)to)[i] = rounded(x);
-    else ((float *)to)[i] = x;
-}
-
 /* A row that is read soon lies far from the last one, so that the processor does not foresee it. */
 static INLINE void fetch(const void *from, int64_t at, int64_t D, int64_t is_bf16) {
     const char *line = (const char *)from + at * (is_bf16 ? 2 : 4), *end = line + D * (is_bf16 ? 2 : 4);
@@ -55,7 +37,7 @@ static INLINE void take_row(const void *from, int64_t at, const float *turn, flo
         store(to + d, x);
     }
     for (; d < D; d += 2) {
-        float even = number(from, at + d, is_bf16), odd = number(from, at + d + 1, is_bf16);
+        float even = read_as(from, at + d, is_bf16), odd = read_as(from, at + d + 1, is_bf16);
         to[d] = turn ? scale * (even * turn[d] - odd * turn[d + 1]) : even;
         to[d + 1] = turn ? scale * (even * turn[d + 1] + odd * turn[d]) : odd;
     }
@@ -73,8 +55,8 @@ static INLINE void give_row(const float *from, const float *turn, float scale, i
     }
     for (; d < D; d += 2) {
         float even = from[d], odd = from[d + 1];
-        put(to, at + d, turn ? scale * (even * turn[d] + odd * turn[d + 1]) : even, is_bf16);
-        put(to, at + d + 1, turn ? scale * (odd * turn[d] - even * turn[d + 1]) : odd, is_bf16);
+        write_as(to, at + d, turn ? scale * (even * turn[d] + odd * turn[d + 1]) : even, is_bf16);
+        write_as(to, at + d + 1, turn ? scale * (odd * turn[d] - even * turn[d + 1]) : odd, is_bf16);
     }
 }
 
@@ -222,7 +204,7 @@ static INLINE void take_gradients(const Pass *of, int64_t b, int64_t h, const vo
         vf sum = spread(0);
         int64_t d = 0;
         for (; d + W <= D; d += W) sum += load(g + d) * load_as(out, at + d, is_bf16);
-        for (; d < D; d++) along += g[d] * number(out, at + d, is_bf16);
+        for (; d < D; d++) along += g[d] * read_as(out, at + d, is_bf16);
         room->along[i] = along + folded_sum(sum);
     }
 }
