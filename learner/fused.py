@@ -23,10 +23,11 @@ def reads(of: Categorical) -> bool:
     logit_NV = of.given_NV
     if of.stays_as_it_is or logit_NV.ndim != 2 or not logit_NV.numel() or logit_NV.stride(-1) != 1:
         return False
+    if logit_NV.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
     if logit_NV.device.type in ("cpu", "meta"):  # where a plan counts what either kind holds
-        return logit_NV.dtype == torch.float32 and native_losses.library() is not None
-    halves = torch.bfloat16, torch.float16
-    return runs_kernels(logit_NV) and logit_NV.dtype in (torch.float32, *halves)
+        return native_losses.library() is not None
+    return runs_kernels(logit_NV)
 
 
 def _kernels(logit_NV: Tensor) -> ModuleType:

@@ -1,5 +1,8 @@
 """The kernels of the loss in C (loss.c), for a CPU; loss_kernels.py has the same for a GPU.
 
+They read float32: logits of another type are widened for a call, which takes a fraction of the
+time that the formulas take in that type.
+
 Shape letters: N tokens, V codes, C clusters.
 """
 
@@ -51,6 +54,7 @@ def divergences(
     student_NV: Tensor, teacher_NV: Tensor, name: str, share: float
 ) -> tuple[Tensor, Tensor]:
     """loss_N and totals_N3: both logsumexps and the sum of slopes."""
+    student_NV, teacher_NV = student_NV.float(), teacher_NV.float()
     loss_N = student_NV.new_empty(len(student_NV))
     totals_N3 = student_NV.new_empty(len(student_NV), 3)
     if not loss_N.is_meta:
@@ -64,16 +68,18 @@ def divergence_gradients(
     name: str, share: float,
 ) -> Tensor:  # fmt: skip
     """Gradient in the student's logits."""
+    dtype, student_NV, teacher_NV = student_NV.dtype, student_NV.float(), teacher_NV.float()
     found_NV = student_NV.new_empty(student_NV.shape)
     if not found_NV.is_meta:
         pair = _pair(student_NV, teacher_NV, share)
         parts = totals_N3.data_ptr(), upstream_N.data_ptr(), found_NV.data_ptr()
         _library().divergence_gradients(byref(pair), KINDS.index(name), *parts)
-    return found_NV
+    return found_NV.to(dtype)
 
 
 def cluster_totals(logit_NV: Tensor, cluster_V: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """total_NC of exp(logit - most_N), and the greatest logits most_N."""
+    logit_NV = logit_NV.float()
     total_NC = logit_NV.new_empty(len(logit_NV), size)
     most_N = logit_NV.new_empty(len(logit_NV))
     if not total_NC.is_meta:
@@ -86,13 +92,14 @@ def cluster_gradients(
     logit_NV: Tensor, cluster_V: Tensor, total_NC: Tensor, most_N: Tensor, upstream_NC: Tensor
 ) -> Tensor:
     """Gradient in the logits from that in the logarithms of the sums."""
+    dtype, logit_NV = logit_NV.dtype, logit_NV.float()
     found_NV = logit_NV.new_empty(logit_NV.shape)
     factor_NC = upstream_NC.clone()
     if not found_NV.is_meta:
         of = _clustered(logit_NV, cluster_V, total_NC.shape[-1])
         parts = [part.data_ptr() for part in (total_NC, most_N, factor_NC, found_NV)]
         _library().cluster_gradients(byref(of), *parts)
-    return found_NV
+    return found_NV.to(dtype)
 
 
 def _pair(student_NV: Tensor, teacher_NV: Tensor, share: float) -> _Pair:
