@@ -146,7 +146,10 @@ class CausalAttention(nn.Module):
         """Attend from n new slots to themselves and to everything cached before, or to what the
         placement says."""
         fused = self.wqkv(x_BnC)
-        if cache is None and placement is None and native_attention.attends(fused, rotary_nP):
+        begins = placement is None and (cache is None or not cache.filled)
+        if begins and native_attention.attends(fused, rotary_nP):
+            if cache is not None:
+                self._keep(fused, rotary_nP, cache)
             mixed = native_attention.attended(fused, rotary_nP, self.heads)
             return self.wo(mixed.to(x_BnC.dtype))
         fused = fused.unflatten(-1, (3 * self.heads, -1))
@@ -168,6 +171,13 @@ class CausalAttention(nn.Module):
             else:
                 mixed = attend(query, key, value)
         return self.wo(mixed.transpose(1, 2).flatten(2).to(x_BnC.dtype))
+
+    def _keep(self, fused_BnE: Tensor, rotary_nP: Tensor, cache: KeyValueCache) -> None:
+        """Only the keys and values, for what follows."""
+        _, key_BnC, value_BnC = fused_BnE.chunk(3, -1)
+        key_BnHD, value_BnHD = (of.unflatten(-1, (self.heads, -1)) for of in (key_BnC, value_BnC))
+        key_BnHD = rotate(key_BnHD, rotary_nP)
+        cache.append(widened(key_BnHD).transpose(1, 2), widened(value_BnHD).transpose(1, 2))
 
 
 class LabelEmbedder(nn.Module):
