@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from common.models.cpu.native_attention import attended, attends
+from common.models.key_value_cache import KeyValueCache
 from common.models.layers import CausalAttention, rotary_2d
 
 pytestmark = pytest.mark.skipif(
@@ -122,6 +123,26 @@ def test_a_layer_gives_the_same_without_it():
     found.square().sum().backward()
     wanted.square().sum().backward()
     assert is_close(layer.wqkv.weight.grad, exact.wqkv.weight.grad, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_what_follows_a_first_pass_finds_its_keys_and_values(dtype):
+    torch.manual_seed(0)
+    layer, exact = CausalAttention(64, 2), CausalAttention(64, 2).double()
+    nn.init.normal_(layer.wqkv.weight, std=0.3)
+    layer.to(dtype)
+    exact.load_state_dict(layer.state_dict())
+    x_BnC, turn_nP2, cache = (
+        torch.randn(2, 17, 64).to(dtype),
+        rotary_2d(4, 4, 32),
+        KeyValueCache(17),
+    )
+    parts = slice(0, 13), slice(13, 14), slice(14, 17)
+    found = torch.cat([layer(x_BnC[:, part], turn_nP2[part], cache) for part in parts], 1)
+    assert is_close(
+        found, exact(x_BnC.double(), turn_nP2), 1e-5 if dtype == torch.float32 else 2e-2
+    )
 
 
 def test_it_steps_aside_for_a_compiler():

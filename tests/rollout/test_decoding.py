@@ -154,11 +154,11 @@ def test_sampling_never_holds_the_logits_of_whole_sequences(tiny, family, scale)
 @torch.no_grad()
 @pytest.mark.parametrize("family", [llamagen, arpg])
 def test_what_is_given_is_read_and_not_decoded(family):
-    """Of 36 steps every fifth may be entered: prefixes of 4, 20 and 31 slots are in from steps 4,
-    19 = 4 + 3 x 5 and 29 = 4 + 5 x 5 on, and one of all slots never."""
+    """Of 36 steps every ninth may be entered: prefixes of 4, 20 and 33 slots are in from steps 4,
+    13 = 4 + 9 and 31 = 4 + 3 x 9 on, and one of all slots never."""
     model, rows = layered(on_a_grid(family, 6)), []
     hook = model.head.register_forward_hook(lambda module, given, out: rows.append(len(out)))
-    prefix_B = torch.tensor([31, 4, 36, 20])
+    prefix_B = torch.tensor([33, 4, 36, 20])
     cell_BL = torch.randint(24, (4, 36))
     plan = DecodePlan(torch.stack([torch.randperm(36) for _ in range(4)]), (1,) * 36)
     if family is llamagen:
@@ -173,7 +173,7 @@ def test_what_is_given_is_read_and_not_decoded(family):
     )
     found = call(given_BL=plan.to_slots(cell_BL), prefix_B=prefix_B)
     hook.remove()
-    assert sum(rows) == (36 - 4) + (36 - 19) + (36 - 29)
+    assert sum(rows) == (36 - 4) + (36 - 13) + (36 - 31)
     is_given_BL = torch.arange(36) < prefix_B[:, None]
     assert torch.equal(found.token_BL[is_given_BL], plan.to_slots(cell_BL)[is_given_BL])
     logprob_BLV = model(torch.arange(4) % 3, found.token_BL, plan).log_softmax(-1)
