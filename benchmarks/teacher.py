@@ -7,7 +7,7 @@ Random weights. `features`: the forward pass alone; `with entropies`: with the s
 entropy of every token, as a gate reads them; `without entropies`: as plain distillation has it.
 `guided` has both branches of classifier-free guidance; `together` and `apart` are the two ways to
 compute them, whatever a teacher would choose for so many tokens. Operations are counted by torch,
-those of the head for the entropy among them.
+those of the head for the entropy among them, and on a CPU those of attention are not.
 """
 
 import math
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import interleaved, machine, parser, report
@@ -24,7 +23,6 @@ from common.exchange.signals import guided_hidden
 from common.models.backbone import Backbone, build_seeded
 from common.models.backbones import llamagen
 from common.models.guidance import Guidance
-from common.models.layers import CausalAttention
 from common.models.plan import DecodePlan
 from common.spec import SequenceSpec
 from teacher_server.teacher import TeacherConfig, guided_features, signal_columns
@@ -38,8 +36,6 @@ ONE_DNN = {
 }
 """What torch's counter does not know of the products of common/models/products.py."""
 
-ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
 
 def main() -> None:
     options = _parser().parse_args()
@@ -49,35 +45,20 @@ def main() -> None:
         cases = cases_of(options, DTYPES[dtype])
         for name, timing in interleaved(cases, options.rounds).items():
             seconds = timing.cpu if options.device == "cpu" else timing.wall
-            gflop = gflop_of(cases[name])
+            with FlopCounterMode(display=False, custom_mapping=ONE_DNN) as counter:
+                cases[name]()
+            rate = counter.get_total_flops() / seconds / 1e9
             rows.append(
                 {
                     "dtype": dtype,
                     "case": name,
                     "seconds": seconds,
                     "images_per_s": options.batch / seconds,
-                    "gflop": gflop,
-                    "of_matmul_rate": gflop / seconds / on.matmul_gflops[dtype],
+                    "gflop": counter.get_total_flops() / 1e9,
+                    "of_matmul_rate": rate / on.matmul_gflops[dtype],
                 }
             )
     report("teacher", options, on, rows)
-
-
-def gflop_of(case: Callable[[], object]) -> float:
-    """By torch, and of attention in C, which it does not see: the whole square, as it counts."""
-    unseen = 0
-
-    def add(module: nn.Module, _: object, mixed_BnC: Tensor) -> None:
-        nonlocal unseen
-        if isinstance(module, CausalAttention) and mixed_BnC.is_cpu:
-            unseen += 4 * mixed_BnC.numel() * mixed_BnC.shape[1]
-
-    with FlopCounterMode(display=False, custom_mapping=ONE_DNN) as counter:
-        hook = nn.modules.module.register_module_forward_hook(add)
-        case()
-        hook.remove()
-    seen = counter.flop_counts["Global"].get(ATTENTION, 0)
-    return (counter.get_total_flops() - seen + max(seen, unseen)) / 1e9
 
 
 def _parser():
