@@ -19,6 +19,8 @@ from deploy.layout import check_layout
 
 LEAST = 19
 """The niceness that gives most way; Ray's processes have 15."""
+COMES_ALONG = 2**16
+"""Bytes of what lasts that are sent with every answer: a reference takes calls of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +137,30 @@ class ActorHost:
 class StoredWeights(Weights):
     """Weights whose bytes lie in the object store; `payload` is empty."""
 
-    stored: tuple[Shared, Shared] = field(kw_only=True)
-    """The parts that last, and those behind them."""
+    first: Shared | list[Any] = field(kw_only=True)
+    """The parts that last, or a reference to them where they are more than `COMES_ALONG`."""
+    rest: Shared = field(kw_only=True)
+    """Those behind them."""
 
     def copy_on(self, node: str) -> Copy:
-        return Copy(node, self.stored[1].reference.hex())
+        return Copy(node, self.rest.reference.hex())
 
     def fetched(self) -> Weights:
         """With their bytes, where they lie in the store."""
         import ray  # not above: the driver sets Ray's environment before it first imports it
 
-        lasting, rest = ray.get([shared.reference for shared in self.stored])
-        return Weights(self.version, [*lasting, *rest], self.digest, canary=self.canary)
+        first = self.first
+        if isinstance(first, Shared):
+            first, rest = ray.get([first.reference, self.rest.reference])
+        else:
+            rest = self.rest.get()
+        return Weights(self.version, [*first, *rest], self.digest, canary=self.canary)
 
 
 class WeightActorHost(ActorHost):
     """Hosts the weight store, which holds `StoredWeights`: their bytes travel by reference."""
 
-    _lasting: Shared
+    _first: Shared | list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -199,10 +207,11 @@ class WeightActorHost(ActorHost):
         else:
             rest = Shared(ray.put(payload))
         if lasting is not None:
-            self._lasting = Shared(ray.put(lasting))
-        stored = self._lasting, rest
-        found = StoredWeights(bare.version, (), bare.digest, canary=bare.canary, stored=stored)
-        return self.call("publish", found)
+            many = sum(map(len, lasting)) > COMES_ALONG
+            self._first = Shared(ray.put(lasting)) if many else lasting
+        facts = bare.version, (), bare.digest
+        kept = StoredWeights(*facts, canary=bare.canary, first=self._first, rest=rest)
+        return self.call("publish", kept)
 
 
 class BufferActorHost(ActorHost):
