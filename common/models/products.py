@@ -42,7 +42,15 @@ class _Product(torch.autograd.Function):
         input_grad = linear(grad_nE, weight_EC.T) if of_input else None
         if not of_weight:
             return input_grad, None
-        return input_grad, linear(grad_nE.flatten(0, -2).T, input_nC.flatten(0, -2).T)
+        return input_grad, _summed(grad_nE.flatten(0, -2), input_nC.flatten(0, -2))
+
+
+def _summed(grad_nE: Tensor, input_nC: Tensor) -> Tensor:
+    """The sum of outer products, (E, C); oneDNN copies the transposed factor that comes first, so
+    the narrower one does."""
+    if grad_nE.shape[1] <= input_nC.shape[1]:
+        return linear(grad_nE.T, input_nC.T)
+    return linear(input_nC.T, grad_nE.T).T
 
 
 def _multiplied(input_nC: Tensor, weight_EC: Tensor, bias_E: Tensor | None) -> Tensor:
