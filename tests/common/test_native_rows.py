@@ -93,6 +93,10 @@ def test_dropout_has_its_law(rate):
         assert abs(both - pairs * share) < 5 * math.sqrt(3 * pairs * share * (1 - share))
 
 
+def test_dropout_next_to_1_drops_all():
+    assert torch.equal(masked(LEAST, 1 - 1e-11, 0), torch.zeros(LEAST))
+
+
 def test_dropout_goes_by_torchs_seed():
     same, again, other = (masked(2 * LEAST + 1, 0.3, seed) for seed in (1, 1, 2))
     assert torch.equal(same, again)

@@ -110,7 +110,8 @@ class _Dropped(torch.autograd.Function):
 
 
 def _drop(x: Tensor, onto: Tensor | None, seed: int, rate: float, found: Tensor) -> None:
-    draws = seed, round(rate * 2**32), 1 / (1 - rate)
+    threshold = min(round(rate * 2**32), 2**32 - 1)  # 2**32 would wrap round and drop nothing
+    draws = seed, threshold, 1 / (1 - rate)
     halves = (each.dtype == torch.bfloat16 for each in (x, found))
     _call("drop", x, onto, x.numel(), *draws, *halves, torch.get_num_threads(), found)
 
