@@ -84,6 +84,11 @@ SERIES = {
 
 def main() -> None:
     options = _parser().parse_args()
+    known = [entry.name for entry in SERIES[options.device]]
+    if unknown := [name for name in options.only if name not in known]:
+        _parser().error(f"--only {unknown[0]} is none of {', '.join(known)}")
+    if options.out.exists() and not options.out.is_dir():
+        _parser().error(f"--out {options.out} is a file; name a folder")
     options.out.mkdir(parents=True, exist_ok=True)
     end, failed = time.monotonic() + 60 * options.minutes, []
     for entry in SERIES[options.device]:

@@ -39,13 +39,16 @@ def _draw(logit, noise, token, logprob, codes, chunks, CHUNK: tl.constexpr, CHUN
         sums = tl.where(number == chunk, tl.sum(share, 0), sums)
     total = tl.sum(sums, 0)
     target = tl.load(noise + row) * total
-    is_before = (tl.cumsum(sums, 0) <= target) & (number < chunks - 1)
+    last = tl.max(tl.where(sums > 0, number, 0), 0)
+    is_before = (tl.cumsum(sums, 0) <= target) & (number < last)
     chunk = tl.sum(is_before.to(tl.int32), 0)
     before = tl.sum(tl.where(number < chunk, sums, 0.0), 0)
     share, value = _shares(logit, chunk * CHUNK, at, codes, most)
     reached = tl.sum((tl.cumsum(share, 0) + before <= target).to(tl.int32), 0)
     # Sums of chunks round otherwise than code by code: what has no share is never drawn.
+    first = tl.min(tl.where(share > 0, at, CHUNK), 0)
     found = tl.max(tl.where((share > 0) & (at <= reached), at, 0), 0)
+    found = tl.where(first == CHUNK, 0, tl.maximum(found, first))  # of NaN, some code
     tl.store(token + row, (chunk * CHUNK + found).to(tl.int64))
     logit_of_it = tl.sum(tl.where(at == found, value, 0.0), 0)
     tl.store(logprob + row, (logit_of_it - most - tl.log(total)).to(tl.float32))
