@@ -3,8 +3,8 @@
     python -m benchmarks.dryrun_memory --out dryrun_memory.json    # each in processes of its own
 
 On two CPU cores of which nothing else used one, for a four-block LlamaGen of width 512, with torch
-2.13 and the roles' own code on both sides: decoding 143 of 239 to 272 MB, scoring 225 of 315 to
-374 MB, training 1279 of 1390 to 1447 MB. The measured side also holds libraries that load with the
+2.13 and the roles' own code on both sides, in one run of `edccb2c`: decoding 190 of 254 MB, scoring
+268 of 319 MB, training 1151 of 1081 MB. The measured side also holds libraries that load with the
 first kernel (about 100 MB, a part of PROCESS_MB in deploy/planning/resources.py), the kernels'
 scratch memory and what the allocator keeps. Reads Linux's /proc.
 """
