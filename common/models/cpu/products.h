@@ -17,11 +17,18 @@
 #define MR 6 /* rows at a time: MR * NV sums, NV weights and an input fill the registers */
 #define PANEL (NV * W)
 
+#define LINE 64 /* bytes that memory is read by */
+
 /* Part of the next panel, to be fetched while this one is multiplied. */
 typedef struct {
     const char *from;
-    int64_t stride; /* bytes for each channel, or pair of them */
+    int64_t stride; /* bytes for each channel, or pair of them: at most two lines */
 } Ahead;
+
+static INLINE void fetch_part(Ahead ahead, int64_t k) {
+    __builtin_prefetch(ahead.from + k * ahead.stride, 0, 2);
+    __builtin_prefetch(ahead.from + k * ahead.stride + LINE, 0, 2);
+}
 
 static void store_sums(int rows, int nv, const vf *sum, float *out, int64_t E, int64_t columns, int add) {
     for (int r = 0; r < rows; r++)
@@ -41,7 +48,7 @@ static INLINE void tile(int rows, int nv, const float *x, int64_t C, const float
         vf weight[NV];
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++) weight[j] = load(w + (k * nv + j) * W);
-        __builtin_prefetch(ahead.from + k * ahead.stride, 0, 2);
+        fetch_part(ahead, k);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             float input = x[r * C + k];
@@ -58,7 +65,7 @@ static INLINE void tile_bf16(int rows, int nv, const uint16_t *x, int64_t C, con
         __m512bh weight[NV];
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++) weight[j] = (__m512bh)_mm512_loadu_si512(w + (k * nv + j) * 2 * W);
-        __builtin_prefetch(ahead.from + k * ahead.stride, 0, 2);
+        fetch_part(ahead, k);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             int32_t pair;
@@ -125,10 +132,10 @@ static void multiply(const void *x, int64_t R, int64_t C, const void *packed, in
         for (int64_t b = 0; b < blocks; b++) {
             int64_t first = b * R / blocks, rows = (b + 1) * R / blocks - first, columns = E - p * PANEL;
             const char *w = (const char *)packed + p * PANEL * C * size;
-            /* Its passes share the next one. Of one or two passes it takes longer than it gains. */
+            /* Its passes share the next one. Of a single pass it takes longer than it gains. */
             int64_t panel = PANEL * C * size;
             Ahead ahead = {w, 0};
-            if (blocks > 2) ahead = (Ahead){w + panel + panel / blocks * b, 4 * PANEL / blocks};
+            if (blocks > 1) ahead = (Ahead){w + panel + panel / blocks * b, 4 * PANEL / blocks};
             (is_bf16 ? panel_bf16 : panel_f32)((int)rows, registers(columns), (const char *)x + first * C * size, C, w,
                                                ahead, out + first * E + p * PANEL, E, columns, add);
         }
