@@ -95,7 +95,8 @@ static void mix_heads(const Model *m, const Layer *layer, const Scratch *s, int6
             char *key = (char *)layer->key + at * D * size, *value = (char *)layer->value + at * whole(D) * size;
             turn_pairs(q, turn, D);
             turn_pairs(k, turn, D);
-            (m->is_bf16 ? attend_bf16 : attend_f32)(q, k, v, key, value, slot, D, s->h + r * C + h * D);
+            (m->is_bf16 ? attend_bf16 : attend_f32)(q, k, v, key, value, slot, D, s->h + r * C + h * D,
+                                                    key + S * D * size);
         }
 }
 
