@@ -19,6 +19,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from common.large_pages import LARGE_PAGE, enlarge
 from common.models.backbone import Backbone, DecodeState
 from common.models.cpu.structures import LayerPointers, ModelPointers, ScratchPointers, declare
 from common.models.key_value_cache import KeyValueCache
@@ -134,12 +135,15 @@ class NativeSteps(TokenSteps):
         outputs, inputs = weight_EC.shape
         size = _whole(outputs, self._width) * inputs
         found = self._packed.get(name)
+        made = found is None
         if found is None:
             found = self._packed[name] = weight_EC.new_empty(size)
         if not found.is_meta:
             self._library.pack(
                 weight_EC.data_ptr(), outputs, inputs, found.data_ptr(), int(self._is_bf16)
             )
+            if made and found.nbytes >= LARGE_PAGE:
+                enlarge(found.data_ptr(), found.nbytes)
         return found.data_ptr()
 
     def predict(self, model: Backbone, state: DecodeState) -> Tensor | None:
