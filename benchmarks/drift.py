@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.measuring import machine, parser, report
 from common.artifacts.backbone_file import load_backbone
 from common.data.tokens import load_tokens
-from common.exchange.signal import entropy_of
+from common.exchange.entropy import entropy_of
 from common.models.backbone import Backbone
 from deploy.report.grids import spread
 from deploy.study.page.axes import COLOURS, clean, png, pyplot

@@ -18,7 +18,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from common.exchange.signal import entropy_of
+from common.exchange.entropy import entropy_of
 from common.exchange.trajectory import TrajectoryBatch
 from learner.gate import confidence
 from learner.objective import Objective, TokenChunk

@@ -1,33 +1,18 @@
 /* Divergences, cluster sums and their gradients from logits, row by row: loss_kernels.py has the
  * same for a GPU, learner/analytic.py the formulas. N tokens, V codes, C clusters. */
-#include "vector.h"
+#include "logits.h"
 
 #include <stdlib.h>
 
-#define LOWEST -3e38f     /* where maxima begin: finite, so that nothing but -inf adds 0 */
 #define TINY 1.17549435e-38f
 #define BLOCK 1024        /* codes that are added up in single precision */
 
 enum { FKL, RKL, MIX, TVD, JSD, SKL, SRKL };
 
-/* W logits from code v on; -inf beyond the last. */
-static INLINE vf logits(const float *row, int64_t v, int64_t V) {
-    if (v + W <= V) return load(row + v);
-    vf found = spread(-INFINITY);
-    for (int64_t i = 0; v + i < V; i++) found[i] = row[v + i];
-    return found;
-}
-
 static INLINE void write(float *row, int64_t v, int64_t V, vf x) {
     if (v + W <= V) store(row + v, x);
     else
         for (int64_t i = 0; v + i < V; i++) row[v + i] = x[i];
-}
-
-static float greatest(const float *row, int64_t V) {
-    vf most = spread(LOWEST);
-    for (int64_t v = 0; v < V; v += W) most = larger(logits(row, v, V), most);
-    return most_of(most);
 }
 
 static float log_total(const float *row, int64_t V) {
@@ -40,8 +25,6 @@ static float log_total(const float *row, int64_t V) {
     }
     return most + (float)log(total);
 }
-
-static INLINE vf where(vi mask, vf x) { return (vf)((vi)x & mask); }
 
 /* What each code adds to the divergence, and its derivative in log q. */
 static INLINE void terms(int kind, vf log_q, vf log_p, float share, vf *term, vf *slope, vf *of_q) {

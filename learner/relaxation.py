@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from common.config.quantities import Probability, Seed, Vocabulary
 from common.config.schema import Config
 from common.errors import InputError
-from common.exchange.signal import entropy_of
+from common.exchange.entropy import entropy_of
 from common.files.tensors import load_tensors, save_tensors
 from common.finite import is_finite
 from learner import analytic, fused

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from common.device import autocast
-from common.exchange.signal import SignalConfig, entropy_of
+from common.exchange.entropy import entropy_of
+from common.exchange.signal import SignalConfig
 from common.exchange.trajectory import TrajectoryBatch
 from learner.categorical import Categorical
 

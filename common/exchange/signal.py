@@ -6,10 +6,10 @@ Shape letters: B sequences, L slots, N tokens, C width, V vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from common.config.plugins import PluginConfig
+from common.exchange.entropy import entropies
 
 
 class SignalConfig(PluginConfig, ABC):
@@ -36,23 +36,3 @@ class SignalConfig(PluginConfig, ABC):
     @abstractmethod
     def bytes_per_token(self, width: int, vocab_size: int) -> int:
         """Size on the wire, the entropy column not counted."""
-
-
-def entropy_of(logprob: Tensor) -> Tensor:
-    """Entropy in nats over the last axis (VarKD eq. 8); 0 log 0 is its limit 0."""
-    probability = logprob.exp()
-    return -(probability * logprob.masked_fill(probability == 0, 0)).sum(-1)
-
-
-CHUNK = 256
-"""Tokens whose logits exist at a time: so few that a CPU's cache holds them."""
-
-
-@torch.no_grad()
-def entropies(hidden_BLC: Tensor, head: nn.Linear, chunk: int = CHUNK) -> Tensor:
-    """entropy_BL of the head's distributions; memory grows with `chunk`, not with B * L * V."""
-    parts = [
-        entropy_of(head(part).float().log_softmax(-1))
-        for part in hidden_BLC.flatten(0, 1).split(chunk)
-    ]
-    return torch.cat(parts).view(hidden_BLC.shape[:2])

@@ -9,7 +9,7 @@ image tokens are 5 to 8 nats, so the language-model threshold of 0.8 adds the te
 from torch import Tensor
 
 from common.config.quantities import Nats
-from common.exchange.signal import entropy_of
+from common.exchange.entropy import entropy_of
 from learner.divergence import Divergence
 from learner.objective import PlainObjective, TokenChunk
 

@@ -40,7 +40,7 @@ ROOMS = {
     },
     "common.exchange": {
         *("common.errors", "common.files", "common.config", "common.randomness", "common.spec"),
-        *("common.finite", "common.models"),
+        *("common.finite", "common.models", "common.native"),
     },
     "common.flow": {"common.config"},
     "common.perceptual": {

@@ -10,8 +10,8 @@ import torch
 from building.objectives import built
 from matplotlib.figure import Figure
 
+from common.exchange.entropy import entropies
 from common.exchange.metrics import PROFILE, MetricsLog
-from common.exchange.signal import entropies
 from common.exchange.signals import guided_hidden
 from common.files.tensors import state_digest
 from deploy.report.plots import NO_CLUSTERS, NO_ROLLOUTS, draw_diagnostics

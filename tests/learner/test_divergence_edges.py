@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.exchange.signal import entropy_of
+from common.exchange.entropy import entropy_of
 from learner.categorical import Categorical
 from learner.divergence import Divergence, truncated
 from learner.gate import confidence

@@ -8,8 +8,8 @@ from building.objectives import OF_BACKBONES, built, judged
 
 from common.config.plugins import load_plugin
 from common.errors import InputError
+from common.exchange.entropy import entropies
 from common.exchange.packed_weights import unpack
-from common.exchange.signal import entropies
 from common.exchange.signals import full, guided_hidden
 from common.files.tensors import state_digest
 from common.models.guidance import Guidance

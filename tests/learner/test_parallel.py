@@ -10,7 +10,7 @@ from building.ranks import Trial, learner_of, on_ranks
 from torch.distributed.fsdp import FSDPModule
 
 from common.errors import InputError
-from common.exchange.signal import entropies
+from common.exchange.entropy import entropies
 from common.exchange.signals import guided_hidden
 from common.exchange.trajectory import concatenate
 from common.files.snapshots import Snapshots

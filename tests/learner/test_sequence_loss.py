@@ -9,7 +9,7 @@ import pytest
 import torch
 from building.objectives import Company
 
-from common.exchange.signal import entropies
+from common.exchange.entropy import entropies
 from common.exchange.signals import guided_hidden
 from common.files.tensors import state_digest
 from common.models.plan import random_order_plan

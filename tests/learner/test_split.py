@@ -12,7 +12,7 @@ from building.objectives import OF_BACKBONES, Company, built
 
 from common.config.plugins import load_plugin
 from common.errors import InputError
-from common.exchange.signal import entropies
+from common.exchange.entropy import entropies
 from common.exchange.signals import guided_hidden
 from common.files.tensors import state_digest
 from learner.chunked import chunked_loss, whole_groups

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from common.exchange.signal import CHUNK, SignalConfig, entropy_of
+from common.exchange.entropy import entropies_of
+from common.exchange.signal import SignalConfig
 
 
 class Config(SignalConfig):
@@ -17,8 +17,7 @@ class Config(SignalConfig):
 
     def entropy(self, column: Mapping[str, Tensor], hidden_BLC: Tensor, head: nn.Linear) -> Tensor:
         """Of the distributions that are there already: no second pass through the head."""
-        parts = [entropy_of(part) for part in column["logprob"].flatten(0, 1).split(CHUNK)]
-        return torch.cat(parts).view(hidden_BLC.shape[:2])
+        return entropies_of(column["logprob"])
 
     def bytes_per_token(self, width: int, vocab_size: int) -> int:
         return 4 * vocab_size
