@@ -37,14 +37,16 @@ def entropies_of(logprob_BLV: Tensor) -> Tensor:
 
 
 def _of_logits(logit_nV: Tensor) -> Tensor:
-    """entropy_n, on a CPU in one pass after that for the largest; NaN where logits are."""
+    """entropy_n, on a CPU in one pass after that for the largest; NaN where logits are. Logits
+    without content (a plan's) give none."""
     in_c = logit_nV.is_cpu and logit_nV.dtype == torch.float32
     library = _library() if in_c else None
     if library is None:
         return entropy_of(logit_nV.log_softmax(-1))
     logit_nV, found_n = logit_nV.contiguous(), logit_nV.new_empty(len(logit_nV))
     sizes = *logit_nV.shape, found_n.data_ptr(), torch.get_num_threads()
-    library.entropies(logit_nV.data_ptr(), *sizes)
+    if not found_n.is_meta:
+        library.entropies(logit_nV.data_ptr(), *sizes)
     return found_n
 
 

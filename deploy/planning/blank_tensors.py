@@ -38,6 +38,11 @@ def peak_bytes(
     return meter.peak
 
 
+def is_on_cpu(device: str, gpus: float) -> bool:
+    """Whether a role computes there, by its settings `device` and `gpus`."""
+    return device == "cpu" or (device == "auto" and not gpus)
+
+
 def flops(run: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions of `run`; attention's own
     are left out."""

@@ -25,7 +25,7 @@ from common.models.velocity_model import VelocityModel
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
 from deploy.planning.blank_shards import blank_layout
-from deploy.planning.blank_tensors import META, Kernels, Meter, peak_bytes
+from deploy.planning.blank_tensors import META, Kernels, Meter, is_on_cpu, peak_bytes
 from deploy.planning.skeletons import (
     BlankImages,
     BlankModelFile,
@@ -67,10 +67,11 @@ def scoring_images(config: RunConfig, length: int) -> int:
 
 def scoring_bytes(config: RunConfig, teacher: Backbone, head: nn.Linear) -> int:
     """Activations and signal of one batch, entropies where they are read."""
+    settings, reads = config.teacher, config.reads_entropy
     rows = (STUDENT,) * scoring_images(config, teacher.spec.length)
     batch = blank_batch(teacher, rows, config.rollout.sampling)
-    reads = config.reads_entropy
-    return peak_bytes(lambda: signal_columns(config.teacher, teacher, head, batch, entropy=reads))
+    scored = partial(signal_columns, settings, teacher, head, batch, entropy=reads)
+    return peak_bytes(scored, on_cpu=is_on_cpu(settings.device, settings.gpus))
 
 
 def scorer_files(config: RunConfig, spec: SequenceSpec, device: torch.device) -> ScorerFiles:

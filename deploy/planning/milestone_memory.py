@@ -14,7 +14,7 @@ from common.models.backbone import Backbone
 from common.models.cpu.native_steps import has_steps
 from common.tokenization.tokenizer import Tokenizer
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import META, peak_bytes
+from deploy.planning.blank_tensors import META, is_on_cpu, peak_bytes
 from deploy.planning.memory import blank_batch
 from deploy.planning.sampling_memory import decode_blank, generating_bytes
 from deploy.planning.skeletons import skeleton, state_bytes, tokenizer_like
@@ -49,8 +49,7 @@ def milestone_bytes(config: RunConfig, student: Student) -> tuple[int, int]:
 
 
 def _is_on_cpu(config: RunConfig) -> bool:
-    device = config.evaluate.device
-    return device == "cpu" or (device == "auto" and not config.learner.gpus)
+    return is_on_cpu(config.evaluate.device, config.learner.gpus)
 
 
 def _images_bytes(config: RunConfig, model: Student, tokenizer: Tokenizer) -> tuple[int, int]:

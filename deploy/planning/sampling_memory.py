@@ -19,7 +19,7 @@ from common.models.token_steps import LEAST_STEPS
 from common.randomness import Draws
 from common.spec import SequenceSpec
 from deploy.config import RunConfig
-from deploy.planning.blank_tensors import peak_bytes
+from deploy.planning.blank_tensors import is_on_cpu, peak_bytes
 from deploy.planning.memory import blank_batch
 from rollout.context import SamplerName
 from rollout.model_draft import Draft
@@ -47,8 +47,7 @@ def decoding_bytes(
     ahead = max(source.guesses for source in contexts.used)
     draft = Draft(student, ahead) if student is not None and ahead else None
     decode_from = partial(decode_blank, model, images, sampling, draft)
-    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not settings.gpus)
-    peak = partial(peak_bytes, on_cpu=on_cpu)
+    peak = partial(peak_bytes, on_cpu=is_on_cpu(settings.device, settings.gpus))
     if sampling.decoding.is_exact or longest == shortest:
         return peak(partial(decode_from, longest))
     # The longest takes the most at its start, and later steps are no wider than the shortest's.
