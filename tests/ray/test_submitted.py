@@ -20,6 +20,7 @@ from building.waiting import until
 from benchmarks.processes import MARK, end_all, new_mark
 from common.exchange.metric_files import read_rows
 from common.files.snapshots import Snapshots
+from deploy.backend.session import secure_environment
 from deploy.control.client import RunFolder, ask
 from deploy.control.rendezvous import Rendezvous
 
@@ -41,8 +42,9 @@ def client():
     """Of a head that somebody started on this machine, with a token, as `ray start` has it."""
     from ray.job_submission import JobSubmissionClient
 
+    secure_environment()  # a token for the head and for who asks it
     mark, dashboard = new_mark(), free_port()
-    environment = {**os.environ, MARK: mark.partition("=")[2], "RAY_AUTH_MODE": "token"}
+    environment = {**os.environ, MARK: mark.partition("=")[2]}
     environment.pop("RAY_ADDRESS", None)
     folder = tempfile.mkdtemp(prefix="head-", dir="/tmp")  # names of sockets are short
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
