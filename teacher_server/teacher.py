@@ -17,7 +17,7 @@ from common.artifacts.model_file import ModelFile
 from common.config.plugins import from_package
 from common.config.quantities import Probability
 from common.config.schema import UserPath
-from common.device import place, precision, rounded_products
+from common.device import place, precision
 from common.errors import Diverged, InputError
 from common.exchange.condition import ClassConditions, Conditions, ConditionTables
 from common.exchange.signal import SignalConfig
@@ -63,8 +63,7 @@ class TeacherConfig(ReplicasConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the teacher scores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward pass; entropies are always computed in float32, beside bfloat16 on a
-    GPU from factors of ten bits (TF32)."""
+    """Precision of the forward pass; the entropy is always computed in float32."""
 
 
 class Teacher:
@@ -184,8 +183,7 @@ def signal_columns(
         )
     signal = config.signal.encode(hidden_BLC, head)
     if entropy:
-        with rounded_products(hidden_BLC.device, precision(config.dtype)):
-            signal["entropy"] = config.signal.entropy(signal, hidden_BLC, head)
+        signal["entropy"] = config.signal.entropy(signal, hidden_BLC, head)
     return signal
 
 
