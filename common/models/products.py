@@ -1,7 +1,8 @@
-"""Products of float32 matrices by the faster of the two libraries that torch brings for CPUs.
+"""Products of matrices by the faster of the two libraries that torch brings for CPUs.
 
-torch asks MKL, which on AMD's processors uses half of what AVX-512 has; oneDNN uses all of it and
-takes 0.45 of the time. Elsewhere, in other types and for small matrices torch's own choice stays.
+In float32 torch asks MKL, which on some of AMD's processors uses half of what AVX-512 has; oneDNN
+uses all of it. In bfloat16 torch asks oneDNN itself, but writes a bias to all rows first, which
+is left to oneDNN here. Elsewhere and for small matrices torch's own choice stays.
 """
 
 from functools import cache
@@ -18,7 +19,7 @@ LEAST = 2**20
 
 def linear(input_nC: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """As torch's; (..., C) by (E, C) gives (..., E), and may be differentiated as often."""
-    if not _gains(input_nC, weight_EC):
+    if not _gains(input_nC, weight_EC, bias_E):
         return F.linear(input_nC, weight_EC, bias_E)
     if not torch.is_grad_enabled():
         return _multiplied(input_nC, weight_EC, bias_E)
@@ -57,16 +58,23 @@ def _multiplied(input_nC: Tensor, weight_EC: Tensor, bias_E: Tensor | None) -> T
     return torch.ops.mkldnn._linear_pointwise(input_nC, weight_EC, bias_E, "none", [], "")
 
 
-def _gains(input_nC: Tensor, weight_EC: Tensor) -> bool:
+def _gains(input_nC: Tensor, weight_EC: Tensor, bias_E: Tensor | None) -> bool:
     return (
         input_nC.numel() * weight_EC.shape[0] >= LEAST
-        and input_nC.dtype == weight_EC.dtype == torch.float32
+        and input_nC.dtype == weight_EC.dtype
+        and _differs(input_nC.dtype, bias_E)
         and input_nC.device.type == "cpu"
         and input_nC.ndim > 1
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and _is_amd_with_avx512()
     )
+
+
+def _differs(dtype: torch.dtype, bias_E: Tensor | None) -> bool:
+    """Whether torch itself would do otherwise."""
+    adds = bias_E is not None and not torch.is_grad_enabled()
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and adds)
 
 
 @cache
