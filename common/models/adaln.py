@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.models.cpu import native_rows
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import DropPath
 from common.models.packed_linear import Linear
@@ -71,7 +72,10 @@ class FeedForward(nn.Module):
         self.fc2 = Linear(sizes.inner, sizes.width)
 
     def forward(self, x_BnC: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BnC), approximate="tanh"))
+        inner = self.fc1(x_BnC)
+        if native_rows.computes(inner, torch.bfloat16):
+            return self.fc2(native_rows.gelu(inner))
+        return self.fc2(F.gelu(inner, approximate="tanh"))
 
 
 class Block(nn.Module):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.models.cpu.native_rows import LEAST, computes, dropped, gated, normed
+from common.models.adaln import BlockSizes, FeedForward
+from common.models.cpu.native_rows import LEAST, computes, dropped, gated, gelu, normed
 from common.models.layers import RMSNorm, SwiGLU
 
 pytestmark = pytest.mark.skipif(not computes(torch.zeros(LEAST)), reason="needs a C compiler")
@@ -52,6 +53,31 @@ def test_a_gate_far_from_zero_is_open_or_shut():
     found = gated(gate, torch.ones(7))
     wanted = torch.tensor([0, 0, 0, 100, 1e4, torch.nan, torch.inf])
     assert torch.allclose(found, wanted, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_gelu_and_its_gradient_are_the_formulas(shape):
+    def formula(x):
+        return F.gelu(x, approximate="tanh")
+
+    (x,) = drawn(shape)
+    wide = (4 * x.detach()).requires_grad_()
+    assert are_close(gelu, formula, (x,), 1e-6)
+    assert are_close(gelu, formula, (wide,), 1e-6)
+    assert are_close(lambda x: gelu(x.mT).mT, formula, (x,), 1e-6)
+    halves = [x.detach().bfloat16().requires_grad_()]
+    assert are_close(gelu, formula, halves, 2**-8)
+
+
+def test_a_gelu_far_from_zero_is_the_line_or_zero():
+    x = torch.tensor([-1e30, -1e4, -20.0, 0.0, 20.0, 1e4, 1e30, torch.nan, torch.inf])
+    x.requires_grad_()
+    found = gelu(x)
+    (grad,) = torch.autograd.grad(found.sum(), x)
+    wanted = torch.tensor([0, 0, 0, 0, 20, 1e4, 1e30, torch.nan, torch.inf])
+    assert torch.allclose(found, wanted, atol=1e-6, equal_nan=True)
+    assert torch.allclose(grad[:7], torch.tensor([0, 0, 0, 0.5, 1, 1, 1]), atol=1e-6)
+    assert grad[7].isnan()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -138,17 +164,18 @@ def test_threads_change_no_bit():
     for count in (1, 3):
         torch.set_num_threads(count)
         torch.manual_seed(0)
-        made = normed(dropped(gated(x, x), nn.Dropout(0.2), x), weight, 1e-5)
+        made = normed(dropped(gated(x, gelu(x)), nn.Dropout(0.2), x), weight, 1e-5)
         found.append([made, *torch.autograd.grad(made.sum(), (x, weight))])
     torch.set_num_threads(threads)
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize("kind", ["gate", "norm", "dropout"])
+@pytest.mark.parametrize("kind", ["gate", "gelu", "norm", "dropout"])
 def test_a_second_derivative_is_refused(kind):
     x, weight = drawn((64, 128), (128,))
     calls = {
         "gate": lambda: gated(x, x),
+        "gelu": lambda: gelu(x),
         "norm": lambda: normed(x, weight, 1e-5),
         "dropout": lambda: dropped(x, nn.Dropout(0.5)),
     }
@@ -163,3 +190,7 @@ def test_layers_go_by_it():
     (x,) = drawn((LEAST // 48 + 1, 48))
     assert are_close(layer, double, (x,), 1e-5)
     assert torch.equal(norm(x), normed(x, norm.weight, norm.eps))
+    sizes = BlockSizes(width=48, heads=2, inner=200, l2_norm=True, shared=False, dropout=0)
+    part = FeedForward(sizes)
+    inner = part.fc1(x)
+    assert torch.equal(part(x), part.fc2(gelu(inner)))

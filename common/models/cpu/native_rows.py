@@ -27,10 +27,14 @@ def _library() -> ctypes.CDLL | None:
     if found is not None:
         found.gate.argtypes = [*[c_void_p] * 2, *[c_int64] * 3, c_void_p]
         found.gate_gradient.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 2]
+        found.gelu.argtypes = [c_void_p, *[c_int64] * 3, c_void_p]
+        found.gelu_gradient.argtypes = [*[c_void_p] * 2, *[c_int64] * 3, c_void_p]
         found.drop.argtypes = [*[c_void_p] * 2, *[c_int64] * 3, c_float, *[c_int64] * 3, c_void_p]
         found.norm.argtypes = [*[c_void_p] * 2, *[c_int64] * 2, c_float, c_int64, *[c_void_p] * 2]
         found.norm_gradient.argtypes = [*[c_void_p] * 4, *[c_int64] * 3, *[c_void_p] * 2]
-        for name in ("gate", "gate_gradient", "drop", "norm", "norm_gradient"):
+        for name in ("gate", "gelu", "drop", "norm"):
+            getattr(found, name).restype = None
+        for name in ("gate_gradient", "gelu_gradient", "norm_gradient"):
             getattr(found, name).restype = None
         found.summed_rows.restype = c_int64
     return found
@@ -67,6 +71,28 @@ class _Gate(torch.autograd.Function):
         gate, value = ctx.saved_tensors
         found = torch.empty_like(gate), torch.empty_like(value)
         _call("gate_gradient", gate, value, output_grads[0].contiguous(), *_counts(gate), *found)
+        return found
+
+
+def gelu(x: Tensor) -> Tensor:
+    """As torch's with `approximate="tanh"`, in float32 or bfloat16."""
+    return _Gelu.apply(x.contiguous())
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        found = torch.empty_like(x)
+        _call("gelu", x, *_counts(x), found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> Tensor:
+        _refuse_second()
+        (x,) = ctx.saved_tensors
+        found = torch.empty_like(x)
+        _call("gelu_gradient", x, output_grads[0].contiguous(), *_counts(x), found)
         return found
 
 

@@ -1,5 +1,5 @@
 /* What a layer does between its products, element by element or row by row, with its gradients: the
- * gate of a feed-forward part, dropout with the residual sum, root-mean-square norms.
+ * gate of a feed-forward part or its GELU, dropout with the residual sum, root-mean-square norms.
  *
  * Numbers are float32, or bfloat16 that is rounded where it is written and nowhere between. Nothing
  * depends on how many threads there are. */
@@ -58,6 +58,46 @@ void gate_gradient(const void *a, const void *b, const void *upstream, int64_t c
     EACH_SPAN(count, threads) {
         if (is_bf16) gate_span_gradient(a, b, upstream, start, count, a_grad, b_grad, 1);
         else gate_span_gradient(a, b, upstream, start, count, a_grad, b_grad, 0);
+    }
+}
+
+/* x by the share 1 / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is GELU with tanh
+ * (Hendrycks and Gimpel 2016); and what an upstream gradient makes of it. */
+#define SLOPE 1.5957691216f
+#define BEND 0.044715f
+
+static INLINE vf gelu_power(vf x) { return exp_of(-SLOPE * x * (1 + BEND * x * x)); } /* e^-2u */
+
+static INLINE void gelu_span(const void *x, int64_t start, int64_t count, void *out, int is_bf16) {
+    EACH_VECTOR(count) {
+        vf given = load_part(x, at, left, is_bf16);
+        store_part(out, at, left, given / (1 + gelu_power(given)), is_bf16);
+    }
+}
+
+static INLINE void gelu_span_gradient(const void *x, const void *upstream, int64_t start, int64_t count, void *x_grad,
+                                      int is_bf16) {
+    EACH_VECTOR(count) {
+        vf given = load_part(x, at, left, is_bf16);
+        given = choose(given < spread(-16), spread(-16), choose(given > spread(16), spread(16), given)); /* 0 and 1 */
+        vf power = gelu_power(given), share = 1 / (1 + power), rest = power * share;
+        vf slope = share * (1 + SLOPE * given * rest * (1 + 3 * BEND * given * given));
+        store_part(x_grad, at, left, load_part(upstream, at, left, is_bf16) * slope, is_bf16);
+    }
+}
+
+void gelu(const void *x, int64_t count, int64_t is_bf16, int64_t threads, void *out) {
+    EACH_SPAN(count, threads) {
+        if (is_bf16) gelu_span(x, start, count, out, 1);
+        else gelu_span(x, start, count, out, 0);
+    }
+}
+
+void gelu_gradient(const void *x, const void *upstream, int64_t count, int64_t is_bf16, int64_t threads,
+                   void *x_grad) {
+    EACH_SPAN(count, threads) {
+        if (is_bf16) gelu_span_gradient(x, upstream, start, count, x_grad, 1);
+        else gelu_span_gradient(x, upstream, start, count, x_grad, 0);
     }
 }
 
