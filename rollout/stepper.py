@@ -3,6 +3,7 @@
 Shape letters: B sequences, L slots, n slots in the current step, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -62,16 +63,25 @@ class Stepper:
 
     def logits(self) -> Tensor:
         """Guided logit_BnV of the current step, float32."""
-        logit = self._backbone.predict(self._state)
+        backbone = self._backbone
+        if backbone.token_steps is not None:  # which give logits
+            return self._guide(self._of_all(backbone.predict).float())
+        # Before the head, which is linear: half the rows for it.
+        return backbone.head(self._guide(self._of_all(backbone.step_features))).float()
+
+    def _of_all(self, read: Callable[[DecodeState], Tensor]) -> Tensor:
+        """What is read in all sequences, those too that join here."""
+        found = read(self._state)
         if self._joining is not None:
-            logit = torch.cat([logit, self._backbone.predict(self._joining)])
+            found = torch.cat([found, read(self._joining)])
             self._state = self._backbone.join(self._state, self._joining)
             self._joining = None
-        logit = logit.float()
+        return found
+
+    def _guide(self, both: Tensor) -> Tensor:
         if not self._guided:
-            return logit
-        conditional, unconditional = logit[0::2], logit[1::2]
-        return guide(conditional, unconditional, self._scales[self._state.step])
+            return both
+        return guide(both[0::2], both[1::2], self._scales[self._state.step])
 
     def commit(self, token_Bn: Tensor) -> None:
         token_Bn = token_Bn.repeat_interleave(2, 0) if self._guided else token_Bn

@@ -55,12 +55,12 @@ class WindowStepper:
 
     def logprobs(self, token_Rn: Tensor, first_R: Tensor) -> Tensor:
         """logprob_RnV of what is drawn from in slots from first_R on; token_Rn lie one before."""
-        logit = self._backbone.head(self._read(token_Rn, first_R)).float()
+        h_RnC = self._read(token_Rn, first_R)
         if self._copies == 2:
             slot_Rn = first_R[:, None] + torch.arange(token_Rn.shape[1], device=first_R.device)
             scale_Rn = self._scale_L[slot_Rn.clamp_max(len(self._scale_L) - 1)]
-            logit = guide(logit[0::2], logit[1::2], scale_Rn[..., None])
-        return filtered_logprob(logit, self._filters)
+            h_RnC = guide(h_RnC[0::2], h_RnC[1::2], scale_Rn[..., None])  # before the linear head
+        return filtered_logprob(self._backbone.head(h_RnC).float(), self._filters)
 
     def keep(self, chosen_R: Tensor) -> None:
         """Go on with these sequences alone."""

@@ -162,9 +162,14 @@ class Backbone(nn.Module, ABC):
             token_BL[:, :end] = given_BL[:, :end]
         return DecodeState(class_B, plan, token_BL, step)
 
+    def step_features(self, state: DecodeState) -> Tensor:
+        """Return post-norm h_BnC for the slots of the current step."""
+        return self.features(state.class_B, state.token_BL, state.plan)[:, state.slots]
+
     def predict(self, state: DecodeState) -> Tensor:
-        """Return logits_BnV for the slots of the current step."""
-        return self(state.class_B, state.token_BL, state.plan)[:, state.slots]
+        """Return logits_BnV for the slots of the current step. A step calls this or
+        `step_features`, once."""
+        return self.head(self.step_features(state))
 
     def commit(self, state: DecodeState, token_Bn: Tensor) -> None:
         """Write the tokens of the current step and move to the next."""

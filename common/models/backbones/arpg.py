@@ -170,7 +170,7 @@ class ARPG(Backbone):
         state.cache = [KeyValueCache(self.spec.length) for _ in range(count)]
         return state
 
-    def predict(self, state: DecodeState) -> Tensor:
+    def step_features(self, state: DecodeState) -> Tensor:
         """Read what was decoded since the last call (at first the class and the given tokens), then
         ask for the positions of this step; queries are never cached."""
         order_BL = state.plan.order_BL.to(state.token_BL.device)
@@ -178,7 +178,7 @@ class ARPG(Backbone):
         memory = self._read(
             state.class_B, state.token_BL, order_BL, state.plan, start, end, state.cache
         )
-        return self.head(self._ask(order_BL[:, state.slots], memory))
+        return self._ask(order_BL[:, state.slots], memory)
 
     def _read(
         self,

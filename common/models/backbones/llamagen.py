@@ -213,21 +213,24 @@ class LlamaGen(Backbone):
         return state
 
     def predict(self, state: DecodeState) -> Tensor:
-        """Feed whatever is not cached yet: the class slot and prefix at first, then what the last
-        step decoded."""
-        if isinstance(state.cache, ZipARCache):
-            return self._predict_rows(state, state.cache)
-        if self.token_steps is not None:
+        if self.token_steps is not None and not isinstance(state.cache, ZipARCache):
             logit_BnV = self.token_steps.predict(self, state)
             if logit_BnV is not None:
                 return logit_BnV
+        return super().predict(state)
+
+    def step_features(self, state: DecodeState) -> Tensor:
+        """Feed whatever is not cached yet: the class slot and prefix at first, then what the last
+        step decoded."""
+        if isinstance(state.cache, ZipARCache):
+            return self._row_features(state, state.cache)
         slot = state.slots.start
         filled = state.cache[0].filled
         x_BnC = self.tok_embeddings(state.token_BL[:, max(filled - 1, 0) : slot])
         if filled == 0:
             x_BnC = torch.cat([self.cls_embedding(state.class_B)[:, None], x_BnC], dim=1)
         rotary_nP = self._rotary.on(x_BnC.device)[filled:]
-        return self.head(self._run(x_BnC, rotary_nP, caches=state.cache)[:, -1:])
+        return self._run(x_BnC, rotary_nP, caches=state.cache)[:, -1:]
 
     def step_token(
         self, token_R: Tensor, slot_1: Tensor, caches: Sequence[tuple[Tensor, Tensor]]
@@ -251,7 +254,7 @@ class LlamaGen(Backbone):
         cache.admit(other)
         return cache
 
-    def _predict_rows(self, state: DecodeState, cache: ZipARCache) -> Tensor:
+    def _row_features(self, state: DecodeState, cache: ZipARCache) -> Tensor:
         """One token of every open row, each from its left neighbour or from a stand-in."""
         feed = cache.feed(state.step)
         slot_n = feed.token_slot_n
@@ -262,7 +265,7 @@ class LlamaGen(Backbone):
             x_BnC = torch.cat([class_B1C, x_BnC[:, 1:]], dim=1)
         rotary_nP = self._rotary.on(x_BnC.device)[feed.placement.slot_n]
         h_BnC = self._run(x_BnC, rotary_nP, caches=cache.layers, placement=feed.placement)
-        return self.head(h_BnC[:, state.slots.start - state.slots.stop :])
+        return h_BnC[:, state.slots.start - state.slots.stop :]
 
     def window_caches(self, capacity: int) -> list[KeyValueCache]:
         return [KeyValueCache(capacity) for _ in self.layers]

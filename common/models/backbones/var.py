@@ -203,7 +203,7 @@ class VAR(Backbone):
         state.cache = Painting(canvas, pending, 0, caches)
         return state
 
-    def predict(self, state: DecodeState) -> Tensor:
+    def step_features(self, state: DecodeState) -> Tensor:
         """Feed all scales that are not cached: the given ones at first, then one at a time."""
         painting: Painting = state.cache
         hidden_BnC = self._run(
@@ -211,7 +211,7 @@ class VAR(Backbone):
         )
         painting.fed = state.step + 1
         count = state.slots.stop - state.slots.start
-        return self.head(hidden_BnC[:, -count:])
+        return hidden_BnC[:, -count:]
 
     def commit(self, state: DecodeState, token_Bn: Tensor) -> None:
         painting: Painting = state.cache
