@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.cpu import native_rows
+from common.models.cpu import native_rows, native_unmasked
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import DropPath
 from common.models.packed_linear import Linear
@@ -61,6 +61,8 @@ class Attention(nn.Module):
         query, key = query.to(value.dtype), key.to(value.dtype)
         if cache is not None:
             key, value = cache.append(key, value)
+        if visible_nS is None and native_unmasked.mixes(query, key, value):
+            return self.proj(native_unmasked.mixed(query, key, value, scale))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_nS, scale=scale)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.cpu import native_rows
+from common.models.cpu import native_rows, native_unmasked
 from common.models.key_value_cache import KeyValueCache
 from common.models.layers import RMSNorm, SwiGLU, rotate
 from common.models.packed_linear import Linear
@@ -42,12 +42,12 @@ class Attention(nn.Module):
         return rotate(split(self.to_q(x_BnC), self.heads), rotary_BnP).transpose(1, 2)
 
     def mix(self, query_BHnE: Tensor, memory: "Memory") -> Tensor:
+        seen = memory.key_BHSE, memory.value_BHSE
+        if memory.shows_all and native_unmasked.mixes(query_BHnE, *seen):
+            scale = query_BHnE.shape[-1] ** -0.5
+            return self.proj(native_unmasked.mixed(query_BHnE, *seen, scale))
         mixed = F.scaled_dot_product_attention(
-            query_BHnE,
-            memory.key_BHSE,
-            memory.value_BHSE,
-            attn_mask=memory.visible_nS,
-            is_causal=memory.is_causal,
+            query_BHnE, *seen, attn_mask=memory.visible_nS, is_causal=memory.is_causal
         )
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -60,6 +60,10 @@ class Memory:
     value_BHSE: Tensor
     visible_nS: Tensor | None = None
     is_causal: bool = False
+
+    @property
+    def shows_all(self) -> bool:
+        return self.visible_nS is None and not self.is_causal
 
 
 class Block(nn.Module):
