@@ -16,6 +16,7 @@ from common.models.key_value_cache import KeyValueCache
 from common.models.layers import DropPath
 from common.models.packed_linear import Linear
 from common.models.products import linear
+from common.models.scale_mask import Seen
 
 SCALE_LIMIT = math.log(100)
 """Upper clamp of the learned attention temperature (log)."""
@@ -45,9 +46,7 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(sizes.width))
         self.proj = Linear(sizes.width, sizes.width)
 
-    def forward(
-        self, x_BnC: Tensor, visible_nS: Tensor | None, cache: KeyValueCache | None
-    ) -> Tensor:
+    def forward(self, x_BnC: Tensor, seen: Seen | None, cache: KeyValueCache | None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         fused = linear(x_BnC, self.mat_qkv.weight, bias)
         query, key, value = fused.unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
@@ -61,9 +60,11 @@ class Attention(nn.Module):
         query, key = query.to(value.dtype), key.to(value.dtype)
         if cache is not None:
             key, value = cache.append(key, value)
-        if visible_nS is None and native_unmasked.mixes(query, key, value):
-            return self.proj(native_unmasked.mixed(query, key, value, scale))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_nS, scale=scale)
+        parts = seen.parts if seen else ((query.shape[2], key.shape[2]),)
+        if parts and native_unmasked.mixes(query, key, value):
+            return self.proj(native_unmasked.mixed_in_parts(query, key, value, scale, parts))
+        mask_nS = seen.mask_nS if seen else None
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_nS, scale=scale)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -100,7 +101,7 @@ class Block(nn.Module):
         self,
         x_BnC: Tensor,
         condition: Tensor,
-        visible_nS: Tensor | None,
+        seen: Seen | None,
         cache: KeyValueCache | None,
         between_BnC: Tensor | None = None,
     ) -> Tensor:
@@ -111,7 +112,7 @@ class Block(nn.Module):
         else:
             modulation = self.ada_lin(condition).unflatten(-1, (6, -1))[:, None]
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
-        attended = self.attn(plain_norm(x_BnC) * (1 + scale1) + shift1, visible_nS, cache)
+        attended = self.attn(plain_norm(x_BnC) * (1 + scale1) + shift1, seen, cache)
         x_BnC = x_BnC + self.drop_path(self.dropout(attended) * gate1)
         if between_BnC is not None:
             x_BnC = x_BnC + between_BnC

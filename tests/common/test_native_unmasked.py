@@ -8,6 +8,7 @@ from common.models.arpg_decoder import Attention as ArpgAttention
 from common.models.arpg_decoder import Memory, TwoPassSizes
 from common.models.cpu.native_unmasked import LEAST, mixed, mixes
 from common.models.key_value_cache import KeyValueCache
+from common.models.scale_mask import seen_scales
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +120,38 @@ def test_a_scale_of_var_is_read_as_torch_reads_it(dtype, is_normalised):
         x_BnC = torch.randn(2, count, 64).to(dtype)
         found, wanted = layer(x_BnC, None, cache), exact(x_BnC.double(), None, twin)
         assert is_close(found, wanted, 1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_scales_that_are_read_at_once_see_what_they_see_one_by_one(given):
+    """Behind what is cached of the first ones."""
+    torch.manual_seed(0)
+    sizes = BlockSizes(64, 2, 128, l2_norm=True, shared=False, dropout=0)
+    layer, exact = Attention(sizes), Attention(sizes).double()
+    exact.load_state_dict(layer.state_dict())
+    scale_L = [0] + [1] * 4 + [2] * 9 + [3] * 16
+    x_BLC, ends = torch.randn(2, len(scale_L), 64), (1, 5, 14, 30)
+    start = 0 if given == 0 else ends[given - 1]
+    seen = seen_scales(scale_L, start, None, x_BLC.device)
+    assert seen.parts == tuple(zip((1, 4, 9, 16)[given:], ends[given:], strict=True))
+    cache, twin = KeyValueCache(30), KeyValueCache(30)
+    if given:
+        layer(x_BLC[:, :start], seen_scales(scale_L[:start], 0, None, x_BLC.device), cache)
+    found = layer(x_BLC[:, start:], seen, cache)
+    steps = [slice(a, b) for a, b in zip((0, *ends), ends, strict=False)]
+    wanted = torch.cat([exact(x_BLC[:, part].double(), None, twin) for part in steps], 1)
+    assert is_close(found, wanted[:, start:], 1e-5)
+    apart = exact(x_BLC.double(), seen_scales(scale_L, 0, None, x_BLC.device), None)
+    assert is_close(apart, wanted, 1e-12)  # by the mask
+
+
+def test_rows_of_their_own_histories_are_read_by_a_mask():
+    history_B, device = torch.tensor([0, 2]), torch.device("cpu")
+    seen = seen_scales([0, 1, 1, 2, 3], 0, history_B, device)
+    assert seen.parts == ()
+    assert seen.mask_nS[0, 0, 4].tolist() == [True, False, False, False, True]
+    assert seen.mask_nS[1, 0, 4].tolist() == [True, True, True, True, True]
+    assert seen_scales([0, 1, 1], 1, None, device) is None
 
 
 def test_positions_of_arpg_are_asked_for_as_torch_does():

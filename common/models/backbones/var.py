@@ -28,7 +28,7 @@ from common.models.packed_linear import Linear
 from common.models.painting import Painting
 from common.models.plan import DecodePlan, next_scale_plan
 from common.models.residual_quantizer import ResidualQuantizer
-from common.models.scale_mask import visible
+from common.models.scale_mask import seen_scales
 from common.models.top_p import drop_from_bottom
 from common.spec import SequenceSpec
 
@@ -245,11 +245,10 @@ class VAR(Backbone):
             opening = class_BC[:, None].expand(-1, count, -1) + self.pos_start
             x_BnC = torch.cat([opening, x_BnC], dim=1)
         end = start + x_BnC.shape[1]
-        scale_S = torch.tensor(self._scale_L[:end], device=x_BnC.device)
-        position = self.pos_1LC[:, start:end] + self.lvl_embed(scale_S[start:])
+        scale_n = torch.tensor(self._scale_L[start:end], device=x_BnC.device)
+        position = self.pos_1LC[:, start:end] + self.lvl_embed(scale_n)
         x_BnC = x_BnC + position
-        one_scale = self._scale_L[start] == self._scale_L[end - 1]
-        seen = None if one_scale else visible(scale_S[start:], scale_S, history_B)
+        seen = seen_scales(self._scale_L[:end], start, history_B, x_BnC.device)
         condition = class_BC
         if self._shared:
             condition = self.shared_ada_lin(class_BC).unflatten(-1, (6, -1))[:, None]

@@ -5,6 +5,7 @@ Shape letters: B sequences, n queries, S slots, H heads, D head width, C width.
 """
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,22 @@ def mixes(query_BHnD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and _library() is not None
     )
+
+
+def mixed_in_parts(
+    query_BHnD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
+    scale: float,
+    parts: Sequence[tuple[int, int]],
+) -> Tensor:
+    """The same of neighbours that see the first so many of the slots: (queries, slots) each."""
+    found, start = [], 0
+    for count, seen in parts:
+        query = query_BHnD[:, :, start : start + count]
+        found.append(mixed(query, key_BHSD[:, :, :seen], value_BHSD[:, :, :seen], scale))
+        start += count
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def mixed(query_BHnD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, scale: float) -> Tensor:

@@ -31,6 +31,7 @@ from common.models.distilled_decoding import (
     require_codes,
 )
 from common.models.generator import Generator
+from common.models.scale_mask import Seen
 from common.spec import SequenceSpec
 
 WIDENED = {"pos_1LC": 1, "lvl_embed.weight": 0}
@@ -132,9 +133,9 @@ class DD1VAR(DistilledDecoder):
         condition = class_BC
         if self._shared:
             condition = self.shared_ada_lin(class_BC).unflatten(-1, (6, -1))[:, None]
-        visible_SS = self.visible(device)
+        seen = Seen(self.visible(device))
         for block, added_BSC in zip(self.blocks, added, strict=False):
-            x_BSC = block(x_BSC, condition, visible_SS, None, added_BSC)
+            x_BSC = block(x_BSC, condition, seen, None, added_BSC)
         return (x_BSC + added[-1])[:, 1:]
 
     def normed(self, deep_BnC: Tensor, label_B: Tensor) -> Tensor:
