@@ -31,7 +31,7 @@ SILENT_SECONDS = 30.0
 """Ray ends the process after 60."""
 END_SECONDS = 15.0
 """A command has this long to end in order without its cluster's head."""
-STDERR = 2
+STDOUT, STDERR = 1, 2
 OURS = "varkd"
 """How a sentence begins that ends a command."""
 _watches: list["HeadWatch"] = []
@@ -204,23 +204,31 @@ class HeadWatch(Background):
 
 
 class _Sentences(io.TextIOWrapper):
-    """stderr for the last words of a command: progress, warnings, and what Ray's threads print of a
-    lost node are no cause."""
+    """stdout and stderr for the last words of a command: progress, warnings, and what Ray's threads
+    print of a lost node are no cause."""
 
     def write(self, text: str, /) -> int:
         return super().write(text) if text.lstrip().startswith(OURS) else len(text)
 
 
+def _sentences(descriptor: int, encoding: str, errors: str | None) -> _Sentences:
+    to = os.fdopen(os.dup(descriptor), "wb")
+    return _Sentences(to, encoding, errors, line_buffering=True)
+
+
 def _say(sentence: str) -> None:
-    """To stderr, which from then on has such sentences alone: Ray may end this process whenever it
-    likes, with whatever was said last."""
+    """To stderr, which from then on has such sentences alone, as stdout has: Ray may end this
+    process whenever it likes, with whatever was said last."""
     said = sys.stderr
     if said is sys.__stderr__ and said.fileno() == STDERR:
         if said.isatty():
             said.write(SHOW_CURSOR)  # a progress bar hides it, and gets no further word
         said.flush()
-        ours = os.fdopen(os.dup(STDERR), "wb")
-        said = _Sentences(ours, said.encoding, said.errors, line_buffering=True)
+        if (printed := sys.stdout) is not None:  # where Ray's listener prints
+            with suppress(OSError):  # nobody reads it any more
+                printed.flush()
+                sys.stdout = _sentences(STDOUT, printed.encoding, printed.errors)
+        said = _sentences(STDERR, said.encoding, said.errors)
         with open(os.devnull, "wb") as nothing:  # for libraries, which write to the descriptor
             os.dup2(nothing.fileno(), STDERR)
     said.write(sentence)

@@ -105,6 +105,7 @@ with HeadWatch(Gone("", print)) as watch:
         time.sleep(0.01)
     os.write(2, b"lines of a library\\n")
     print("warning: a service died", file=sys.stderr)
+    print("(raylet) Raylet is terminated.", flush=True)
     sys.stderr.write("varkd distill: our last line\\n")
 """
 
@@ -114,6 +115,7 @@ def test_nothing_is_said_behind_the_sentence_but_the_last_one():
     first, last = done.stderr.strip().splitlines()
     assert first.startswith("varkd: the head is gone; go on from")
     assert last == "varkd distill: our last line"
+    assert done.stdout == ""
 
 
 def test_a_terminal_has_its_cursor_back():
