@@ -124,7 +124,8 @@ class ForcedPass:
             return conditional
         null_K = table.resolve(torch.full_like(label_K, table.null))
         scale_L1 = scale_per_slot(scales, plan)[:, None].to(conditional.device)
-        return guide(conditional, self.backbone.features(null_K, input_KL, plan), scale_L1)
+        unconditional = self.backbone.features(null_K, input_KL, plan)
+        return guide(conditional, unconditional, scale_L1).to(conditional.dtype)
 
 
 def _picked(logprob_nV: Tensor, noise_nG: Tensor | None, best: bool) -> Tensor:

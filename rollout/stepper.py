@@ -66,8 +66,9 @@ class Stepper:
         backbone = self._backbone
         if backbone.token_steps is not None:  # which give logits
             return self._guide(self._of_all(backbone.predict).float())
+        h_BnC = self._of_all(backbone.step_features)
         # Before the head, which is linear: half the rows for it.
-        return backbone.head(self._guide(self._of_all(backbone.step_features))).float()
+        return backbone.head(self._guide(h_BnC).to(h_BnC.dtype)).float()
 
     def _of_all(self, read: Callable[[DecodeState], Tensor]) -> Tensor:
         """What is read in all sequences, those too that join here."""

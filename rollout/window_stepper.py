@@ -59,7 +59,8 @@ class WindowStepper:
         if self._copies == 2:
             slot_Rn = first_R[:, None] + torch.arange(token_Rn.shape[1], device=first_R.device)
             scale_Rn = self._scale_L[slot_Rn.clamp_max(len(self._scale_L) - 1)]
-            h_RnC = guide(h_RnC[0::2], h_RnC[1::2], scale_Rn[..., None])  # before the linear head
+            guided = guide(h_RnC[0::2], h_RnC[1::2], scale_Rn[..., None])  # before the linear head
+            h_RnC = guided.to(h_RnC.dtype)
         return filtered_logprob(self._backbone.head(h_RnC).float(), self._filters)
 
     def keep(self, chosen_R: Tensor) -> None:

@@ -65,11 +65,11 @@ def scale_per_slot(scales: tuple[float, ...], plan: DecodePlan) -> Tensor:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """u + s (c - u) on logits or on post-norm hidden vectors, rounded once; exactly c where s is
-    1."""
+    """u + s (c - u) on logits or on post-norm hidden vectors, in float32 of half precision; exactly
+    c where s is 1."""
     exact = torch.promote_types(conditional.dtype, torch.float32)
-    guided = conditional.to(exact) - unconditional
-    guided = guided.mul_(scale).add_(unconditional).to(conditional.dtype)
+    conditional = conditional.to(exact)
+    guided = (conditional - unconditional).mul_(scale).add_(unconditional)
     if isinstance(scale, Tensor):
         return torch.where(scale == 1, conditional, guided)
     return conditional if scale == 1 else guided

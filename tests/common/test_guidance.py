@@ -61,6 +61,15 @@ def test_vars_own_formula_is_the_same_affine_rule():
     assert torch.equal(guide(conditional, unconditional, 1.0), conditional)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.5, torch.tensor([[1.0], [2.5], [0.0]])])
+def test_half_precision_is_guided_in_float32(scale):
+    conditional, unconditional = torch.randn(2, 2, 3, 5).bfloat16()
+    guided = guide(conditional, unconditional, scale)
+    assert guided.dtype == torch.float32
+    exact = unconditional.double() + scale * (conditional.double() - unconditional.double())
+    torch.testing.assert_close(guided.double(), exact, atol=1e-6, rtol=1e-6)
+
+
 def test_scales_by_slot_leave_unguided_slots_untouched():
     conditional, unconditional = torch.randn(1, 14, 5), torch.randn(1, 14, 5)
     scale_L = scale_per_slot(Guidance(scale=2.0).scales(SCALES, "var"), SCALES)

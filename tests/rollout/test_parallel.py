@@ -6,11 +6,13 @@ from building.samplers import record_of
 
 from common.config.plugins import kinds
 from common.errors import InputError
+from common.exchange.condition import ClassConditions
 from common.models.filters import FilterConfig, filtered_logprob
 from common.models.guidance import Guidance, guide, scale_per_slot
 from common.randomness import Draws
 from rollout.contexts.parallel import noisy
-from rollout.sampler import draw, noise
+from rollout.forced import ForcedPass
+from rollout.sampler import SamplingConfig, draw, noise
 
 ROWS, GROUP = 6, 3
 
@@ -77,6 +79,20 @@ def test_filters_and_guidance_are_the_samplers_own_and_make_the_law_approximate(
     wanted_BL = wanted_BLV.gather(-1, batch.token_BL[..., None])[..., 0]
     torch.testing.assert_close(batch.logprob_BL[mine], wanted_BL[mine], atol=1e-4, rtol=1e-4)
     assert (batch.logprob_BL[~mine] == 0).all()
+
+
+def test_guidance_of_a_student_in_bfloat16_is_exact_up_to_its_rounding(sampled):
+    batch, student, _ = sampled("var")
+    sampling, table = SamplingConfig(guidance=Guidance(scale=2.0)), ClassConditions(3)
+    found = []
+    for model in (student, student.bfloat16()):
+        forced = ForcedPass(model, sampling, table)
+        given = batch.label_B, batch.token_BL, batch.plan
+        with torch.no_grad():
+            found.append(forced.draws(*given, noise_KLG=torch.zeros(*batch.token_BL.shape, 1)))
+    (first, logprob), (other, half) = found
+    assert torch.equal(first, other)
+    torch.testing.assert_close(logprob, half, atol=0.05, rtol=0.05)
 
 
 def test_students_of_one_pass_are_refused(run_in):
