@@ -2,7 +2,7 @@
 
 A backbone says how it orders tokens (`plan`), turns a whole sequence into post-norm hidden
 vectors at once (`features`) and owns one linear `head`. Step-by-step decoding then works,
-slowly; override `begin` and `predict` to use a cache. Guidance, filtering and drawing live
+slowly; override `begin` and `step_features` to use a cache. Guidance, filtering and drawing live
 outside (rollout/sampler.py).
 
 Shape letters: B sequences, L slots, n slots in the current step, C width, V vocabulary,
@@ -82,6 +82,15 @@ class Backbone(nn.Module, ABC):
     (common/models/token_steps.py)."""
 
     spec: SequenceSpec
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        own = vars(cls)
+        if "predict" in own and "step_features" not in own:
+            raise TypeError(
+                f"{cls.__name__} overrides predict, which is not called in every step; override "
+                "step_features, what the head is given (docs/plugins.md)"
+            )
 
     @property
     def head(self) -> nn.Linear:
@@ -201,8 +210,8 @@ class Backbone(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} reads no windows")
 
     def join(self, state: DecodeState, other: DecodeState) -> DecodeState:
-        """One state for the sequences of both, in this order; `predict` was just called for both,
-        at the same step of plans that differ in their orders alone. Only where the family
+        """One state for the sequences of both, in this order; the current step of both was just
+        read, at the same step of plans that differ in their orders alone. Only where the family
         `joins`."""
         order_BL = torch.cat([state.plan.order_BL, other.plan.order_BL])
         return DecodeState(

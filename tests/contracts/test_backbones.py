@@ -145,3 +145,10 @@ def test_llamagen_refuses_sizes_that_cannot_rotate():
         spec = SequenceSpec(16384, 256, (16, 16), 1000)
         model = Config.model_validate({"preset": "B"}).build(spec)
     assert sum(p.numel() for p in model.parameters()) == 110_888_448
+
+
+def test_a_family_that_overrides_what_is_not_called_in_every_step_is_refused():
+    from common.models.backbone import Backbone
+
+    with pytest.raises(TypeError, match="override step_features"):
+        type("Own", (Backbone,), {"predict": lambda self, state: None})
