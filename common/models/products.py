@@ -63,12 +63,19 @@ def _gains(input_nC: Tensor, weight_EC: Tensor, bias_E: Tensor | None) -> bool:
         input_nC.numel() * weight_EC.shape[0] >= LEAST
         and input_nC.dtype == weight_EC.dtype
         and _differs(input_nC.dtype, bias_E)
+        and (bias_E is None or _is_plain(bias_E, weight_EC))
         and input_nC.device.type == "cpu"
         and input_nC.ndim > 1
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and _is_amd_with_avx512()
     )
+
+
+def _is_plain(bias_E: Tensor, weight_EC: Tensor) -> bool:
+    """oneDNN reads it as if it were."""
+    fits = bias_E.shape == weight_EC.shape[:1] and bias_E.dtype == weight_EC.dtype
+    return fits and bias_E.is_contiguous()
 
 
 def _differs(dtype: torch.dtype, bias_E: Tensor | None) -> bool:

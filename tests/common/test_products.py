@@ -66,6 +66,20 @@ def test_in_bfloat16_a_bias_is_added_by_onednn_where_no_gradient_is_asked():
     assert asked.count == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bias_with_gaps_or_of_one_number_is_read_as_it_is(dtype):
+    (given, weight, _), gaps = factors(2 * LEAST // 64 // 192, dtype=dtype), torch.randn(384)[::2]
+    for bias in (
+        gaps.to(dtype=dtype),
+        gaps.to(dtype).repeat(2)[::2],
+        gaps[:1].to(dtype).expand(192),
+    ):
+        with torch.no_grad():
+            found = linear(given, weight, bias)
+        exact = F.linear(*(of.detach().double() for of in (given, weight, bias)))
+        assert float((found - exact).abs().max()) <= 2**-8 * float(exact.abs().max())
+
+
 @pytest.mark.parametrize("kind", ["small", "bfloat16", "float64", "autocast", "a vector"])
 def test_all_else_is_torchs_own(kind):
     rows, dtype = 2 * LEAST // 64 // 192, getattr(torch, kind if "float" in kind else "float32")
