@@ -224,8 +224,8 @@ def _say(sentence: str) -> None:
         if said.isatty():
             said.write(SHOW_CURSOR)  # a progress bar hides it, and gets no further word
         said.flush()
-        if (printed := sys.stdout) is not None:  # where Ray's listener prints
-            with suppress(OSError):  # nobody reads it any more
+        if (printed := sys.stdout) is sys.__stdout__ and printed is not None:  # Ray prints there
+            with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
                 printed.flush()
                 sys.stdout = _sentences(STDOUT, printed.encoding, printed.errors)
         said = _sentences(STDERR, said.encoding, said.errors)

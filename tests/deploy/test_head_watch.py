@@ -118,6 +118,14 @@ def test_nothing_is_said_behind_the_sentence_but_the_last_one():
     assert done.stdout == ""
 
 
+def test_a_stdout_that_is_closed_does_not_keep_the_sentence_back():
+    unprinted = "\n".join(line for line in WATCHED.splitlines() if "(raylet)" not in line)
+    closed = f"import sys\nsys.stdout.close()\n{unprinted}"
+    done = subprocess.run([sys.executable, "-c", closed], capture_output=True, text=True)
+    assert done.stderr.startswith("\nvarkd: the head is gone; go on from")
+    assert done.stderr.endswith("\nvarkd distill: our last line\n")
+
+
 def test_a_terminal_has_its_cursor_back():
     """A progress bar hides it, and what the bar says afterwards is no cause."""
     ours, its = os.openpty()
