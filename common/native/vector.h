@@ -46,13 +46,18 @@ static INLINE uint16_t rounded(float x) {
     return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* The bits of the nearest bfloat16, of two the even one; of NaN whatever it gives. */
+static INLINE vu nearest_bf16(vf x) {
+    vu bits = (vu)x;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
 static INLINE void store_as(void *to, int64_t index, vf x, int is_bf16) {
     if (!is_bf16) {
         store((float *)to + index, x);
         return;
     }
-    vu bits = (vu)x, is_nan = (vu)(x != x), nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    nearest = (nearest & ~is_nan) | (is_nan & 0x7fc0);
+    vu is_nan = (vu)(x != x), nearest = (nearest_bf16(x) & ~is_nan) | (is_nan & 0x7fc0);
     *(half_vu *)((uint16_t *)to + index) = __builtin_convertvector(nearest, half_vu);
 }
 

@@ -4,8 +4,6 @@
  * A head's numbers do not depend on the others' or on how many threads there are. Sums are float32. */
 #include "tiles.h"
 
-#include <stdlib.h>
-
 #define BLOCK (8 * ROWS) /* queries whose shares of a panel are held at a time */
 #define AHEAD 12         /* rows */
 
@@ -73,11 +71,8 @@ static void take(const Pass *of, int64_t b, int64_t h, int64_t part, float scale
     memset(to + of->n * wide, 0, (rows - of->n) * wide * sizeof(float));
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int registers(int64_t columns) { return (int)least(MOST, (columns + W - 1) / W); }
 static int64_t whole_panels(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
-
-static float *room_of(int64_t floats) { return aligned_alloc(64, (floats + 15) / 16 * 64); }
 
 /* out (rows, wide) = or += a (rows, K) by b (K, wide). */
 static void mix_rows(int rows, const float *a, int64_t ra, const float *b, int64_t wide, int64_t K, float *out,

@@ -4,6 +4,8 @@
 #pragma once
 #include "vector.h"
 
+#include <stdlib.h>
+
 #if W == 16
 #define MOST 4
 #else
@@ -13,6 +15,8 @@
 #define PANEL (MOST * W)
 
 static INLINE int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
+static INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static INLINE float *room_of(int64_t floats) { return aligned_alloc(64, (floats + 15) / 16 * 64); }
 
 /* out (rows, nv registers) = sum over k < K of a[r * ra + k * ka] b[k * kb], or is added to. */
 static INLINE void tile(int rows, int nv, const float *a, int64_t ra, int64_t ka, const float *b, int64_t kb, int64_t K,

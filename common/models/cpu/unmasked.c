@@ -6,7 +6,6 @@
  * on how many threads there are. */
 #include "tiles.h"
 
-#include <stdlib.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #define PAIRS 1
@@ -73,8 +72,6 @@ static void by_queries(int rows, int nv, const void *a, int64_t ra, int64_t ka, 
     }
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static INLINE const void *at(const void *from, Step step, int64_t b, int64_t h, int64_t slot, int64_t size) {
     return (const char *)from + (b * step.sequence + h * step.head + slot * step.slot) * size;
 }
@@ -114,12 +111,8 @@ static void pair_values(const Pass *of, int64_t b, int64_t h, uint32_t *to) {
     }
 }
 
-static INLINE vu to_bf16(vf x) { /* NaN needs no care: it is in the sum as well */
-    vu bits = (vu)x;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-/* Scores (S, PANEL) to shares that do not yet sum up to 1, or pairs of them; the sums. */
+/* Scores (S, PANEL) to shares that do not yet sum up to 1, or pairs of them; the sums, in which NaN
+ * stays. */
 static INLINE void share_out(float *score, int64_t S, float scale, int nv, float *total, int is_paired) {
     for (int j = 0; j < nv; j++) {
         vf most = spread(-INFINITY), sum = spread(0);
@@ -129,11 +122,11 @@ static INLINE void share_out(float *score, int64_t S, float scale, int nv, float
             vf share = exp_of((load(column + s * PANEL) - most) * scale);
             sum += share;
             if (is_paired) {
-                vu pair = to_bf16(share);
+                vu pair = nearest_bf16(share);
                 if (s + 1 < S) {
                     share = exp_of((load(column + (s + 1) * PANEL) - most) * scale);
                     sum += share;
-                    pair |= to_bf16(share) << 16;
+                    pair |= nearest_bf16(share) << 16;
                 }
                 store(column + s / 2 * PANEL, (vf)pair);
             } else store(column + s * PANEL, share);
@@ -183,8 +176,8 @@ static void attend_head(const Pass *of, Room *room, int64_t b, int64_t h, void *
         pair_values(of, b, h, (uint32_t *)room->v);
         v = room->v, k_step /= 2, v_step = of->D;
     } else if (of->is_bf16) {
-        widen(of, k, (Step){0, 0, k_step}, 0, 0, room->k);
-        widen(of, v, (Step){0, 0, v_step}, 0, 0, room->v);
+        widen(of, of->k, of->k_step, b, h, room->k);
+        widen(of, of->v, of->v_step, b, h, room->v);
         k = room->k, v = room->v, k_step = v_step = of->D;
     }
     for (int64_t i = 0; i < of->n; i += PANEL)
@@ -196,7 +189,7 @@ int64_t unmasked(const Pass *of, void *out) {
     int64_t pairs = of->B * of->H, done = 1, panel = padded(of->D) * PANEL, kept = of->is_bf16 ? of->S * of->D : 0;
 #pragma omp parallel num_threads(of->threads) if (of->threads > 1)
     {
-        float *all = aligned_alloc(64, (3 * panel + of->S * PANEL + 2 * kept + 15) / 16 * 64);
+        float *all = room_of(3 * panel + of->S * PANEL + 2 * kept);
         Room room = {all, all + panel, all + 2 * panel, all + 3 * panel};
         room.k = room.score + of->S * PANEL, room.v = room.k + kept;
 #pragma omp for schedule(static)
