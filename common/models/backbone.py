@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config.plugins import PluginConfig
+from common.errors import InputError
 from common.models.decoding import DecodingConfig
 from common.models.key_value_cache import KeyValueCache
 from common.models.plan import DecodePlan
@@ -87,9 +88,9 @@ class Backbone(nn.Module, ABC):
         super().__init_subclass__(**how)
         own = vars(cls)
         if "predict" in own and "step_features" not in own:
-            raise TypeError(
-                f"{cls.__name__} overrides predict, which is not called in every step; override "
-                "step_features, what the head is given (docs/plugins.md)"
+            raise InputError(
+                f"{cls.__module__}.{cls.__name__} overrides predict, which not every step calls; "
+                "override step_features, what the head is given (docs/plugins.md)"
             )
 
     @property

@@ -148,7 +148,8 @@ def test_llamagen_refuses_sizes_that_cannot_rotate():
 
 
 def test_a_family_that_overrides_what_is_not_called_in_every_step_is_refused():
+    from common.errors import InputError
     from common.models.backbone import Backbone
 
-    with pytest.raises(TypeError, match="override step_features"):
+    with pytest.raises(InputError, match="override step_features"):
         type("Own", (Backbone,), {"predict": lambda self, state: None})
