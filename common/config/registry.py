@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import traceback
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, get_args
@@ -17,6 +18,8 @@ from common.config.plugin_path import plugin_packages
 from common.config.secret_names import SECRET
 from common.errors import InputError
 
+MISTAKES = SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError
+"""What files that are wrong raise when they are imported."""
 Packages = str | tuple[str, ...]
 """A package of plug-ins, or several whose kinds are one choice."""
 
@@ -67,17 +70,34 @@ def load_plugin(package: Packages, kind: str) -> ModuleType:
     """Import the one file that implements `kind`.
 
     Raises:
-        InputError: there is no such file; the message lists those that exist. Or a field of its
-            Config is a secret.
+        InputError: there is no such file; the message lists those that exist. Or it is a user's and
+            cannot be imported, or a field of its Config is a secret.
     """
     found = modules(package)
     if kind not in found:
         known = ", ".join(sorted(found))
         where = package if isinstance(package, str) else " or ".join(package)
         raise InputError(f"no {where} plug-in called {kind!r}; choose one of: {known}")
-    module = importlib.import_module(found[kind])
+    module = _imported(found[kind])
     _require_no_secret(module)
     return module
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except InputError:
+        raise
+    except MISTAKES as error:
+        if name.partition(".")[0] not in plugin_packages():
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        # A SyntaxError names its own line; what reads the file is not where the mistake is.
+        where = "" if isinstance(error, SyntaxError) else f" (line {at.lineno} of {at.filename})"
+        raise InputError(
+            f"plugins: {name} cannot be imported: {type(error).__name__}: "
+            f"{error}{where}; correct it"
+        ) from error
 
 
 @lru_cache(maxsize=256)

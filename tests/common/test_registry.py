@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from common.config.plugin_path import use_plugins
-from common.config.registry import kinds
+from common.config.registry import kinds, load_plugin
 from common.errors import InputError
 
 
@@ -39,3 +39,19 @@ def test_files_that_come_while_a_process_runs_are_listed(objectives):
         kinds("learner.objectives")
     use_plugins([], [])
     assert set(kinds("learner.objectives")) == ours
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def broken(:", r"SyntaxError: invalid syntax \(own.py, line 1\)"),
+        ("from common import nothing_such", r"ImportError: .*\(line 1 of .*own\.py\)"),
+        ("\nwidth = hight", r"NameError: .*\(line 2 of .*own\.py\)"),
+        ("from common.errors import InputError\nraise InputError('own words')", r"^own words"),
+    ],
+)
+def test_a_users_file_that_cannot_be_imported_is_named_as_the_mistake(objectives, text, said):
+    (objectives / "own.py").write_text(text)
+    sys.modules.pop("package_that_grows.objectives", None)  # of the test before, in its own folder
+    with pytest.raises(InputError, match=said):
+        load_plugin("learner.objectives", "own")
